@@ -1,0 +1,101 @@
+"""What every measurement shares: the commit it ran on, where its files go, and the table of records.
+
+python benchmarks/records.py      # writes the table in records/README.md anew from the record.json files
+"""
+
+import datetime
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gingham.files import write_json, write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+START, END = "<!-- table: written by benchmarks/records.py -->", "<!-- end of table -->"
+
+
+def clean_commit() -> str:
+    """Return the commit of a tree without changes; exit with a sentence where there are some."""
+    status = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True)
+    if status.returncode or status.stdout.strip():
+        sys.exit("a measurement needs a clean git tree, so that its commit says what ran; commit your changes first")
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
+    """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path."""
+    path = ROOT / "benchmarks" / "results" / f"{what}-{slug(environment['hardware'])}-{datetime.date.today()}.md"
+    write_text(path, text)
+    return path
+
+
+def write_record(
+    name: str,
+    *,
+    target: float | None,
+    accuracies: list[float],
+    train_seconds: list[float],
+    wall_seconds: list[float],
+    environment: dict[str, Any],
+    commit: str,
+    command: str,
+    recipe: dict[str, Any],
+    extra: dict[str, Any],
+) -> Path:
+    """Write records/<date>-<name>/record.json, bring the table up to date and return the folder."""
+    folder = ROOT / "records" / f"{datetime.date.today()}-{name}"
+    record = {
+        "target": target,
+        "accuracies": accuracies,
+        "n": len(accuracies),
+        "split": "test",
+        "train_seconds": train_seconds,
+        "wall_seconds": wall_seconds,
+        "hardware": environment["hardware"],
+        "torch": environment["torch"],
+        "commit": commit,
+        "command": command,
+        "recipe": recipe,
+        **extra,
+    }
+    write_json(folder / "record.json", record)
+    write_table()
+    return folder
+
+
+def table() -> str:
+    """Return the records' table in Markdown, made from the record.json files."""
+    lines = [
+        "| record | test accuracy: mean ± std | min to max | seeds | never left 10 % | train_seconds, median | hardware | torch |",
+        "| --- | --- | --- | ---: | ---: | ---: | --- | --- |",
+    ]
+    for file in sorted(ROOT.glob("records/*/record.json")):
+        record = json.loads(file.read_text())
+        accuracies = record["accuracies"]
+        lines.append(
+            f"| [{file.parent.name}]({file.parent.name}/record.json) | {statistics.mean(accuracies):.2%} ± "
+            f"{statistics.stdev(accuracies):.2%} | {min(accuracies):.2%} to {max(accuracies):.2%} | {record['n']} | "
+            f"{record.get('never_left_10_percent', 'not counted')} | {statistics.median(record['train_seconds']):.0f} | "
+            f"{record['hardware']} | {record['torch']} |"
+        )
+    return "\n".join(lines)
+
+
+def write_table() -> None:
+    """Put the table between its two marks in records/README.md."""
+    path = ROOT / "records" / "README.md"
+    before, _, rest = path.read_text().partition(START)
+    after = rest.partition(END)[2]
+    write_text(path, f"{before}{START}\n{table()}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    write_table()

@@ -1,0 +1,85 @@
+"""Gingham trains image classifiers on small pictures: in seconds on a laptop, honest about how good they are.
+
+import gingham
+
+data = gingham.load_data("fashion-mnist", validation=0)
+run = gingham.fit(gingham.RECIPES["article"], data.train)
+print(gingham.evaluate(run, data.test))
+gingham.save(run, "runs/article")
+model = gingham.load("runs/article").model
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from gingham.datasets import Data, Split, load_data
+    from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError
+    from gingham.evaluation import Report, evaluate
+    from gingham.inspection import Summary, summarize
+    from gingham.models import NETWORKS, Classifier, Predictions
+    from gingham.recipe import RECIPES, Recipe
+    from gingham.storage import Run, load, save
+    from gingham.training import fit
+
+# Each public name and the module it lives in, imported on first use: `import gingham` alone takes no time.
+_HOME = {
+    "Classifier": "models",
+    "Data": "datasets",
+    "DataError": "errors",
+    "GinghamError": "errors",
+    "ModelError": "errors",
+    "NETWORKS": "models",
+    "Predictions": "models",
+    "RECIPES": "recipe",
+    "Recipe": "recipe",
+    "RecipeError": "errors",
+    "Report": "evaluation",
+    "Run": "storage",
+    "RunError": "errors",
+    "Split": "datasets",
+    "Summary": "inspection",
+    "evaluate": "evaluation",
+    "fit": "training",
+    "load": "storage",
+    "load_data": "datasets",
+    "save": "storage",
+    "summarize": "inspection",
+}
+
+__all__ = [
+    "NETWORKS",
+    "RECIPES",
+    "Classifier",
+    "Data",
+    "DataError",
+    "GinghamError",
+    "ModelError",
+    "Predictions",
+    "Recipe",
+    "RecipeError",
+    "Report",
+    "Run",
+    "RunError",
+    "Split",
+    "Summary",
+    "__version__",
+    "evaluate",
+    "fit",
+    "load",
+    "load_data",
+    "save",
+    "summarize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'gingham' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"gingham.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,142 @@
+"""Predictions over a split -> a Report. The only place that opens the test split, and it writes down that it did."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gingham.datasets import Split
+from gingham.errors import DataError
+from gingham.metrics import calibration_error, confusion_matrix, proportion_interval
+from gingham.storage import Run, save_facts
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many pictures of each true class were given each class: `confusion["Shirt", "Coat"]` is (true, predicted)."""
+
+    matrix: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
+
+    def __getitem__(self, pair: tuple[str, str]) -> int:
+        for name in pair:
+            if name not in self.classes:
+                raise DataError(f"no class {name!r} in the confusion matrix; the classes are {', '.join(self.classes)}")
+        return self.matrix[self.classes.index(pair[0])][self.classes.index(pair[1])]
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.classes)
+        cell = max(5, *(len(str(count)) + 1 for row in self.matrix for count in row))
+        head = " " * (width + 1) + "".join(f"{name[: cell - 1]:>{cell}}" for name in self.classes)
+        rows = [
+            f"{name:<{width}} " + "".join(f"{count or '.':>{cell}}" for count in row)
+            for name, row in zip(self.classes, self.matrix, strict=True)
+        ]
+        return "\n".join(["rows: true class, columns: predicted class", head, *rows])
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a run did on a split.
+
+    `accuracy` and its 95 % Wilson `interval` are fractions, `loss` is the mean negative log-likelihood in nats,
+    `calibration_error` the expected calibration error; `per_class` gives `accuracy` (recall), `precision`, `correct`
+    and `total` by class name, null where a class has no pictures or no predictions. `test_openings` are all of the
+    run, this one included. `print(report)` shows a table by class.
+    """
+
+    split: str
+    accuracy: float
+    interval: tuple[float, float]
+    loss: float
+    correct: int
+    total: int
+    per_class: dict[str, dict[str, Any]]
+    confusion: Confusion
+    calibration_error: float
+    test_openings: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as plain JSON values; `confusion` becomes its rows, `classes` their names."""
+        values = {**vars(self), "interval": list(self.interval), "classes": list(self.confusion.classes)}
+        return {**values, "confusion": [list(row) for row in self.confusion.matrix]}
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in [*self.per_class, "class"])
+        lines = [f"{'class':<{width}}  accuracy  precision  correct   total"]
+        for name, row in self.per_class.items():
+            shares = [f"{row[key]:.2%}" if row[key] is not None else "-" for key in ("accuracy", "precision")]
+            lines.append(f"{name:<{width}}  {shares[0]:>8}  {shares[1]:>9}  {row['correct']:>7}  {row['total']:>6}")
+        low, high = self.interval
+        lines += [
+            "",
+            f"{self.accuracy:.2%} of {self.total:,} {self.split} pictures right (95 % interval {low:.2%} to {high:.2%}); "
+            f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}",
+        ]
+        return "\n".join(lines)
+
+
+def evaluate(run: Run, split: Split) -> Report:
+    """Return how a run does on a split: `print` it for a table by class.
+
+    Opening the test split is written into the run, and into its folder where it is saved, before any prediction is
+    computed, so that no look goes unrecorded.
+
+        report = gingham.evaluate(run, data.test)
+        report.confusion["Shirt", "Coat"]   # shirts taken for coats
+
+    Raises
+        DataError: the split's classes or picture shape are not the model's, or it is empty.
+        GinghamError: the opening cannot be written into the run's folder.
+    """
+    model = run.model
+    shape = tuple(split.images.shape[1:])
+    if shape != model.input_shape or split.classes != model.classes:
+        raise DataError(
+            f"{split.dataset} has pictures of {'x'.join(map(str, shape))} in {len(split.classes)} classes "
+            f"({_some(split.classes)}), the model was trained on {'x'.join(map(str, model.input_shape))} in "
+            f"{len(model.classes)} ({_some(model.classes)}); evaluate it on data of its own kind"
+        )
+    if not len(split):
+        raise DataError(f"the {split.name} split of {split.dataset} is empty; choose another split")
+    if split.name == "test":
+        opening = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "dataset": split.dataset, "images": len(split)}
+        run.test_openings.append(opening)
+        save_facts(run)
+    return measure(model.logits(split.images), split, list(run.test_openings))
+
+
+def measure(logits: torch.Tensor, split: Split, test_openings: list[dict[str, Any]]) -> Report:
+    """Return the Report of logits, float (N, K), computed on a split."""
+    labels = split.labels.cpu()
+    predicted = logits.argmax(dim=1)
+    matrix = confusion_matrix(labels, predicted, len(split.classes))
+    right, true, given = matrix.diag().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist()
+    correct, total = sum(right), len(labels)
+    per_class = {
+        name: {
+            "accuracy": right[k] / true[k] if true[k] else None,
+            "precision": right[k] / given[k] if given[k] else None,
+            "correct": right[k],
+            "total": true[k],
+        }
+        for k, name in enumerate(split.classes)
+    }
+    return Report(
+        split=split.name,
+        accuracy=correct / total,
+        interval=proportion_interval(correct, total),
+        loss=float(F.cross_entropy(logits, labels)),
+        correct=correct,
+        total=total,
+        per_class=per_class,
+        confusion=Confusion(tuple(tuple(row) for row in matrix.tolist()), split.classes),
+        calibration_error=calibration_error(logits.softmax(dim=1), labels),
+        test_openings=test_openings,
+    )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,85 @@
+"""Files that are whole or not there: written to the side, synced to disk, renamed."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gingham.errors import GinghamError, RunError, one_line
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; when the block ends well it takes the place of `path` in one step.
+
+    If the block raises or the process dies, what stood at `path` before still stands there.
+
+    >>> with replacing(Path("notes.txt")) as side:
+    ...     _ = side.write_text("whole or not at all")
+
+    Raises
+        GinghamError: the folder cannot be made or written to, or the disk is full.
+    """
+    side: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(descriptor)
+        side = Path(name)
+        yield side
+        umask = os.umask(0)
+        os.umask(umask)
+        side.chmod(0o666 & ~umask)  # mkstemp makes files only their owner can read
+        _sync(side)
+        os.replace(side, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise GinghamError(
+            f"cannot write {path} ({error.strerror or one_line(error)}); "
+            "choose a folder that exists, can be written to and has room"
+        ) from error
+    finally:
+        if side is not None:
+            side.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    # A rename survives a power cut only if the file and the folder that names it are both on disk.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at `path` by one that holds `text` (UTF-8), in one step."""
+    with replacing(path) as side:
+        side.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace the file at `path` by `value` as indented JSON; NaN and infinity are refused, as JSON has neither."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file at `path`.
+
+    Raises
+        RunError: the file is missing, unreadable, over 64 MiB, not JSON, or not an object.
+    """
+    try:
+        if path.stat().st_size > 64 << 20:
+            raise RunError(f"{path} is over 64 MiB; a run's JSON is far smaller, so take the file from its source again")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path} ({error.strerror}); give the folder of a finished run") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not whole JSON ({one_line(error)}); restore it from a copy or train again") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds a JSON {type(value).__name__}, not an object; restore it from a copy or train again")
+    return value

@@ -1,0 +1,178 @@
+"""The networks, and the Classifier that wraps one: uint8 pictures in, logits out."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from gingham.errors import ModelError, one_line, suggest
+
+
+def article(channels: int = 1, classes: int = 10) -> nn.Module:
+    """Return the article's network for 28x28 pictures: float (N, channels, 28, 28) -> log-probabilities (N, classes).
+
+    Eight convolutions without padding or bias and one max-pooling, piled up until the receptive field covers the
+    picture: 28 of 28 pixels. 48,884 parameters for one channel and ten classes, in PyTorch's default initialisation.
+
+    >>> sum(p.numel() for p in article().parameters())
+    48884
+
+    Source: "My first deep learning model using PyTorch", the beginner's article this project began from.
+    """
+    convolutions: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(channels, 16, 3, bias=False)),  # (N, 16, 26, 26), receptive field 3
+        ("relu1", nn.ReLU()),
+        ("conv2", nn.Conv2d(16, 32, 3, bias=False)),  # (N, 32, 24, 24), 5
+        ("relu2", nn.ReLU()),
+        ("conv3", nn.Conv2d(32, 64, 3, bias=False)),  # (N, 64, 22, 22), 7
+        ("relu3", nn.ReLU()),
+        ("pool1", nn.MaxPool2d(2)),  # (N, 64, 11, 11), 8, and from here each step is two pixels
+        ("conv4", nn.Conv2d(64, 32, 1, bias=False)),  # (N, 32, 11, 11), 8: mixes channels only
+        ("relu4", nn.ReLU()),
+        ("conv5", nn.Conv2d(32, 32, 3, bias=False)),  # (N, 32, 9, 9), 12
+        ("relu5", nn.ReLU()),
+        ("conv6", nn.Conv2d(32, 32, 3, bias=False)),  # (N, 32, 7, 7), 16
+        ("relu6", nn.ReLU()),
+        ("conv7", nn.Conv2d(32, 10, 1, bias=False)),  # (N, 10, 7, 7), 16: its ReLU can die and end the learning
+        ("relu7", nn.ReLU()),
+        ("conv8", nn.Conv2d(10, classes, 7, bias=False)),  # (N, K, 1, 1), 28: the whole picture
+        ("flatten", nn.Flatten()),  # (N, K)
+        ("log_softmax", nn.LogSoftmax(dim=1)),
+    ]
+    return nn.Sequential(OrderedDict(convolutions))
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"article": article}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N pictures.
+
+    `labels` is int64 (N,), the index of the most probable class; `probabilities` is float32 (N, K), rows summing to 1;
+    `unsure` is bool (N,), true where the top probability is below the model's threshold; `classes` holds the K names.
+    """
+
+    labels: torch.Tensor
+    probabilities: torch.Tensor
+    unsure: torch.Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each picture's most probable class."""
+        return [self.classes[label] for label in self.labels.tolist()]
+
+
+class Classifier(nn.Module):
+    """A network with all it needs to be used: uint8 (N, C, H, W) in, logits float (N, K) out.
+
+    Normalisation, temperature and the threshold for "not sure" are buffers, so they travel with the weights.
+
+        model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
+        model.predict(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)).probabilities   # (5, 10)
+
+    Raises
+        ModelError: `mean` or `std` fit neither one nor all channels, or pictures of another shape or dtype come in.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    temperature: torch.Tensor
+    threshold: torch.Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = tuple(classes)
+        self.input_shape = input_shape
+        channels = input_shape[0]
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise ModelError(
+                    f"{name} has {len(values)} numbers for pictures of {channels} channels; give one, or one a channel"
+                )
+            spread = tuple(values) * (channels if len(values) == 1 else 1)
+            self.register_buffer(name, torch.tensor(spread).view(1, channels, 1, 1))
+        self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; divides the logits
+        self.register_buffer("threshold", torch.tensor(0.0))  # a top probability below it is "not sure"
+        # oneDNN's and cuDNN's convolutions are faster on NHWC: 1.2 times on the article's network in float32
+        # (benchmarks/reproduce_article.py --memory-format compares them).
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:
+            wanted = ", ".join(map(str, self.input_shape))
+            raise ModelError(
+                f"the model got {str(images.dtype).removeprefix('torch.')} pictures of shape {tuple(images.shape)}; "
+                f"it takes uint8 of shape (N, {wanted}) with values from 0 to 255"
+            )
+        pixels = images.float() / 255  # [0, 1]
+        logits: torch.Tensor = self.network((pixels - self.mean) / self.std)
+        return logits / self.temperature
+
+    def predict(self, images: torch.Tensor | npt.NDArray[np.uint8], batch_size: int = 500) -> Predictions:
+        """Return the model's answers for uint8 pictures (N, C, H, W), in float32, `batch_size` at a time."""
+        logits = self.logits(torch.as_tensor(images), batch_size)
+        probabilities = logits.softmax(dim=1)
+        top, labels = probabilities.max(dim=1)
+        return Predictions(labels, probabilities, top < self.threshold.cpu(), self.classes)
+
+    @torch.no_grad()
+    def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+        """Return float32 logits (N, K) on the CPU, in evaluation mode and without gradients."""
+        was_training = self.training
+        self.eval()
+        try:
+            device = self.mean.device
+            parts = [self(part.to(device)).float().cpu() for part in images.split(batch_size)]
+            return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
+        finally:
+            self.train(was_training)
+
+
+def build(
+    network: str,
+    classes: Sequence[str],
+    input_shape: tuple[int, int, int],
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+) -> Classifier:
+    """Return a Classifier around a freshly initialised network of that name, tried on one blank picture.
+
+    `input_shape` is (C, H, W). The initialisation draws from torch's global generator.
+
+    Raises
+        ModelError: no network has that name, or it does not fit the pictures or the number of classes.
+    """
+    if network not in NETWORKS:
+        raise ModelError(f"unknown network {network!r}{suggest(network, NETWORKS)}")
+    model = Classifier(NETWORKS[network](input_shape[0], len(classes)), classes, input_shape, mean, std)
+    shape = "x".join(map(str, input_shape))
+    try:
+        got = tuple(model.logits(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape)
+    except RuntimeError as error:
+        raise ModelError(
+            f"the network {network!r} cannot take pictures of {shape} ({one_line(error)}); "
+            f"gingham summary {network} --input {shape} names the layer"
+        ) from error
+    if got != (1, len(classes)):
+        raise ModelError(
+            f"the network {network!r} turns one picture of {shape} into {got}, where (1, {len(classes)}) logits are "
+            "needed; choose another network or pictures of the size it was made for (article: 28x28)"
+        )
+    return model

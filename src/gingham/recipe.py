@@ -1,0 +1,162 @@
+"""The Recipe: every number a training run depends on, frozen, checked, and free of torch."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gingham.errors import RecipeError, suggest
+
+SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def _setting(default: Any, allowed: str, holds: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"allowed": allowed, "holds": holds})
+
+
+def _number(default: float, low: float, high: float, allowed: str) -> Any:
+    return _setting(default, allowed, lambda value: low <= value <= high)
+
+
+def _channels(default: tuple[float, ...], allowed: str, low: float) -> Any:
+    return _setting(default, allowed, lambda value: 0 < len(value) <= 64 and all(low <= x <= 1e3 for x in value))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. Fields are keyword arguments, each checked when the recipe is made.
+
+    >>> RECIPES["article"].replace(epochs=1, seed=7).learning_rate
+    0.01
+
+    Raises
+        RecipeError: a field that does not exist, or a value out of its range; the message gives the right ones.
+    """
+
+    name: str = _setting("custom", "a name of 1 to 100 characters", lambda value: 0 < len(value) <= 100)
+    network: str = _setting("article", "the name of a network", lambda value: 0 < len(value) <= 200)
+    seed: int = _number(0, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
+    epochs: float = _number(3, 1e-6, 1e5, "a number above 0, at most 100000 (0.5 is half the pictures once)")
+    batch_size: int = _number(64, 1, 1 << 20, "a whole number from 1 to 1048576")
+    learning_rate: float = _number(0.01, 0, 1e4, "a number from 0 to 10000")
+    schedule: str = _setting("constant", "one of " + ", ".join(SCHEDULES), lambda value: value in SCHEDULES)
+    momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 up to, but not, 1")
+    nesterov: bool = _setting(False, "true or false", lambda value: True)
+    weight_decay: float = _number(0.0, 0, 1e4, "a number from 0 to 10000")
+    label_smoothing: float = _number(0.0, 0, 1, "a number from 0 to 1")
+    precision: str = _setting("auto", "one of " + ", ".join(PRECISIONS), lambda value: value in PRECISIONS)
+    mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
+    std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
+    validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
+    checkpoint_seconds: float = _number(30.0, 0, 1e9, "a number of seconds from 0 (at every step) up")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+        if self.nesterov and self.momentum == 0:
+            raise RecipeError("nesterov is true with momentum 0; set a momentum above 0, such as 0.9, or nesterov=false")
+
+    def replace(self, **changes: Any) -> "Recipe":
+        """Return a copy with some fields changed; the copy keeps the name."""
+        _refuse_unknown(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """Return the recipe that `to_dict` gave; a field missing there takes its default."""
+        _refuse_unknown(values)
+        return cls(**values)
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    known = [item.name for item in fields(Recipe)]
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"unknown recipe field {name!r}{suggest(name, known)}")
+
+
+def _checked(item: "dataclasses.Field[Any]", value: Any) -> Any:
+    try:
+        if item.type is tuple or str(item.type).startswith("tuple"):
+            value = tuple(_as(float, x) for x in (value if isinstance(value, (list, tuple)) else [value]))
+        else:
+            value = _as(item.type, value)
+        if item.metadata["holds"](value):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise RecipeError(f"recipe field {item.name} got {value!r}; allowed: {item.metadata['allowed']}")
+
+
+def _as(kind: Any, value: Any) -> Any:
+    if isinstance(value, bool) != (kind is bool):
+        raise TypeError
+    if kind is int and value != int(value):
+        raise ValueError
+    if kind is str and not isinstance(value, str):
+        raise TypeError
+    if kind in (int, float) and isinstance(value, str):
+        raise TypeError
+    return kind(value)
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Turn texts of the form FIELD=VALUE into the changes that `Recipe.replace` takes.
+
+    >>> parse_settings(["learning_rate=0.05", "nesterov=true", "mean=0.5,0.5,0.5"])
+    {'learning_rate': 0.05, 'nesterov': True, 'mean': (0.5, 0.5, 0.5)}
+
+    Raises
+        RecipeError: no `=`, a field that does not exist, or a value that cannot be read as the field's type.
+    """
+    items = {item.name: item for item in fields(Recipe)}
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set got {setting!r}; write FIELD=VALUE, such as --set learning_rate=0.05")
+        _refuse_unknown([name])
+        changes[name] = _checked(items[name], _parsed(items[name], text.strip()))
+    return changes
+
+
+def _parsed(item: "dataclasses.Field[Any]", text: str) -> Any:
+    try:
+        if item.type is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if item.type is int:
+            return int(text)
+        if item.type is float:
+            return float(text)
+        if item.type is str:
+            return text
+        return tuple(float(part) for part in text.split(","))
+    except (KeyError, ValueError):
+        raise RecipeError(f"recipe field {item.name} got {text!r}; allowed: {item.metadata['allowed']}") from None
+
+
+# The article's own hyper-parameters: float32, every one of the 60,000 pictures, nothing held out.
+# On two cores it takes minutes; benchmarks/reproduce_article.py says how many and how accurate it ends.
+ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
+
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (ARTICLE,)}
+DEFAULT_RECIPE = ARTICLE.name
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return a named recipe.
+
+    >>> find_recipe("article").batch_size
+    64
+
+    Raises
+        RecipeError: no recipe has that name; the message lists those there are.
+    """
+    if name not in RECIPES:
+        raise RecipeError(f"unknown recipe {name!r}{suggest(name, RECIPES)}")
+    return RECIPES[name]

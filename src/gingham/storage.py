@@ -1,0 +1,248 @@
+"""The Run: a trained model with all that is known of it; saved, loaded and checkpointed without pickle."""
+
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from gingham import __version__
+from gingham.errors import GinghamError, RunError, one_line
+from gingham.files import read_json, replacing, write_json, write_text
+from gingham.models import NETWORKS, Classifier, build
+from gingham.recipe import Recipe
+
+FORMAT = 1
+WEIGHTS, FACTS, HISTORY, CHECKPOINT = "model.safetensors", "model.json", "history.jsonl", "checkpoint/state.safetensors"
+
+
+@dataclass
+class Run:
+    """A training run: the model and how it came about.
+
+    `history` holds a dict a step (`step loss accuracy learning_rate`) and one an epoch (`epoch train_loss ...`);
+    `metrics` what `gingham train --json` prints; `data` the dataset's name and fingerprint; `environment` the versions
+    and hardware; `test_openings` a dict for every time predictions were computed on the test split; `folder` where the
+    run is saved, if it is.
+    """
+
+    model: Classifier
+    recipe: Recipe
+    history: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    test_openings: list[dict[str, Any]] = field(default_factory=list)
+    folder: Path | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything but the tensors and the history, as JSON values."""
+        return {
+            "format": FORMAT,
+            "network": self.recipe.network,
+            "classes": list(self.model.classes),
+            "input_shape": list(self.model.input_shape),
+            "mean": self.model.mean.flatten().tolist(),
+            "std": self.model.std.flatten().tolist(),
+            "temperature": float(self.model.temperature),
+            "threshold": float(self.model.threshold),
+            "recipe": self.recipe.to_dict(),
+            "seed": self.recipe.seed,
+            "data": self.data,
+            "metrics": self.metrics,
+            "environment": self.environment,
+            "test_openings": self.test_openings,
+        }
+
+
+def save(run: Run, folder: str | Path) -> Path:
+    """Write a run folder and return it: `model.safetensors`, `history.jsonl`, and last `model.json`, which makes it
+    finished. The checkpoint of its training is then removed.
+
+        gingham.save(run, "runs/fast")
+
+    Raises
+        GinghamError: the folder cannot be written.
+        RunError: the folder holds another finished run.
+    """
+    folder = Path(folder)
+    if (folder / FACTS).exists() and run.folder != folder:
+        raise RunError(f"{folder} already holds a finished run; choose another folder")
+    write_tensors(folder / WEIGHTS, run.model.state_dict())
+    write_text(folder / HISTORY, "".join(json.dumps(entry) + "\n" for entry in run.history))
+    run.folder = folder
+    save_facts(run)
+    remove_checkpoint(folder)
+    return folder
+
+
+def save_facts(run: Run) -> None:
+    """Rewrite `model.json` of a saved run, as after an opening of the test split; nothing for one never saved."""
+    if run.folder is not None:
+        write_json(run.folder / FACTS, run.facts())
+
+
+def load(folder: str | Path) -> Run:
+    """Return the run in a folder. Its model predicts the same bits as the one saved. Nothing in it is executed.
+
+        model = gingham.load("runs/fast").model
+
+    Raises
+        RunError: missing or unfinished, of a newer format, a key missing or wrong, weights missing, damaged or of
+            another shape.
+    """
+    folder = Path(folder)
+    if not (folder / FACTS).exists():
+        if (folder / CHECKPOINT).exists():
+            raise RunError(f"the run in {folder} is not finished; go on with gingham train --resume --out {folder}")
+        raise RunError(f"no run in {folder} ({FACTS} is missing); train one with gingham train --out {folder}")
+    facts = read_json(folder / FACTS)
+    try:
+        run = _from_facts(facts)
+    except KeyError as error:
+        raise RunError(f"{folder / FACTS} lacks the key {error}; restore it from a copy or train again") from error
+    except (GinghamError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise RunError(
+            f"{folder / FACTS} does not describe a run ({one_line(error)}); restore it from a copy or train again"
+        ) from error
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    _fill(run.model, tensors, folder / WEIGHTS)
+    run.history = _read_history(folder / HISTORY)
+    run.folder = folder
+    return run
+
+
+def _from_facts(facts: Mapping[str, Any]) -> Run:
+    version = facts["format"]
+    if not isinstance(version, int) or version < 1:
+        raise ValueError(f"format is {version!r}, a whole number from 1 is needed")
+    if version > FORMAT:
+        raise ValueError(f"format {version} is newer than {FORMAT}, the newest this gingham reads: update gingham")
+    recipe = Recipe.from_dict(facts["recipe"])
+    if recipe.network not in NETWORKS:
+        raise ValueError(f"its network {recipe.network!r} is not one of gingham's: {', '.join(NETWORKS)}")
+    classes, shape = facts["classes"], facts["input_shape"]
+    if not (isinstance(classes, list) and 0 < len(classes) <= 10_000 and all(isinstance(name, str) for name in classes)):
+        raise ValueError("classes is not a list of 1 to 10000 names")
+    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and 0 < n <= 4096 for n in shape)):
+        raise ValueError(f"input_shape is {shape!r}, three whole numbers from 1 to 4096 are needed")
+    for key, kind in (("data", dict), ("metrics", dict), ("environment", dict), ("test_openings", list)):
+        if not isinstance(facts[key], kind):
+            raise ValueError(f"{key} is not a {kind.__name__}")
+    with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; the caller's stream stays where it was
+        model = build(recipe.network, classes, (shape[0], shape[1], shape[2]), recipe.mean, recipe.std)
+    return Run(
+        model=model,
+        recipe=recipe,
+        metrics=facts["metrics"],
+        data=facts["data"],
+        environment=facts["environment"],
+        test_openings=facts["test_openings"],
+    )
+
+
+def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    way_out = "restore the file from a copy or train again"
+    wanted = model.state_dict()
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise RunError(f"{path} lacks the tensor {name}; {way_out}")
+        if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
+            raise RunError(
+                f"{path} holds {name} as {tensors[name].dtype} {tuple(tensors[name].shape)}, the network needs "
+                f"{tensor.dtype} {tuple(tensor.shape)}; {way_out}"
+            )
+        if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all()):
+            raise RunError(f"{path} holds values in {name} that are not finite; {way_out}")
+    if extra := sorted(set(tensors) - set(wanted)):
+        raise RunError(f"{path} holds a tensor {extra[0]} that the network does not have; {way_out}")
+    model.load_state_dict(dict(tensors))
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except FileNotFoundError:
+        return []  # a model can be used without the story of its training
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors as safetensors, in one step."""
+    with replacing(path) as side:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(plain, side, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # it wraps the system's error when the disk is full
+            raise GinghamError(f"cannot write {path} ({one_line(error)}); free some room and go on with --resume") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors of a safetensors file and its metadata.
+
+    Raises
+        RunError: the file is missing, unreadable, truncated or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy or train again") from error
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Replace the checkpoint of a training in progress: one file, tensors and facts together, in one step."""
+    write_tensors(folder / CHECKPOINT, tensors, {"facts": json.dumps({"format": FORMAT, **facts})})
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Return the tensors and facts of a training in progress, or None where there is none."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    tensors, metadata = read_tensors(path)
+    try:
+        facts = json.loads(metadata["facts"])
+        if facts["format"] > FORMAT:
+            raise ValueError(f"format {facts['format']} is newer than {FORMAT}, the newest this gingham reads: update gingham")
+        return tensors, facts
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is not a checkpoint ({one_line(error)}); remove {path.parent} to start over") from error
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove what `save_checkpoint` wrote, and nothing else."""
+    path = folder / CHECKPOINT
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir() and not any(path.parent.iterdir()):
+        path.parent.rmdir()
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return the versions and the hardware a figure must be quoted with."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{_processor()}, {torch.get_num_threads()} threads"
+    return {
+        "gingham": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "hardware": hardware,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
