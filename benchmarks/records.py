@@ -3,7 +3,7 @@
 python benchmarks/records.py      # writes the table in records/README.md anew from the record.json files
 """
 
-import datetime
+import datetime as dt
 import json
 import re
 import statistics
@@ -20,7 +20,9 @@ START, END = "<!-- table: written by benchmarks/records.py -->", "<!-- end of ta
 
 def clean_commit() -> str:
     """Return the commit of a tree without changes; exit with a sentence where there are some."""
-    status = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True)
+    status = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     if status.returncode or status.stdout.strip():
         sys.exit("a measurement needs a clean git tree, so that its commit says what ran; commit your changes first")
     return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -32,7 +34,7 @@ def slug(text: str) -> str:
 
 def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
     """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path."""
-    path = ROOT / "benchmarks" / "results" / f"{what}-{slug(environment['hardware'])}-{datetime.date.today()}.md"
+    path = ROOT / "benchmarks" / "results" / f"{what}-{slug(environment['hardware'])}-{dt.date.today()}.md"
     write_text(path, text)
     return path
 
@@ -51,7 +53,7 @@ def write_record(
     extra: dict[str, Any],
 ) -> Path:
     """Write records/<date>-<name>/record.json, bring the table up to date and return the folder."""
-    folder = ROOT / "records" / f"{datetime.date.today()}-{name}"
+    folder = ROOT / "records" / f"{dt.date.today()}-{name}"
     record = {
         "target": target,
         "accuracies": accuracies,

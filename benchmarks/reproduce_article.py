@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import records
-
 import gingham
+import records
 from gingham.files import write_json
 from gingham.metrics import mean_interval
 

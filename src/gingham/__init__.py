@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from gingham.datasets import Data, Split, load_data
     from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError
     from gingham.evaluation import Report, evaluate
-    from gingham.inspection import Summary, summarize
+    from gingham.inspection import summarize
+    from gingham.layer_table import Summary
     from gingham.models import NETWORKS, Classifier, Predictions
     from gingham.recipe import RECIPES, Recipe
     from gingham.storage import Run, load, save
@@ -40,7 +41,7 @@ _HOME = {
     "Run": "storage",
     "RunError": "errors",
     "Split": "datasets",
-    "Summary": "inspection",
+    "Summary": "layer_table",
     "evaluate": "evaluation",
     "fit": "training",
     "load": "storage",

@@ -11,6 +11,7 @@ from gingham.datasets import Split
 from gingham.errors import DataError
 from gingham.metrics import calibration_error, confusion_matrix, proportion_interval
 from gingham.storage import Run, save_facts
+from gingham.tables import render
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,12 @@ class Confusion:
         return self.matrix[self.classes.index(pair[0])][self.classes.index(pair[1])]
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.classes)
-        cell = max(5, *(len(str(count)) + 1 for row in self.matrix for count in row))
-        head = " " * (width + 1) + "".join(f"{name[: cell - 1]:>{cell}}" for name in self.classes)
         rows = [
-            f"{name:<{width}} " + "".join(f"{count or '.':>{cell}}" for count in row)
+            [name, *(str(count) if count else "." for count in row)]
             for name, row in zip(self.classes, self.matrix, strict=True)
         ]
-        return "\n".join(["rows: true class, columns: predicted class", head, *rows])
+        # Columns by their first letters, so that ten classes fit 80 characters; the rows give the full names in order.
+        return render([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,17 @@ class Report:
         return {**values, "confusion": [list(row) for row in self.confusion.matrix]}
 
     def __str__(self) -> str:
-        width = max(len(name) for name in [*self.per_class, "class"])
-        lines = [f"{'class':<{width}}  accuracy  precision  correct   total"]
+        rows = []
         for name, row in self.per_class.items():
             shares = [f"{row[key]:.2%}" if row[key] is not None else "-" for key in ("accuracy", "precision")]
-            lines.append(f"{name:<{width}}  {shares[0]:>8}  {shares[1]:>9}  {row['correct']:>7}  {row['total']:>6}")
+            rows.append([name, *shares, f"{row['correct']:,}", f"{row['total']:,}"])
+        lines = [render(["class", "accuracy", "precision", "correct", "total"], rows)]
         low, high = self.interval
-        lines += [
-            "",
-            f"{self.accuracy:.2%} of {self.total:,} {self.split} pictures right (95 % interval {low:.2%} to {high:.2%}); "
-            f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}",
-        ]
+        lines.append("")
+        lines.append(
+            f"{self.accuracy:.2%} of {self.total:,} {self.split} pictures right (95 % interval {low:.2%} to {high:.2%})"
+        )
+        lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}")
         return "\n".join(lines)
 
 

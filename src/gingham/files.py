@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         side.chmod(0o666 & ~umask)  # mkstemp makes files only their owner can read
         _sync(side)
-        os.replace(side, path)
+        side.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise GinghamError(

@@ -112,7 +112,7 @@ class Classifier(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.0))  # a top probability below it is "not sure"
         # oneDNN's and cuDNN's convolutions are faster on NHWC: 1.2 times on the article's network in float32
         # (benchmarks/reproduce_article.py --memory-format compares them).
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:
@@ -139,7 +139,7 @@ class Classifier(nn.Module):
         self.eval()
         try:
             device = self.mean.device
-            parts = [self(part.to(device)).float().cpu() for part in images.split(batch_size)]
+            parts = [self(part.to(device)).float().cpu() for part in torch.split(images, batch_size)]
             return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
         finally:
             self.train(was_training)

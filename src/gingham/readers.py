@@ -77,5 +77,5 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
 def idx_sha256(array: npt.NDArray[np.uint8]) -> str:
     """Return the SHA-256, in hex, of the decompressed IDX file that holds `array`."""
     digest = hashlib.sha256(struct.pack(f">BBBB{array.ndim}I", 0, 0, UBYTE, array.ndim, *array.shape))
-    digest.update(np.ascontiguousarray(array))
+    digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,7 @@ def fit(
         "steps": steps,
         "train_seconds": train_seconds(),
         "validation_accuracy": epochs[-1]["validation_accuracy"] if epochs else None,
-        "resumed_from_step": start if start else None,
+        "resumed_from_step": start or None,
     }
     return run
 
@@ -311,7 +311,7 @@ class _Display:
         self.every = 0.2 if self.live else 10.0  # reading a loss back waits for the GPU: five times a second is enough
         self.next = time.monotonic() + self.every
 
-    def __enter__(self) -> "_Display":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -337,7 +337,7 @@ class _Display:
             return
         self.next = time.monotonic() + self.every
         line = (
-            f"epoch {entry['epoch']:g}/{self.steps / self.steps_per_epoch:g}  loss {entry['train_loss']:.4f}  "
+            f"epoch {entry['epoch']:.3g}/{self.steps / self.steps_per_epoch:.3g}  loss {entry['train_loss']:.4f}  "
             f"accuracy {entry['train_accuracy']:.2%}  {seconds:.1f} s"
         )
         if entry["validation_accuracy"] is not None:

@@ -1,0 +1,36 @@
+"""Tables as plain text, the same in a terminal, a file and a notebook."""
+
+import io
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+
+def render(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return an aligned table: the first column to the left, numbers to the right. A name ending in `<` goes left too."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
+    for index, column in enumerate(columns):
+        left = index == 0 or column.endswith("<")
+        table.add_column(column.removesuffix("<"), justify="left" if left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    text = io.StringIO()
+    Console(file=text, width=10_000, color_system=None, force_terminal=False, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+
+
+def count(number: float, unit: str = "") -> str:
+    """Return a number in three digits with K, M or G, such as `48.9 K`; below 10,000 in full.
+
+    >>> count(48884), count(784), count(19_312_640, "B")
+    ('48.9 K', '784', '19.3 MB')
+    """
+    if number < 10_000:
+        return f"{number:,.0f} {unit}".rstrip()
+    for power, letter in ((9, "G"), (6, "M"), (3, "K")):
+        value = number / 10**power
+        if value >= 1:
+            return f"{value:,.{max(0, 3 - len(str(int(value))))}f} {letter}{unit}"
+    raise AssertionError(number)
