@@ -107,6 +107,7 @@ def train(
 
 def _train(recipe: "Recipe", data: str, folder: Path, device: str, resume: bool) -> "Run":
     from gingham.datasets import load_data
+    from gingham.files import require_writable
     from gingham.storage import CHECKPOINT, save
     from gingham.training import choose_device, fit
 
@@ -116,6 +117,7 @@ def _train(recipe: "Recipe", data: str, folder: Path, device: str, resume: bool)
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
     source = load_data(data, recipe.validation_images)
+    require_writable(folder)
     try:
         run = fit(recipe, source.train, source.validation, folder=folder, resume=resume, device=device)
     except KeyboardInterrupt:
@@ -351,8 +353,9 @@ def main(arguments: list[str] | None = None) -> None:
         code = stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as head, has had enough
+    except (BrokenPipeError, SystemExit):
+        # The reader, such as head, has had enough; typer, told to leave exits to us, still exits by itself on that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except usage_error as error:
         _fail(error.format_message())

@@ -111,11 +111,11 @@ def load_data(name: str = "fashion-mnist", validation: int = 5000) -> Data:
     Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747).
     """
     if name in NAMED:
-        folder = _find(name)
+        folder = locate(name) or _download(name, cache_folder() / name)
         arrays = _read(folder)
         classes = NAMED[name].classes
         _verify(name, folder, arrays)
-    elif Path(name).is_dir():
+    elif name and Path(name).is_dir():
         arrays = _read(Path(name))
         folder = Path(name)
         classes = tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1))
@@ -147,18 +147,13 @@ def _cut(name: str, source: str, arrays: Arrays, classes: tuple[str, ...], valid
     )
 
 
-def _find(name: str) -> Path:
-    """The first place that has any of the dataset's files; a download where there is none."""
+def locate(name: str = "fashion-mnist") -> Path | None:
+    """Return the first folder that holds any of a known dataset's files, in the order `load_data` looks, or None."""
     folders = []
     if own := os.environ.get("GINGHAM_DATA"):
         folders += [Path(own) / name, Path(own) / NAMED[name].torchvision_class / "raw", Path(own)]
-    cache = cache_folder() / name
-    folders += [cache, SYSTEM_FOLDER / name]
-    for folder in folders:
-        if any(find_idx(folder, file) for file in FILES):
-            return folder
-    _download(name, cache)
-    return cache
+    folders += [cache_folder() / name, SYSTEM_FOLDER / name]
+    return next((folder for folder in folders if any(find_idx(folder, file) for file in FILES)), None)
 
 
 def cache_folder() -> Path:
@@ -166,7 +161,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("gingham")
 
 
-def _download(name: str, folder: Path) -> None:
+def _download(name: str, folder: Path) -> Path:
     known = NAMED[name]
     way_out = (
         f"with a network, try again; on Debian or Ubuntu: apt-get install {known.debian_package}; "
@@ -188,6 +183,7 @@ def _download(name: str, folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             for file in FILES:
                 shutil.move(raw / file, folder / file)
+        return folder
     except (OSError, RuntimeError) as error:
         raise DataError(f"{name} is not on this machine and its download failed ({one_line(error)}); {way_out}") from error
     finally:

@@ -37,9 +37,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ";"
-    listed = ", ".join(names)
-    return f"{hint} (known: {listed})" if close else f"{hint} known: {listed}"
+    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"; did you mean {close[0]!r}? (known: {listed})" if close else f"; known: {listed}"
 
 
 def one_line(error: BaseException) -> str:

@@ -37,13 +37,25 @@ def replacing(path: Path) -> Iterator[Path]:
         side.replace(path)
         _sync(path.parent)
     except OSError as error:
-        raise GinghamError(
-            f"cannot write {path} ({error.strerror or one_line(error)}); "
-            "choose a folder that exists, can be written to and has room"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         if side is not None:
             side.unlink(missing_ok=True)
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder and see that a file can be written there, before hours of work are to be kept in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> GinghamError:
+    reason = error.strerror or one_line(error)
+    return GinghamError(f"cannot write {path} ({reason}); choose a folder that exists, can be written to and has room")
 
 
 def _sync(path: Path) -> None:

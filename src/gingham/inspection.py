@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gingham.errors import ModelError, one_line, suggest
-from gingham.layer_table import Field, Layer, Summary
+from gingham.geometry import Field, Window
+from gingham.layer_table import Filters, Layer, Pixels, Slide, Summary
 from gingham.models import NETWORKS
 from gingham.storage import load
-from gingham.tracing import LOST, Number, Unknown, View, picture, trace, trace_parts
+from gingham.tracing import LOST, Number, View, pair, picture, trace, trace_parts
 
 
 def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name: str = "network") -> Summary:
@@ -76,7 +77,8 @@ class _Call:
     first_row: int
     called_inner: bool = False
     flops: int = 0
-    windows: list[dict[str, Any]] = field(default_factory=list)
+    slides: list[tuple[Slide, Slide]] = field(default_factory=list)
+    filters: Filters | None = None
     claimed: set[int] = field(default_factory=set)  # parameters on the rows of its own operations
 
 
@@ -133,9 +135,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.counted -= call.claimed
         parameters = [p for p in module.parameters() if id(p) not in self.counted]
         self.counted.update(map(id, parameters))
-        window = call.windows[0] if len(call.windows) == 1 else None
+        slides = call.slides[0] if len(call.slides) == 1 else None
         kind, name = type(module).__name__, call.name or type(module).__name__
-        self._add(name, kind, tensor, call.inputs, parameters, call.flops, window)
+        self._add(name, kind, tensor, call.inputs, parameters, call.flops, slides, call.filters)
 
     def _add(
         self,
@@ -145,7 +147,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         inputs: Sequence[torch.Tensor],
         parameters: Sequence[torch.Tensor],
         flops: int,
-        window: dict[str, Any] | None,
+        slides: tuple[Slide, Slide] | None,
+        filters: Filters | None,
     ) -> None:
         view = self.view(out)
         shared = {x.untyped_storage()._cdata for x in inputs if torch.is_tensor(x)}
@@ -155,7 +158,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             Layer(
                 name=unique,
                 kind=kind,
-                kernel="x".join(map(str, window["kernel"])) if window else "",
+                kernel="x".join(str(slide.window.kernel) for slide in slides) if slides else "",
                 output_shape=list(out.shape[1:]),
                 parameters=sum(p.numel() for p in parameters),
                 trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
@@ -164,7 +167,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                 receptive_field=_field_of(view),
                 jump=_jump_of(view),
                 beside_global=view is not None and view.beside_global and not view.sees_all,
-                window=window,
+                slides=slides,
+                filters=filters if slides else None,
             )
         )
 
@@ -195,10 +199,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
                 self.kept[id(tensor)] = (tensor, part)
             return
         for tensor in outs:
-            try:
-                view: View | None = trace(name, args, tensor, look)
-            except (Unknown, ValueError, IndexError):
-                view = LOST  # and so is all that follows from it
+            view = trace(name, args, tensor, look)
             self.kept[id(tensor)] = (tensor, view)
             if view is not None and view.sees_all and view.before_pooling is not None:
                 inputs = [look(x) for arg in args for x in (arg if isinstance(arg, (list, tuple)) else [arg])]
@@ -211,9 +212,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         tensor = out[0] if isinstance(out, (list, tuple)) and out else out
         if not torch.is_tensor(tensor):
             return
-        window = _window(name, args, tensor, before.get(id(args[0])) if args else None)
-        if window is not None:
-            call.windows.append(window)
+        slides = _slides(name, args, tensor, before.get(id(args[0])) if args else None)
+        filters = None
+        if slides is not None:
+            call.slides.append(slides)
+            if "convolution" in name:
+                filters = call.filters = Filters(tuple(args[1].shape), int(args[8]), args[2] is not None)
         inputs = [x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else [arg]) if torch.is_tensor(x)]
         joins = sum(self.view(x) is not None or before.get(id(x)) is not None for x in inputs) > 1
         parameters = [x for x in inputs if id(x) in self.parameters and id(x) not in self.counted]
@@ -221,58 +225,49 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             self.counted.update(map(id, parameters))
             call.claimed.update(map(id, parameters))
             kind = name.strip("_")
-            self._add(f"{call.name}.{kind}".lstrip("."), kind, tensor, inputs, parameters, flops, window)
+            self._add(f"{call.name}.{kind}".lstrip("."), kind, tensor, inputs, parameters, flops, slides, filters)
 
 
-def _window(name: str, args: Any, out: torch.Tensor, view: View | None) -> dict[str, Any] | None:
-    """The numbers of a sliding window, and what it slid over."""
+def _slides(name: str, args: Any, out: torch.Tensor, view: View | None) -> tuple[Slide, Slide] | None:
+    """A sliding window's numbers along height and width, and what it slid over; None for anything else."""
+    if out.dim() != 4:
+        return None
+    ceil_mode = False
     if name in ("convolution", "_convolution") and not args[6]:
-        kernel, stride, padding, dilation = list(args[1].shape[2:]), args[3], args[4], args[5]
+        numbers = (list(args[1].shape[2:]), args[3], args[4], args[5])
     elif name in ("max_pool2d_with_indices", "avg_pool2d"):
-        kernel = args[1]
-        stride = args[2] if len(args) > 2 and args[2] else kernel
-        padding = args[3] if len(args) > 3 else [0]
-        dilation = args[4] if name.startswith("max") and len(args) > 4 else [1]
+        given = [*args, *[None] * 6]
+        maximum = name.startswith("max")
+        numbers = (given[1], given[2] or given[1], given[3] or 0, (given[4] or 1) if maximum else 1)
+        ceil_mode = bool(given[5] if maximum else given[4])
     else:
         return None
-
-    def both(values: Any) -> list[int]:
-        numbers = list(values) if isinstance(values, (list, tuple)) else [values]
-        return [int(numbers[0]), int(numbers[-1])]
-
-    return {
-        "kernel": both(kernel),
-        "stride": both(stride),
-        "padding": both(padding),
-        "dilation": both(dilation),
-        "in": list(args[0].shape[-2:]),
-        "out": list(out.shape[-2:]),
-        "weight": list(args[1].shape) if "convolution" in name else None,
-        "groups": int(args[8]) if "convolution" in name else 1,
-        "biased": "convolution" in name and args[2] is not None,
-        "field": list(view.size) if view and not view.sees_all else None,
-        "jump": [round(number) for number in view.jump] if view and view.jump else None,
-        "ceil": (name == "max_pool2d_with_indices" and len(args) > 5 and bool(args[5]))
-        or (name == "avg_pool2d" and len(args) > 4 and bool(args[4])),
-    }
+    kernel, stride, padding, dilation = (pair(value) for value in numbers)
+    seen = view is not None and not view.sees_all and view.jump is not None
+    slides = []
+    for axis in (0, 1):
+        window = Window(kernel[axis], stride[axis], padding[axis], dilation[axis])
+        before = Field(view.size[axis], abs(round(view.jump[axis]))) if seen and view and view.jump else None
+        slides.append(Slide(window, args[0].shape[2 + axis], out.shape[2 + axis], before, ceil_mode))
+    return slides[0], slides[1]
 
 
-def _one_or_two(pair: Sequence[Number]) -> Field:
+def _one_or_two(pair: Sequence[Number]) -> Pixels:
     first, second = (abs(round(number)) for number in pair)
     return first if first == second else [first, second]
 
 
-def _field_of(view: View | None) -> Field:
+def _field_of(view: View | None) -> Pixels:
     return None if view is None or view is LOST else "all" if view.sees_all else _one_or_two(view.size)
 
 
-def _jump_of(view: View | None) -> Field:
+def _jump_of(view: View | None) -> Pixels:
     if view is None or view is LOST or view.jump is None:
         return None
     return _one_or_two(view.jump)  # negative where the map is flipped
 
 
-def _network_field(recorder: _Recorder, out: Any) -> Field:
+def _network_field(recorder: _Recorder, out: Any) -> Pixels:
     tensor = out if torch.is_tensor(out) else next((x for x in out if torch.is_tensor(x)), None) if out else None
     view = recorder.view(tensor)
     if view is None or view is LOST:

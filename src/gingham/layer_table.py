@@ -4,9 +4,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gingham.errors import ModelError, suggest
+from gingham.geometry import Field, Window
 from gingham.tables import count, render
 
-Field = int | list[int] | str | None
+Pixels = int | list[int] | str | None  # a number, [height, width] where they differ, "all", or unknown
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A window's passage over one axis of a map: what it read, what came out, and what each position saw before."""
+
+    window: Window
+    size: int
+    out_size: int
+    before: Field | None
+    ceil_mode: bool = False
+
+    @property
+    def rounding(self) -> str:
+        return "ceil" if self.ceil_mode else "floor"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A convolution's weight: `shape` is (out channels, in channels of a group, height, width)."""
+
+    shape: tuple[int, int, int, int]
+    groups: int
+    biased: bool
 
 
 @dataclass
@@ -26,14 +51,15 @@ class Layer:
     trainable_parameters: int
     flops: int
     memory_bytes: int
-    receptive_field: Field
-    jump: Field
+    receptive_field: Pixels
+    jump: Pixels
     beside_global: bool
-    window: dict[str, Any] | None = field(default=None, repr=False)
+    slides: tuple[Slide, Slide] | None = field(default=None, repr=False)
+    filters: Filters | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON values."""
-        values = {key: value for key, value in vars(self).items() if key not in ("window", "beside_global")}
+        values = {key: value for key, value in vars(self).items() if key not in ("slides", "filters", "beside_global")}
         return {**values, "global": self.beside_global}
 
 
@@ -49,7 +75,7 @@ class Summary:
     input_shape: tuple[int, int, int]
     parameters: int
     trainable_parameters: int
-    receptive_field: Field
+    receptive_field: Pixels
     flops: int
     input_bytes: int
     activation_bytes: int
@@ -72,7 +98,7 @@ class Summary:
             ModelError: there is no such layer.
         """
         if name == "all":
-            return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.window)
+            return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.slides)
         for layer in self.layers:
             if layer.name == name:
                 return _explain(layer, self)
@@ -112,7 +138,7 @@ class Summary:
 
     def formulas(self) -> str:
         """Return the formulas of output size and receptive field, and each window's numbers in them."""
-        windows = [layer for layer in self.layers if layer.window]
+        windows = [layer for layer in self.layers if layer.slides]
         shown = windows if len(windows) <= 12 else [*windows[:3], *windows[-1:]]
         lines = [
             "output size       out   = floor((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
@@ -130,70 +156,73 @@ class Summary:
         return f"{self.table()}\n\n{self.formulas()}"
 
 
-def _covers(receptive_field: Field, shape: tuple[int, int, int]) -> str:
+def _covers(receptive_field: Pixels, shape: tuple[int, int, int]) -> str:
     if receptive_field is None or isinstance(receptive_field, str):
         return ""
     height, width = receptive_field if isinstance(receptive_field, list) else (receptive_field, receptive_field)
     return ": it covers the picture" if height >= shape[1] and width >= shape[2] else ": it does not cover the picture"
 
 
-def _show(value: Field) -> str:
+def _show(value: Pixels) -> str:
     return "-" if value is None else "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _worked_line(layer: Layer) -> str:
-    window = layer.window
-    assert window is not None
-    kernel, stride, padding, dilation = (window[key][0] for key in ("kernel", "stride", "padding", "dilation"))
-    rounding = "ceil" if window["ceil"] else "floor"
-    size = f"{rounding}(({window['in'][0]} + {2 * padding} − {dilation}·{kernel - 1} − 1) / {stride}) + 1 = {window['out'][0]}"
-    if window["field"] is None or window["jump"] is None:
+    assert layer.slides
+    slide, window = layer.slides[0], layer.slides[0].window
+    inner = f"({slide.size} + {2 * window.padding} − {window.dilation}·{window.kernel - 1} − 1) / {window.stride}"
+    size = f"{slide.rounding}({inner}) + 1 = {slide.out_size}"
+    if slide.before is None:
         return f"out {size}"
-    field_before, jump = window["field"][0], window["jump"][0]
-    reach = f"{field_before} + {dilation}·{kernel - 1}×{jump} = {field_before + dilation * (kernel - 1) * jump}"
-    return f"out {size:<38}  field {reach:<18}  jump {jump}×{stride} = {jump * stride}"
+    before, after = slide.before, slide.before.through(window)
+    reach = f"{before.size} + {window.dilation}·{window.kernel - 1}×{before.jump} = {after.size}"
+    return f"out {size:<38}  field {reach:<18}  jump {before.jump}×{window.stride} = {after.jump}"
 
 
 def _explain(layer: Layer, summary: Summary) -> str:
     shape = "x".join(map(str, layer.output_shape))
     head = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
-    window = layer.window
-    if window is None:
+    if layer.slides is None:
         seen = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
         here = _show(layer.receptive_field)
         return f"{head}\n  no window slides here: each output {seen.get(here, f'sees {here} pixels, as its input does')}"
     lines = [head]
-    for axis, label in ((0, "height"), (1, "width")) if _differs(window) else ((0, ""),):
-        kernel, stride, padding, dilation = (window[key][axis] for key in ("kernel", "stride", "padding", "dilation"))
-        rounding = "ceil" if window["ceil"] else "floor"
-        numbers = f"{rounding}(({window['in'][axis]} + 2·{padding} − {dilation}·({kernel} − 1) − 1) / {stride}) + 1"
-        if label:
-            lines.append(f"  {label}")
-        lines += [
-            f"  output size      {rounding}((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
-            f"                 = {numbers} = {window['out'][axis]}",
-        ]
-        if window["field"] is not None and window["jump"] is not None:
-            before, jump, pixels = window["field"][axis], window["jump"][axis], summary.input_shape[1 + axis]
-            seen = before + dilation * (kernel - 1) * jump
-            lines += [
-                "  receptive field  field before + dilation (kernel − 1) × jump before",
-                f"                 = {before} + {dilation}·({kernel} − 1) × {jump} = {seen} of {pixels} pixels",
-                f"  jump             jump before × stride = {jump} × {stride} = {jump * stride}",
-            ]
-    if window["weight"] is not None:
-        out, inner, height, width = window["weight"]
-        bias = f" + {out} biases" if window["biased"] else ", no bias"
-        grouped = f" (of {inner * window['groups']} in {window['groups']} groups)" if window["groups"] > 1 else ""
-        total = out * inner * height * width + (out if window["biased"] else 0)
-        lines.append(f"  parameters       {out} filters × {inner} channels{grouped} × {height}×{width}{bias} = {total:,}")
-        places = window["out"][0] * window["out"][1]
-        lines.append(
-            f"  FLOPs            2 × {out * inner * height * width:,} weights × {places:,} positions = {layer.flops:,}"
-        )
+    height, width = layer.slides
+    for slide, label, pixels in (
+        [(height, "", summary.input_shape[1])]
+        if height == width
+        else [(height, "  height", summary.input_shape[1]), (width, "  width", summary.input_shape[2])]
+    ):
+        lines += ([label] if label else []) + _explain_slide(slide, pixels)
+    if layer.filters:
+        lines += _explain_filters(layer.filters, height.out_size * width.out_size, layer.flops)
     return "\n".join(lines)
 
 
-def _differs(window: dict[str, Any]) -> bool:
-    pairs = [window[key] for key in ("kernel", "stride", "padding", "dilation", "in", "field", "jump") if window[key]]
-    return any(pair[0] != pair[1] for pair in pairs)
+def _explain_slide(slide: Slide, pixels: int) -> list[str]:
+    window = slide.window
+    kernel, stride, padding, dilation = window.kernel, window.stride, window.padding, window.dilation
+    numbers = f"{slide.rounding}(({slide.size} + 2·{padding} − {dilation}·({kernel} − 1) − 1) / {stride}) + 1"
+    lines = [
+        f"  output size      {slide.rounding}((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
+        f"                 = {numbers} = {slide.out_size}",
+    ]
+    if slide.before:
+        size, jump, after = slide.before.size, slide.before.jump, slide.before.through(window)
+        lines += [
+            "  receptive field  field before + dilation (kernel − 1) × jump before",
+            f"                 = {size} + {dilation}·({kernel} − 1) × {jump} = {after.size} of {pixels} pixels",
+            f"  jump             jump before × stride = {jump} × {stride} = {after.jump}",
+        ]
+    return lines
+
+
+def _explain_filters(filters: Filters, positions: int, flops: int) -> list[str]:
+    out, inner, height, width = filters.shape
+    weights = out * inner * height * width
+    bias, total = (f" + {out} biases", weights + out) if filters.biased else (", no bias", weights)
+    grouped = f" (of {inner * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
+    return [
+        f"  parameters       {out} filters × {inner} channels{grouped} × {height}×{width}{bias} = {total:,}",
+        f"  FLOPs            2 × {weights:,} weights × {positions:,} positions = {flops:,}",
+    ]

@@ -80,7 +80,8 @@ def _refuse_unknown(names: Iterable[str]) -> None:
             raise RecipeError(f"unknown recipe field {name!r}{suggest(name, known)}")
 
 
-def _checked(item: "dataclasses.Field[Any]", value: Any) -> Any:
+def _checked(item: "dataclasses.Field[Any]", given: Any) -> Any:
+    value = given
     try:
         if item.type is tuple or str(item.type).startswith("tuple"):
             value = tuple(_as(float, x) for x in (value if isinstance(value, (list, tuple)) else [value]))
@@ -90,7 +91,7 @@ def _checked(item: "dataclasses.Field[Any]", value: Any) -> Any:
             return value
     except (TypeError, ValueError, OverflowError):
         pass
-    raise RecipeError(f"recipe field {item.name} got {value!r}; allowed: {item.metadata['allowed']}")
+    raise RecipeError(f"recipe field {item.name} got {given!r}; allowed: {item.metadata['allowed']}")
 
 
 def _as(kind: Any, value: Any) -> Any:

@@ -85,9 +85,18 @@ def picture(shape: Sequence[int]) -> View:
 def trace(name: str, args: Sequence[Any], out: torch.Tensor, views: Callable[[Any], View | None]) -> View | None:
     """Return the view of one output of the aten operation `name`, or None where no argument sees the picture.
 
-    Raises
-        Unknown: the operation mixes positions in a way that is not followed.
+    LOST stands for a view that cannot be said: the operation mixes positions in a way that is not followed, or an
+    argument's view was lost before.
     """
+    try:
+        view = _trace(name, args, out, views)
+    except (Unknown, ValueError, IndexError):
+        return LOST
+    followed = view is None or view is LOST or tuple(map(_length, view.dims)) == tuple(out.shape)
+    return view if followed else LOST
+
+
+def _trace(name: str, args: Sequence[Any], out: torch.Tensor, views: Callable[[Any], View | None]) -> View | None:
     tensors = [item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else [arg]) if torch.is_tensor(item)]
     seen = [(tensor, view) for tensor in tensors if (view := views(tensor)) is not None]
     if not seen:
@@ -228,7 +237,8 @@ def _product(seen: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], sha
     return replace(mixed, dims=(*mixed.dims[:-2], (Atom(shape[-2]),), mixed.dims[-1]))
 
 
-def _pair(value: Any, default: int = 1) -> tuple[int, int]:
+def pair(value: Any, default: int = 1) -> tuple[int, int]:
+    """Return (height, width) of an argument that torch takes as one number or as two."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     values = values or [default]
     return (int(values[0]), int(values[-1]))
@@ -262,18 +272,20 @@ def _convolve(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
         raise Unknown("a convolution that is not two-dimensional")
     mixed = _consume(view, [1])  # over-wide for grouped channels that hold folded positions
     mixed = replace(mixed, dims=(mixed.dims[0], (Atom(shape[1]),), *mixed.dims[2:]))
-    kernel = _pair(list(weight.shape[2:]))
+    kernel = pair(list(weight.shape[2:]))
     if not transposed:
-        return _slide(mixed, kernel, _pair(stride), _pair(padding, 0), _pair(dilation), shape)
+        return _slide(mixed, kernel, pair(stride), pair(padding, 0), pair(dilation), shape)
     dims, low, high = list(mixed.dims), list(mixed.low), list(mixed.high)
     for place in (0, 1):
         (atom,) = dims[2 + place]
         if atom.axis is None:
             raise Unknown("a transposed convolution over folded positions")
-        step = Fraction(atom.jump) / _pair(stride)[place]
-        span = _pair(dilation)[place] * (kernel[place] - 1)
-        low[atom.axis] += step * (_pair(padding, 0)[place] - span)
-        high[atom.axis] += step * _pair(padding, 0)[place]
+        step = Fraction(atom.jump) / pair(stride)[place]
+        span = pair(dilation)[place] * (kernel[place] - 1)
+        # The widest of the phases, put where the middle one lies: outputs between inputs see different numbers of them.
+        middle, reach = step * (pair(padding, 0)[place] - Fraction(span, 2)), atom.jump * (span // pair(stride)[place])
+        low[atom.axis] += middle - Fraction(reach) / 2
+        high[atom.axis] += middle + Fraction(reach) / 2
         dims[2 + place] = (Atom(shape[2 + place], atom.axis, _plain(step)),)
     return replace(mixed, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]), before_pooling=None)
 
@@ -284,20 +296,25 @@ def _plain(number: Number) -> Number:
 
 def _pool(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     """Max and average pooling; a window over the whole map is global pooling."""
-    kernel = _pair(args[1])
-    stride = _pair(args[2]) if len(args) > 2 and args[2] else kernel
-    padding = _pair(args[3], 0) if len(args) > 3 else (0, 0)
+    kernel = pair(args[1])
+    stride = pair(args[2]) if len(args) > 2 and args[2] else kernel
+    padding = pair(args[3], 0) if len(args) > 3 else (0, 0)
     sizes = [_length(dim) for dim in view.dims[-2:]]
     if tuple(shape[-2:]) == (1, 1) and kernel[0] >= sizes[0] and kernel[1] >= sizes[1] and sizes != [1, 1]:
-        return _consume(view, (-2, -1))
-    dilation = _pair(args[4]) if len(args) > 4 and isinstance(args[4], (list, tuple)) else (1, 1)
+        return _to_point(view, shape)
+    dilation = pair(args[4]) if len(args) > 4 and isinstance(args[4], (list, tuple)) else (1, 1)
     return _slide(view, kernel, stride, padding, dilation, shape)
+
+
+def _to_point(view: View, shape: Sequence[int]) -> View:
+    mixed = _consume(view, (-2, -1))
+    return replace(mixed, dims=(*mixed.dims[:-2], (Atom(1),), (Atom(1),)))
 
 
 def _adapt(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     """Adaptive pooling: output i of n averages inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
     if tuple(shape[-2:]) == (1, 1):
-        return _consume(view, (-2, -1))
+        return _to_point(view, shape)
     dims, low, high = list(view.dims), list(view.low), list(view.high)
     for place in (-2, -1):
         (atom,) = dims[place]
@@ -332,6 +349,8 @@ def _regroup(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
         dim: list[Atom] = []
         while left and (rest > 1 or last or (size == 1 and left[0].size == 1 and not dim)):
             atom = left.pop(0)
+            if rest <= 1 < atom.size:
+                raise Unknown("a reshape of another number of elements")
             if atom.size > rest:
                 inner, uneven = divmod(atom.size, rest)
                 if uneven:

@@ -326,7 +326,7 @@ class _Display:
         if self.live:
             self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
             self.bar.update(done - self.bar.n)
-        elif done % self.steps_per_epoch:
+        elif done % self.steps_per_epoch and done < self.steps:
             print(
                 f"step {done}/{self.steps}  epoch {done / self.steps_per_epoch:.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}",
                 file=sys.stderr,

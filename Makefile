@@ -1,0 +1,49 @@
+# make train    set up an environment, get Fashion-MNIST, train, print the result
+# make test     the tests, under two minutes; make test-all adds the slow ones
+# make check    formatter, linter, type checker
+# make data     get Fashion-MNIST alone; needs no root
+# make wheel    build the wheel, install it elsewhere, use it
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+.PHONY: train test test-all check data wheel
+
+train: $(VENV)/installed data
+	$(BIN)/gingham train --resume
+	$(BIN)/gingham evaluate runs/article-0 --split test
+	@echo
+	@echo "What to try next (first: . $(BIN)/activate)"
+	@echo "  gingham show                             look at the pictures"
+	@echo "  gingham summary article                  see why the network sees the whole picture"
+	@echo "  gingham train --seed 1                   another seed: how much of that accuracy was luck?"
+	@echo "  gingham train --seed 2 --set validation_images=5000 --set learning_rate=0.05"
+
+test: $(VENV)/tested data
+	$(BIN)/python -m pytest -q
+
+test-all: $(VENV)/tested data
+	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+check: $(VENV)/tested
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+data: $(VENV)/installed
+	@scripts/get-data $(BIN)/python
+
+wheel: $(VENV)/tested data
+	@scripts/try-wheel $(BIN)/python
+
+# Two stamps, so that training needs none of the development tools.
+$(VENV)/installed: pyproject.toml
+	@scripts/make-environment $(PYTHON) $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group dev
+	@touch $@

@@ -1,0 +1,234 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import gingham
+from conftest import make_dataset
+
+
+def values(done):
+    assert done.stdout.count("\n") == 1, "exactly one JSON value"
+    return json.loads(done.stdout)
+
+
+SMALL = ("--set", "batch_size=32", "--set", "validation_images=40")
+
+
+@pytest.fixture
+def trained(command, quadrants):
+    done = command(
+        "train", "--data", quadrants, "--epochs", 2, "--set", "batch_size=32", "--set", "validation_images=40", "--json"
+    )
+    return values(done)
+
+
+def test_train_writes_a_run_and_says_what_it_did(command, trained):
+    wanted = {"run", "recipe", "seed", "device", "precision", "parameters", "train_images", "epochs", "steps", "train_seconds",
+              "wall_seconds", "validation_accuracy", "resumed_from_step"}  # fmt: skip
+    assert wanted <= set(trained)
+    assert trained["run"] == "runs/article-0"
+    assert (trained["recipe"], trained["seed"], trained["train_images"], trained["steps"]) == ("article", 0, 260, 18)
+    assert 0 < trained["train_seconds"] < trained["wall_seconds"]
+    folder = command.folder / "runs" / "article-0"
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json", "history.jsonl", "curves.png"}
+
+
+def test_a_finished_run_is_kept(command, trained, quadrants):
+    before = (command.folder / "runs/article-0/model.safetensors").read_bytes()
+    refused = command("train", "--data", quadrants, code=2)
+    assert "already holds a finished run; give another --out or --seed" in refused.stderr
+    again = command("train", "--data", quadrants, "--resume", "--json")
+    assert values(again) == trained
+    assert "nothing to resume" in again.stderr
+    assert (command.folder / "runs/article-0/model.safetensors").read_bytes() == before
+
+
+def test_resume_with_nothing_there_starts(command, quadrants):
+    done = command("train", "--data", quadrants, "--epochs", 0.1, "--resume", "--out", "deep/run", "--json")
+    assert values(done)["resumed_from_step"] is None
+    assert (command.folder / "deep/run/model.json").exists()
+
+
+def test_train_prints_for_people(command, quadrants):
+    done = command("train", "--data", quadrants, "--epochs", 1, "--seed", 7)
+    for text in ("runs/article-7", "45,944 parameters", "300 pictures", "train_seconds", "none held out"):
+        assert text in done.stdout
+    assert "gingham evaluate runs/article-7 --split test" in done.stdout
+    assert "epoch 1/1" in done.stderr
+
+
+def test_evaluate(command, trained):
+    report = values(command("evaluate", "runs/article-0", "--json"))
+    assert {
+        "split",
+        "accuracy",
+        "loss",
+        "correct",
+        "total",
+        "per_class",
+        "confusion",
+        "calibration_error",
+        "test_openings",
+    } <= set(report)
+    assert (report["split"], report["total"], report["test_openings"]) == ("validation", 40, [])
+    assert report["accuracy"] == trained["validation_accuracy"]
+    for openings in (1, 2):
+        report = values(command("evaluate", "runs/article-0", "--split", "test", "--json"))
+        assert len(report["test_openings"]) == openings
+    shown = command("evaluate", "runs/article-0", "--split", "test").stdout
+    assert "of 80 test pictures right (95 % interval" in shown
+    assert "opened 3 times by this run" in shown
+    assert (command.folder / "runs/article-0/confusion-test.png").exists()
+
+
+def test_evaluate_on_other_data(command, trained, tmp_path):
+    other = make_dataset(tmp_path / "other", seed=5, test=40)
+    report = values(command("evaluate", "runs/article-0", "--data", other, "--split", "test", "--json"))
+    assert report["total"] == 40
+
+
+def test_data_that_changed_under_a_run_is_noticed(command, trained, quadrants):
+    make_dataset(quadrants, seed=1)
+    refused = command("evaluate", "runs/article-0", code=2)
+    assert "has changed since runs/article-0 was trained on it" in refused.stderr
+
+
+def test_a_run_that_held_nothing_out_says_so(command, quadrants):
+    command("train", "--data", quadrants, "--epochs", 0.1)
+    refused = command("evaluate", "runs/article-0", code=2)
+    assert "held no pictures out for validation" in refused.stderr
+    assert "use --split test" in refused.stderr
+
+
+def test_show(command, quadrants):
+    facts = values(command("show", quadrants, "--json"))
+    assert {"images", "classes", "shape", "per_class", "mean", "std", "fingerprint", "file"} <= set(facts)
+    assert (facts["images"], facts["shape"], facts["classes"]) == (380, [1, 28, 28], ["0", "1", "2", "3"])
+    assert facts["per_class"] == dict.fromkeys("0123", 95)
+    assert facts["duplicates"] == {"train": 0, "test": 0, "across": 0}
+    assert facts["file"] == "quadrants.png"
+    with Image.open(command.folder / facts["file"]) as sheet:
+        assert sheet.format == "PNG"
+    shown = command("show", quadrants, "--out", "sheets/one.png").stdout
+    assert "300 train, 80 test, in 4 classes" in shown
+    assert (command.folder / "sheets/one.png").exists()
+
+
+def test_show_one_batch_as_the_loop_sees_it(command, fashion_mnist_folder):
+    batch = values(command("show", "--batch", 64, "--json"))["batch"]
+    assert batch["shape"] == [64, 1, 28, 28]
+    assert (batch["dtype"], batch["range"]) == ("uint8", [0, 255])
+    assert (batch["normalised_dtype"], batch["normalised_range"]) == ("float32", [-1.0, 1.0])
+    assert len(batch["labels"]) == 64
+    shown = command("show", "--batch", 64).stdout
+    assert "float32 (64, 1, 28, 28), from -1.000 to 1.000" in shown
+    assert (command.folder / "fashion-mnist-batch.png").exists()
+
+
+def test_show_fashion_mnist(command, fashion_mnist_folder):
+    facts = values(command("show", "--json"))
+    assert (facts["images"], facts["splits"]) == (70000, {"train": 60000, "test": 10000})
+    assert facts["mean"] == pytest.approx(0.2860, abs=1e-4)
+    assert "T-shirt/top" in command("show").stdout
+
+
+def test_summary(command):
+    table = values(command("summary", "article", "--json"))
+    assert (table["parameters"], table["receptive_field"]) == (48884, 28)
+    convolutions = [layer for layer in table["layers"] if layer["kind"] == "Conv2d"]
+    assert [layer["output_shape"][-1] for layer in convolutions] == [26, 24, 22, 11, 9, 7, 7, 1]
+    shown = command("summary", "article").stdout
+    assert "conv8  out floor((7 + 0 − 1·6 − 1) / 1) + 1 = 1" in shown
+    assert max(map(len, shown.splitlines()[:20])) <= 80
+    assert "= 8 + 1·(3 − 1) × 2 = 12 of 28 pixels" in command("summary", "article", "--explain", "conv5").stdout
+
+
+@pytest.mark.parametrize(("name", "field"), [("alexnet", 195), ("vgg16", 212)])
+def test_summary_of_the_zoo_is_the_published_one(command, name, field):
+    assert values(command("summary", f"torchvision:{name}", "--json"))["receptive_field"] == field
+
+
+def test_summary_of_a_run_and_a_class_of_ones_own(command, trained):
+    assert values(command("summary", "runs/article-0", "--json"))["parameters"] == trained["parameters"]
+    (command.folder / "mine.py").write_text(
+        "from torch import nn\nclass Net(nn.Conv2d):\n  def __init__(self): super().__init__(1, 2, 3)\n"
+    )
+    assert values(command("summary", "mine:Net", "--input", "1x9x9", "--json"))["layers"][0]["output_shape"] == [2, 7, 7]
+
+
+WRONG = {
+    "command": (["trian"], "No such command 'trian'"),
+    "option": (["train", "--sed", "1"], "No such option: --sed"),
+    "recipe": (["train", "--recipe", "articel"], "unknown recipe 'articel'; did you mean 'article'?"),
+    "field": (["train", "--set", "lerning_rate=1"], "unknown recipe field 'lerning_rate'; did you mean 'learning_rate'?"),
+    "value": (["train", "--set", "learning_rate=fast"], "learning_rate got 'fast'; allowed: a number from 0 to 10000"),
+    "no equals": (["train", "--set", "learning_rate"], "write FIELD=VALUE"),
+    "epochs": (["train", "--epochs", "0"], "epochs got 0.0; allowed: a number above 0"),
+    "seed": (["train", "--seed", "one"], "Invalid value for '--seed'"),
+    "data": (["train", "--data", "fasion-mnist"], "unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?"),
+    "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
+    "no run": (["evaluate", "runs/nothing"], "no run in runs/nothing"),
+    "no argument": (["evaluate"], "Missing argument 'run'"),
+    "split": (["evaluate", "runs/nothing", "--split", "tset"], "--split got 'tset'; allowed: validation, test"),
+    "model": (["summary", "articel"], "unknown model 'articel'"),
+    "zoo": (["summary", "torchvision:vgg17"], "torchvision has no model 'vgg17'; did you mean 'vgg1"),
+    "input": (["summary", "article", "--input", "28"], "--input got '28'; write CHANNELSxHEIGHTxWIDTH"),
+    "small input": (["summary", "article", "--input", "1x20x20"], "too small: it ran out at conv8 (Conv2d), which got 10x3x3"),
+    "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
+    "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
+    "folder": (["show", "."], "train-images-idx3-ubyte is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_user_can_mend_is_one_line_and_exit_2(command, name):
+    arguments, message = WRONG[name]
+    assert message in command(*arguments, code=2).stderr
+    assert list(command.folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(command, quadrants):
+    (command.folder / "runs").write_text("a file in the way")
+    assert "cannot write" in command("train", "--data", quadrants, "--epochs", 0.1, code=2).stderr
+
+
+def test_as_a_process_of_its_own(command, quadrants):
+    trained = values(command("train", "--data", quadrants, "--epochs", 0.5, *SMALL, "--json", process=True))
+    assert trained["train_seconds"] < trained["wall_seconds"] < 120
+    assert "no run in nowhere" in command("evaluate", "nowhere", code=2, process=True).stderr
+    assert "No such option: --sed" in command("train", "--sed", 1, code=2, process=True).stderr
+
+
+def test_no_arguments_and_help(command):
+    assert command().stdout == command("--help").stdout
+    for name in ("train", "evaluate", "show", "summary"):
+        assert name in command("--help").stdout
+        assert "--json" in command(name, "--help").stdout
+    assert command("--version").stdout == f"{gingham.__version__}\n"
+
+
+def test_ctrl_c_is_130_and_says_how_to_go_on(command, quadrants, tmp_path):
+    arguments = ["train", "--data", quadrants, "--epochs", 500, "--set", "checkpoint_seconds=0", "--out", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gingham", *map(str, arguments)], cwd=command.folder, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (command.folder / "run/checkpoint/state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; go on with the same command and --resume" in error
+    assert "Traceback" not in error
+
+
+def test_a_reader_that_has_had_enough_is_no_error(command):
+    line = f"{sys.executable} -m gingham summary article | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=command.folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import torch
+
+import gingham
+from gingham import DataError, GinghamError
+from gingham.evaluation import measure
+
+
+@pytest.fixture
+def saved(small_run, tmp_path):
+    run, data = small_run
+    gingham.save(run, tmp_path / "run")
+    return run, data, tmp_path / "run"
+
+
+def test_a_report_against_a_loop(small_run):
+    run, data = small_run
+    report = gingham.evaluate(run, data.test)
+    predicted = run.model.predict(data.test.images)
+    right = 0
+    for guess, label in zip(predicted.labels.tolist(), data.test.labels.tolist(), strict=True):
+        right += guess == label
+    assert (report.correct, report.total, report.accuracy) == (right, 80, right / 80)
+    assert report.loss == pytest.approx(float(-predicted.probabilities[range(80), data.test.labels].log().mean()), abs=1e-5)
+    assert report.interval[0] < report.accuracy < report.interval[1] or report.accuracy in (0, 1)
+    assert sum(map(sum, report.confusion.matrix)) == 80
+    assert sum(row["correct"] for row in report.per_class.values()) == right
+    for k, name in enumerate(data.classes):
+        given = int((predicted.labels == k).sum())
+        assert report.per_class[name]["total"] == 20
+        assert report.per_class[name]["accuracy"] == report.per_class[name]["correct"] / 20
+        assert report.per_class[name]["precision"] == (report.per_class[name]["correct"] / given if given else None)
+        for other, column in enumerate(data.classes):
+            expected = int(((data.test.labels == k) & (predicted.labels == other)).sum())
+            assert report.confusion[name, column] == expected
+    assert 0 <= report.calibration_error <= 1
+
+
+def test_the_report_is_json(small_run):
+    run, data = small_run
+    values = json.loads(json.dumps(gingham.evaluate(run, data.validation).to_dict(), allow_nan=False))
+    assert {
+        "split",
+        "accuracy",
+        "loss",
+        "correct",
+        "total",
+        "per_class",
+        "confusion",
+        "calibration_error",
+        "test_openings",
+    } <= set(values)
+    assert values["classes"] == ["0", "1", "2", "3"]
+
+
+def test_the_report_prints_a_table_by_class(fashion_mnist):
+    logits = torch.nn.functional.one_hot(fashion_mnist.test.labels, 10).float() * 20
+    text = str(measure(logits, fashion_mnist.test, []))
+    assert "100.00% of 10,000 test pictures right (95 % interval 99.96% to 100.00%)" in text
+    assert all(name in text for name in fashion_mnist.classes)
+    shown = str(measure(logits, fashion_mnist.test, []).confusion)
+    assert shown.count("1000") == 10
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_every_look_at_the_test_split_is_written_down(saved):
+    run, data, folder = saved
+    assert run.test_openings == []
+    gingham.evaluate(run, data.validation)
+    assert gingham.load(folder).test_openings == []
+    for count in (1, 2):
+        report = gingham.evaluate(run, data.test)
+        assert len(report.test_openings) == len(gingham.load(folder).test_openings) == count
+    opening = gingham.load(folder).test_openings[0]
+    assert opening["images"] == 80
+    assert opening["date"].startswith("20")
+    loaded = gingham.load(folder)
+    assert len(gingham.evaluate(loaded, data.test).test_openings) == 3
+
+
+def test_a_look_that_cannot_be_recorded_does_not_happen(saved, monkeypatch):
+    run, data, _ = saved
+
+    def refuse(*_):
+        raise GinghamError("cannot write")
+
+    monkeypatch.setattr("gingham.evaluation.save_facts", refuse)
+    monkeypatch.setattr(type(run.model), "logits", lambda *_: pytest.fail("predictions were computed"))
+    with pytest.raises(GinghamError, match="cannot write"):
+        gingham.evaluate(run, data.test)
+
+
+def test_other_classes_and_shapes_are_refused(small_run, fashion_mnist):
+    run, data = small_run
+    with pytest.raises(DataError, match=r"has pictures of 1x28x28 in 10 classes .* the model was trained on 1x28x28 in 4"):
+        gingham.evaluate(run, fashion_mnist.test)
+    empty = gingham.Split("validation", data.test.images[:0], data.test.labels[:0], data.classes, "none", "")
+    with pytest.raises(DataError, match="is empty"):
+        gingham.evaluate(run, empty)
+
+
+def test_an_unknown_class_lists_those_there_are(small_run):
+    run, data = small_run
+    with pytest.raises(DataError, match="no class 'Coat' in the confusion matrix; the classes are 0, 1, 2, 3"):
+        gingham.evaluate(run, data.validation).confusion["0", "Coat"]

@@ -1,0 +1,92 @@
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from gingham import GinghamError, RunError
+from gingham.files import read_json, replacing, write_json, write_text
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    write_text(tmp_path / "deep" / "a.txt", "one")
+    write_text(tmp_path / "deep" / "a.txt", "two")
+    assert (tmp_path / "deep" / "a.txt").read_text() == "two"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "kept")
+
+    def fail(side):
+        side.write_text("half")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), replacing(path) as side:
+        fail(side)
+    assert path.read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_kill_while_writing_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "kept")
+    script = f"""
+import os, signal
+from pathlib import Path
+from gingham.files import replacing
+with replacing(Path({str(path)!r})) as side:
+    side.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    assert path.read_text() == "kept"
+
+
+def test_files_get_the_users_permissions(tmp_path):
+    write_text(tmp_path / "a.txt", "x")
+    (tmp_path / "plain").write_text("x")
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_where_nothing_can_be_written_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(GinghamError, match=r"cannot write .*a\.txt \(.*\); choose a folder"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_json_goes_round(tmp_path):
+    write_json(tmp_path / "a.json", {"é": [1, None, 0.1]})
+    assert read_json(tmp_path / "a.json") == {"é": [1, None, 0.1]}
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not whole JSON"),
+        (b'{"a": 1', "is not whole JSON"),
+        (b"\xff\xfe\x00", "is not whole JSON"),
+        (b"[1, 2]", "holds a JSON list, not an object"),
+        (b"[" * 100_000, "is not whole JSON"),
+    ],
+)
+def test_broken_json_is_one_sentence(tmp_path, content, message):
+    path = tmp_path / "model.json"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=message) as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_unreadable_json(tmp_path):
+    with pytest.raises(RunError, match="cannot read"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(RunError, match="cannot read"):
+        read_json(tmp_path)

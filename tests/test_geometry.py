@@ -1,0 +1,59 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gingham import GinghamError
+from gingham.geometry import Field, Window, output_size
+
+windows = st.builds(Window, st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3))
+
+
+@given(st.integers(1, 40), windows)
+def test_output_size_is_torchs(size, window):
+    layer = torch.nn.Conv1d(1, 1, window.kernel, window.stride, window.padding, window.dilation)
+    try:
+        expected = layer(torch.zeros(1, 1, size)).shape[-1]
+    except RuntimeError:
+        with pytest.raises(GinghamError, match="does not fit an input of"):
+            output_size(size, window)
+    else:
+        assert output_size(size, window) == expected
+
+
+@given(st.integers(1, 40), windows, st.booleans())
+def test_pooling_size_is_torchs(size, window, ceil_mode):
+    if window.padding > window.kernel // 2:
+        return
+    layer = torch.nn.MaxPool1d(window.kernel, window.stride, window.padding, window.dilation, ceil_mode=ceil_mode)
+    try:
+        expected = layer(torch.zeros(1, 1, size)).shape[-1]
+    except RuntimeError:
+        return
+    if size + 2 * window.padding >= window.span:
+        assert output_size(size, window, ceil_mode) == expected
+
+
+@given(st.lists(windows, min_size=1, max_size=4))
+def test_receptive_field_is_what_moves_the_output(stack):
+    field = Field()
+    for window in stack:
+        field = field.through(Window(window.kernel, window.stride, 0, window.dilation))
+    pixels = torch.zeros(1, 1, field.size, requires_grad=True)
+    x = pixels
+    for window in stack:
+        x = torch.nn.functional.conv1d(x, torch.ones(1, 1, window.kernel), stride=window.stride, dilation=window.dilation)
+    assert x.shape[-1] == 1, "one position sees exactly the field, no more fit"
+    x.sum().backward()
+    touched = pixels.grad.flatten().nonzero().flatten()
+    assert (int(touched.min()), int(touched.max())) == (0, field.size - 1)
+
+
+def test_the_articles_numbers():
+    sizes, fields = [28], [Field()]
+    for kernel, stride in ((3, 1), (3, 1), (3, 1), (2, 2), (1, 1), (3, 1), (3, 1), (1, 1), (7, 1)):
+        sizes.append(output_size(sizes[-1], Window(kernel, stride)))
+        fields.append(fields[-1].through(Window(kernel, stride)))
+    assert sizes[1:] == [26, 24, 22, 11, 11, 9, 7, 7, 1]
+    assert [field.size for field in fields[1:]] == [3, 5, 7, 8, 8, 12, 16, 16, 28]
+    assert [field.jump for field in fields[1:]] == [1, 1, 1, 2, 2, 2, 2, 2, 2]

@@ -1,0 +1,97 @@
+"""The house: imports go strictly downward, optional packages stay out of the way, nothing can execute on load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gingham
+
+PACKAGE = Path(gingham.__file__).parent
+
+FLOORS = [
+    {"errors"},
+    {"files", "recipe", "geometry", "tables"},
+    {"readers", "models", "optimization", "metrics", "tracing", "layer_table"},
+    {"datasets", "storage"},
+    {"evaluation", "inspection"},
+    {"training"},
+    {"reporting"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+def imported_modules(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gingham":
+            inner = node.module.split(".")[1:]
+            found |= {inner[0]} if inner else {name.name for name in node.names if name.name in FLOOR}
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("gingham.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_imports_go_strictly_downward(path):
+    name = path.stem
+    assert name in FLOOR, f"{name} has no floor; give it one here and its reason in CHANGELOG.md"
+    for other in imported_modules(ast.parse(path.read_text())):
+        assert FLOOR[other] < FLOOR[name], f"{name} (floor {FLOOR[name]}) imports {other} (floor {FLOOR[other]})"
+
+
+def test_every_room_is_there():
+    assert set(FLOOR) == {path.stem for path in PACKAGE.rglob("*.py")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_nothing_unpickles_or_executes(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = {name.name for name in node.names} | {getattr(node, "module", None)}
+            assert not names & {"pickle", "marshal", "shelve", "joblib", "dill"}
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "torch.load", "torch.save"}
+
+
+def loaded_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+SLOW = {"torch", "torchvision", "numpy", "scipy", "matplotlib"}
+
+
+def test_importing_gingham_takes_no_torch():
+    assert not loaded_after("import gingham; gingham.RECIPES['article'].replace(seed=3)") & SLOW
+
+
+def test_help_takes_no_torch():
+    code = "from gingham.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit as stop: assert not stop.code"
+    script = f"import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()):\n exec({code!r})"
+    assert not loaded_after(script) & SLOW
+
+
+def test_predicting_takes_no_torchvision():
+    code = "import gingham, torch; from gingham.models import build; build('article', ['a'] * 10, (1, 28, 28))"
+    assert "torchvision" not in loaded_after(code)
+
+
+def test_every_public_name_is_there():
+    for name in gingham.__all__:
+        assert getattr(gingham, name) is getattr(gingham, name)
+    assert set(dir(gingham)) == set(gingham.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        gingham.fitt  # noqa: B018
+
+
+def test_public_docstrings_are_there():
+    missing = [name for name in gingham.__all__ if not name.startswith("__") and not isinstance(getattr(gingham, name), dict)
+               and not (getattr(gingham, name).__doc__ or "").strip()]  # fmt: skip
+    assert not missing

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gingham
+from gingham import ModelError
+from gingham.models import NETWORKS, Classifier, article, build
+
+
+def reference_article():
+    """The article's network, layer by layer as its text has it: a twin to check ours against."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, bias=False), nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Conv2d(64, 32, 1, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 10, 1, bias=False), nn.ReLU(),
+        nn.Conv2d(10, 10, 7, bias=False),
+        nn.Flatten(), nn.LogSoftmax(1),
+    )  # fmt: skip
+
+
+def test_the_articles_network_is_the_articles():
+    torch.manual_seed(3)
+    ours = article().eval()
+    torch.manual_seed(3)
+    theirs = reference_article().eval()  # the same draws in the same order: PyTorch's own initialisation
+    x = torch.rand(5, 1, 28, 28)
+    assert torch.equal(ours(x), theirs(x))
+    assert sum(p.numel() for p in ours.parameters()) == 48884
+    assert all(p.requires_grad for p in ours.parameters())
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build("article", [f"class {k}" for k in range(10)], (1, 28, 28))
+
+
+def pictures(count=9, seed=0):
+    return torch.from_numpy(np.random.RandomState(seed).randint(0, 256, (count, 1, 28, 28)).astype(np.uint8))
+
+
+def test_uint8_in_logits_out_as_the_article_normalises(model):
+    x = pictures()
+    by_hand = (x.double() / 255 - 0.5) / 0.5  # to tensor, then mean 0.5 and std 0.5
+    assert torch.allclose(model(x).double(), model.network.double()(by_hand), atol=1e-5)
+
+
+def test_predictions(model):
+    predictions = model.predict(pictures())
+    assert predictions.labels.shape == (9,)
+    assert predictions.labels.dtype == torch.int64
+    assert predictions.probabilities.shape == (9, 10)
+    assert torch.allclose(predictions.probabilities.sum(dim=1), torch.ones(9))
+    assert torch.equal(predictions.labels, predictions.probabilities.argmax(dim=1))
+    assert predictions.names == [f"class {k}" for k in predictions.labels]
+    assert not predictions.unsure.any()
+    assert len(predictions) == 9
+
+
+def test_numpy_pictures_are_taken_too(model):
+    x = pictures()
+    assert torch.equal(model.predict(x.numpy()).probabilities, model.predict(x).probabilities)
+
+
+def test_the_batch_size_does_not_change_the_answers(model):
+    x = pictures(23)
+    whole = model.predict(x).probabilities
+    for size in (1, 7, 23):
+        assert torch.allclose(model.predict(x, batch_size=size).probabilities, whole, atol=1e-6)
+    assert len(model.predict(x[:0])) == 0
+
+
+def test_predicting_leaves_the_mode_alone(model):
+    for mode in (True, False):
+        model.train(mode)
+        model.predict(pictures())
+        assert model.training is mode
+
+
+def test_temperature_and_threshold_are_inside(model):
+    before = model.predict(pictures())
+    model.temperature.fill_(4.0)
+    model.threshold.fill_(0.5)
+    after = model.predict(pictures())
+    assert torch.equal(before.labels, after.labels)
+    assert (after.probabilities.max(dim=1).values < before.probabilities.max(dim=1).values).all()
+    assert torch.equal(after.unsure, after.probabilities.max(dim=1).values < 0.5)
+    assert after.unsure.any()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [torch.zeros(2, 1, 28, 28), torch.zeros(2, 28, 28, dtype=torch.uint8), torch.zeros(2, 3, 28, 28, dtype=torch.uint8)],
+)
+def test_other_pictures_are_refused(model, wrong):
+    with pytest.raises(ModelError, match=r"the model got .* it takes uint8 of shape \(N, 1, 28, 28\)"):
+        model.predict(wrong)
+
+
+def test_networks_that_do_not_fit():
+    with pytest.raises(ModelError, match="unknown network 'articel'; did you mean 'article'"):
+        build("articel", ["a"], (1, 28, 28))
+    with pytest.raises(ModelError, match="cannot take pictures of 1x20x20"):
+        build("article", ["a"], (1, 20, 20))
+    with pytest.raises(ModelError, match=r"turns one picture of 1x32x32 into \(1, 90\), where \(1, 10\) logits are needed"):
+        build("article", list("0123456789"), (1, 32, 32))
+    with pytest.raises(ModelError, match="mean has 3 numbers for pictures of 1 channels"):
+        build("article", list("0123456789"), (1, 28, 28), mean=(0.1, 0.2, 0.3))
+
+
+def test_colour_and_other_class_counts():
+    model = build("article", list("abc"), (3, 28, 28), mean=(0.5, 0.4, 0.3), std=(0.2,))
+    assert model.predict(torch.zeros(2, 3, 28, 28, dtype=torch.uint8)).probabilities.shape == (2, 3)
+    assert model.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
+
+
+def test_every_network_can_be_built():
+    for make in NETWORKS.values():
+        assert isinstance(Classifier(make(1, 10), "0123456789", (1, 28, 28)), gingham.Classifier)

@@ -1,0 +1,71 @@
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gingham import RECIPES, Recipe, RecipeError
+from gingham.recipe import find_recipe, parse_settings
+
+
+def test_the_article_is_the_articles():
+    article = RECIPES["article"]
+    assert (article.network, article.epochs, article.batch_size, article.learning_rate, article.momentum) == (
+        "article", 3, 64, 0.01, 0.9,
+    )  # fmt: skip
+    assert (article.mean, article.std, article.precision, article.validation_images) == ((0.5,), (0.5,), "float32", 0)
+    assert (article.schedule, article.weight_decay, article.label_smoothing, article.nesterov) == ("constant", 0, 0, False)
+
+
+def test_other_recipes_hold_out_five_thousand():
+    assert Recipe().validation_images == 5000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs got 0; allowed: a number above 0"),
+        ({"epochs": float("nan")}, "epochs got nan"),
+        ({"batch_size": 1.5}, "batch_size got 1.5; allowed: a whole number"),
+        ({"batch_size": True}, "batch_size got True"),
+        ({"momentum": 1}, "momentum got 1"),
+        ({"schedule": "cosin"}, "schedule got 'cosin'; allowed: one of constant, linear, cosine"),
+        ({"std": (0.0,)}, "std got"),
+        ({"std": "0.5"}, "std got '0.5'"),
+        ({"seed": "1"}, "seed got '1'"),
+        ({"learning_rat": 1}, "unknown recipe field 'learning_rat'; did you mean 'learning_rate'"),
+        ({"nesterov": True, "momentum": 0}, "nesterov is true with momentum 0"),
+    ],
+)
+def test_wrong_fields_are_answered_with_the_right_ones(changes, message):
+    with pytest.raises(RecipeError, match=message.replace("(", r"\(")):
+        Recipe().replace(**changes)
+
+
+def test_settings_are_read_by_type():
+    assert parse_settings(["epochs=0.5", "batch_size=32", "nesterov=yes", "mean=0.1,0.2,0.3", "schedule=cosine"]) == {
+        "epochs": 0.5, "batch_size": 32, "nesterov": True, "mean": (0.1, 0.2, 0.3), "schedule": "cosine",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", ["epochs", "epochs=", "epochs=three", "batch_size=1.5", "nesterov=maybe", "mean=a,b", "=3"])
+def test_unreadable_settings_are_refused(setting):
+    with pytest.raises(RecipeError):
+        parse_settings([setting])
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_any_setting_is_taken_or_refused(name, value):
+    with contextlib.suppress(RecipeError):
+        assert isinstance(Recipe().replace(**parse_settings([f"{name}={value}"])), Recipe)
+
+
+def test_a_recipe_survives_json():
+    recipe = RECIPES["article"].replace(seed=5, mean=(0.1, 0.2), std=(1, 2))
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_unknown_recipe():
+    with pytest.raises(RecipeError, match=r"unknown recipe 'articel'; did you mean 'article'\? \(known: article"):
+        find_recipe("articel")

@@ -1,0 +1,158 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gingham
+from gingham import RunError
+from gingham.storage import load_checkpoint, save_checkpoint
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def saved(small_run, tmp_path):
+    run, data = small_run
+    return gingham.save(run, tmp_path / "run"), run, data
+
+
+def test_a_loaded_model_predicts_the_same_bits(saved):
+    folder, run, data = saved
+    loaded = gingham.load(folder)
+    assert torch.equal(loaded.model.predict(data.test.images).probabilities, run.model.predict(data.test.images).probabilities)
+    assert loaded.recipe == run.recipe
+    assert loaded.history == run.history
+    assert loaded.metrics == run.metrics
+    assert loaded.data == run.data
+    assert loaded.model.classes == run.model.classes
+
+
+def test_what_a_run_folder_holds(saved):
+    folder, run, _ = saved
+    assert sorted(path.name for path in folder.iterdir()) == ["history.jsonl", "model.json", "model.safetensors"]
+    facts = json.loads((folder / "model.json").read_text())
+    assert facts["classes"] == ["0", "1", "2", "3"]
+    assert facts["input_shape"] == [1, 28, 28]
+    assert (facts["mean"], facts["std"], facts["temperature"]) == ([0.5], [0.5], 1.0)
+    assert facts["data"]["fingerprint"] == run.data["fingerprint"]
+    assert {"torch", "hardware", "gingham"} <= set(facts["environment"])
+    steps = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in steps if "learning_rate" in entry] == list(range(1, run.metrics["steps"] + 1))
+
+
+def test_loading_draws_no_random_numbers(saved):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    gingham.load(saved[0])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_run_is_not_overwritten(saved, small_run):
+    folder, run, _ = saved
+    gingham.save(run, folder)  # the same one may be written again
+    other = gingham.Run(run.model, run.recipe)
+    with pytest.raises(RunError, match="already holds a finished run"):
+        gingham.save(other, folder)
+
+
+def change(folder, **changes):
+    facts = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**facts, **changes}))
+
+
+def remove(folder, key):
+    facts = json.loads((folder / "model.json").read_text())
+    del facts[key]
+    (folder / "model.json").write_text(json.dumps(facts))
+
+
+def reshape(folder, edit):
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+WEIGHT = "network.conv1.weight"
+DAMAGE = {
+    "newer format": (lambda f: change(f, format=99), "format 99 is newer than 1.*update gingham"),
+    "odd format": (lambda f: change(f, format="x"), "format is 'x'"),
+    "unknown network": (lambda f: change(f, recipe={"network": "os:system"}), "network 'os:system' is not one of gingham's"),
+    "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),
+    "recipe of another type": (lambda f: change(f, recipe=[1]), "does not describe a run"),
+    "no classes": (lambda f: change(f, classes=[]), "classes is not a list of 1 to 10000 names"),
+    "absurd shape": (lambda f: change(f, input_shape=[1, 10**9, 10**9]), "input_shape is"),
+    "another shape": (lambda f: change(f, input_shape=[1, 20, 20]), "does not describe a run"),
+    "other classes": (lambda f: change(f, classes=["a", "b"]), "holds network.conv8.weight as .* the network needs"),
+    "history of another type": (lambda f: change(f, test_openings="none"), "test_openings is not a list"),
+    "missing key": (lambda f: remove(f, "classes"), "lacks the key 'classes'"),
+    "not JSON": (lambda f: (f / "model.json").write_text("{"), "is not whole JSON"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot read .*model.safetensors"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot read"),
+    "truncated weights": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]), "cannot read"),
+    "garbage weights": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 5000), "cannot read"),
+    "missing tensor": (lambda f: reshape(f, lambda t: t.pop(WEIGHT)), f"lacks the tensor {WEIGHT}"),
+    "wrong shape": (lambda f: reshape(f, lambda t: t.update({WEIGHT: torch.zeros(2)})), rf"holds {WEIGHT} as torch.float32 \(2,\)"),
+    "wrong type": (lambda f: reshape(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})), "as torch.float64"),
+    "extra tensor": (lambda f: reshape(f, lambda t: t.update(extra=torch.zeros(2))), "a tensor extra that the network does not have"),
+    "NaN weights": (lambda f: reshape(f, lambda t: t[WEIGHT].fill_(float("nan"))), "values in .* that are not finite"),
+    "broken history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_one_sentence(saved, name):
+    folder, _, _ = saved
+    spoil, message = DAMAGE[name]
+    spoil(folder)
+    with pytest.raises(RunError, match=message) as caught:
+        gingham.load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_no_run_and_an_unfinished_one(tmp_path):
+    with pytest.raises(RunError, match=r"no run in .*train one with gingham train --out"):
+        gingham.load(tmp_path / "nowhere")
+    save_checkpoint(tmp_path, {"x": torch.zeros(1)}, {"step": 3})
+    with pytest.raises(RunError, match="is not finished; go on with gingham train --resume"):
+        gingham.load(tmp_path)
+
+
+def test_a_run_without_its_history_still_loads(saved):
+    folder, _, _ = saved
+    (folder / "history.jsonl").unlink()
+    assert gingham.load(folder).history == []
+
+
+def test_checkpoints_go_round_and_damage_is_named(tmp_path):
+    assert load_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, {"x": torch.arange(3.0)}, {"step": 3})
+    tensors, facts = load_checkpoint(tmp_path)
+    assert torch.equal(tensors["x"], torch.arange(3.0))
+    assert facts["step"] == 3
+    path = tmp_path / "checkpoint" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(RunError, match="cannot read"):
+        load_checkpoint(tmp_path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(RunError, match=r"is not a checkpoint .*remove"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("folder", sorted(GOLDEN.glob("run-*")), ids=lambda folder: folder.name)
+def test_runs_of_every_release_still_load(folder, tmp_path):
+    # Read-only: a copy, so that nothing in golden/ can change.
+    run = gingham.load(shutil.copytree(folder, tmp_path / "copy"))
+    expected = json.loads((folder / "expected.json").read_text())
+    picture = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
+    probabilities = run.model.predict(picture).probabilities[0]
+    assert probabilities.tolist() == pytest.approx(expected["probabilities"], abs=1e-5)
+
+
+def test_there_is_a_golden_run():
+    assert (GOLDEN / "run-0.1" / "model.json").exists()

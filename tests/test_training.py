@@ -1,0 +1,304 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gingham
+from gingham import DataError, GinghamError, RunError, Split
+from gingham.training import batches, choose_device, choose_precision
+from test_models import reference_article
+
+GOLDEN = Path(__file__).parent / "golden"
+ARTICLE = gingham.RECIPES["article"]
+
+
+def fit(recipe, data, **options):
+    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
+
+
+def weights(run):
+    return {name: tensor for name, tensor in run.model.state_dict().items() if name.startswith("network.")}
+
+
+def test_the_loop_is_the_articles(fashion_mnist):
+    """Forty steps beside the article's own: to tensor, normalise, zero, forward, NLL, backward, step."""
+    few = Split("train", *(x[: 64 * 20 + 32] for x in (fashion_mnist.train.images, fashion_mnist.train.labels)),
+                fashion_mnist.classes, "few", "")  # fmt: skip
+    recipe = ARTICLE.replace(epochs=2, seed=3)
+    run = gingham.fit(recipe, few, progress=False)
+
+    torch.manual_seed(3)
+    network = reference_article().train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    losses = []
+    for order in batches(recipe, len(few), 0, 42):
+        images = (few.images[order].float() / 255 - 0.5) / 0.5
+        optimizer.zero_grad()
+        loss = F.nll_loss(network(images), few.labels[order])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    ours = [entry["loss"] for entry in run.history if "learning_rate" in entry]
+    assert ours == pytest.approx(losses, abs=2e-4)
+    for mine, theirs in zip(weights(run).values(), network.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+
+
+def test_an_epoch_is_938_batches_and_the_last_of_32_is_kept():
+    order = list(batches(ARTICLE, 60000, 0, 938))
+    assert [len(batch) for batch in order] == [64] * 937 + [32]
+    assert sorted(torch.cat(order).tolist()) == list(range(60000))
+    second = next(batches(ARTICLE, 60000, 938, 939))
+    assert not torch.equal(second, order[0])
+    assert not torch.equal(next(batches(ARTICLE.replace(seed=1), 60000, 0, 1)), order[0])
+
+
+@pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 11])
+def test_the_order_can_be_taken_up_anywhere(start):
+    recipe = ARTICLE.replace(batch_size=7)
+    whole = list(batches(recipe, 33, 0, 15))
+    assert all(torch.equal(a, b) for a, b in zip(batches(recipe, 33, start, 15), whole[start:], strict=True))
+
+
+def test_the_first_losses_are_golden(tmp_path):
+    # The numerics of init, order, normalisation, loss and SGD at once; a change of theirs must be meant.
+    from conftest import make_dataset
+
+    data = gingham.load_data(str(make_dataset(tmp_path / "quadrants")), validation=40)
+    recipe = ARTICLE.replace(epochs=1, batch_size=16, learning_rate=0.05, validation_images=40)
+    run = fit(recipe, data)
+    losses = [entry["loss"] for entry in run.history if "learning_rate" in entry][:10]
+    assert losses == pytest.approx(json.loads((GOLDEN / "run-0.1" / "expected.json").read_text())["first_losses"], abs=1e-4)
+
+
+def test_it_learns(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    run = fit(ARTICLE.replace(epochs=6, batch_size=16, learning_rate=0.05), data)
+    assert run.metrics["validation_accuracy"] > 0.9
+
+
+def test_a_seed_decides_everything(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=1, batch_size=32)
+    torch.manual_seed(1)
+    first = fit(recipe, data)
+    torch.manual_seed(2)
+    expected = torch.rand(1)
+    torch.manual_seed(2)
+    second = fit(recipe, data)
+    assert torch.equal(torch.rand(1), expected), "the caller's random stream stays where it was"
+    other = fit(recipe.replace(seed=1), data)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+    assert not torch.equal(weights(first)["network.conv1.weight"], weights(other)["network.conv1.weight"])
+
+
+def test_metrics_and_history(small_run):
+    run, data = small_run
+    assert run.metrics["steps"] == 9  # 260 pictures in batches of 32
+    assert run.metrics["epochs"] == 1
+    assert run.metrics["train_images"] == 260
+    assert (run.metrics["device"], run.metrics["precision"]) == (str(choose_device("auto")), "float32")
+    assert run.metrics["train_seconds"] > 0
+    steps = [entry for entry in run.history if "learning_rate" in entry]
+    (epoch,) = [entry for entry in run.history if "epoch" in entry]
+    sizes = [32] * 8 + [4]
+    assert epoch["train_accuracy"] == pytest.approx(sum(s["accuracy"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
+    assert epoch["train_loss"] == pytest.approx(sum(s["loss"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
+    measured = gingham.evaluate(run, data.validation)
+    assert epoch["validation_accuracy"] == run.metrics["validation_accuracy"] == measured.accuracy
+    assert epoch["validation_loss"] == pytest.approx(measured.loss)
+
+
+def test_nothing_held_out_gives_no_validation_figure(quadrants):
+    data = gingham.load_data(str(quadrants), validation=0)
+    run = gingham.fit(ARTICLE.replace(epochs=0.1), data.train, progress=False)
+    assert run.metrics["validation_accuracy"] is None
+    assert run.metrics["train_images"] == 300
+
+
+@pytest.mark.parametrize("epochs", [0.001, 0.5, 1, 1.5, 2])
+def test_fractions_of_epochs(quadrants, epochs):
+    data = gingham.load_data(str(quadrants), validation=0)
+    seen = []
+    recipe = ARTICLE.replace(epochs=epochs, batch_size=30)
+    run = gingham.fit(recipe, data.train, progress=False, on_epoch=lambda model, epoch: seen.append(epoch))
+    assert run.metrics["steps"] == max(1, round(epochs * 10))
+    assert seen == list(range(1, int(epochs) + 1))
+    assert [entry["step"] for entry in run.history if "epoch" in entry][-1] == run.metrics["steps"]
+
+
+def test_bfloat16_trains_too(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    run = fit(ARTICLE.replace(epochs=1, precision="bfloat16", batch_size=32), data)
+    assert run.metrics["precision"] == "bfloat16"
+    assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
+
+
+def test_label_smoothing_and_schedules_reach_the_loop(quadrants):
+    data = gingham.load_data(str(quadrants), validation=0)
+    base = ARTICLE.replace(epochs=1, batch_size=50)
+    runs = {
+        "plain": base, "smooth": base.replace(label_smoothing=0.2), "linear": base.replace(schedule="linear"),
+        "nesterov": base.replace(nesterov=True), "decay": base.replace(weight_decay=0.1),
+    }  # fmt: skip
+    last = {
+        name: weights(gingham.fit(recipe, data.train, progress=False))["network.conv8.weight"] for name, recipe in runs.items()
+    }
+    for name in ("smooth", "linear", "nesterov", "decay"):
+        assert not torch.equal(last[name], last["plain"]), name
+    rates = [
+        e["learning_rate"] for e in gingham.fit(runs["linear"], data.train, progress=False).history if "learning_rate" in e
+    ]
+    assert rates == pytest.approx([0.01 * (1 - k / 6) for k in range(6)])
+
+
+# --- the test split stays shut
+
+
+def test_fit_refuses_the_test_split(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    with pytest.raises(DataError, match="fit got the test split as training data"):
+        gingham.fit(ARTICLE, data.test)
+    with pytest.raises(DataError, match="fit got the test split as validation data"):
+        gingham.fit(ARTICLE, data.train, data.test)
+
+
+def test_splits_of_two_datasets_are_refused(quadrants, fashion_mnist):
+    data = gingham.load_data(str(quadrants), validation=40)
+    with pytest.raises(DataError, match="cut both from one dataset"):
+        gingham.fit(ARTICLE, data.train, fashion_mnist.validation)
+
+
+# --- resume
+
+
+class Stop(Exception):  # noqa: N818  # not an error of anyone's
+    pass
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0, 1e9])
+def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, checkpoint_seconds):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=3, batch_size=32, checkpoint_seconds=checkpoint_seconds)
+    whole = gingham.save(fit(recipe, data), tmp_path / "whole")
+
+    def stop(model, epoch):
+        if epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(recipe, data, folder=tmp_path / "halves", on_epoch=stop)
+    run = fit(recipe, data, folder=tmp_path / "halves", resume=True)
+    assert run.metrics["resumed_from_step"] == (17 if checkpoint_seconds == 0 else 9)
+    halves = gingham.save(run, tmp_path / "halves")
+    assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (halves / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
+    assert not (halves / "checkpoint").exists()
+
+
+def test_killed_and_resumed(command, quadrants, tmp_path):
+    settings = ["--data", quadrants, "--epochs", 12, "--set", "batch_size=16", "--set", "checkpoint_seconds=0"]
+    out = tmp_path / "killed"
+    line = [sys.executable, "-m", "gingham", "train", *map(str, settings), "--out", str(out)]
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    state = out / "checkpoint" / "state.safetensors"
+    deadline = time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    assert not (out / "model.json").exists()
+    refused = command("train", *settings, "--out", out, code=2)
+    assert "holds a run that was interrupted; go on with --resume" in refused.stderr
+    resumed = command("train", *settings, "--out", out, "--resume", "--json")
+    assert json.loads(resumed.stdout)["resumed_from_step"] > 0
+    whole = command("train", *settings, "--out", tmp_path / "whole", "--json")
+    assert json.loads(whole.stdout)["resumed_from_step"] is None
+    for file in ("model.safetensors", "history.jsonl"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
+    data = gingham.load_data(str(quadrants), validation=40)
+
+    def stop(model, epoch):
+        if epoch == 2:
+            raise Stop
+
+    recipe = ARTICLE.replace(epochs=3, batch_size=32)
+    with pytest.raises(Stop):
+        fit(recipe, data, folder=tmp_path, on_epoch=stop)
+    with pytest.raises(RunError, match="made with another learning_rate; resume with the same settings"):
+        fit(recipe.replace(learning_rate=0.1), data, folder=tmp_path, resume=True)
+    with pytest.raises(RunError, match="another train_images"):
+        gingham.fit(recipe, gingham.load_data(str(quadrants), validation=0).train, folder=tmp_path, resume=True, progress=False)
+
+
+# --- errors and devices
+
+
+def test_a_loss_that_explodes_names_the_step_and_the_way_out(quadrants):
+    data = gingham.load_data(str(quadrants), validation=0)
+    with pytest.raises(GinghamError, match=r"no longer finite since step \d+ .*--set learning_rate=1000"):
+        gingham.fit(ARTICLE.replace(learning_rate=1e4), data.train, progress=False)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:1:2"])
+def test_unknown_devices(device):
+    with pytest.raises(GinghamError, match="allowed: auto, cpu"):
+        choose_device(device)
+
+
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto").type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+
+
+def test_precision_is_what_the_hardware_has(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_precision("float32", cpu) == "float32"
+    for tile, avx, expected in ((True, False, "bfloat16"), (False, True, "bfloat16"), (False, False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tile=tile: tile)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        assert choose_precision("auto", cpu) == expected
+
+
+def test_progress_in_plain_lines_when_piped(quadrants, capsys):
+    data = gingham.load_data(str(quadrants), validation=40)
+    gingham.fit(ARTICLE.replace(epochs=2, batch_size=32), data.train, data.validation)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert all("loss" in line and "accuracy" in line and "validation" in line for line in lines)
+
+
+def test_a_bar_on_a_terminal(quadrants, monkeypatch, capsys):
+    data = gingham.load_data(str(quadrants), validation=0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    gingham.fit(ARTICLE.replace(epochs=1, batch_size=32), data.train)
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    assert "loss " in shown
+    assert "accuracy " in shown
+
+
+@pytest.mark.slow
+def test_the_article_learns_fashion_mnist():
+    """One epoch of the real thing, all 60,000 pictures: far above the single look of a broken loop."""
+    data = gingham.load_data("fashion-mnist", validation=0)
+    run = gingham.fit(ARTICLE.replace(epochs=1), data.train, progress=False)
+    assert run.metrics["steps"] == 938
+    assert 0.72 < gingham.evaluate(run, data.test).accuracy < 0.86  # ten seeds: 77.0 to 80.2 %
