@@ -110,8 +110,7 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(spread).view(1, channels, 1, 1))
         self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; divides the logits
         self.register_buffer("threshold", torch.tensor(0.0))  # a top probability below it is "not sure"
-        # oneDNN's and cuDNN's convolutions are faster on NHWC: 1.2 times on the article's network in float32
-        # (benchmarks/reproduce_article.py --memory-format compares them).
+        # Convolutions are faster on NHWC: about 1.2 times in float32 on a CPU (benchmarks/memory_format.py measures it).
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
