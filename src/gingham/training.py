@@ -50,21 +50,11 @@ def fit(
         torch.manual_seed(recipe.seed)
         model = build(recipe.network, train.classes, _shape(train), recipe.mean, recipe.std).to(place)
     optimizer = build_optimizer(model, recipe)
-
-    steps_per_epoch = -(-len(train) // recipe.batch_size)
-    steps = max(1, round(recipe.epochs * steps_per_epoch))
-    losses, hits = torch.zeros(2, steps, device=place)  # each step's mean loss and number of right answers
-    sizes = torch.full((steps,), float(recipe.batch_size), device=place)
-    sizes[steps_per_epoch - 1 :: steps_per_epoch] = len(train) - (steps_per_epoch - 1) * recipe.batch_size
-    epochs: list[dict[str, Any]] = []
+    history = _History(recipe, len(train), place)
     start, seconds_before = 0, 0.0
-    if resume and folder is not None and (saved := load_checkpoint(Path(folder))) is not None:
-        tensors, facts = saved
-        _refuse_other_training(facts, recipe, train, Path(folder))
-        start, seconds_before, epochs = facts["step"], facts["train_seconds"], facts["epochs"]
-        _restore(tensors, model, optimizer, losses, hits)
+    if resume and folder is not None:
+        start, seconds_before = _take_up(Path(folder), recipe, train, model, optimizer, history)
 
-    display = _Display(steps, steps_per_epoch, start, progress)
     clock = time.perf_counter()
 
     def train_seconds() -> float:
@@ -72,18 +62,18 @@ def fit(
             torch.cuda.synchronize(place)  # kernels still queued are training too
         return seconds_before + time.perf_counter() - clock
 
-    def checkpoint(step: int) -> None:
+    def checkpoint(done: int) -> None:
+        history.require_finite(done)
         if folder is not None:
-            facts = {"step": step, "train_seconds": train_seconds(), "epochs": epochs, **_identity(recipe, train)}
-            save_checkpoint(Path(folder), _state(model, optimizer, losses[:step], hits[:step]), facts)
+            _put_down(Path(folder), done, train_seconds(), recipe, train, model, optimizer, history)
 
     images, labels = train.images.to(place), train.labels.to(place)
     last_checkpoint = time.monotonic()
     model.train()
-    with display:
-        for step, batch in enumerate(batches(recipe, len(train), start, steps), start):
+    with _Display(history, start, progress) as display:
+        for step, batch in enumerate(batches(recipe, len(train), start, history.steps, place), start):
             for group in optimizer.param_groups:
-                group["lr"] = lr_at(step, steps, recipe)
+                group["lr"] = lr_at(step, history.steps, recipe)
             optimizer.zero_grad()
             with autocast(precision, place):
                 logits = model(images[batch])  # (B, K)
@@ -92,47 +82,39 @@ def fit(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-            losses[step] = loss.detach()
-            hits[step] = (logits.argmax(dim=1) == labels[batch]).sum()
-            display.update(step + 1, losses, hits, sizes)
-            done, ends_epoch = step + 1, (step + 1) % steps_per_epoch == 0
-            if ends_epoch or done == steps:
-                epochs.append(_epoch_entry(done, steps_per_epoch, losses, hits, sizes, model, validation))
-                _refuse_diverged(losses[:done], recipe)
-                display.end_epoch(epochs[-1], train_seconds())
+            history.note(step, loss, logits, labels[batch])
+            done = step + 1
+            display.update(done)
+            ends_epoch = done % history.steps_per_epoch == 0
+            if ends_epoch or done == history.steps:
+                history.end_epoch(done, model, validation)
+                display.end_epoch(train_seconds())
                 if on_epoch is not None and ends_epoch:
-                    on_epoch(model, done // steps_per_epoch)
-            if ends_epoch or time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds:
-                _refuse_diverged(losses[:done], recipe)
+                    on_epoch(model, done // history.steps_per_epoch)
+            if ends_epoch or done == history.steps or time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds:
                 checkpoint(done)
                 last_checkpoint = time.monotonic()
 
     model.eval()
-    run = Run(
-        model=model,
-        recipe=recipe,
-        history=_history(losses, hits / sizes, epochs, recipe),
-        data={"name": train.dataset, "fingerprint": train.fingerprint, "train_images": len(train)},
-        environment=describe_environment(place),
-    )
-    run.metrics = {
+    metrics = {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "device": str(place),
         "precision": precision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_images": len(train),
-        "epochs": steps / steps_per_epoch,
-        "steps": steps,
+        "epochs": history.steps / history.steps_per_epoch,
+        "steps": history.steps,
         "train_seconds": train_seconds(),
-        "validation_accuracy": epochs[-1]["validation_accuracy"] if epochs else None,
+        "validation_accuracy": history.epochs[-1]["validation_accuracy"],
         "resumed_from_step": start or None,
     }
-    return run
+    data = {"name": train.dataset, "fingerprint": train.fingerprint, "train_images": len(train)}
+    return Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
 
 
-def batches(recipe: Recipe, images: int, start: int, stop: int) -> Iterator[torch.Tensor]:
-    """Yield the indices, int64 (B,), of the batches from step `start` up to `stop`.
+def batches(recipe: Recipe, images: int, start: int, stop: int, device: torch.device | None = None) -> Iterator[torch.Tensor]:
+    """Yield the indices, int64 (B,) on `device`, of the batches from step `start` up to `stop`.
 
     Every epoch is a fresh shuffle that depends on the seed and the epoch alone, so training can go on at any step. The
     last batch of an epoch is kept, however small.
@@ -143,7 +125,7 @@ def batches(recipe: Recipe, images: int, start: int, stop: int) -> Iterator[torc
         epoch, position = divmod(step, steps_per_epoch)
         if order is None or position == 0:
             generator = torch.Generator().manual_seed((recipe.seed << 20) + epoch)
-            order = torch.randperm(images, generator=generator)
+            order = torch.randperm(images, generator=generator).to(device)
         yield order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
 
 
@@ -205,48 +187,95 @@ def _refuse_wrong_splits(train: Split, validation: Split | None) -> None:
         )
 
 
-def _refuse_diverged(losses: torch.Tensor, recipe: Recipe) -> None:
-    bad = (~losses.isfinite()).nonzero().flatten()
-    if len(bad):
-        step = int(bad[0])
-        raise GinghamError(
-            f"the loss is no longer finite since step {step + 1} (a batch of {recipe.batch_size}, learning rate "
-            f"{recipe.learning_rate:g}); try a lower one, such as --set learning_rate={recipe.learning_rate / 10:g}"
-        )
+class _History:
+    """Each step's loss and right answers, kept on the device until someone asks, and what each epoch came to."""
+
+    def __init__(self, recipe: Recipe, images: int, device: torch.device) -> None:
+        self.recipe = recipe
+        self.steps_per_epoch = -(-images // recipe.batch_size)
+        self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
+        self.losses, self.hits = torch.zeros(2, self.steps, device=device)
+        self.sizes = torch.full((self.steps,), float(recipe.batch_size), device=device)
+        self.sizes[self.steps_per_epoch - 1 :: self.steps_per_epoch] = images - (self.steps_per_epoch - 1) * recipe.batch_size
+        self.epochs: list[dict[str, Any]] = []
+
+    def note(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.losses[step] = loss.detach()
+        self.hits[step] = (logits.argmax(dim=1) == labels).sum()
+
+    def mean(self, start: int, stop: int) -> tuple[float, float]:
+        """Loss and accuracy over the pictures of some steps."""
+        span = slice(start, stop)
+        images = self.sizes[span].sum()
+        return float((self.losses[span] * self.sizes[span]).sum() / images), float(self.hits[span].sum() / images)
+
+    def end_epoch(self, done: int, model: Classifier, validation: Split | None) -> None:
+        loss, accuracy = self.mean((done - 1) // self.steps_per_epoch * self.steps_per_epoch, done)
+        entry = {"epoch": done / self.steps_per_epoch, "step": done, "train_loss": loss, "train_accuracy": accuracy}
+        held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
+        if validation is not None:
+            logits, labels = model.logits(validation.images), validation.labels
+            held_out["validation_loss"] = float(F.cross_entropy(logits, labels))
+            held_out["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
+        self.epochs.append({**entry, **held_out})
+
+    def require_finite(self, done: int) -> None:
+        bad = (~self.losses[:done].isfinite()).nonzero().flatten()
+        if len(bad):
+            rate = self.recipe.learning_rate
+            raise GinghamError(
+                f"the loss is no longer finite since step {int(bad[0]) + 1} (batches of {self.recipe.batch_size}, learning "
+                f"rate {rate:g}); try a lower one, such as --set learning_rate={rate / 10:g}"
+            )
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What history.jsonl holds: a line a step, and after an epoch's last step the epoch's."""
+        ends = {entry["step"]: entry for entry in self.epochs}
+        entries: list[dict[str, Any]] = []
+        accuracies = self.hits / self.sizes
+        for step, (loss, accuracy) in enumerate(zip(self.losses.tolist(), accuracies.tolist(), strict=True), 1):
+            rate = lr_at(step - 1, self.steps, self.recipe)
+            entries.append({"step": step, "loss": loss, "accuracy": accuracy, "learning_rate": rate})
+            if step in ends:
+                entries.append(ends[step])
+        return entries
 
 
-def _identity(recipe: Recipe, train: Split) -> dict[str, Any]:
-    return {"recipe": recipe.to_dict(), "fingerprint": train.fingerprint, "train_images": len(train)}
+def _put_down(
+    folder: Path,
+    done: int,
+    train_seconds: float,
+    recipe: Recipe,
+    train: Split,
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    history: _History,
+) -> None:
+    """Write a checkpoint: weights, optimizer, history. The order of the pictures follows from the seed and the step."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+    tensors |= {"history.losses": history.losses[:done], "history.hits": history.hits[:done]}
+    facts = {"step": done, "train_seconds": train_seconds, "epochs": history.epochs, **_identity(recipe, train)}
+    save_checkpoint(folder, tensors, facts)
 
 
-def _refuse_other_training(facts: dict[str, Any], recipe: Recipe, train: Split, folder: Path) -> None:
+def _take_up(
+    folder: Path, recipe: Recipe, train: Split, model: Classifier, optimizer: torch.optim.Optimizer, history: _History
+) -> tuple[int, float]:
+    """Restore what `_put_down` wrote and return the step to go on from and the seconds spent; (0, 0.0) if there is none."""
+    saved = load_checkpoint(folder)
+    if saved is None:
+        return 0, 0.0
+    tensors, facts = saved
     now = _identity(recipe, train)
     changed = [key for key in ("fingerprint", "train_images") if facts.get(key) != now[key]]
     changed += [key for key, value in now["recipe"].items() if (facts.get("recipe") or {}).get(key) != value]
-    changed = [key for key in changed if key != "checkpoint_seconds"]  # it does not touch the weights
-    if changed:
+    if changed := [key for key in changed if key != "checkpoint_seconds"]:  # that one does not touch the weights
         raise RunError(
             f"the checkpoint in {folder} was made with another {' and another '.join(changed)}; resume with the same "
             "settings, or give another --out"
         )
-
-
-def _state(
-    model: Classifier, optimizer: torch.optim.Optimizer, losses: torch.Tensor, hits: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
-    return {**state, "history.losses": losses, "history.hits": hits}
-
-
-def _restore(
-    tensors: dict[str, torch.Tensor],
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    losses: torch.Tensor,
-    hits: torch.Tensor,
-) -> None:
     try:
         model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
         state: dict[int, dict[str, torch.Tensor]] = {}
@@ -255,61 +284,31 @@ def _restore(
                 _, index, key = name.split(".", 2)
                 state.setdefault(int(index), {})[key] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        done = len(tensors["history.losses"])
-        losses[:done], hits[:done] = tensors["history.losses"], tensors["history.hits"]
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise RunError(f"the checkpoint does not fit the network ({one_line(error)}); remove it to start over") from error
+        done = int(facts["step"])
+        history.losses[:done], history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
+        history.epochs = list(facts["epochs"])
+        return done, float(facts["train_seconds"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
+        ) from error
 
 
-def _epoch_entry(
-    done: int,
-    steps_per_epoch: int,
-    losses: torch.Tensor,
-    hits: torch.Tensor,
-    sizes: torch.Tensor,
-    model: Classifier,
-    validation: Split | None,
-) -> dict[str, Any]:
-    span = slice((done - 1) // steps_per_epoch * steps_per_epoch, done)
-    images = sizes[span].sum()
-    entry: dict[str, Any] = {
-        "epoch": done / steps_per_epoch,
-        "step": done,
-        "train_loss": float((losses[span] * sizes[span]).sum() / images),
-        "train_accuracy": float(hits[span].sum() / images),
-        "validation_loss": None,
-        "validation_accuracy": None,
-    }
-    if validation is not None:
-        logits, labels = model.logits(validation.images), validation.labels
-        entry["validation_loss"] = float(F.cross_entropy(logits, labels))
-        entry["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
-    return entry
-
-
-def _history(
-    losses: torch.Tensor, accuracies: torch.Tensor, epochs: list[dict[str, Any]], recipe: Recipe
-) -> list[dict[str, Any]]:
-    steps = len(losses)
-    by_step = {entry["step"]: entry for entry in epochs}
-    history: list[dict[str, Any]] = []
-    for step, (loss, accuracy) in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True), 1):
-        rate = lr_at(step - 1, steps, recipe)
-        history.append({"step": step, "loss": loss, "accuracy": accuracy, "learning_rate": rate})
-        if step in by_step:
-            history.append(by_step[step])
-    return history
+def _identity(recipe: Recipe, train: Split) -> dict[str, Any]:
+    return {"recipe": recipe.to_dict(), "fingerprint": train.fingerprint, "train_images": len(train)}
 
 
 class _Display:
     """A tqdm bar on a terminal; elsewhere a line an epoch, and one every ten seconds in between."""
 
-    def __init__(self, steps: int, steps_per_epoch: int, start: int, shown: bool) -> None:
-        self.steps, self.steps_per_epoch, self.shown = steps, steps_per_epoch, shown
+    def __init__(self, history: _History, start: int, shown: bool) -> None:
+        self.history, self.shown = history, shown
         self.live = shown and sys.stderr.isatty()
-        self.bar = tqdm(total=steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
+        self.bar = tqdm(total=history.steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
         self.every = 0.2 if self.live else 10.0  # reading a loss back waits for the GPU: five times a second is enough
         self.next = time.monotonic() + self.every
+        if start:
+            self._print(f"going on from step {start} of {history.steps}")
 
     def __enter__(self) -> Self:
         return self
@@ -317,29 +316,30 @@ class _Display:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
 
-    def update(self, done: int, losses: torch.Tensor, hits: torch.Tensor, sizes: torch.Tensor) -> None:
-        if not self.shown or (time.monotonic() < self.next and done < self.steps):
+    def update(self, done: int) -> None:
+        steps, steps_per_epoch = self.history.steps, self.history.steps_per_epoch
+        if not self.shown or (time.monotonic() < self.next and not (self.live and done == steps)):
             return
         self.next = time.monotonic() + self.every
-        recent = slice(max((done - 1) // self.steps_per_epoch * self.steps_per_epoch, done - 100), done)
-        loss, accuracy = float(losses[recent].mean()), float(hits[recent].sum() / sizes[recent].sum())
+        loss, accuracy = self.history.mean(max((done - 1) // steps_per_epoch * steps_per_epoch, done - 100), done)
         if self.live:
             self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
             self.bar.update(done - self.bar.n)
-        elif done % self.steps_per_epoch and done < self.steps:
-            print(
-                f"step {done}/{self.steps}  epoch {done / self.steps_per_epoch:.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}",
-                file=sys.stderr,
-            )
+        else:
+            self._print(f"step {done}/{steps}  epoch {done / steps_per_epoch:.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}")
 
-    def end_epoch(self, entry: dict[str, Any], seconds: float) -> None:
-        if not self.shown:
-            return
+    def end_epoch(self, seconds: float) -> None:
+        entry, epochs = self.history.epochs[-1], self.history.steps / self.history.steps_per_epoch
         self.next = time.monotonic() + self.every
         line = (
-            f"epoch {entry['epoch']:.3g}/{self.steps / self.steps_per_epoch:.3g}  loss {entry['train_loss']:.4f}  "
-            f"accuracy {entry['train_accuracy']:.2%}  {seconds:.1f} s"
+            f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
         )
         if entry["validation_accuracy"] is not None:
             line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
-        tqdm.write(line, file=sys.stderr) if self.live else print(line, file=sys.stderr)
+        self._print(f"{line}  {seconds:.1f} s")
+
+    def _print(self, line: str) -> None:
+        if self.live:
+            tqdm.write(line, file=sys.stderr)
+        elif self.shown:
+            print(line, file=sys.stderr)
