@@ -88,7 +88,7 @@ def test_evaluate(command, trained):
 
 
 def test_evaluate_on_other_data(command, trained, tmp_path):
-    other = make_dataset(tmp_path / "other", seed=5, test=40)
+    other = make_dataset(tmp_path / "other", seed=5, train=20, test=40)  # too few to hold 40 out, but test needs none
     report = values(command("evaluate", "runs/article-0", "--data", other, "--split", "test", "--json"))
     assert report["total"] == 40
 

@@ -1,5 +1,6 @@
 """The commands: parse, call, print. Results go to stdout, everything else to stderr."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -11,11 +12,10 @@ import typer
 
 from gingham import __version__
 from gingham.errors import DataError, GinghamError
-from gingham.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, parse_settings
+from gingham.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, parse_settings
 
 if TYPE_CHECKING:
     from gingham.datasets import Data, Split
-    from gingham.recipe import Recipe
     from gingham.storage import Run
 
 STARTED = time.time()
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 DEFAULT_DATA = "fashion-mnist"
+FIELDS = ", ".join(item.name for item in dataclasses.fields(Recipe))
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.")]
 
@@ -58,7 +59,8 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Decides every random draw; 0 unless told.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
     ] = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe>-<seed> unless told.")] = None,
@@ -105,7 +107,7 @@ def train(
         print(f"{label:<11} {text}")
 
 
-def _train(recipe: "Recipe", data: str, folder: Path, device: str, resume: bool) -> "Run":
+def _train(recipe: Recipe, data: str, folder: Path, device: str, resume: bool) -> "Run":
     from gingham.datasets import load_data
     from gingham.files import require_writable
     from gingham.storage import CHECKPOINT, save
@@ -191,7 +193,7 @@ def _split_of(run: "Run", folder: Path, data: str | None, split: str) -> "Split"
             f"{folder} held no pictures out for validation (recipe {run.recipe.name}, validation_images=0); "
             f"use --split test, or train with --set validation_images=5000"
         )
-    source = load_data(name, held_out)
+    source = load_data(name, held_out if split == "validation" else 0)
     if data is None and source.fingerprint != run.data.get("fingerprint"):
         raise DataError(
             f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "

@@ -6,7 +6,7 @@ along height and width, each of its positions can see.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -134,9 +134,9 @@ _MIXERS = {
     "rot90",
     "_fft_r2c",
     "_fft_c2c",
-    "grid_sampler_2d",
     "gather",
     "index",
+    "grid_sampler_2d",
 }
 
 
@@ -237,73 +237,66 @@ def _product(seen: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], sha
     return replace(mixed, dims=(*mixed.dims[:-2], (Atom(shape[-2]),), mixed.dims[-1]))
 
 
-def pair(value: Any, default: int = 1) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
     """Return (height, width) of an argument that torch takes as one number or as two."""
     values = list(value) if isinstance(value, (list, tuple)) else [value]
-    values = values or [default]
     return (int(values[0]), int(values[-1]))
 
 
-def _slide(
-    view: View, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int],
-    shape: Sequence[int],
-) -> View:  # fmt: skip
-    """The view after a window slid over the last two dimensions."""
+def _remap(view: View, shape: Sequence[int], steps: Mapping[int, tuple[Number, Number, Number]]) -> View:
+    """The view after some dimensions were laid out anew, as windows, slices, padding and enlarging do.
+
+    For each dimension `steps` has what its jump is multiplied by, and how far the first and last pixel seen move, in
+    jumps. `shape` gives the new sizes.
+    """
     dims, low, high = list(view.dims), list(view.low), list(view.high)
-    for place in (0, 1):
-        index = len(dims) - 2 + place
+    for place, (factor, first, last) in steps.items():
+        index = place % len(dims)
         if not _laid_out(dims[index]):
             dims[index] = (Atom(shape[index]),)
             continue
-        if len(dims[index]) != 1 or dims[index][0].axis is None:
-            raise Unknown("a window over folded positions")
-        axis, jump = dims[index][0].axis, dims[index][0].jump
+        if len(dims[index]) != 1:
+            raise Unknown("an operation along folded positions")
+        ((axis, jump),) = [(atom.axis, atom.jump) for atom in dims[index]]
         assert axis is not None
-        ends = (-padding[place] * jump, (dilation[place] * (kernel[place] - 1) - padding[place]) * jump)
+        ends = (jump * first, jump * last)  # a mirrored map has a negative jump
         low[axis] += min(ends)
         high[axis] += max(ends)
-        dims[index] = (Atom(shape[index], axis, jump * stride[place]),)
+        new = jump * factor
+        dims[index] = (Atom(shape[index], axis, int(new) if new == int(new) else new),)
     return replace(view, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]), before_pooling=None)
 
 
 def _convolve(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    weight, stride, padding, dilation, transposed = args[1], args[3], args[4], args[5], args[6]
+    _, weight, _, *numbers, transposed = args[:7]
     if len(shape) != 4:
         raise Unknown("a convolution that is not two-dimensional")
     mixed = _consume(view, [1])  # over-wide for grouped channels that hold folded positions
     mixed = replace(mixed, dims=(mixed.dims[0], (Atom(shape[1]),), *mixed.dims[2:]))
-    kernel = pair(list(weight.shape[2:]))
-    if not transposed:
-        return _slide(mixed, kernel, pair(stride), pair(padding, 0), pair(dilation), shape)
-    dims, low, high = list(mixed.dims), list(mixed.low), list(mixed.high)
-    for place in (0, 1):
-        (atom,) = dims[2 + place]
-        if atom.axis is None:
-            raise Unknown("a transposed convolution over folded positions")
-        step = Fraction(atom.jump) / pair(stride)[place]
-        span = pair(dilation)[place] * (kernel[place] - 1)
-        # The widest of the phases, put where the middle one lies: outputs between inputs see different numbers of them.
-        middle, reach = step * (pair(padding, 0)[place] - Fraction(span, 2)), atom.jump * (span // pair(stride)[place])
-        low[atom.axis] += middle - Fraction(reach) / 2
-        high[atom.axis] += middle + Fraction(reach) / 2
-        dims[2 + place] = (Atom(shape[2 + place], atom.axis, _plain(step)),)
-    return replace(mixed, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]), before_pooling=None)
-
-
-def _plain(number: Number) -> Number:
-    return int(number) if number == int(number) else number
+    steps: dict[int, tuple[Number, Number, Number]] = {}
+    for place, kernel in ((-2, weight.shape[-2]), (-1, weight.shape[-1])):
+        stride, padding, dilation = (pair(number)[place] for number in numbers)
+        span = dilation * (kernel - 1)
+        if transposed:
+            # The widest of the phases, put where the middle one lies: outputs between inputs see different numbers of them.
+            middle, reach = Fraction(2 * padding - span, 2 * stride), Fraction(span // stride, 2)
+            steps[place] = (Fraction(1, stride), middle - reach, middle + reach)
+        else:
+            steps[place] = (stride, -padding, span - padding)
+    return _remap(mixed, shape, steps)
 
 
 def _pool(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     """Max and average pooling; a window over the whole map is global pooling."""
     kernel = pair(args[1])
     stride = pair(args[2]) if len(args) > 2 and args[2] else kernel
-    padding = pair(args[3], 0) if len(args) > 3 else (0, 0)
+    padding = pair(args[3]) if len(args) > 3 else (0, 0)
+    dilation = pair(args[4]) if len(args) > 4 else (1, 1)
     sizes = [_length(dim) for dim in view.dims[-2:]]
     if tuple(shape[-2:]) == (1, 1) and kernel[0] >= sizes[0] and kernel[1] >= sizes[1] and sizes != [1, 1]:
         return _to_point(view, shape)
-    dilation = pair(args[4]) if len(args) > 4 and isinstance(args[4], (list, tuple)) else (1, 1)
-    return _slide(view, kernel, stride, padding, dilation, shape)
+    steps = {k: (stride[k], -padding[k], dilation[k] * (kernel[k] - 1) - padding[k]) for k in (-2, -1)}
+    return _remap(view, shape, steps)
 
 
 def _to_point(view: View, shape: Sequence[int]) -> View:
@@ -315,17 +308,12 @@ def _adapt(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     """Adaptive pooling: output i of n averages inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
     if tuple(shape[-2:]) == (1, 1):
         return _to_point(view, shape)
-    dims, low, high = list(view.dims), list(view.low), list(view.high)
+    steps = {}
     for place in (-2, -1):
-        (atom,) = dims[place]
-        if atom.axis is None:
-            continue
-        size, wanted = atom.size, shape[place]
+        size, wanted = _length(view.dims[place]), shape[place]
         widest = max(-(-(i + 1) * size // wanted) - i * size // wanted for i in range(wanted))
-        high[atom.axis] += atom.jump * (widest - 1)
-        dims[place] = (Atom(wanted, atom.axis, _plain(Fraction(atom.jump * size) / wanted)),)
-    pooled = replace(view, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]))
-    return replace(pooled, before_pooling=view)
+        steps[place] = (Fraction(size, wanted), 0, widest - 1)
+    return replace(_remap(view, shape, steps), before_pooling=view)
 
 
 def _reduce(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
@@ -378,16 +366,11 @@ def _cut(view: View, dim: int, start: int, step: int, size: int) -> View:
     atoms = view.dims[dim]
     if size == _length(atoms):
         return view
-    if len(atoms) == 1 and (axis := atoms[0].axis) is not None:
-        low, high = list(view.low), list(view.high)
-        low[axis] += start * atoms[0].jump
-        high[axis] += start * atoms[0].jump
-        view = replace(view, low=(low[0], low[1]), high=(high[0], high[1]))
-        new: Dimension = (Atom(size, axis, atoms[0].jump * step),)
-    else:
-        view = _consume(view, [dim]) if _laid_out(atoms) else view
-        new = (Atom(size),)
-    return replace(view, dims=(*view.dims[:dim], new, *view.dims[dim + 1 :]))
+    if len(atoms) > 1 and _laid_out(atoms):
+        view = _consume(view, [dim])
+    return _remap(
+        view, [*map(_length, view.dims[:dim]), size, *map(_length, view.dims[dim + 1 :])], {dim: (step, start, start)}
+    )
 
 
 def _select(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
@@ -398,39 +381,20 @@ def _select(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 
 def _pad(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    low, high, dims = list(view.low), list(view.high), list(view.dims)
-    for place, before in enumerate(args[1][::2]):
-        index = len(dims) - 1 - place
-        if len(dims[index]) == 1 and (axis := dims[index][0].axis) is not None:
-            low[axis] -= before * dims[index][0].jump
-            high[axis] -= before * dims[index][0].jump
-            dims[index] = (replace(dims[index][0], size=shape[index]),)
-        elif _laid_out(dims[index]) and shape[index] != _length(dims[index]):
-            raise Unknown("padding of folded positions")
-        elif not _laid_out(dims[index]):
-            dims[index] = (Atom(shape[index]),)
-    return replace(view, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]))
+    return _remap(view, shape, {-1 - place: (1, -before, -before) for place, before in enumerate(args[1][::2])})
 
 
-def _enlarge(view: View, args: Sequence[Any], shape: Sequence[int], reach: int) -> View:
-    """Interpolation: the field keeps its size (nearest) or gains `reach` input steps to blend (bilinear 1, bicubic 3).
+def _enlarge(view: View, shape: Sequence[int], blended: int) -> View:
+    """Interpolation: the field keeps its size (nearest) or gains the steps `blended` (bilinear 1, bicubic 3).
 
     Its place is right to within half a step of the smaller map, as the phase differs from position to position.
     """
-    if view.sees_all:
-        return _features(view, shape)
-    dims, low, high = list(view.dims), list(view.low), list(view.high)
+    steps = {}
     for place in (-2, -1):
-        (atom,) = dims[place]
-        if atom.axis is None:
-            dims[place] = (Atom(shape[place]),)
-            continue
-        scale = Fraction(atom.size, shape[place])
-        shift = Fraction(atom.jump) * (scale - 1) / 2
-        low[atom.axis] += shift - Fraction(atom.jump) * reach / 2
-        high[atom.axis] += shift + Fraction(atom.jump) * reach / 2
-        dims[place] = (Atom(shape[place], atom.axis, _plain(atom.jump * scale)),)
-    return replace(view, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]), before_pooling=None)
+        scale = Fraction(_length(view.dims[place]), shape[place])
+        shift, reach = (scale - 1) / 2, Fraction(blended, 2)
+        steps[place] = (scale, shift - reach, shift + reach)
+    return _remap(view, shape, steps)
 
 
 def _permute(view: View, order: Sequence[int]) -> View:
@@ -461,27 +425,14 @@ def _unsqueeze(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 
 def _flip(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    dims, low, high = list(view.dims), list(view.low), list(view.high)
-    for index in args[1]:
-        turned = []
-        for atom in dims[index]:
-            if atom.axis is not None:
-                low[atom.axis] += atom.jump * (atom.size - 1)
-                high[atom.axis] += atom.jump * (atom.size - 1)
-            turned.append(replace(atom, jump=-atom.jump))
-        dims[index] = tuple(turned)
-    return replace(view, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]))
+    return _remap(view, shape, {dim: (-1, shape[dim] - 1, shape[dim] - 1) for dim in args[1] if _laid_out(view.dims[dim])})
 
 
 def _unfold(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     """Tensor.unfold: windows along one dimension, their content in a new last one."""
     dim, size, step = args[1] % len(view.dims), args[2], args[3]
-    if len(view.dims[dim]) != 1:
-        raise Unknown("windows over folded positions")
-    (atom,) = view.dims[dim]
-    dims = [*view.dims, (replace(atom, size=size),)]
-    dims[dim] = (Atom(shape[dim], atom.axis, atom.jump * step),)
-    return replace(view, dims=tuple(dims))
+    windows = _remap(view, shape, {dim: (step, 0, 0)})
+    return replace(windows, dims=(*windows.dims, tuple(replace(atom, size=size) for atom in view.dims[dim])))
 
 
 def _unshuffle(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
@@ -519,10 +470,10 @@ _RULES: dict[str, Callable[[View, Sequence[Any], Sequence[int]], View]] = {
     "slice": _slice,
     "select": _select,
     **dict.fromkeys(("constant_pad_nd", "reflection_pad2d", "replication_pad2d"), _pad),
-    "upsample_nearest2d": lambda view, args, shape: _enlarge(view, args, shape, 0),
-    "upsample_bilinear2d": lambda view, args, shape: _enlarge(view, args, shape, 1),
-    "_upsample_bilinear2d_aa": lambda view, args, shape: _enlarge(view, args, shape, 1),
-    "upsample_bicubic2d": lambda view, args, shape: _enlarge(view, args, shape, 3),
+    "upsample_nearest2d": lambda view, args, shape: _enlarge(view, shape, 0),
+    "upsample_bilinear2d": lambda view, args, shape: _enlarge(view, shape, 1),
+    "_upsample_bilinear2d_aa": lambda view, args, shape: _enlarge(view, shape, 1),
+    "upsample_bicubic2d": lambda view, args, shape: _enlarge(view, shape, 3),
     "permute": lambda view, args, shape: _permute(view, args[1]),
     "transpose": _transpose,
     "t": _transpose,

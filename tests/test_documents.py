@@ -1,0 +1,93 @@
+"""The documents: their examples run, their commands and links exist, their figures are those of the records."""
+
+import doctest
+import importlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT
+from gingham.recipe import DEFAULT_RECIPE
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("records/*.md"), *ROOT.glob("benchmarks/results/*.md")]
+)
+MODULES = sorted(path.stem for path in (ROOT / "src/gingham").glob("*.py") if not path.stem.startswith("__"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f"gingham.{name}")
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    names = {**vars(module), "torch": torch, "Path": Path}
+    assert doctest.testmod(module, extraglobs=names, optionflags=flags).failed == 0
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "Makefile"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_exist_with_their_options(path, command):
+    helps = {name: command(name, "--help").stdout for name in ("train", "evaluate", "show", "summary")}
+    for line in re.findall(r"gingham ((?:train|evaluate|show|summary)\b[^`\n]*)", path.read_text()):
+        name, *words = line.split()
+        for word in words:
+            if word.startswith("--"):
+                assert f"{word} " in helps[name] or f"{word}\n" in helps[name], f"gingham {line}"
+
+
+def test_make_train_evaluates_what_it_trained():
+    text = (ROOT / "Makefile").read_text()
+    assert f"evaluate runs/{DEFAULT_RECIPE}-0 " in text
+
+
+def test_the_records_table_is_made_from_the_records():
+    import records
+
+    text = (ROOT / "records/README.md").read_text()
+    assert records.table() in text
+    assert text.count("record.json)") == len(list(ROOT.glob("records/*/record.json")))
+
+
+def test_the_articles_record():
+    (file,) = ROOT.glob("records/*-article/record.json")
+    record = json.loads(file.read_text())
+    wanted = {
+        "target",
+        "accuracies",
+        "n",
+        "split",
+        "train_seconds",
+        "wall_seconds",
+        "hardware",
+        "torch",
+        "commit",
+        "command",
+        "recipe",
+    }
+    assert wanted <= set(record)
+    assert record["n"] == len(record["accuracies"]) == len(record["train_seconds"]) >= 10
+    assert abs(statistics.mean(record["accuracies"]) - 0.8482) < 0.02
+    mean, spread = statistics.mean(record["accuracies"]), statistics.stdev(record["accuracies"])
+    assert f"{mean:.2%} ± {spread:.2%}".replace("%", " %") in (ROOT / "README.md").read_text()
+
+
+def test_no_place_of_one_machine_is_named():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        content = (ROOT / name).read_bytes()
+        for word in (b"/ro" + b"ot/", b"/ho" + b"me/", b"/wo" + b"rk/"):
+            assert word not in content, name
