@@ -42,7 +42,7 @@ def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
 def write_record(
     name: str,
     *,
-    target: float | None,
+    target: float,
     accuracies: list[float],
     train_seconds: list[float],
     wall_seconds: list[float],

@@ -79,6 +79,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds, counted from 0 (default: 10)")
     parser.add_argument("--work", type=Path, default=Path("runs/reproduce-article"), help="where finished seeds are kept")
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error(f"--seeds got {options.seeds}; a spread needs at least 2, a record 10")
     commit = records.clean_commit()
     data = gingham.load_data("fashion-mnist", validation=0)
 
@@ -90,6 +92,8 @@ def main() -> None:
             write_json(file, train_seed(seed, data))
         outcomes.append(json.loads(file.read_text()))
 
+    if any(outcome["environment"] != outcomes[0]["environment"] for outcome in outcomes):
+        sys.exit(f"the seeds in {options.work} were trained on different machines or versions; give another --work")
     final = [outcome["curve"][-1] for outcome in outcomes]
     low, high = mean_interval(final)
     dead = sum(accuracy < DEAD for accuracy in final)

@@ -10,6 +10,7 @@ from PIL import Image
 
 import gingham
 from conftest import make_dataset
+from gingham.files import locked
 
 
 def values(done):
@@ -183,6 +184,7 @@ WRONG = {
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
     "folder": (["show", "."], "train-images-idx3-ubyte is missing"),
+    "long name": (["evaluate", "x" * 300], "(File name too long); check the path"),
 }  # fmt: skip
 
 
@@ -196,6 +198,29 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(command, name):
 def test_a_folder_that_cannot_be_written_is_said_before_training(command, quadrants):
     (command.folder / "runs").write_text("a file in the way")
     assert "cannot write" in command("train", "--data", quadrants, "--epochs", 0.1, code=2).stderr
+
+
+def test_a_figure_that_cannot_be_written_costs_no_result(command, trained):
+    Image.new("RGB", (5, 5), "red").save(command.folder / "runs/article-0/confusion-test.png")
+    done = command("evaluate", "runs/article-0", "--split", "test", "--json")
+    assert values(done)["total"] == 80
+    assert values(done)["file"] is None
+    assert "no figure: " in done.stderr
+
+
+def test_a_folder_in_use_is_said_before_training(command, quadrants):
+    (command.folder / "busy").mkdir()
+    with locked(command.folder / "busy", wait=False):
+        refused = command("train", "--data", quadrants, "--out", "busy", "--epochs", 0.1, code=2)
+    assert "another gingham is writing into busy" in refused.stderr
+    command("train", "--data", quadrants, "--out", "busy", "--epochs", 0.1)
+
+
+def test_a_run_saved_from_python_can_be_looked_at(command, small_run):
+    run, _ = small_run
+    gingham.save(run, command.folder / "runs/article-0")
+    assert values(command("train", "--resume", "--json"))["wall_seconds"] is None
+    assert "train_seconds, - wall_seconds" in command("train", "--resume").stdout
 
 
 def test_as_a_process_of_its_own(command, quadrants):

@@ -30,7 +30,8 @@ def imported_modules(tree: ast.AST) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gingham":
             inner = node.module.split(".")[1:]
-            found |= {inner[0]} if inner else {name.name for name in node.names if name.name in FLOOR}
+            # `from gingham import evaluate` reaches the room the public name lives in.
+            found |= {inner[0]} if inner else {gingham._HOME.get(name.name, name.name) for name in node.names} - {"__version__"}
         if isinstance(node, ast.Import):
             found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("gingham.")}
     return found

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import gingham
+from conftest import make_dataset
 from gingham import DataError, GinghamError, RunError, Split
 from gingham.training import batches, choose_device, choose_precision
 from test_models import reference_article
@@ -69,8 +70,6 @@ def test_the_order_can_be_taken_up_anywhere(start):
 
 def test_the_first_losses_are_golden(tmp_path):
     # The numerics of init, order, normalisation, loss and SGD at once; a change of theirs must be meant.
-    from conftest import make_dataset
-
     data = gingham.load_data(str(make_dataset(tmp_path / "quadrants")), validation=40)
     recipe = ARTICLE.replace(epochs=1, batch_size=16, learning_rate=0.05, validation_images=40)
     run = fit(recipe, data)
@@ -97,6 +96,13 @@ def test_a_seed_decides_everything(quadrants):
     other = fit(recipe.replace(seed=1), data)
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
     assert not torch.equal(weights(first)["network.conv1.weight"], weights(other)["network.conv1.weight"])
+
+
+def test_a_run_says_what_was_held_out_not_what_was_meant(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=0.1, validation_images=5000)
+    assert fit(recipe, data).recipe.validation_images == 40
+    assert gingham.fit(recipe, data.train, progress=False).recipe.validation_images == 0
 
 
 def test_metrics_and_history(small_run):
@@ -137,7 +143,10 @@ def test_fractions_of_epochs(quadrants, epochs):
 def test_bfloat16_trains_too(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     run = fit(ARTICLE.replace(epochs=1, precision="bfloat16", batch_size=32), data)
-    assert run.metrics["precision"] == "bfloat16"
+    exact = fit(ARTICLE.replace(epochs=1, precision="float32", batch_size=32), data)
+    assert (run.metrics["precision"], exact.metrics["precision"]) == ("bfloat16", "float32")
+    difference = abs(run.history[0]["loss"] - exact.history[0]["loss"])
+    assert 0 < difference < 0.01, "coarser, but not by much"
     assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
 
 
@@ -174,6 +183,9 @@ def test_splits_of_two_datasets_are_refused(quadrants, fashion_mnist):
     data = gingham.load_data(str(quadrants), validation=40)
     with pytest.raises(DataError, match="cut both from one dataset"):
         gingham.fit(ARTICLE, data.train, fashion_mnist.validation)
+    make_dataset(quadrants, seed=9)
+    with pytest.raises(DataError, match="or of another state of it; cut both from one dataset"):
+        gingham.fit(ARTICLE, data.train, gingham.load_data(str(quadrants), validation=40).validation)
 
 
 # --- resume
@@ -212,7 +224,7 @@ def test_killed_and_resumed(command, quadrants, tmp_path):
     deadline = time.monotonic() + 60
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(0.5)
+    time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert state.exists()
@@ -296,7 +308,7 @@ def test_a_bar_on_a_terminal(quadrants, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_article_learns_fashion_mnist():
+def test_the_article_learns_fashion_mnist(fashion_mnist_folder):
     """One epoch of the real thing, all 60,000 pictures: far above the single look of a broken loop."""
     data = gingham.load_data("fashion-mnist", validation=0)
     run = gingham.fit(ARTICLE.replace(epochs=1), data.train, progress=False)

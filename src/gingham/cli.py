@@ -1,6 +1,7 @@
 """The commands: parse, call, print. Results go to stdout, everything else to stderr."""
 
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gingham import __version__
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, one_line
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, parse_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from gingham.datasets import Data, Split
     from gingham.storage import Run
 
@@ -78,7 +81,7 @@ def train(
         if not resume:
             raise GinghamError(
                 f"{folder} already holds a finished run; give another --out or --seed, or look at it with "
-                f"gingham evaluate {folder} --split {_split_at_hand(chosen.validation_images)}"
+                f"gingham evaluate {folder}"
             )
         from gingham.storage import load
 
@@ -90,26 +93,31 @@ def train(
     if as_json:
         _print_json(result)
         return
-    held_out = "none held out" if result["validation_accuracy"] is None else f"{result['validation_accuracy']:.2%}"
-    environment = run.environment
-    for label, text in (
-        ("run", str(folder)),
+    _print_pairs(
+        ("run", folder),
         ("network", f"{run.recipe.network}, {result['parameters']:,} parameters"),
-        (
-            "trained on",
-            f"{result['train_images']:,} pictures of {run.data['name']}, {result['epochs']:.3g} epochs, {result['steps']:,} steps",
-        ),
-        ("time", f"{result['train_seconds']:.1f} s train_seconds, {result['wall_seconds']:.1f} s wall_seconds"),
-        ("on", f"{environment['hardware']}; torch {environment['torch']}, {result['precision']}"),
-        ("validation", held_out),
-        ("next", f"gingham evaluate {folder} --split {_split_at_hand(run.recipe.validation_images)}"),
-    ):
-        print(f"{label:<11} {text}")
+        ("trained on", f"{result['train_images']:,} pictures of {run.data.get('name')}, {result['epochs']:.3g} epochs"),
+        ("time", f"{_seconds(result['train_seconds'])} train_seconds, {_seconds(result['wall_seconds'])} wall_seconds"),
+        ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result['precision']}"),
+        ("validation", "none held out" if result["validation_accuracy"] is None else f"{result['validation_accuracy']:.2%}"),
+        ("next", f"gingham evaluate {folder} --split {'validation' if run.recipe.validation_images else 'test'}"),
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+def _print_pairs(*pairs: tuple[str, object]) -> None:
+    width = max(len(label) for label, _ in pairs)
+    for label, text in pairs:
+        print(f"{label:<{width}}  {text}")
 
 
 def _train(recipe: Recipe, data: str, folder: Path, device: str, resume: bool) -> "Run":
     from gingham.datasets import load_data
-    from gingham.files import require_writable
+    from gingham.files import locked, require_writable
+    from gingham.reporting import draw_curves
     from gingham.storage import CHECKPOINT, save
     from gingham.training import choose_device, fit
 
@@ -120,20 +128,27 @@ def _train(recipe: Recipe, data: str, folder: Path, device: str, resume: bool) -
         )
     source = load_data(data, recipe.validation_images)
     require_writable(folder)
-    try:
-        run = fit(recipe, source.train, source.validation, folder=folder, resume=resume, device=device)
-    except KeyboardInterrupt:
-        kept = (folder / CHECKPOINT).exists()
-        again = "go on with the same command and --resume" if kept else "no checkpoint was due yet, so nothing is kept"
-        _say(f"\ninterrupted; {again}")
-        raise
-    run.metrics["wall_seconds"] = time.time() - _process_start()
-    save(run, folder)
-
-    from gingham.reporting import draw_curves
-
-    draw_curves(run, folder / "curves.png")
+    with locked(folder, wait=False):
+        try:
+            run = fit(recipe, source.train, source.validation, folder=folder, resume=resume, device=device)
+        except KeyboardInterrupt:
+            kept = (folder / CHECKPOINT).exists()
+            again = "go on with the same command and --resume" if kept else "no checkpoint was due yet, so nothing is kept"
+            _say(f"\ninterrupted; {again}")
+            raise
+        run.metrics["wall_seconds"] = time.time() - _process_start()  # all but the writing that follows
+        save(run, folder)
+    _draw(draw_curves, run, folder / "curves.png")
     return run
+
+
+def _draw(draw: "Callable[[Any, Path], Path]", what: object, file: Path) -> str | None:
+    """A figure beside a result: where it cannot be written the result still counts, and stderr says why."""
+    try:
+        return str(draw(what, file))
+    except GinghamError as error:
+        _say(f"gingham: no figure: {error}")
+        return None
 
 
 @app.command()
@@ -158,9 +173,9 @@ def evaluate(
 
     from gingham.reporting import draw_confusion
 
-    figure = draw_confusion(report, run / f"confusion-{split}.png")
+    figure = _draw(draw_confusion, report, run / f"confusion-{split}.png")
     if as_json:
-        _print_json({**report.to_dict(), "file": str(figure)})
+        _print_json({**report.to_dict(), "file": figure})
         return
     print(report.confusion)
     print()
@@ -170,11 +185,7 @@ def evaluate(
     seconds = loaded.metrics.get("train_seconds")
     if isinstance(seconds, (int, float)):
         print(f"trained in {seconds:.1f} s (train_seconds) on {loaded.environment.get('hardware', 'unknown hardware')}")
-    print(f"figure: {figure}")
-
-
-def _split_at_hand(validation_images: int) -> str:
-    return "validation" if validation_images else "test"
+    print(f"figure: {figure or 'not written'}")
 
 
 def _times(number: int) -> str:
@@ -273,7 +284,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     numbers = [value if isinstance(value, list) else [value] for value in (facts["mean"], facts["std"])]
     mean, std = (", ".join(f"{x:.4f}" for x in values) for values in numbers)
     print()
-    for label, text in (
+    _print_pairs(
         (
             "pictures",
             f"{facts['splits']['train']:,} train, {facts['splits']['test']:,} test, in {len(facts['classes'])} classes",
@@ -287,8 +298,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
         ("source", facts["source"]),
         ("fingerprint", facts["fingerprint"]),
         ("figure", facts["file"]),
-    ):
-        print(f"{label:<12} {text}")
+    )
 
 
 @app.command()
@@ -330,9 +340,10 @@ def _process_start() -> float:
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text().split()[0])
-        return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+        start = time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return STARTED
+    return start if 0 <= STARTED - start < 60 else STARTED  # a container may show another machine's uptime
 
 
 def _say(text: str) -> None:
@@ -346,6 +357,8 @@ def _print_json(value: object) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, 2 for what the user can mend, 130 when interrupted."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # the base of every complaint about arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an old terminal shows a question mark for the formulas' signs
     try:
         code: Any = app(arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -361,6 +374,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     except usage_error as error:
         _fail(error.format_message())
+    except OSError as error:
+        _fail(
+            f"cannot use {error.filename or 'a file'} ({error.strerror or one_line(error)}); check the path and its permissions"
+        )
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error):
+            raise
+        _fail(f"out of memory ({one_line(error)}); try a smaller --set batch_size, or fewer other programs")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -116,8 +115,8 @@ def load_data(name: str = "fashion-mnist", validation: int = 5000) -> Data:
         classes = NAMED[name].classes
         _verify(name, folder, arrays)
     elif name and Path(name).is_dir():
-        arrays = _read(Path(name))
-        folder = Path(name)
+        folder = Path(name).resolve()
+        arrays = _read(folder)
         classes = tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1))
     else:
         raise DataError(f"unknown dataset {name!r}{suggest(name, NAMED)}, or a folder with the files {', '.join(FILES)}")
@@ -180,9 +179,13 @@ def _download(name: str, folder: Path) -> Path:
                 getattr(torchvision.datasets, known.torchvision_class)(side, download=True)
             raw = Path(side) / known.torchvision_class / "raw"
             _verify(name, raw, _read(raw))
-            folder.mkdir(exist_ok=True)
+            whole = Path(side) / name
+            whole.mkdir()
             for file in FILES:
-                shutil.move(raw / file, folder / file)
+                (raw / file).rename(whole / file)
+            if folder.is_dir():
+                folder.rmdir()  # none of the files is in it, or there had been no download
+            whole.rename(folder)  # all four at once, or none
         return folder
     except (OSError, RuntimeError) as error:
         raise DataError(f"{name} is not on this machine and its download failed ({one_line(error)}); {way_out}") from error

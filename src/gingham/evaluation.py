@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gingham.datasets import Split
 from gingham.errors import DataError
 from gingham.metrics import calibration_error, confusion_matrix, proportion_interval
-from gingham.storage import Run, save_facts
+from gingham.storage import Run, record_opening
 from gingham.tables import render
 
 
@@ -101,9 +101,8 @@ def evaluate(run: Run, split: Split) -> Report:
     if not len(split):
         raise DataError(f"the {split.name} split of {split.dataset} is empty; choose another split")
     if split.name == "test":
-        opening = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "dataset": split.dataset, "images": len(split)}
-        run.test_openings.append(opening)
-        save_facts(run)
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        record_opening(run, {"date": date, "dataset": split.dataset, "images": len(split)})
     return measure(model.logits(split.images), split, list(run.test_openings))
 
 

@@ -43,6 +43,25 @@ def replacing(path: Path) -> Iterator[Path]:
             side.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a folder against other processes of gingham that ask for it too; a dead process lets go by itself.
+
+    Raises
+        GinghamError: another process holds it, and `wait` is False.
+    """
+    import fcntl  # not on Windows, where gingham does not run yet
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    except BlockingIOError:
+        raise GinghamError(f"another gingham is writing into {folder}; wait for it, or give another --out") from None
+    finally:
+        os.close(descriptor)
+
+
 def require_writable(folder: Path) -> None:
     """Make the folder and see that a file can be written there, before hours of work are to be kept in it."""
     try:

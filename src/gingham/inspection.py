@@ -39,7 +39,8 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
     anchor = next(iter([*network.parameters(), *network.buffers()]), torch.empty(0))
     blank = torch.zeros(1, channels, height, width, device=anchor.device, dtype=torch.float32)
     recorder = _Recorder(network, blank)
-    was_training, fast_attention = network.training, torch.backends.mha.get_fastpath_enabled()
+    modes = {module: module.training for module in network.modules()}
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
     network.eval()
     # The fused attention is one opaque operation; its parts can be followed.
     torch.backends.mha.set_fastpath_enabled(False)
@@ -50,7 +51,8 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
         raise ModelError(_where_it_ran_out(recorder, error, name, tuple(input_shape))) from error
     finally:
         recorder.remove_hooks()
-        network.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
         torch.backends.mha.set_fastpath_enabled(fast_attention)
     parameters = list(network.parameters())
     return Summary(
@@ -248,7 +250,7 @@ def _slides(name: str, args: Any, out: torch.Tensor, view: View | None) -> tuple
     for axis in (0, 1):
         window = Window(kernel[axis], stride[axis], padding[axis], dilation[axis])
         before = Field(view.size[axis], abs(round(view.jump[axis]))) if seen and view and view.jump else None
-        slides.append(Slide(window, args[0].shape[2 + axis], out.shape[2 + axis], before, ceil_mode))
+        slides.append(Slide(window, args[0].shape[2 + axis], before, ceil_mode))
     return slides[0], slides[1]
 
 
@@ -287,7 +289,7 @@ def _where_it_ran_out(recorder: _Recorder, error: Exception, name: str, input_sh
     layer = f"{call.name or name} ({type(call.module).__name__})"
     got = "x".join(map(str, call.inputs[0].shape[1:])) if call.inputs else "nothing"
     module = call.module
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and call.inputs and call.inputs[0].shape[-1] != module.in_features:
         return (
             f"a picture of {shape} reaches {layer} with {call.inputs[0].shape[-1]} features, it takes {module.in_features}; "
             f"give another --input, or make it Linear({call.inputs[0].shape[-1]}, {module.out_features})"
@@ -321,7 +323,7 @@ def find_network(model: str, shape: tuple[int, int, int] | None = None) -> tuple
         return NETWORKS[model](shape[0] if shape else 1, 10), (1, 28, 28)
     if model.startswith("torchvision:"):
         return _torchvision_network(model.removeprefix("torchvision:")), (3, 224, 224)
-    if (Path(model) / "model.json").exists() or Path(model).is_dir():
+    if Path(model).is_dir():
         loaded = load(model).model
         return loaded.network, loaded.input_shape
     if ":" in model:
@@ -352,7 +354,7 @@ def _own_network(name: str) -> nn.Module:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
     try:
         made = getattr(importlib.import_module(module_name), class_name)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"cannot make {name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, importable from here, "
             "for a torch.nn.Module that needs no arguments"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gingham.errors import ModelError, suggest
-from gingham.geometry import Field, Window
+from gingham.geometry import Field, Window, output_size
 from gingham.tables import count, render
 
 Pixels = int | list[int] | str | None  # a number, [height, width] where they differ, "all", or unknown
@@ -12,13 +12,16 @@ Pixels = int | list[int] | str | None  # a number, [height, width] where they di
 
 @dataclass(frozen=True)
 class Slide:
-    """A window's passage over one axis of a map: what it read, what came out, and what each position saw before."""
+    """A window's passage over one axis of a map: what it read, and what each position saw before."""
 
     window: Window
     size: int
-    out_size: int
     before: Field | None
     ceil_mode: bool = False
+
+    @property
+    def out_size(self) -> int:
+        return output_size(self.size, self.window, self.ceil_mode)
 
     @property
     def rounding(self) -> str:

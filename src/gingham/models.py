@@ -134,14 +134,18 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
         """Return float32 logits (N, K) on the CPU, in evaluation mode and without gradients."""
-        was_training = self.training
+        modes = {module: module.training for module in self.modules()}
         self.eval()
+        cudnn = torch.backends.cudnn
+        was_allowed, cudnn.allow_tf32 = cudnn.allow_tf32, False  # on a GPU "float32" convolutions may round to 10 bits
         try:
             device = self.mean.device
             parts = [self(part.to(device)).float().cpu() for part in torch.split(images, batch_size)]
             return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
         finally:
-            self.train(was_training)
+            cudnn.allow_tf32 = was_allowed
+            for module, mode in modes.items():
+                module.training = mode
 
 
 def build(

@@ -83,7 +83,7 @@ def _refuse_unknown(names: Iterable[str]) -> None:
 def _checked(item: "dataclasses.Field[Any]", given: Any) -> Any:
     value = given
     try:
-        if item.type is tuple or str(item.type).startswith("tuple"):
+        if str(item.type).startswith("tuple"):
             value = tuple(_as(float, x) for x in (value if isinstance(value, (list, tuple)) else [value]))
         else:
             value = _as(item.type, value)

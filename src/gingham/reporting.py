@@ -38,7 +38,7 @@ def draw_contact_sheet(data: Data, file: Path, each: int = 12) -> Path:
                 axes.text(-0.15, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=11, color=INK)
     rest = f", the first {len(classes)} of {len(data.classes)} classes" if len(classes) < len(data.classes) else ""
     title = f"{Path(data.name).name}: training pictures by class{rest}"
-    grey = " (ink on paper; the files hold them light on black)" if split.images.shape[1] != 3 else ""
+    grey = " (bright pixels shown dark, as ink on paper)" if split.images.shape[1] != 3 else ""
     figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title + grey, fontsize=12, color=INK, va="center")
     return _write(figure, file)
 
@@ -57,8 +57,8 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
 def draw_curves(run: Run, file: Path) -> Path:
     """Write a PNG of loss and accuracy over the epochs, and return it.
 
-    Thin lines are single batches, averaged over a fiftieth of the run; dots are the validation split, where one is held
-    out.
+    The training line averages its batches over a fiftieth of the run each; dots are the validation split, where one is
+    held out.
     """
     steps = [entry for entry in run.history if "learning_rate" in entry]
     ends = [entry for entry in run.history if "epoch" in entry and entry["validation_accuracy"] is not None]
@@ -119,7 +119,7 @@ def _draw_picture(axes: Any, picture: torch.Tensor) -> None:
 def _write(figure: Figure, file: Path) -> Path:
     """Save with our mark inside; a file of that name that Gingham did not draw is left alone."""
     if file.exists() and not _drawn_by_us(file):
-        raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; give another name with --out")
+        raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
     with replacing(file) as side:
         figure.savefig(side, format="png", dpi=130, metadata={"Software": "gingham"})
     return file

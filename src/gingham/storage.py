@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from gingham import __version__
 from gingham.errors import GinghamError, RunError, one_line
-from gingham.files import read_json, replacing, write_json, write_text
+from gingham.files import locked, read_json, replacing, write_json, write_text
 from gingham.models import NETWORKS, Classifier, build
 from gingham.recipe import Recipe
 
@@ -70,21 +70,26 @@ def save(run: Run, folder: str | Path) -> Path:
         GinghamError: the folder cannot be written.
         RunError: the folder holds another finished run.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     if (folder / FACTS).exists() and run.folder != folder:
         raise RunError(f"{folder} already holds a finished run; choose another folder")
     write_tensors(folder / WEIGHTS, run.model.state_dict())
-    write_text(folder / HISTORY, "".join(json.dumps(entry) + "\n" for entry in run.history))
+    write_text(folder / HISTORY, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
     run.folder = folder
-    save_facts(run)
+    write_json(folder / FACTS, run.facts())
     remove_checkpoint(folder)
     return folder
 
 
-def save_facts(run: Run) -> None:
-    """Rewrite `model.json` of a saved run, as after an opening of the test split; nothing for one never saved."""
-    if run.folder is not None:
-        write_json(run.folder / FACTS, run.facts())
+def record_opening(run: Run, opening: dict[str, Any]) -> None:
+    """Add an opening of the test split to a run, and to its folder where it is saved, beside those others have added."""
+    if run.folder is None:
+        run.test_openings.append(opening)
+        return
+    with locked(run.folder, wait=True):
+        facts = read_json(run.folder / FACTS)
+        run.test_openings = [*facts.get("test_openings", []), opening]
+        write_json(run.folder / FACTS, {**facts, "test_openings": run.test_openings})
 
 
 def load(folder: str | Path) -> Run:
@@ -113,7 +118,7 @@ def load(folder: str | Path) -> Run:
     tensors, _ = read_tensors(folder / WEIGHTS)
     _fill(run.model, tensors, folder / WEIGHTS)
     run.history = _read_history(folder / HISTORY)
-    run.folder = folder
+    run.folder = folder.resolve()
     return run
 
 
@@ -169,7 +174,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []  # a model can be used without the story of its training
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without") from error
 
 
@@ -212,7 +217,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, An
         if facts["format"] > FORMAT:
             raise ValueError(f"format {facts['format']} is newer than {FORMAT}, the newest this gingham reads: update gingham")
         return tensors, facts
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is not a checkpoint ({one_line(error)}); remove {path.parent} to start over") from error
 
 
@@ -220,6 +225,8 @@ def remove_checkpoint(folder: Path) -> None:
     """Remove what `save_checkpoint` wrote, and nothing else."""
     path = folder / CHECKPOINT
     path.unlink(missing_ok=True)
+    for side in path.parent.glob(f".{path.name}.*"):  # of a process killed while writing
+        side.unlink(missing_ok=True)
     if path.parent.is_dir() and not any(path.parent.iterdir()):
         path.parent.rmdir()
 

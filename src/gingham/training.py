@@ -44,6 +44,7 @@ def fit(
         GinghamError: an unknown device, a loss that is no longer finite, or a checkpoint of another recipe.
     """
     _refuse_wrong_splits(train, validation)
+    recipe = recipe.replace(validation_images=len(validation) if validation else 0)  # what was held out, not what was meant
     place = choose_device(device)
     precision = choose_precision(recipe.precision, place)
     with torch.random.fork_rng():
@@ -63,7 +64,6 @@ def fit(
         return seconds_before + time.perf_counter() - clock
 
     def checkpoint(done: int) -> None:
-        history.require_finite(done)
         if folder is not None:
             _put_down(Path(folder), done, train_seconds(), recipe, train, model, optimizer, history)
 
@@ -86,12 +86,15 @@ def fit(
             done = step + 1
             display.update(done)
             ends_epoch = done % history.steps_per_epoch == 0
+            due = time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds
+            if ends_epoch or due or done == history.steps:
+                history.require_finite(done, model)
             if ends_epoch or done == history.steps:
                 history.end_epoch(done, model, validation)
                 display.end_epoch(train_seconds())
                 if on_epoch is not None and ends_epoch:
                     on_epoch(model, done // history.steps_per_epoch)
-            if ends_epoch or done == history.steps or time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds:
+            if ends_epoch or due or done == history.steps:
                 checkpoint(done)
                 last_checkpoint = time.monotonic()
 
@@ -106,6 +109,7 @@ def fit(
         "epochs": history.steps / history.steps_per_epoch,
         "steps": history.steps,
         "train_seconds": train_seconds(),
+        "wall_seconds": None,  # the command line knows it
         "validation_accuracy": history.epochs[-1]["validation_accuracy"],
         "resumed_from_step": start or None,
     }
@@ -185,6 +189,11 @@ def _refuse_wrong_splits(train: Split, validation: Split | None) -> None:
             f"the validation split has {len(validation.classes)} classes and pictures of {_shape(validation)}, the training "
             f"split {len(train.classes)} and {_shape(train)}; cut both from one dataset"
         )
+    if validation is not None and validation.fingerprint != train.fingerprint:
+        raise DataError(
+            f"the training split is of {train.dataset} and the validation split of {validation.dataset}, or of another state "
+            "of it; cut both from one dataset"
+        )
 
 
 class _History:
@@ -219,13 +228,15 @@ class _History:
             held_out["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
         self.epochs.append({**entry, **held_out})
 
-    def require_finite(self, done: int) -> None:
-        bad = (~self.losses[:done].isfinite()).nonzero().flatten()
-        if len(bad):
+    def require_finite(self, done: int, model: Classifier) -> None:
+        bad = (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
+        if not bad and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            bad = [done - 1]  # the last update was the one: its loss would only show at the next step
+        if bad:
             rate = self.recipe.learning_rate
             raise GinghamError(
-                f"the loss is no longer finite since step {int(bad[0]) + 1} (batches of {self.recipe.batch_size}, learning "
-                f"rate {rate:g}); try a lower one, such as --set learning_rate={rate / 10:g}"
+                f"the loss is no longer finite since step {bad[0] + 1} (batches of {self.recipe.batch_size}, learning "
+                f"rate {rate:g}); try a lower one and another --out, such as --set learning_rate={rate / 10:g}"
             )
 
     def entries(self) -> list[dict[str, Any]]:
@@ -278,17 +289,19 @@ def _take_up(
         )
     try:
         model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = tensor
+                # In the parameter's own memory format: another one may take another kernel, and end in other bits.
+                state.setdefault(int(index), {})[key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         done = int(facts["step"])
         history.losses[:done], history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
         history.epochs = list(facts["epochs"])
         return done, float(facts["train_seconds"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
         ) from error
@@ -339,7 +352,8 @@ class _Display:
         self._print(f"{line}  {seconds:.1f} s")
 
     def _print(self, line: str) -> None:
-        if self.live:
-            tqdm.write(line, file=sys.stderr)
-        elif self.shown:
-            print(line, file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):  # nobody reads along any more; the training goes on
+            if self.live:
+                tqdm.write(line, file=sys.stderr)
+            elif self.shown:
+                print(line, file=sys.stderr, flush=True)
