@@ -73,7 +73,9 @@ def draw_curves(run: Run, file: Path) -> Path:
         axes.plot(epochs, groups, color=BLUE, lw=1.8, marker="o" if len(groups) == 1 else None, label="training")
         if ends:
             shown = [entry[f"validation_{key}"] * scale for entry in ends]
-            axes.plot([entry["epoch"] for entry in ends], shown, color=RUST, lw=1.8, marker="o", label="validation")
+            axes.plot(
+                [entry["epoch"] for entry in ends], shown, color=RUST, lw=1.8, marker="o", label="validation", clip_on=False
+            )
         axes.set(xlabel="epoch", ylabel=label)
         axes.ticklabel_format(useOffset=False)
         axes.set_xlim(0, run.metrics["epochs"])
