@@ -240,9 +240,12 @@ def test_no_arguments_and_help(command):
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(command, quadrants, tmp_path):
     arguments = ["train", "--data", quadrants, "--epochs", 500, "--set", "checkpoint_seconds=0", "--out", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gingham", *map(str, arguments)], cwd=command.folder, stderr=subprocess.PIPE, text=True
-    )
+    line = [sys.executable, "-m", "gingham", *map(str, arguments)]
+
+    def listen():  # a shell's background jobs, such as a CI's, start with Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(line, cwd=command.folder, stderr=subprocess.PIPE, text=True, preexec_fn=listen)  # noqa: PLW1509
     deadline = time.monotonic() + 60
     while not (command.folder / "run/checkpoint/state.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -187,6 +187,19 @@ def test_a_folder_of_idx_files(quadrants):
     assert data.validation.counts() == dict.fromkeys("0123", 10)
 
 
+def test_a_folders_labels_can_be_named(quadrants):
+    data = load_data(str(quadrants), validation=0, classes=("a", "b", "c", "d", "e"))
+    assert data.test.counts() == {"a": 20, "b": 20, "c": 20, "d": 20, "e": 0}
+    with pytest.raises(DataError, match="has labels up to 3, where 3 classes are known; allowed: 0 to 2"):
+        load_data(str(quadrants), validation=0, classes=("a", "b", "c"))
+
+
+def test_a_folder_that_is_not_there_is_not_passed_over(monkeypatch):
+    monkeypatch.setenv("GINGHAM_DATA", "/nowhere")
+    with pytest.raises(DataError, match="GINGHAM_DATA is /nowhere, which is no folder"):
+        load_data("fashion-mnist")
+
+
 def test_labels_of_another_length_than_the_pictures(quadrants):
     write_idx(quadrants / FILES[3], np.zeros(79, np.uint8))
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte holds 79 labels for the 80 pictures of t10k-images"):

@@ -239,6 +239,13 @@ def test_a_gate_is_left_out_and_later_layers_see_all():
     assert not rows["conv"].beside_global
 
 
+def test_the_table_says_who_sees_the_picture():
+    linear = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
+    assert "3 pixels, less than the picture; the classifier behind sees all of it" in summarize(linear, (1, 28, 28)).table()
+    article = summarize(gingham.NETWORKS["article"](1, 10), (1, 28, 28)).table()
+    assert "28 pixels, which covers the picture (the picture: 1x28x28)" in article
+
+
 def test_a_statistic_over_positions_is_flagged():
     summary = summarize(nn.Sequential(nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 3)), (1, 9, 9))
     assert [layer.beside_global for layer in summary.layers] == [False, True, True]
@@ -362,7 +369,7 @@ def test_shared_weights_count_once():
     assert summary.parameters == sum(p.numel() for p in Shared().parameters()) == 36 + 2 + 2 + 2 + 12
     assert [layer.parameters for layer in summary.layers] == [38, 0, 2, 2]
     assert [layer.name for layer in summary.layers] == ["conv", "conv#2", "tied", "mul"]
-    assert "12 of them rest in this pass" in summary.table()
+    assert "12 of them not used by this pass" in summary.table()
     assert summary.receptive_field == 7
 
 
@@ -434,9 +441,11 @@ def test_networks_are_found_by_name_run_zoo_and_class(small_run, tmp_path, monke
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("articel", "unknown model 'articel'; allowed: article, a run folder, torchvision:NAME"),
+        ("articel", r"unknown model 'articel'; did you mean 'article'\? \(known: article\), a run folder, torchvision:NAME"),
         ("torchvision:resnet19", "torchvision has no model 'resnet19'; did you mean 'resnet1"),
         ("nosuchmodule:Net", "No module named 'nosuchmodule'"),
+        ("", "unknown model"),
+        ("mine/net.py:Net", "got the file mine/net.py; write its module, as in mine.net:Net"),
         ("torch.nn:Conv2d", "missing 3 required positional arguments"),
         ("torch.nn:NoSuch", "has no attribute 'NoSuch'"),
         ("json:JSONDecoder", "makes a JSONDecoder; a torch.nn.Module is needed"),

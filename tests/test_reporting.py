@@ -44,6 +44,8 @@ def test_the_users_own_picture_is_left_alone(small_run, tmp_path):
     with pytest.raises(GinghamError, match="is not one of gingham's figures and stays as it is"):
         draw_contact_sheet(data, path)
     assert path.read_bytes() == before
+    with pytest.raises(GinghamError, match=r"does not end in \.png"):
+        draw_contact_sheet(data, tmp_path / "sheet.jpg")
     path.unlink()
     draw_contact_sheet(data, path)
     draw_contact_sheet(data, path)  # our own may be drawn anew

@@ -100,6 +100,10 @@ DAMAGE = {
     "wrong type": (lambda f: reshape(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})), "as torch.float64"),
     "extra tensor": (lambda f: reshape(f, lambda t: t.update(extra=torch.zeros(2))), "a tensor extra that the network does not have"),
     "NaN weights": (lambda f: reshape(f, lambda t: t[WEIGHT].fill_(float("nan"))), "values in .* that are not finite"),
+    "a flipped bit": (lambda f: reshape(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)), "is not the file that was saved"),
+    "an edited mean": (lambda f: change(f, mean=[0.4]), r"says mean \[0.4\], the recipe and weights beside it \[0.5\]"),
+    "no temperature": (lambda f: remove(f, "temperature"), "lacks the key 'temperature'"),
+    "no digest": (lambda f: remove(f, "weights_sha256"), "is not the file that was saved"),
     "broken history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
 }  # fmt: skip
 

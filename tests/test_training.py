@@ -249,9 +249,9 @@ def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
     recipe = ARTICLE.replace(epochs=3, batch_size=32)
     with pytest.raises(Stop):
         fit(recipe, data, folder=tmp_path, on_epoch=stop)
-    with pytest.raises(RunError, match="made with another learning_rate; resume with the same settings"):
+    with pytest.raises(RunError, match=r"made with learning_rate 0.01, not 0.1; resume with the same settings"):
         fit(recipe.replace(learning_rate=0.1), data, folder=tmp_path, resume=True)
-    with pytest.raises(RunError, match="another train_images"):
+    with pytest.raises(RunError, match="train_images 260, not 300"):
         gingham.fit(recipe, gingham.load_data(str(quadrants), validation=0).train, folder=tmp_path, resume=True, progress=False)
 
 

@@ -128,6 +128,8 @@ def _train(recipe: Recipe, data: str, folder: Path, device: str, resume: bool) -
         )
     source = load_data(data, recipe.validation_images)
     require_writable(folder)
+    if resume and not (folder / CHECKPOINT).exists():
+        _say(f"nothing to resume in {folder}; starting")
     with locked(folder, wait=False):
         try:
             run = fit(recipe, source.train, source.validation, folder=folder, resume=resume, device=device)
@@ -204,7 +206,8 @@ def _split_of(run: "Run", folder: Path, data: str | None, split: str) -> "Split"
             f"{folder} held no pictures out for validation (recipe {run.recipe.name}, validation_images=0); "
             f"use --split test, or train with --set validation_images=5000"
         )
-    source = load_data(name, held_out if split == "validation" else 0)
+    # A folder of IDX files has numbers for classes; here they are the model's.
+    source = load_data(name, held_out if split == "validation" else 0, run.model.classes)
     if data is None and source.fingerprint != run.data.get("fingerprint"):
         raise DataError(
             f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "

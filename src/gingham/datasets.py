@@ -92,12 +92,12 @@ class Data:
     source: str
 
 
-def load_data(name: str = "fashion-mnist", validation: int = 5000) -> Data:
+def load_data(name: str = "fashion-mnist", validation: int = 5000, classes: tuple[str, ...] | None = None) -> Data:
     """Return a dataset's training, validation and test split.
 
     `name` is a known dataset, verified by its checksums, or a folder with the four IDX files of MNIST's layout, checked
     for structure only. `validation` pictures, stratified by class and fixed per dataset whatever the seed, are cut from
-    the training data; 0 holds none out.
+    the training data; 0 holds none out. `classes` names the labels 0 to K-1 of a folder, whose files have numbers alone.
 
     A known dataset is looked for in `$GINGHAM_DATA`, the user's cache, the system package, and then downloaded.
 
@@ -112,15 +112,20 @@ def load_data(name: str = "fashion-mnist", validation: int = 5000) -> Data:
     if name in NAMED:
         folder = locate(name) or _download(name, cache_folder() / name)
         arrays = _read(folder)
-        classes = NAMED[name].classes
+        names = NAMED[name].classes
         _verify(name, folder, arrays)
     elif name and Path(name).is_dir():
         folder = Path(name).resolve()
         arrays = _read(folder)
-        classes = tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1))
+        highest = int(max(arrays[1].max(), arrays[3].max()))
+        names = classes or tuple(str(label) for label in range(highest + 1))
+        if highest >= len(names):
+            raise DataError(
+                f"{folder} has labels up to {highest}, where {len(names)} classes are known; allowed: 0 to {len(names) - 1}"
+            )
     else:
         raise DataError(f"unknown dataset {name!r}{suggest(name, NAMED)}, or a folder with the files {', '.join(FILES)}")
-    return _cut(name if name in NAMED else str(folder), str(folder), arrays, classes, validation)
+    return _cut(name if name in NAMED else str(folder), str(folder), arrays, names, validation)
 
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
@@ -150,6 +155,8 @@ def locate(name: str = "fashion-mnist") -> Path | None:
     """Return the first folder that holds any of a known dataset's files, in the order `load_data` looks, or None."""
     folders = []
     if own := os.environ.get("GINGHAM_DATA"):
+        if not Path(own).is_dir():
+            raise DataError(f"GINGHAM_DATA is {own}, which is no folder; point it at one that holds {name}, or unset it")
         folders += [Path(own) / name, Path(own) / NAMED[name].torchvision_class / "raw", Path(own)]
     folders += [cache_folder() / name, SYSTEM_FOLDER / name]
     return next((folder for folder in folders if any(find_idx(folder, file) for file in FILES)), None)

@@ -323,14 +323,12 @@ def find_network(model: str, shape: tuple[int, int, int] | None = None) -> tuple
         return NETWORKS[model](shape[0] if shape else 1, 10), (1, 28, 28)
     if model.startswith("torchvision:"):
         return _torchvision_network(model.removeprefix("torchvision:")), (3, 224, 224)
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         loaded = load(model).model
         return loaded.network, loaded.input_shape
     if ":" in model:
         return _own_network(model), (1, 28, 28)
-    raise ModelError(
-        f"unknown model {model!r}; allowed: {', '.join(NETWORKS)}, a run folder, torchvision:NAME, or package.module:Class"
-    )
+    raise ModelError(f"unknown model {model!r}{suggest(model, NETWORKS)}, a run folder, torchvision:NAME, package.module:Class")
 
 
 def _torchvision_network(name: str) -> nn.Module:
@@ -350,6 +348,10 @@ def _torchvision_network(name: str) -> nn.Module:
 
 def _own_network(name: str) -> nn.Module:
     module_name, _, class_name = name.partition(":")
+    if module_name.endswith(".py"):
+        raise ModelError(
+            f"got the file {module_name}; write its module, as in {module_name[:-3].replace('/', '.')}:{class_name}"
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
     try:

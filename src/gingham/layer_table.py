@@ -123,13 +123,12 @@ class Summary:
             self.parameters - self.trainable_parameters,
             self.parameters - sum(row.parameters for row in self.layers),
         )
-        resting = f"; {unused:,} of them rest in this pass" if unused else ""
+        resting = f"; {unused:,} of them not used by this pass" if unused else ""
         lines.append(
             f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} not{resting})"
         )
         shape = "x".join(map(str, self.input_shape))
-        covers = _covers(self.receptive_field, self.input_shape)
-        lines.append(f"receptive field   {_show(self.receptive_field)} pixels of a {shape} picture{covers}")
+        lines.append(f"receptive field   {self._field_in_words()} (the picture: {shape})")
         lines.append(f"FLOPs             {self.flops:,} a picture (a multiply-add is two)")
         lines.append(
             f"memory            {count(self.memory_bytes, 'B')} a picture in float32: input {count(self.input_bytes, 'B')}, "
@@ -138,6 +137,17 @@ class Summary:
         if any(layer.beside_global for layer in self.layers):
             lines.append("* beside a global side branch (a gate or a statistic over all positions), which is left out")
         return "\n".join(lines)
+
+    def _field_in_words(self) -> str:
+        if self.receptive_field is None:
+            return "unknown: an operation on the way is not followed"
+        if isinstance(self.receptive_field, str):
+            return "all of the picture"
+        height, width = self.receptive_field if isinstance(self.receptive_field, list) else [self.receptive_field] * 2
+        covers = height >= self.input_shape[1] and width >= self.input_shape[2]
+        pixels = f"{_show(self.receptive_field)} pixels, {'which covers the picture' if covers else 'less than the picture'}"
+        after = any(layer.receptive_field == "all" for layer in self.layers)
+        return f"{pixels}; the classifier behind sees all of it" if after and not covers else pixels
 
     def formulas(self) -> str:
         """Return the formulas of output size and receptive field, and each window's numbers in them."""
@@ -157,13 +167,6 @@ class Summary:
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.formulas()}"
-
-
-def _covers(receptive_field: Pixels, shape: tuple[int, int, int]) -> str:
-    if receptive_field is None or isinstance(receptive_field, str):
-        return ""
-    height, width = receptive_field if isinstance(receptive_field, list) else (receptive_field, receptive_field)
-    return ": it covers the picture" if height >= shape[1] and width >= shape[2] else ": it does not cover the picture"
 
 
 def _show(value: Pixels) -> str:

@@ -51,6 +51,8 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
         axes.axis("off")
         _draw_picture(axes, picture)
         axes.set_title(name, fontsize=12, color=INK)
+    title = f"the first {min(6, len(images))} of a batch of {len(images)} (bright pixels shown dark, as ink on paper)"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     return _write(figure, file)
 
 
@@ -120,6 +122,8 @@ def _draw_picture(axes: Any, picture: torch.Tensor) -> None:
 
 def _write(figure: Figure, file: Path) -> Path:
     """Save with our mark inside; a file of that name that Gingham did not draw is left alone."""
+    if file.suffix.lower() != ".png":
+        raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name with --out")
     if file.exists() and not _drawn_by_us(file):
         raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
     with replacing(file) as side:

@@ -1,5 +1,6 @@
 """The Run: a trained model with all that is known of it; saved, loaded and checkpointed without pickle."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -76,7 +77,7 @@ def save(run: Run, folder: str | Path) -> Path:
     write_tensors(folder / WEIGHTS, run.model.state_dict())
     write_text(folder / HISTORY, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
     run.folder = folder
-    write_json(folder / FACTS, run.facts())
+    write_json(folder / FACTS, {**run.facts(), "weights_sha256": _sha256(folder / WEIGHTS)})
     remove_checkpoint(folder)
     return folder
 
@@ -117,6 +118,7 @@ def load(folder: str | Path) -> Run:
         ) from error
     tensors, _ = read_tensors(folder / WEIGHTS)
     _fill(run.model, tensors, folder / WEIGHTS)
+    _require_agreement(run, facts, folder)
     run.history = _read_history(folder / HISTORY)
     run.folder = folder.resolve()
     return run
@@ -149,6 +151,24 @@ def _from_facts(facts: Mapping[str, Any]) -> Run:
         environment=facts["environment"],
         test_openings=facts["test_openings"],
     )
+
+
+def _require_agreement(run: Run, facts: Mapping[str, Any], folder: Path) -> None:
+    """What model.json repeats for its readers must be so, or someone edited a number that has no effect."""
+    for key, value in run.facts().items():
+        if key not in facts:
+            raise RunError(f"{folder / FACTS} lacks the key {key!r}; restore it from a copy or train again")
+        if key in ("network", "seed", "mean", "std", "temperature", "threshold") and facts[key] != value:
+            raise RunError(
+                f"{folder / FACTS} says {key} {facts[key]!r}, the recipe and weights beside it {value!r}; restore it from a copy"
+            )
+    if facts.get("weights_sha256") != _sha256(folder / WEIGHTS):
+        raise RunError(f"{folder / WEIGHTS} is not the file that was saved (its SHA-256 differs); restore it from a copy")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:

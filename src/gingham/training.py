@@ -280,12 +280,13 @@ def _take_up(
         return 0, 0.0
     tensors, facts = saved
     now = _identity(recipe, train)
-    changed = [key for key in ("fingerprint", "train_images") if facts.get(key) != now[key]]
-    changed += [key for key, value in now["recipe"].items() if (facts.get("recipe") or {}).get(key) != value]
-    if changed := [key for key in changed if key != "checkpoint_seconds"]:  # that one does not touch the weights
+    before = {**(facts.get("recipe") or {}), **{key: facts.get(key) for key in ("fingerprint", "train_images")}}
+    wanted = {**now.pop("recipe"), **now}
+    del wanted["checkpoint_seconds"]  # it does not touch the weights
+    if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
         raise RunError(
-            f"the checkpoint in {folder} was made with another {' and another '.join(changed)}; resume with the same "
-            "settings, or give another --out"
+            f"the checkpoint in {folder} was made with {' and '.join(changed)}; resume with the same settings, or give "
+            "another --out"
         )
     try:
         model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
