@@ -1,5 +1,5 @@
 # make train    set up an environment, get Fashion-MNIST, train, print the result
-# make test     the tests, under two minutes; make test-all adds the slow ones
+# make test     the tests, about two minutes; make test-all adds the slow ones
 # make check    formatter, linter, type checker
 # make data     get Fashion-MNIST alone; needs no root
 # make wheel    build the wheel, install it elsewhere, use it
