@@ -155,12 +155,13 @@ def _from_facts(facts: Mapping[str, Any]) -> Run:
 
 def _require_agreement(run: Run, facts: Mapping[str, Any], folder: Path) -> None:
     """What model.json repeats for its readers must be so, or someone edited a number that has no effect."""
-    for key, value in run.facts().items():
+    now = run.facts()
+    for key in ("network", "seed", "mean", "std", "temperature", "threshold"):
         if key not in facts:
             raise RunError(f"{folder / FACTS} lacks the key {key!r}; restore it from a copy or train again")
-        if key in ("network", "seed", "mean", "std", "temperature", "threshold") and facts[key] != value:
+        if facts[key] != now[key]:
             raise RunError(
-                f"{folder / FACTS} says {key} {facts[key]!r}, the recipe and weights beside it {value!r}; restore it from a copy"
+                f"{folder / FACTS} says {key} {facts[key]!r}, the recipe and weights beside it {now[key]!r}; restore it from a copy"
             )
     if facts.get("weights_sha256") != _sha256(folder / WEIGHTS):
         raise RunError(f"{folder / WEIGHTS} is not the file that was saved (its SHA-256 differs); restore it from a copy")
