@@ -98,7 +98,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[Layer] = []
         self.calls: list[_Call] = []
-        self.failed: _Call | None = None
         self.flops = 0
         self.entered: View | None = None  # the last map that entered a global pooling or a classifier
         self.counted: set[int] = set()
