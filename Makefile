@@ -12,7 +12,7 @@ BIN    := $(VENV)/bin
 
 train: $(VENV)/installed data
 	$(BIN)/gingham train --resume
-	$(BIN)/gingham evaluate runs/article-0 --split test
+	$(BIN)/gingham evaluate runs/fast-0
 	@echo
 	@echo "What to try next (first: . $(BIN)/activate)"
 	@echo "  gingham show                             look at the pictures"

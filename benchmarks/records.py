@@ -42,7 +42,7 @@ def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
 def write_record(
     name: str,
     *,
-    target: float,
+    target: float | None,
     accuracies: list[float],
     train_seconds: list[float],
     wall_seconds: list[float],
@@ -91,7 +91,7 @@ def table() -> str:
         rows.append(
             [
                 f"[{file.parent.name}]({file.parent.name}/record.json)",
-                f"{record['target']:.2%}",
+                "-" if record["target"] is None else f"{record['target']:.2%}",
                 f"{statistics.mean(accuracies):.2%} ± {statistics.stdev(accuracies):.2%}",
                 f"{min(accuracies):.2%} to {max(accuracies):.2%}",
                 str(record["n"]),

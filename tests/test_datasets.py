@@ -272,3 +272,83 @@ def test_known_datasets_have_a_checksum_for_every_file():
     for known in NAMED.values():
         assert len({*known.sha256}) == len(FILES)
     assert gingham.load_data is load_data
+
+
+# --- larger than memory
+
+
+@pytest.fixture
+def little_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr("gingham.readers.free_memory", lambda: 100_000)
+    monkeypatch.setattr("gingham.datasets.cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "cache" / "packs"
+
+
+def test_pictures_larger_than_memory_are_mapped_and_the_same(quadrants, little_memory, monkeypatch):
+    mapped = load_data(str(quadrants), validation=40)
+    monkeypatch.undo()
+    resident = load_data(str(quadrants), validation=40)
+    assert mapped.train.block == (1 << 16) // (28 * 28)
+    assert resident.train.block == mapped.validation.block == 1
+    for ours, theirs in (
+        (mapped.train, resident.train),
+        (mapped.validation, resident.validation),
+        (mapped.test, resident.test),
+    ):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.labels, theirs.labels)
+    assert mapped.fingerprint == resident.fingerprint
+
+
+def test_a_pack_is_written_once_and_reused(quadrants, little_memory):
+    load_data(str(quadrants), validation=40)
+    (pack,) = little_memory.iterdir()
+    assert pack.stat().st_size == 260 * 28 * 28
+    before = pack.stat().st_mtime_ns
+    load_data(str(quadrants), validation=40)
+    assert [path.stat().st_mtime_ns for path in little_memory.iterdir()] == [before]
+    pack.write_bytes(b"torn")  # another size than it must have: written anew
+    assert load_data(str(quadrants), validation=40).train.images.shape == (260, 1, 28, 28)
+    assert pack.stat().st_size == 260 * 28 * 28
+
+
+def test_nothing_held_out_needs_no_pack(quadrants, little_memory):
+    data = load_data(str(quadrants), validation=0)
+    assert data.train.block > 1
+    assert not little_memory.exists()
+
+
+def test_a_mapped_set_is_never_written_to(quadrants, little_memory):
+    before = (quadrants / "train-images-idx3-ubyte").read_bytes()
+    load_data(str(quadrants), validation=0).train.images.fill_(7)
+    assert (quadrants / "train-images-idx3-ubyte").read_bytes() == before
+
+
+def test_a_mapped_set_trains(quadrants, little_memory):
+    data = load_data(str(quadrants), validation=40)
+    run = gingham.fit(gingham.RECIPES["article"].replace(epochs=6, batch_size=16, learning_rate=0.05), data.train, data.validation,
+                      progress=False)  # fmt: skip
+    assert run.metrics["validation_accuracy"] > 0.9
+
+
+def test_a_gzipped_set_larger_than_memory_is_told_the_way_out(quadrants, little_memory):
+    plain = quadrants / "train-images-idx3-ubyte"
+    (quadrants / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    with pytest.raises(DataError, match=r"235200 bytes, more than half of the memory free here; decompress it \(gunzip\)"):
+        load_data(str(quadrants), validation=0)
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:-1], lambda content: content + b"x"])
+def test_a_mapped_file_of_the_wrong_length_is_refused(quadrants, little_memory, change):
+    path = quadrants / "train-images-idx3-ubyte"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(DataError, match=r"truncated|longer"):
+        load_data(str(quadrants), validation=0)
+
+
+def test_a_pack_that_cannot_be_written_is_one_sentence(quadrants, little_memory):
+    little_memory.parent.mkdir()
+    little_memory.write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="which a dataset larger than half of the free memory needs"):
+        load_data(str(quadrants), validation=40)

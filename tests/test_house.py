@@ -14,7 +14,7 @@ PACKAGE = Path(gingham.__file__).parent
 FLOORS = [
     {"errors"},
     {"files", "recipe", "geometry", "tables"},
-    {"readers", "models", "optimization", "metrics", "tracing", "layer_table"},
+    {"readers", "augmentation", "sampling", "models", "optimization", "metrics", "tracing", "layer_table"},
     {"datasets", "storage"},
     {"evaluation", "inspection"},
     {"training"},

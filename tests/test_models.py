@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from gingham import ModelError
-from gingham.models import NETWORKS, article, build
+from gingham.models import NETWORKS, Residual, article, build
 
 
 def reference_article():
@@ -131,3 +131,33 @@ def test_colour_and_other_class_counts():
 def test_every_network_can_be_built():
     for name in NETWORKS:
         assert build(name, list("0123456789"), (1, 28, 28)).predict(pictures(2)).probabilities.shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"article"}))
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 45, 61)])
+def test_residual_networks_take_pictures_of_any_size(name, shape):
+    model = build(name, list("abcde"), shape)
+    assert model.logits(torch.zeros(3, *shape, dtype=torch.uint8)).shape == (3, 5)
+
+
+def test_a_residual_block_adds_to_its_input():
+    block = Residual(torch.nn.Conv2d(4, 4, 3, padding=1))
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block(x), x + block.layers(x))
+
+
+def test_two_views_are_the_mean_of_picture_and_mirror_image():
+    torch.manual_seed(0)
+    model = build("tiny", list("0123456789"), (1, 28, 28), views="flip")
+    images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
+    model.views = "one"
+    expected = (model.logits(images) + model.logits(images.flip(3))) / 2
+    model.views = "flip"
+    assert torch.allclose(model.logits(images), expected, atol=1e-5)
+    assert torch.allclose(model.logits(images), model.logits(images.flip(3)), atol=1e-5)
+    model.train()
+    model.network.eval()  # BatchNorm as it answers, the classifier as it trains: one view
+    model.views = "one"
+    once = model(images)
+    model.views = "flip"
+    assert torch.equal(model(images), once)

@@ -67,5 +67,5 @@ def test_a_recipe_survives_json():
 
 
 def test_unknown_recipe():
-    with pytest.raises(RecipeError, match=r"unknown recipe 'articel'; did you mean 'article'\? \(known: article"):
+    with pytest.raises(RecipeError, match=r"unknown recipe 'articel'; did you mean 'article'\? \(known: "):
         find_recipe("articel")

@@ -13,11 +13,14 @@ import torch.nn.functional as F
 import gingham
 from conftest import make_dataset
 from gingham import DataError, GinghamError, RunError, Split
-from gingham.training import batches, choose_device, choose_precision
+from gingham.sampling import Sampler
+from gingham.training import choose_device, choose_precision
 from test_models import reference_article
 
 GOLDEN = Path(__file__).parent / "golden"
 ARTICLE = gingham.RECIPES["article"]
+FAST = gingham.RECIPES["fast"]
+EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, erase_pixels=5)  # all that has a state or a draw
 
 
 def fit(recipe, data, **options):
@@ -39,7 +42,7 @@ def test_the_loop_is_the_articles(fashion_mnist):
     network = reference_article().train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     losses = []
-    for order in batches(recipe, len(few), 0, 42):
+    for order in Sampler(recipe, len(few)).batches(0, 42):
         images = (few.images[order].float() / 255 - 0.5) / 0.5
         optimizer.zero_grad()
         loss = F.nll_loss(network(images), few.labels[order])
@@ -50,22 +53,6 @@ def test_the_loop_is_the_articles(fashion_mnist):
     assert ours == pytest.approx(losses, abs=2e-4)
     for mine, theirs in zip(weights(run).values(), network.parameters(), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-4)
-
-
-def test_an_epoch_is_938_batches_and_the_last_of_32_is_kept():
-    order = list(batches(ARTICLE, 60000, 0, 938))
-    assert [len(batch) for batch in order] == [64] * 937 + [32]
-    assert sorted(torch.cat(order).tolist()) == list(range(60000))
-    second = next(batches(ARTICLE, 60000, 938, 939))
-    assert not torch.equal(second, order[0])
-    assert not torch.equal(next(batches(ARTICLE.replace(seed=1), 60000, 0, 1)), order[0])
-
-
-@pytest.mark.parametrize("start", [0, 1, 4, 5, 6, 11])
-def test_the_order_can_be_taken_up_anywhere(start):
-    recipe = ARTICLE.replace(batch_size=7)
-    whole = list(batches(recipe, 33, 0, 15))
-    assert all(torch.equal(a, b) for a, b in zip(batches(recipe, 33, start, 15), whole[start:], strict=True))
 
 
 def test_the_first_losses_are_golden(tmp_path):
@@ -168,6 +155,40 @@ def test_label_smoothing_and_schedules_reach_the_loop(quadrants):
     assert rates == pytest.approx([0.01 * (1 - k / 6) for k in range(6)])
 
 
+def test_fast_learns(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    assert fit(FAST.replace(epochs=8, batch_size=16), data).metrics["validation_accuracy"] > 0.95
+
+
+def test_later_epochs_are_of_the_hardest_pictures(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    run = fit(FAST.replace(network="tiny", epochs=3, batch_size=32, hard_share=0.2, easy_share=0.125), data)
+    # 260 pictures are 9 steps; later epochs have 52 hard ones and an eighth of the other 208, 3 steps.
+    assert (run.metrics["steps"], run.metrics["images_seen"]) == (9 + 3 + 3, 260 + 78 + 78)
+    assert [entry["step"] for entry in run.history if "epoch" in entry] == [9, 12, 15]
+    assert [entry["epoch"] for entry in run.history if "epoch" in entry] == [1, 2, 3]
+
+
+def test_the_warm_up_leaves_no_trace(quadrants, monkeypatch):
+    data = gingham.load_data(str(quadrants), validation=0)
+    recipe = EVERYTHING.replace(epochs=1, batch_size=32)
+    warm = gingham.fit(recipe, data.train, progress=False)
+    monkeypatch.setattr("gingham.training._warm_up", lambda *_: None)
+    cold = gingham.fit(recipe, data.train, progress=False)
+    assert all(
+        torch.equal(a, b) for a, b in zip(warm.model.state_dict().values(), cold.model.state_dict().values(), strict=True)
+    )
+
+
+def test_bfloat16_trains_and_answers_in_float32(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    run = fit(FAST.replace(network="tiny", epochs=4, batch_size=16, precision="bfloat16"), data)
+    assert run.metrics["precision"] == "bfloat16"
+    assert run.metrics["validation_accuracy"] > 0.9
+    assert {tensor.dtype for tensor in weights(run).values() if tensor.is_floating_point()} == {torch.float32}
+    assert run.model.logits(data.validation.images).dtype == torch.float32
+
+
 # --- the test split stays shut
 
 
@@ -196,9 +217,10 @@ class Stop(Exception):  # noqa: N818  # not an error of anyone's
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0, 1e9])
-def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, checkpoint_seconds):
+@pytest.mark.parametrize("base", [ARTICLE, EVERYTHING], ids=["article", "everything"])
+def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, base, checkpoint_seconds):
     data = gingham.load_data(str(quadrants), validation=40)
-    recipe = ARTICLE.replace(epochs=3, batch_size=32, checkpoint_seconds=checkpoint_seconds)
+    recipe = base.replace(epochs=3, batch_size=32, checkpoint_seconds=checkpoint_seconds)
     whole = gingham.save(fit(recipe, data), tmp_path / "whole")
 
     def stop(model, epoch):
@@ -208,7 +230,9 @@ def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, checkpoint_secon
     with pytest.raises(Stop):
         fit(recipe, data, folder=tmp_path / "halves", on_epoch=stop)
     run = fit(recipe, data, folder=tmp_path / "halves", resume=True)
-    assert run.metrics["resumed_from_step"] == (17 if checkpoint_seconds == 0 else 9)
+    # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 4 steps long, not 9.
+    second = 9 if base is ARTICLE else 4
+    assert run.metrics["resumed_from_step"] == (9 + second - 1 if checkpoint_seconds == 0 else 9)
     halves = gingham.save(run, tmp_path / "halves")
     assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert (halves / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
@@ -217,6 +241,7 @@ def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, checkpoint_secon
 
 def test_killed_and_resumed(command, quadrants, tmp_path):
     settings = ["--data", quadrants, "--epochs", 12, "--set", "batch_size=16", "--set", "checkpoint_seconds=0"]
+    settings += ["--set", "validation_images=40", "--set", "network=tiny"]
     out = tmp_path / "killed"
     line = [sys.executable, "-m", "gingham", "train", *map(str, settings), "--out", str(out)]
     process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -305,6 +330,13 @@ def test_a_bar_on_a_terminal(quadrants, monkeypatch, capsys):
     assert "10/10" in shown
     assert "loss " in shown
     assert "accuracy " in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "low"), [("fast-85", 0.84), ("fast-90", 0.885), ("fast-92", 0.91)])
+def test_the_ladder_learns_fashion_mnist(fashion_mnist, name, low):
+    run = fit(gingham.RECIPES[name], fashion_mnist)
+    assert low < run.metrics["validation_accuracy"] < low + 0.05
 
 
 @pytest.mark.slow

@@ -246,13 +246,14 @@ def show(
 def _show_batch(source: "Data", size: int, file: Path) -> dict[str, Any]:
     from torch import nn
 
+    from gingham.augmentation import augment
     from gingham.models import Classifier
     from gingham.reporting import draw_batch
-    from gingham.training import batches
+    from gingham.sampling import Sampler
 
     recipe = find_recipe(DEFAULT_RECIPE).replace(batch_size=size)
-    indices = next(batches(recipe, len(source.train), 0, 1))
-    images, labels = source.train.images[indices], source.train.labels[indices]
+    indices = next(Sampler(recipe, len(source.train)).batches(0, 1))
+    images, labels = augment(source.train.images[indices], indices, recipe, epoch=0, step=0), source.train.labels[indices]
     names = [source.classes[label] for label in labels.tolist()]
     channels, height, width = images.shape[1:]
     normalised = Classifier(nn.Identity(), source.classes, (channels, height, width), recipe.mean, recipe.std)(images)

@@ -16,10 +16,11 @@ import platformdirs
 import torch
 
 from gingham.errors import DataError, one_line, suggest
-from gingham.readers import find_idx, idx_sha256, read_idx
+from gingham.readers import find_idx, idx_sha256, map_rows, read_idx
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SYSTEM_FOLDER = Path("/usr/share/datasets")
+BLOCK_BYTES = 1 << 16  # read together from disk
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Split:
     """Pictures and labels of one split.
 
     `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` holds the K names. `name` is
-    "train", "validation" or "test", and decides what may open it: `fit` refuses "test".
+    "train", "validation" or "test", and decides what may open it: `fit` refuses "test". `block` is above 1 for pictures
+    that stay on disk: how many neighbours are read together.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Split:
     classes: tuple[str, ...]
     dataset: str
     fingerprint: str
+    block: int = 1
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,18 +140,35 @@ def _cut(name: str, source: str, arrays: Arrays, classes: tuple[str, ...], valid
     kept, held_out = _stratify(train_labels, validation, name)
 
     def split(title: str, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> Split:
-        return Split(title, torch.from_numpy(images)[:, None], torch.from_numpy(labels).long(), classes, name, fingerprint)
+        block = max(1, BLOCK_BYTES // images[0].nbytes) if isinstance(images, np.memmap) else 1
+        tensors = torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+        return Split(title, *tensors, classes, name, fingerprint, block)
 
-    whole = len(held_out) == 0  # indexing would copy 47 MB for nothing
+    validation_split = None
+    if len(held_out):
+        validation_split = split("validation", np.array(train_images[held_out]), train_labels[held_out])
+        if isinstance(train_images, np.memmap):
+            pack = cache_folder() / "packs" / f"{fingerprint[:32]}-{validation}"
+            train_images = map_rows(train_images, kept, pack)
+        else:
+            train_images = _compact(train_images, kept)
     return Data(
         name=name,
-        train=split("train", train_images if whole else train_images[kept], train_labels if whole else train_labels[kept]),
-        validation=None if whole else split("validation", train_images[held_out], train_labels[held_out]),
+        train=split("train", train_images, train_labels[kept]),
+        validation=validation_split,
         test=split("test", test_images, test_labels),
         classes=classes,
         fingerprint=fingerprint,
         source=source,
     )
+
+
+def _compact(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+    """Move ascending rows to the front, in place: indexing would hold all pictures twice."""
+    for start in range(0, len(rows), 4096):
+        part = rows[start : start + 4096]
+        array[start : start + len(part)] = array[part]
+    return array[: len(rows)]
 
 
 def locate(name: str = "fashion-mnist") -> Path | None:

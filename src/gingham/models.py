@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,54 @@ def article(channels: int = 1, classes: int = 10) -> nn.Module:
     return nn.Sequential(OrderedDict(convolutions))
 
 
-NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {"article": article}
+class Residual(nn.Module):
+    """x + layers(x): float (N, C, H, W) in and out, so that stacking more of them cannot block the gradient.
+
+    Source: He et al., "Deep Residual Learning" (arXiv 1512.03385); here nothing follows the sum.
+    """
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.layers(x)
+        return out
+
+
+def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blocks: Sequence[int]) -> nn.Module:
+    """Return a residual network for pictures of any size: float (N, channels, H, W) -> logits (N, classes).
+
+    A stage for each of `widths`, its number of channels: a convolution of stride 2, which halves the picture, then as
+    many residual blocks as `blocks` says. The first stage's convolution is 5x5, all others 3x3. BatchNorm follows every
+    convolution. The mean over the positions that are left goes into one linear layer.
+
+    >>> residual(widths=(16, 32, 64), blocks=(0, 1, 1))(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+
+    def convolution(before: int, after: int, size: int, stride: int) -> nn.Module:
+        # Strides and no pooling: a max-pooling costs as much time on a CPU as the convolution before it.
+        conv = nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
+        return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(after), relu=nn.ReLU(inplace=True)))
+
+    stages: list[tuple[str, nn.Module]] = []
+    before = channels
+    for number, (width, count) in enumerate(zip(widths, blocks, strict=True), 1):
+        stages.append((f"stage{number}", convolution(before, width, 5 if number == 1 else 3, stride=2)))
+        stages += [(f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, count + 1)]
+        before = width
+    head = [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("linear", nn.Linear(before, classes, bias=False))]
+    return nn.Sequential(OrderedDict([*stages, *head]))
+
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "article": article,
+    "tiny": partial(residual, widths=(16, 32, 64), blocks=(0, 0, 0)),  # 24,304 parameters, 0.6 million multiply-adds
+    "small": partial(residual, widths=(16, 32, 64), blocks=(0, 1, 1)),
+    "medium": partial(residual, widths=(32, 64, 128), blocks=(0, 1, 1)),
+    "large": partial(residual, widths=(32, 64, 128), blocks=(1, 1, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +122,8 @@ class Predictions:
 class Classifier(nn.Module):
     """A network with all it needs to be used: uint8 (N, C, H, W) in, logits float (N, K) out.
 
-    Normalisation, temperature and the threshold for "not sure" are buffers, so they travel with the weights.
+    Normalisation, temperature and the threshold for "not sure" are buffers, so they travel with the weights. With views
+    "flip" the answer, outside of training, is the mean of the logits of each picture and of its mirror image.
 
         model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
         model.predict(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)).probabilities   # (5, 10)
@@ -95,9 +144,11 @@ class Classifier(nn.Module):
         input_shape: tuple[int, int, int],
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
+        views: str = "one",
     ) -> None:
         super().__init__()
         self.network = network
+        self.views = views
         self.classes = tuple(classes)
         self.input_shape = input_shape
         channels = input_shape[0]
@@ -120,8 +171,10 @@ class Classifier(nn.Module):
                 f"the model got {str(images.dtype).removeprefix('torch.')} pictures of shape {tuple(images.shape)}; "
                 f"it takes uint8 of shape (N, {wanted}) with values from 0 to 255"
             )
-        pixels = images.float() / 255  # [0, 1]
-        logits: torch.Tensor = self.network((pixels - self.mean) / self.std)
+        pixels = (images.float() / 255 - self.mean) / self.std
+        logits: torch.Tensor = self.network(pixels)
+        if self.views == "flip" and not self.training:
+            logits = (logits + self.network(pixels.flip(3))) / 2
         return logits / self.temperature
 
     def predict(self, images: torch.Tensor | npt.NDArray[np.uint8], batch_size: int = 500) -> Predictions:
@@ -154,6 +207,7 @@ def build(
     input_shape: tuple[int, int, int],
     mean: Sequence[float] = (0.5,),
     std: Sequence[float] = (0.5,),
+    views: str = "one",
 ) -> Classifier:
     """Return a Classifier around a freshly initialised network of that name, tried on one blank picture.
 
@@ -164,7 +218,7 @@ def build(
     """
     if network not in NETWORKS:
         raise ModelError(f"unknown network {network!r}{suggest(network, NETWORKS)}")
-    model = Classifier(NETWORKS[network](input_shape[0], len(classes)), classes, input_shape, mean, std)
+    model = Classifier(NETWORKS[network](input_shape[0], len(classes)), classes, input_shape, mean, std, views)
     shape = "x".join(map(str, input_shape))
     try:
         got = tuple(model.logits(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape)

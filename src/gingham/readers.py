@@ -11,10 +11,11 @@ from typing import BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
-from gingham.errors import DataError, one_line
+from gingham.errors import DataError, GinghamError, one_line
+from gingham.files import replacing
 
 UBYTE = 0x08  # the IDX type code of unsigned bytes
-LARGEST_BYTES = 16 << 30
+LARGEST_BYTES = 1 << 40
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
@@ -29,7 +30,8 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     """Return the array that an IDX file of unsigned bytes holds.
 
     `dimensions` is 1 for labels (N,) and 3 for pictures (N, H, W). A name ending in `.gz` is decompressed, never
-    beyond what the header announces.
+    beyond what the header announces. An array larger than half of the memory that is free stays on disk: what comes back
+    is then mapped into memory and read where it is used; writing to it changes a copy, never the file.
 
         labels = read_idx(Path("t10k-labels-idx1-ubyte.gz"), dimensions=1)  # uint8, shape (10000,)
 
@@ -56,12 +58,10 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
             expected = math.prod(shape)
             if not 0 < expected <= LARGEST_BYTES:
                 raise DataError(f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {again}")
-            content = file.read(expected)
-            if len(content) < expected:
-                raise DataError(
-                    f"{path} is truncated: its header announces {expected} bytes, {len(content)} are there; {again}"
-                )
-            if file.read(1):
+            array, found = _content(file, path, expected)
+            if found < expected:
+                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {found} are there; {again}")
+            if found > expected:
                 raise DataError(f"{path} is longer than the {expected} bytes its header announces; {again}")
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {again}") from None
@@ -71,7 +71,64 @@ def read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
         raise DataError(
             f"cannot read {path} ({error.strerror or one_line(error)}); check its permissions, or {again}"
         ) from error
-    return np.frombuffer(bytearray(content), np.uint8).reshape(shape)
+    return array.reshape(shape)
+
+
+def _content(file: BinaryIO, path: Path, expected: int) -> tuple[npt.NDArray[np.uint8], int]:
+    """What follows the header, and how many bytes there are, counted no further than one too many."""
+    if expected > free_memory() // 2:
+        if path.suffix == ".gz":
+            raise DataError(
+                f"{path} holds {expected} bytes, more than half of the memory free here; decompress it (gunzip), and it will "
+                "be read from disk"
+            )
+        found = path.stat().st_size - file.tell()
+        # Copy on write: torch warns of arrays that cannot be written to.
+        return np.memmap(path, np.uint8, "c", file.tell(), (min(found, expected),)) if found else np.empty(0, np.uint8), found
+    array = np.empty(expected, np.uint8)  # filled in place: a second copy would double what a large set needs
+    view, found = array.data, 0
+    while found < expected and (count := file.readinto(view[found : found + (1 << 24)])):  # type: ignore[attr-defined]
+        found += count
+    return array, found + len(file.read(1)) if found == expected else found
+
+
+def free_memory() -> int:
+    """Return how many bytes of memory this process can still take, by the system and by its container's limit."""
+    free = [LARGEST_BYTES]
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            free.append(int(Path(name).read_text()))
+        except (OSError, ValueError):  # "max", or no such file
+            continue
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
+    except (OSError, ValueError, IndexError, StopIteration):
+        pass
+    return min(free)
+
+
+def map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], path: Path) -> npt.NDArray[np.uint8]:
+    """Copy some rows of a large array to a file of their own, once, and return that file mapped into memory.
+
+    `images` is uint8 (N, H, W), `rows` ascending indices (M,). A file of the right size that is there already is used.
+
+    Raises
+        DataError: the file cannot be written, such as for want of room.
+    """
+    shape = (len(rows), *images.shape[1:])
+    size = math.prod(shape)
+    try:
+        if not (path.exists() and path.stat().st_size == size):
+            with replacing(path) as side, side.open("wb") as file:
+                for part in np.array_split(rows, -(-size // (1 << 26))):
+                    file.write(images[part].tobytes())
+        return np.memmap(path, np.uint8, "c", 0, shape)
+    except (OSError, GinghamError) as error:
+        raise DataError(
+            f"cannot write {path} ({one_line(error)}), which a dataset larger than half of the free memory needs; "
+            f"free {size} bytes there, or hold no pictures out (--set validation_images=0)"
+        ) from error
 
 
 def idx_sha256(array: npt.NDArray[np.uint8]) -> str:

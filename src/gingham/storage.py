@@ -142,7 +142,7 @@ def _from_facts(facts: Mapping[str, Any]) -> Run:
         if not isinstance(facts[key], kind):
             raise ValueError(f"{key} is not a {kind.__name__}")
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; the caller's stream stays where it was
-        model = build(recipe.network, classes, (shape[0], shape[1], shape[2]), recipe.mean, recipe.std)
+        model = build(recipe.network, classes, (shape[0], shape[1], shape[2]), recipe.mean, recipe.std, recipe.views)
     return Run(
         model=model,
         recipe=recipe,
@@ -257,7 +257,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
-        hardware = f"{_processor()}, {torch.get_num_threads()} threads"
+        instructions = torch.backends.cpu.get_cpu_capability()  # AVX2, AVX512, ...: it decides the speed more than the name
+        hardware = f"{_processor()} ({instructions}), {torch.get_num_threads()} threads"
     return {
         "gingham": __version__,
         "torch": torch.__version__,

@@ -1,9 +1,10 @@
 """fit(): the only training loop, and its clock."""
 
 import contextlib
+import copy
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from gingham.augmentation import augment
 from gingham.datasets import Split
 from gingham.errors import DataError, GinghamError, RunError, one_line
 from gingham.models import Classifier, build
 from gingham.optimization import build_optimizer, lr_at
 from gingham.recipe import Recipe
+from gingham.sampling import Sampler
 from gingham.storage import Run, describe_environment, load_checkpoint, save_checkpoint
 
 
@@ -49,53 +52,58 @@ def fit(
     precision = choose_precision(recipe.precision, place)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        model = build(recipe.network, train.classes, _shape(train), recipe.mean, recipe.std).to(place)
+        model = build(recipe.network, train.classes, _shape(train), recipe.mean, recipe.std, recipe.views).to(place)
     optimizer = build_optimizer(model, recipe)
-    history = _History(recipe, len(train), place)
+    sampler = Sampler(recipe, len(train), place, train.block)
+    history = _History(recipe, sampler, place)
     start, seconds_before = 0, 0.0
     if resume and folder is not None:
-        start, seconds_before = _take_up(Path(folder), recipe, train, model, optimizer, history)
+        start, seconds_before = _take_up(Path(folder), recipe, train, model, optimizer, sampler, history)
+    _warm_up(model, recipe, precision, min(recipe.batch_size, len(train)))
 
     clock = time.perf_counter()
 
-    def train_seconds() -> float:
+    def seconds_so_far() -> float:
         if place.type == "cuda":
             torch.cuda.synchronize(place)  # kernels still queued are training too
         return seconds_before + time.perf_counter() - clock
 
-    def checkpoint(done: int) -> None:
+    def checkpoint(done: int, train_seconds: float) -> None:
         if folder is not None:
-            _put_down(Path(folder), done, train_seconds(), recipe, train, model, optimizer, history)
+            _put_down(Path(folder), done, train_seconds, recipe, train, model, optimizer, sampler, history)
 
-    images, labels = train.images.to(place), train.labels.to(place)
+    images = train.images.to(place) if _fits(train, place) else train.images  # bytes, resident wherever they fit
+    labels = train.labels.to(place)
     last_checkpoint = time.monotonic()
+    train_seconds = seconds_before
     model.train()
     with _Display(history, start, progress) as display:
-        for step, batch in enumerate(batches(recipe, len(train), start, history.steps, place), start):
+        for step, batch in enumerate(sampler.batches(start, sampler.steps), start):
+            rate = lr_at(step, sampler.steps, recipe)
             for group in optimizer.param_groups:
-                group["lr"] = lr_at(step, history.steps, recipe)
-            optimizer.zero_grad()
-            with autocast(precision, place):
-                logits = model(images[batch])  # (B, K)
-            # The article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
-            loss = F.cross_entropy(logits.float(), labels[batch], label_smoothing=recipe.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+                group["lr"] = rate * group["scale"]
+            epoch, _ = sampler.position(step)
+            pictures = augment(images[batch.to(images.device)].to(place), batch, recipe, epoch, step)
+            loss, logits = _learn(model, optimizer, pictures, labels[batch], recipe, precision)
 
             history.note(step, loss, logits, labels[batch])
+            sampler.note(batch, F.cross_entropy(logits.detach().float(), labels[batch], reduction="none"))
             done = step + 1
             display.update(done)
-            ends_epoch = done % history.steps_per_epoch == 0
+            ends_epoch = sampler.position(done)[1] == 0
+            last = done == sampler.steps
             due = time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds
-            if ends_epoch or due or done == history.steps:
+            if ends_epoch or due or last:
                 history.require_finite(done, model)
-            if ends_epoch or done == history.steps:
+            if last:
+                train_seconds = seconds_so_far()  # the weights are final; what follows only measures and keeps them
+            if ends_epoch or last:
                 history.end_epoch(done, model, validation)
-                display.end_epoch(train_seconds())
+                display.end_epoch(train_seconds if last else seconds_so_far())
                 if on_epoch is not None and ends_epoch:
-                    on_epoch(model, done // history.steps_per_epoch)
-            if ends_epoch or due or done == history.steps:
-                checkpoint(done)
+                    on_epoch(model, epoch + 1)
+            if ends_epoch or due or last:
+                checkpoint(done, train_seconds if last else seconds_so_far())
                 last_checkpoint = time.monotonic()
 
     model.eval()
@@ -106,9 +114,10 @@ def fit(
         "precision": precision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_images": len(train),
-        "epochs": history.steps / history.steps_per_epoch,
-        "steps": history.steps,
-        "train_seconds": train_seconds(),
+        "epochs": sampler.epochs(sampler.steps),
+        "steps": sampler.steps,
+        "images_seen": int(history.sizes.sum()),
+        "train_seconds": train_seconds,
         "wall_seconds": None,  # the command line knows it
         "validation_accuracy": history.epochs[-1]["validation_accuracy"],
         "resumed_from_step": start or None,
@@ -117,20 +126,42 @@ def fit(
     return Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
 
 
-def batches(recipe: Recipe, images: int, start: int, stop: int, device: torch.device | None = None) -> Iterator[torch.Tensor]:
-    """Yield the indices, int64 (B,) on `device`, of the batches from step `start` up to `stop`.
+def _learn(
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    precision: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of gradient descent on a batch: uint8 (B, C, H, W) and int64 (B,); returns the loss and the logits (B, K)."""
+    optimizer.zero_grad()
+    with autocast(precision, images.device):
+        logits = model(images)
+    # The article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss, logits
 
-    Every epoch is a fresh shuffle that depends on the seed and the epoch alone, so training can go on at any step. The
-    last batch of an epoch is kept, however small.
-    """
-    steps_per_epoch = -(-images // recipe.batch_size)
-    order = None
-    for step in range(start, stop):
-        epoch, position = divmod(step, steps_per_epoch)
-        if order is None or position == 0:
-            generator = torch.Generator().manual_seed((recipe.seed << 20) + epoch)
-            order = torch.randperm(images, generator=generator).to(device)
-        yield order[position * recipe.batch_size : (position + 1) * recipe.batch_size]
+
+def _warm_up(model: Classifier, recipe: Recipe, precision: str, batch_size: int) -> None:
+    """Let a copy of the model learn two batches of noise, so that no kernel is set up on the clock. Nothing is to restore."""
+    twin = copy.deepcopy(model).train()
+    optimizer = build_optimizer(twin, recipe)
+    device = model.mean.device
+    generator = torch.Generator().manual_seed(recipe.seed)  # of its own: the training's draws stay where they were
+    images = torch.randint(256, (batch_size, *model.input_shape), dtype=torch.uint8, generator=generator).to(device)
+    labels = torch.randint(len(model.classes), (batch_size,), generator=generator).to(device)
+    for _ in range(2):
+        _learn(twin, optimizer, images, labels, recipe, precision)
+
+
+def _fits(split: Split, device: torch.device) -> bool:
+    """Whether the pictures may move to the device: not those on disk, nor more than half of a GPU's free memory."""
+    if device.type != "cuda":
+        return split.block == 1
+    return split.block == 1 and split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
 
 
 def choose_device(name: str) -> torch.device:
@@ -199,13 +230,13 @@ def _refuse_wrong_splits(train: Split, validation: Split | None) -> None:
 class _History:
     """Each step's loss and right answers, kept on the device until someone asks, and what each epoch came to."""
 
-    def __init__(self, recipe: Recipe, images: int, device: torch.device) -> None:
-        self.recipe = recipe
-        self.steps_per_epoch = -(-images // recipe.batch_size)
-        self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
-        self.losses, self.hits = torch.zeros(2, self.steps, device=device)
-        self.sizes = torch.full((self.steps,), float(recipe.batch_size), device=device)
-        self.sizes[self.steps_per_epoch - 1 :: self.steps_per_epoch] = images - (self.steps_per_epoch - 1) * recipe.batch_size
+    def __init__(self, recipe: Recipe, sampler: Sampler, device: torch.device) -> None:
+        self.recipe, self.sampler = recipe, sampler
+        self.losses, self.hits = torch.zeros(2, sampler.steps, device=device)
+        self.sizes = torch.full((sampler.steps,), float(recipe.batch_size), device=device)
+        for step in range(sampler.steps):
+            epoch, place = sampler.position(step)
+            self.sizes[step] = min(recipe.batch_size, sampler.pictures(epoch) - place * recipe.batch_size)
         self.epochs: list[dict[str, Any]] = []
 
     def note(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -219,8 +250,8 @@ class _History:
         return float((self.losses[span] * self.sizes[span]).sum() / images), float(self.hits[span].sum() / images)
 
     def end_epoch(self, done: int, model: Classifier, validation: Split | None) -> None:
-        loss, accuracy = self.mean((done - 1) // self.steps_per_epoch * self.steps_per_epoch, done)
-        entry = {"epoch": done / self.steps_per_epoch, "step": done, "train_loss": loss, "train_accuracy": accuracy}
+        loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
+        entry = {"epoch": self.sampler.epochs(done), "step": done, "train_loss": loss, "train_accuracy": accuracy}
         held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
         if validation is not None:
             logits, labels = model.logits(validation.images), validation.labels
@@ -245,7 +276,7 @@ class _History:
         entries: list[dict[str, Any]] = []
         accuracies = self.hits / self.sizes
         for step, (loss, accuracy) in enumerate(zip(self.losses.tolist(), accuracies.tolist(), strict=True), 1):
-            rate = lr_at(step - 1, self.steps, self.recipe)
+            rate = lr_at(step - 1, len(self.losses), self.recipe)
             entries.append({"step": step, "loss": loss, "accuracy": accuracy, "learning_rate": rate})
             if step in ends:
                 entries.append(ends[step])
@@ -260,19 +291,27 @@ def _put_down(
     train: Split,
     model: Classifier,
     optimizer: torch.optim.Optimizer,
+    sampler: Sampler,
     history: _History,
 ) -> None:
-    """Write a checkpoint: weights, optimizer, history. The order of the pictures follows from the seed and the step."""
+    """Write a checkpoint: weights, optimizer, order of the pictures, history. All other draws follow from seed and step."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+    tensors |= {"sampler.order": sampler.order, "sampler.losses": sampler.losses}
     tensors |= {"history.losses": history.losses[:done], "history.hits": history.hits[:done]}
     facts = {"step": done, "train_seconds": train_seconds, "epochs": history.epochs, **_identity(recipe, train)}
     save_checkpoint(folder, tensors, facts)
 
 
 def _take_up(
-    folder: Path, recipe: Recipe, train: Split, model: Classifier, optimizer: torch.optim.Optimizer, history: _History
+    folder: Path,
+    recipe: Recipe,
+    train: Split,
+    model: Classifier,
+    optimizer: torch.optim.Optimizer,
+    sampler: Sampler,
+    history: _History,
 ) -> tuple[int, float]:
     """Restore what `_put_down` wrote and return the step to go on from and the seconds spent; (0, 0.0) if there is none."""
     saved = load_checkpoint(folder)
@@ -299,6 +338,7 @@ def _take_up(
                 state.setdefault(int(index), {})[key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         done = int(facts["step"])
+        sampler.order, sampler.losses = (tensors[f"sampler.{key}"].to(sampler.losses.device) for key in ("order", "losses"))
         history.losses[:done], history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
         history.epochs = list(facts["epochs"])
         return done, float(facts["train_seconds"])
@@ -316,13 +356,13 @@ class _Display:
     """A tqdm bar on a terminal; elsewhere a line an epoch, and one every ten seconds in between."""
 
     def __init__(self, history: _History, start: int, shown: bool) -> None:
-        self.history, self.shown = history, shown
+        self.history, self.sampler, self.shown = history, history.sampler, shown
         self.live = shown and sys.stderr.isatty()
-        self.bar = tqdm(total=history.steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
+        self.bar = tqdm(total=self.sampler.steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
         self.every = 0.2 if self.live else 10.0  # reading a loss back waits for the GPU: five times a second is enough
         self.next = time.monotonic() + self.every
         if start:
-            self._print(f"going on from step {start} of {history.steps}")
+            self._print(f"going on from step {start} of {self.sampler.steps}")
 
     def __enter__(self) -> Self:
         return self
@@ -331,19 +371,20 @@ class _Display:
         self.bar.close()
 
     def update(self, done: int) -> None:
-        steps, steps_per_epoch = self.history.steps, self.history.steps_per_epoch
+        steps = self.sampler.steps
         if not self.shown or (time.monotonic() < self.next and not (self.live and done == steps)):
             return
         self.next = time.monotonic() + self.every
-        loss, accuracy = self.history.mean(max((done - 1) // steps_per_epoch * steps_per_epoch, done - 100), done)
+        _, place = self.sampler.position(done - 1)
+        loss, accuracy = self.history.mean(done - 1 - min(place, 99), done)
         if self.live:
             self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
             self.bar.update(done - self.bar.n)
         else:
-            self._print(f"step {done}/{steps}  epoch {done / steps_per_epoch:.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}")
+            self._print(f"step {done}/{steps}  epoch {self.sampler.epochs(done):.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}")
 
     def end_epoch(self, seconds: float) -> None:
-        entry, epochs = self.history.epochs[-1], self.history.steps / self.history.steps_per_epoch
+        entry, epochs = self.history.epochs[-1], self.sampler.epochs(self.sampler.steps)
         self.next = time.monotonic() + self.every
         line = (
             f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"

@@ -1,0 +1,437 @@
+"""The same question put to what people use instead: how accurate after how many seconds of training, on this machine.
+
+    pip install --group peers
+    python benchmarks/peers.py                    # all of them; a peer that is not installed is named and left out
+    python benchmarks/peers.py article fast       # some
+
+Each peer is written from its own documentation, in its own idiom, with its documented defaults and the pictures in memory
+where it allows that. It trains on all 60,000 pictures and is measured on the test pictures after each of a few epochs,
+its clock stopped meanwhile; its best epoch counts, which favours it. Gingham's recipes hold 5,000 pictures out and are
+measured once, at their end. One process each, one after the other, --rounds times in turn. Finished ones are kept in
+--work. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+import gingham
+import records
+from gingham.files import read_json, write_json
+from gingham.storage import describe_environment
+from gingham.training import choose_device
+
+RECIPES = ("fast-85", "fast-90", "fast-92", "fast")
+Point = dict[str, float]  # epochs, train_seconds, test_accuracy
+
+
+def arrays() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Fashion-MNIST as bytes: 60,000 training pictures (N, 28, 28) and labels, 10,000 test ones."""
+    data = gingham.load_data("fashion-mnist", validation=0)
+    return data.train.images[:, 0], data.train.labels, data.test.images[:, 0], data.test.labels
+
+
+class Clock:
+    """Training seconds, stopped while the test pictures are looked at."""
+
+    def __init__(self) -> None:
+        self.seconds, self.started, self.points = 0.0, time.perf_counter(), list[Point]()
+
+    def look(self, epochs: float, accuracy: Callable[[], float]) -> None:
+        self.seconds += time.perf_counter() - self.started
+        self.points.append({"epochs": epochs, "train_seconds": self.seconds, "test_accuracy": accuracy()})
+        self.started = time.perf_counter()
+
+
+def torch_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    model.eval()
+    with torch.no_grad():
+        predicted = torch.cat([model(part).argmax(dim=1) for part in torch.split(images, 1000)])
+    model.train()
+    return float((predicted == labels).double().mean())
+
+
+class Pictures(Dataset[tuple[torch.Tensor, int]]):
+    """What torchvision.datasets.FashionMNIST gives: a PIL picture, then its transform, one at a time."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Any) -> None:
+        self.images, self.labels, self.transform = images.numpy(), labels.tolist(), transform
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[index])), self.labels[index]
+
+
+def article() -> list[Point]:
+    """The article's own way: torchvision transforms, DataLoader, SGD, batches of 64, three epochs."""
+    from torchvision import transforms
+
+    images, labels, test_images, test_labels = arrays()
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
+    loader = DataLoader(Pictures(images, labels, transform), batch_size=64, shuffle=True)
+    network = gingham.NETWORKS["article"](1, 10)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
+    seen = (test_images[:, None].float() / 255 - 0.5) / 0.5
+    clock = Clock()
+    for epoch in range(1, 4):
+        for pictures, targets in loader:
+            optimizer.zero_grad()
+            F.nll_loss(network(pictures), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        clock.look(epoch, lambda: torch_accuracy(network, seen, test_labels))
+    return clock.points
+
+
+class ExamplesNet(nn.Module):
+    """The network of pytorch/examples' mnist: two convolutions, one pooling, dropout, two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, 1), nn.Conv2d(32, 64, 3, 1)
+        self.dropout1, self.dropout2 = nn.Dropout(0.25), nn.Dropout(0.5)
+        self.fc1, self.fc2 = nn.Linear(9216, 128), nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.dropout1(F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)).flatten(1)
+        return F.log_softmax(self.fc2(self.dropout2(F.relu(self.fc1(x)))), dim=1)
+
+
+def pytorch_examples() -> list[Point]:
+    """pytorch/examples' mnist/main.py: Adadelta at 1.0, times 0.7 an epoch, batches of 64; the first four of its epochs."""
+    images, labels, test_images, test_labels = arrays()
+    # In memory and normalised once, where the example reads PIL pictures one by one: its best chance.
+    seen, test_seen = ((x[:, None].float() / 255 - 0.1307) / 0.3081 for x in (images, test_images))
+    loader = DataLoader(TensorDataset(seen, labels), batch_size=64, shuffle=True)
+    network = ExamplesNet()
+    optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
+    clock = Clock()
+    for epoch in range(1, 5):
+        for pictures, targets in loader:
+            optimizer.zero_grad()
+            F.nll_loss(network(pictures), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        schedule.step()
+        clock.look(epoch, lambda: torch_accuracy(network, test_seen, test_labels))
+    return clock.points
+
+
+def keras() -> list[Point]:
+    """Keras 3's "Simple MNIST convnet", on the jax backend: Adam, batches of 128; the first six of its fifteen epochs."""
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras as k
+
+    images, labels, test_images, test_labels = (x.numpy() for x in arrays())
+    x_train, x_test = (np.expand_dims(x.astype("float32") / 255, -1) for x in (images, test_images))
+    y_train = k.utils.to_categorical(labels, 10)
+    model = k.Sequential(
+        [
+            k.Input((28, 28, 1)),
+            k.layers.Conv2D(32, 3, activation="relu"),
+            k.layers.MaxPooling2D(2),
+            k.layers.Conv2D(64, 3, activation="relu"),
+            k.layers.MaxPooling2D(2),
+            k.layers.Flatten(),
+            k.layers.Dropout(0.5),
+            k.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
+    clock = Clock()
+
+    class Look(k.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            def accuracy() -> float:
+                return float((model.predict(x_test, batch_size=1000, verbose=0).argmax(axis=1) == test_labels).mean())
+
+            clock.look(epoch + 1, accuracy)
+
+    model.fit(x_train, y_train, batch_size=128, epochs=6, verbose=0, callbacks=[Look()])
+    return clock.points
+
+
+def lightning() -> list[Point]:
+    """Lightning: a LightningModule around the same network, Adam at 1e-3 as its documentation has it, batches of 64."""
+    import lightning as pl
+
+    images, labels, test_images, test_labels = arrays()
+    clock = Clock()
+
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = ExamplesNet()
+
+        def training_step(self, batch: Any, index: int) -> torch.Tensor:
+            pictures, targets = batch
+            return F.nll_loss(self.network(pictures), targets)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+        def on_train_epoch_end(self) -> None:
+            clock.look(self.current_epoch + 1, lambda: torch_accuracy(self.network, test_images[:, None] / 255, test_labels))
+
+    loader = DataLoader(TensorDataset(images[:, None] / 255, labels), batch_size=64, shuffle=True)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_epochs=4, accelerator="auto", **quiet)
+    clock = Clock()
+    trainer.fit(Module(), loader)
+    return clock.points
+
+
+def fastai() -> list[Point]:
+    """fastai: a Learner with xresnet18 from scratch and fit_one_cycle, batches of 64; runs of one and two epochs."""
+    from fastai.callback.schedule import Learner  # importing it patches fit_one_cycle in
+    from fastai.data.core import DataLoaders
+    from fastai.losses import CrossEntropyLossFlat
+    from fastai.vision.models.xresnet import xresnet18
+
+    images, labels, test_images, test_labels = arrays()
+    points = []
+    for epochs in (1, 2):
+        train = TensorDataset(images[:, None] / 255, labels)
+        # It wants a validation loader and takes it after every epoch: one batch of 64, which costs next to nothing.
+        loaders = DataLoaders(DataLoader(train, 64, shuffle=True, drop_last=True), DataLoader(Subset(train, range(64)), 64))
+        learner = Learner(loaders, xresnet18(c_in=1, n_out=10), loss_func=CrossEntropyLossFlat())
+        clock = Clock()
+        with learner.no_bar(), learner.no_logging():
+            learner.fit_one_cycle(epochs, 1e-2)
+        clock.look(epochs, partial(torch_accuracy, learner.model, test_images[:, None] / 255, test_labels))
+        points += clock.points
+    return points
+
+
+def skorch() -> list[Point]:
+    """skorch: NeuralNetClassifier around its MNIST notebook's Cnn, Adam at 0.002, batches of 128; six of its epochs."""
+    import skorch as sk
+
+    class Cnn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 32, 3), nn.Conv2d(32, 64, 3)
+            self.conv2_drop, self.fc1_drop = nn.Dropout2d(0.5), nn.Dropout(0.5)
+            self.fc1, self.fc2 = nn.Linear(1600, 100), nn.Linear(100, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(F.max_pool2d(self.conv1(x), 2))
+            x = torch.relu(F.max_pool2d(self.conv2_drop(self.conv2(x)), 2)).flatten(1)
+            return torch.softmax(self.fc2(torch.relu(self.fc1_drop(self.fc1(x)))), dim=-1)
+
+    images, labels, test_images, test_labels = arrays()
+    seen, test_seen = (x[:, None].float().numpy() / 255 for x in (images, test_images))
+    net = sk.NeuralNetClassifier(
+        Cnn, max_epochs=1, lr=0.002, optimizer=torch.optim.Adam, batch_size=128, train_split=None, verbose=0,
+        iterator_train__shuffle=True,
+    )  # fmt: skip
+    clock = Clock()
+    for epoch in range(1, 7):
+        net.partial_fit(seen, labels.numpy())
+        clock.look(epoch, lambda: float((net.predict(test_seen) == test_labels.numpy()).mean()))
+    return clock.points
+
+
+def scikit_learn() -> list[Point]:
+    """scikit-learn: HistGradientBoostingClassifier on the 784 pixels, with 10, 30 and its default 100 iterations."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    images, labels, test_images, test_labels = (x.numpy() for x in arrays())
+    model = HistGradientBoostingClassifier(max_iter=10, warm_start=True, early_stopping=False, random_state=0)
+    clock = Clock()
+    for iterations in (10, 30, 100):
+        model.set_params(max_iter=iterations)
+        model.fit(images.reshape(-1, 784), labels)
+        clock.look(iterations, lambda: float(model.score(test_images.reshape(-1, 784), test_labels)))
+    return clock.points
+
+
+def ultralytics() -> list[Point]:
+    """Ultralytics: YOLO11n-cls from its yaml (no download), pictures of 32 from PNG files cached in memory; one and two epochs."""
+    from PIL import Image
+    from ultralytics import YOLO
+
+    images, labels, test_images, test_labels = arrays()
+    points = []
+    with tempfile.TemporaryDirectory() as folder:
+        for split, pictures, targets in (("train", images, labels), ("test", test_images, test_labels)):
+            for index, (picture, label) in enumerate(zip(pictures.numpy(), targets.tolist(), strict=True)):
+                file = Path(folder, "data", split, str(label), f"{index}.png")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(picture).save(file)
+        for epochs in (1, 2):
+            model = YOLO("yolo11n-cls.yaml")
+            spent = Clock()
+            quiet = {"verbose": False, "plots": False, "save": False, "val": False, "project": folder}
+            model.train(data=f"{folder}/data", epochs=epochs, imgsz=32, batch=64, cache="ram", workers=2, **quiet)
+
+            def accuracy(model: Any = model) -> float:
+                return float(model.val(split="test", verbose=False, plots=False, project=folder).top1)
+
+            spent.look(epochs, accuracy)
+            points += spent.points
+    return points
+
+
+PEERS: dict[str, tuple[str, Callable[[], list[Point]]]] = {
+    "article": ("torchvision", article),
+    "pytorch-examples": ("torch", pytorch_examples),
+    "keras": ("keras", keras),
+    "lightning": ("lightning", lightning),
+    "fastai": ("fastai", fastai),
+    "skorch": ("skorch", skorch),
+    "scikit-learn": ("sklearn", scikit_learn),
+    "ultralytics": ("ultralytics", ultralytics),
+}
+
+
+def gingham_recipe(name: str, seed: int) -> list[Point]:
+    data = gingham.load_data("fashion-mnist")
+    run = gingham.fit(gingham.RECIPES[name].replace(seed=seed), data.train, data.validation, progress=False)
+    accuracy = gingham.evaluate(run, data.test).accuracy
+    return [{"epochs": run.metrics["epochs"], "train_seconds": run.metrics["train_seconds"], "test_accuracy": accuracy}]
+
+
+def version(module: str) -> str:
+    from importlib.metadata import packages_distributions, version
+
+    return version(packages_distributions()[module][0])
+
+
+def best(points: list[Point]) -> Point:
+    return max(points, key=lambda point: point["test_accuracy"])
+
+
+def seconds_to(points: list[Point], accuracy: float) -> float | None:
+    """The training seconds of the first look that reached an accuracy."""
+    return min((point["train_seconds"] for point in points if point["test_accuracy"] >= accuracy), default=None)
+
+
+def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> str:
+    lines = [
+        "| what | version | accuracy: best look of each round | epochs | train_seconds, median | gingham's quickest as accurate | ratio |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    ours = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
+    quick = {
+        name: (statistics.mean(r[0]["test_accuracy"] for r in rounds), statistics.median(r[0]["train_seconds"] for r in rounds))
+        for name, rounds in ours.items()
+    }
+    for name, rounds in outcomes.items():
+        tops = [best(points) for points in rounds]
+        mean, seconds = (statistics.mean(t["test_accuracy"] for t in tops), statistics.median(t["train_seconds"] for t in tops))
+        rivals = sorted((taken, recipe) for recipe, (accuracy, taken) in quick.items() if accuracy >= mean)
+        reply = (
+            [f"`{rivals[0][1]}`, {rivals[0][0]:.1f} s", f"{seconds / rivals[0][0]:.0f}"]
+            if rivals and name not in ours
+            else ["-", "-"]
+        )
+        epochs = "/".join(f"{t['epochs']:.3g}" for t in tops)
+        label = f"gingham `{name}`" if name in ours else name
+        lines.append(f"| {label} | {versions[name]} | {mean:.2%} | {epochs} | {seconds:.1f} | {' | '.join(reply)} |")
+    return "\n".join(lines)
+
+
+def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, rounds in outcomes.items():
+        if name in RECIPES:
+            continue
+        points = rounds[0]
+        x, y = [point["train_seconds"] for point in points], [100 * point["test_accuracy"] for point in points]
+        axes.plot(x, y, marker="o", ms=4, lw=1.4, label=name)
+    ladder = [rounds for name, rounds in outcomes.items() if name in RECIPES]
+    x = [statistics.median(r[0]["train_seconds"] for r in rounds) for rounds in ladder]
+    y = [100 * statistics.mean(r[0]["test_accuracy"] for r in rounds) for rounds in ladder]
+    axes.plot(x, y, marker="s", ms=7, lw=2.5, color="#16384a", label="gingham's recipes")
+    axes.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy (%)")
+    axes.set_title(f"Accuracy against training time: {hardware}", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, which="both")
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("names", nargs="*", choices=[*RECIPES, *PEERS, []], metavar="NAME", help=", ".join([*RECIPES, *PEERS]))
+    parser.add_argument("--rounds", type=int, default=1, help="how often each is run; recipes take another seed each time")
+    parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished ones are kept")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    names = options.names or [*RECIPES, *PEERS]
+    if options.worker is not None:
+        (name,) = names
+        torch.manual_seed(options.seed)
+        points = gingham_recipe(name, options.seed) if name in RECIPES else PEERS[name][1]()
+        write_json(options.worker, {"points": points})
+        return
+    commit = records.clean_commit()
+    missing = [name for name in names if name in PEERS and importlib.util.find_spec(PEERS[name][0]) is None]
+    for name in missing:
+        print(f"{name} is not installed; left out (pip install --group peers)", file=sys.stderr)
+    names = [name for name in names if name not in missing]
+    outcomes: dict[str, list[list[Point]]] = {name: [] for name in names}
+    for turn in range(options.rounds):
+        for name in names:
+            file = (options.work / commit[:12] / f"{name}-{turn}.json").resolve()
+            if not file.exists():
+                print(f"{name}, round {turn + 1} of {options.rounds}", file=sys.stderr)
+                line = [sys.executable, __file__, name, "--worker", str(file), "--seed", str(turn)]
+                subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+            outcomes[name].append(read_json(file)["points"])
+    versions = {name: version(PEERS[name][0]) if name in PEERS else gingham.__version__ for name in names}
+    environment = describe_environment(choose_device("auto"))
+    command = f"python benchmarks/peers.py {' '.join(options.names)} --rounds {options.rounds}".replace("  ", " ")
+    text = f"""# Peers
+
+Command: `{command}`, commit {commit[:12]}.
+Hardware: {environment["hardware"]}; torch {environment["torch"]}; rounds: {options.rounds}, one seed each.
+Left out, not installed: {", ".join(missing) or "none"}.
+Accuracy on the 10,000 test pictures: the peers' after the best of the epochs they were looked at, Gingham's once, at the end.
+The ratio is the peer's training seconds to those of Gingham's quickest recipe that is at least as accurate in this run.
+
+{table(outcomes, versions)}
+
+Every look at a peer, first round:
+
+| what | epochs | train_seconds | test accuracy |
+| --- | ---: | ---: | ---: |
+"""
+    for name, rounds in outcomes.items():
+        for point in rounds[0]:
+            text += f"| {name} | {point['epochs']:.3g} | {point['train_seconds']:.1f} | {point['test_accuracy']:.2%} |\n"
+    path = records.write_result("peers", environment, text)
+    write_json(
+        path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environment, "outcomes": outcomes}
+    )
+    draw(outcomes, path.with_suffix(".png"), environment["hardware"])
+    print(json.dumps(str(path)))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""How the cost of training grows: with the number of pictures, with their size, and with pictures that stay on disk.
+
+    python benchmarks/scaling.py
+
+Each measurement is a process of its own that trains the network `small` for some steps of 256 pictures: Fashion-MNIST
+repeated to 6,000, 60,000 and 600,000 pictures; enlarged to 64x64 and 224x224; and a set read from its memory-mapped pack
+in a process that may use less memory than the set takes, beside the same set resident. That limit is a memory cgroup:
+Linux, root. Writes benchmarks/results/scaling-<hardware>-<date>.md.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import gingham
+import records
+from gingham.datasets import FILES
+from gingham.storage import describe_environment
+from gingham.training import choose_device
+
+RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, views="one", shift_pixels=1)
+COUNTS = (6_000, 60_000, 600_000)
+SIZES = (28, 64, 224)
+LARGE = 4_000_000  # pictures of 28x28: 3.1 GB
+LIMIT = 2 << 30  # bytes of memory, pages of files included, that the mapped run may take
+ROUNDS = 3
+
+
+def repeat(folder: Path, count: int, size: int) -> None:
+    """Write Fashion-MNIST as IDX files, repeated to `count` pictures and enlarged to `size`."""
+    data = gingham.load_data("fashion-mnist", validation=0)
+    folder.mkdir(parents=True)
+    for split, total, names in ((data.train, count, FILES[:2]), (data.test, 100, FILES[2:])):
+        with (folder / names[0]).open("wb") as images, (folder / names[1]).open("wb") as labels:
+            images.write(struct.pack(">BBBB3I", 0, 0, 8, 3, total, size, size))
+            labels.write(struct.pack(">BBBBI", 0, 0, 8, 1, total))
+            for start in range(0, total, 2000):
+                rows = torch.arange(start, min(start + 2000, total)) % len(split)
+                pictures = split.images[rows]
+                if size != pictures.shape[-1]:
+                    pictures = F.interpolate(pictures.float(), size=size, mode="bilinear").round().to(torch.uint8)
+                images.write(pictures.numpy().tobytes())
+                labels.write(split.labels[rows].numpy().astype(np.uint8).tobytes())
+
+
+def train(folder: Path, steps: int) -> dict[str, Any]:
+    """Train on a folder and return seconds, pictures and memory. The first steps are as cold as a user's."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    data = gingham.load_data(str(folder), validation=0)
+    epochs = steps * RECIPE.batch_size / len(data.train)
+    run = gingham.fit(RECIPE.replace(epochs=epochs), data.train, progress=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds, images = run.metrics["train_seconds"], run.metrics["images_seen"]
+    return {
+        "microseconds_a_picture": 1e6 * seconds / images,
+        "images_per_second": images / seconds,
+        "data_bytes": data.train.images.nbytes,
+        "memory_bytes": peak - before,
+        "mapped": data.train.block > 1,
+    }
+
+
+def measure(folder: Path, steps: int, place: Path | None = None) -> dict[str, Any]:
+    line = [sys.executable, __file__, "--folder", str(folder), "--steps", str(steps)]
+    if place is not None:
+        # The shell enters the cgroup before Python starts, so that all of its memory counts.
+        line = ["sh", "-c", f'echo $$ > {place}/tasks 2>/dev/null || echo $$ > {place}/cgroup.procs; exec "$@"', "sh", *line]
+    done = subprocess.run(line, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@contextlib.contextmanager
+def memory_limit(limit: int) -> Iterator[Path]:
+    """A cgroup whose processes may take `limit` bytes."""
+    old = Path("/sys/fs/cgroup/memory")
+    place = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"gingham-{os.getpid()}"
+    try:
+        place.mkdir()
+        (place / ("memory.limit_in_bytes" if old.is_dir() else "memory.max")).write_text(str(limit))
+    except OSError as error:
+        sys.exit(f"cannot make a memory cgroup ({error}); this measurement needs Linux and root")
+    try:
+        yield place
+    finally:
+        place.rmdir()
+
+
+def row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.folder is not None:
+        print(json.dumps(train(options.folder, options.steps)))
+        return
+    commit = records.clean_commit()
+    environment = describe_environment(choose_device("auto"))
+    lines: list[str] = []
+
+    def table(title: str, cases: list[tuple[str, Path, int, Path | None]]) -> dict[str, list[dict[str, Any]]]:
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in cases}
+        for turn in range(ROUNDS):
+            for name, folder, steps, place in cases:
+                print(f"{title}: {name}, round {turn + 1} of {ROUNDS}", file=sys.stderr)
+                found[name].append(measure(folder, steps, place))
+        lines.extend(["", f"## {title}", ""])
+        head = ("what", "µs a picture, median", "range", "pictures/s", "data", "memory above imports", "of it not data")
+        lines.extend([row(*head), row("---", *["---:"] * (len(head) - 1))])
+        for name, rounds in found.items():
+            times = [r["microseconds_a_picture"] for r in rounds]
+            memory, size = max(r["memory_bytes"] for r in rounds), rounds[0]["data_bytes"]
+            mib = [f"{x / 2**20:,.0f} MiB" for x in (size, memory, memory - size)]
+            middle = statistics.median(times)
+            cells = (name, f"{middle:.0f}", f"{min(times):.0f} to {max(times):.0f}", f"{1e6 / middle:,.0f}", *mib)
+            lines.append(row(*cells))
+        return found
+
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as side, memory_limit(LIMIT) as place:
+        root = Path(side)
+        cases: list[tuple[str, Path, int, Path | None]] = []
+        for count in COUNTS:
+            repeat(root / f"{count}", count, 28)
+            cases.append((f"{count:,} pictures of 28x28", root / f"{count}", 300, None))
+        table("Number of pictures", cases)
+        cases = []
+        for size, count, steps in zip(SIZES, (20_000, 20_000, 4_000), (200, 60, 8), strict=True):
+            repeat(root / f"side{size}", count, size)
+            cases.append((f"{size}x{size}, {count:,} pictures", root / f"side{size}", steps, None))
+        table("Size of pictures", cases)
+        repeat(root / "large", LARGE, 28)
+        mapped = f"mapped, within {LIMIT >> 20:,} MiB"
+        cases = [("resident", root / "large", 600, None), (mapped, root / "large", 600, place)]
+        found = table("Larger than memory", cases)
+        pairs = zip(found["resident"], found[mapped], strict=True)
+        ratios = [a["microseconds_a_picture"] / b["microseconds_a_picture"] for a, b in pairs]
+        assert all(r["mapped"] for r in found[mapped])
+        assert not any(r["mapped"] for r in found["resident"])
+        spread = f"median {statistics.median(ratios):.0%}, from {min(ratios):.0%} to {max(ratios):.0%}"
+        lines.extend(["", f"Mapped speed as a share of resident speed: {spread}."])
+
+    text = f"""# How the cost grows
+
+Command: `python benchmarks/scaling.py`, commit {commit[:12]}.
+Hardware: {environment["hardware"]}; torch {environment["torch"]}; float32 unless the hardware has bfloat16.
+The network `small`, batches of {RECIPE.batch_size}, flips and shifts, one seed, {ROUNDS} rounds, the rows of a table in turn, a process each.
+Memory is the process's peak above what it held after its imports; of mapped pictures it counts the pages that were resident.
+{chr(10).join(lines)}
+"""
+    print(records.write_result("scaling", environment, text))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Train recipes over seeds and report how accurate each is after how many seconds.
+
+    python benchmarks/time_to_accuracy.py fast --seeds 10                  # on the validation split
+    python benchmarks/time_to_accuracy.py fast fast-92 --seeds 10 --split test --record
+
+Each seed is one `gingham train` in a process of its own, one after the other and the recipes in turn, so that a slow
+minute of the machine falls on all of them. Finished seeds are kept in --work. The test split is opened once a run, after
+the last has been trained. Writes benchmarks/results/time-to-accuracy-<hardware>-<date>.md and .json, and with --record
+a folder in records/ for each recipe.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gingham
+import records
+from gingham.cli import main as gingham_command
+from gingham.files import read_json, write_json
+from gingham.metrics import mean_interval
+
+# Accuracy and seconds asked of each recipe (two cores with AMX).
+TARGETS = {
+    "fast-85": (0.855, 1),
+    "fast-90": (0.90, 3),
+    "fast-92": (0.92, 8),
+    "fast": (0.93, 20),
+    "fast-94": (0.94, 60),
+    "accurate": (0.95, 600),
+}
+
+
+COLUMNS = (
+    "recipe",
+    "accuracy: mean ± std",
+    "95 % interval of the mean",
+    "seeds",
+    "epochs",
+    "parameters",
+    "train_seconds",
+    "wall_seconds",
+    "not training",
+    "pictures/s",
+    "peak memory",
+    "TFLOP/s",
+    "share of float32, bfloat16 rate",
+    "asked: accuracy in seconds",
+)
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """Return the median TFLOP/s of square matrix products: what this process could reach at best."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    rates = []
+    for _ in range(7):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        rates.append(2 * size**3 / (time.perf_counter() - started) / 1e12)
+    return statistics.median(rates)
+
+
+def train_one(recipe: str, seed: int, folder: Path, started: float) -> dict[str, Any]:
+    """Run `gingham train` in this process and return what it came to."""
+    try:
+        gingham_command(["train", "--recipe", recipe, "--seed", str(seed), "--out", str(folder)])
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    wall_seconds = time.time() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    run = gingham.load(folder)
+    device = torch.device(run.metrics["device"])
+    network = run.model.network.cpu()
+    flops = 3 * gingham.summarize(network, run.model.input_shape, recipe).flops  # backward: twice the forward's
+    images = run.metrics["images_seen"]
+    achieved = flops * images / run.metrics["train_seconds"] / 1e12
+    rates = {name: matrix_rate(getattr(torch, name), device) for name in ("bfloat16", "float32")}
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "folder": str(folder),
+        "train_seconds": run.metrics["train_seconds"],
+        "wall_seconds": wall_seconds,
+        "precision": run.metrics["precision"],
+        "epochs": run.metrics["epochs"],
+        "parameters": run.metrics["parameters"],
+        "images_per_second": images / run.metrics["train_seconds"],
+        "peak_memory_bytes": peak,
+        "flops_per_image": flops,
+        "tflops": achieved,
+        "matrix_tflops": rates,
+        "validation_accuracy": run.metrics["validation_accuracy"],
+        "environment": run.environment,
+    }
+
+
+def describe(name: str, outcomes: list[dict[str, Any]], split: str) -> dict[str, Any]:
+    """Gather a recipe's seeds."""
+    accuracies = [outcome["accuracy"] for outcome in outcomes]
+    low, high = mean_interval(accuracies)
+
+    def median(key: str) -> float:
+        return float(statistics.median(outcome[key] for outcome in outcomes))
+
+    return {
+        "recipe": name,
+        "split": split,
+        "n": len(outcomes),
+        "mean": statistics.mean(accuracies),
+        "std": statistics.stdev(accuracies),
+        "interval": [low, high],
+        "accuracies": accuracies,
+        "train_seconds": median("train_seconds"),
+        "wall_seconds": median("wall_seconds"),
+        "images_per_second": median("images_per_second"),
+        "peak_memory_bytes": max(outcome["peak_memory_bytes"] for outcome in outcomes),
+        "tflops": median("tflops"),
+        "share_of_bfloat16": statistics.median(o["tflops"] / o["matrix_tflops"]["bfloat16"] for o in outcomes),
+        "share_of_float32": statistics.median(o["tflops"] / o["matrix_tflops"]["float32"] for o in outcomes),
+        "precision": outcomes[0]["precision"],
+        "epochs": outcomes[0]["epochs"],
+        "parameters": outcomes[0]["parameters"],
+        "target": TARGETS.get(name),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| {' | '.join(COLUMNS)} |",
+        f"| --- {'| ---: ' * (len(COLUMNS) - 1)}|",
+    ]
+    for row in rows:
+        target = "-" if row["target"] is None else f"{row['target'][0]:.1%} in {row['target'][1]}"
+        cells = [
+            f"`{row['recipe']}`",
+            f"{row['mean']:.2%} ± {row['std']:.2%}",
+            f"{row['interval'][0]:.2%} to {row['interval'][1]:.2%}",
+            str(row["n"]),
+            f"{row['epochs']:.3g}",
+            f"{row['parameters']:,}",
+            f"{row['train_seconds']:.1f}",
+            f"{row['wall_seconds']:.1f}",
+            f"{row['wall_seconds'] - row['train_seconds']:.1f}",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB",
+            f"{row['tflops']:.3f}",
+            f"{row['share_of_float32']:.0%}, {row['share_of_bfloat16']:.0%}",
+            target,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("recipes", nargs="+", choices=gingham.RECIPES, metavar="RECIPE")
+    parser.add_argument("--seeds", type=int, default=10, help="how many seeds, counted from 0 (default: 10)")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--record", action="store_true", help="write records/<date>-<recipe>/record.json; needs --split test")
+    parser.add_argument("--work", type=Path, default=Path("runs/time-to-accuracy"), help="where finished seeds are kept")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker is not None:
+        (recipe,) = options.recipes
+        folder = options.work / f"{recipe}-{options.worker}"
+        write_json(folder.with_suffix(".json"), train_one(recipe, options.worker, folder, STARTED))
+        return
+    if options.seeds < 2 or (options.record and (options.seeds < 10 or options.split != "test")):
+        parser.error("a spread needs at least 2 seeds, a record 10 and --split test")
+    commit = records.clean_commit()
+    work = options.work / commit[:12]
+
+    outcomes: dict[str, list[dict[str, Any]]] = {name: [] for name in options.recipes}
+    for seed in range(options.seeds):
+        for name in options.recipes:
+            file = work / f"{name}-{seed}.json"
+            if not file.exists():
+                print(f"{name}, seed {seed} of {options.seeds}", file=sys.stderr)
+                line = [sys.executable, __file__, name, "--worker", str(seed), "--work", str(work)]
+                subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+            outcomes[name].append(read_json(file))
+
+    environments = [outcome["environment"] for seeds in outcomes.values() for outcome in seeds]
+    if any(environment != environments[0] for environment in environments):
+        sys.exit(f"the seeds in {work} were trained on different machines or versions; give another --work")
+    data = gingham.load_data("fashion-mnist")
+    for seeds in outcomes.values():
+        for outcome in seeds:
+            outcome["accuracy"] = outcome["validation_accuracy"]
+            if options.split == "test":
+                outcome["accuracy"] = gingham.evaluate(gingham.load(outcome["folder"]), data.test).accuracy
+    rows = [describe(name, seeds, options.split) for name, seeds in outcomes.items()]
+
+    command = (
+        f"python benchmarks/time_to_accuracy.py {' '.join(options.recipes)} --seeds {options.seeds} --split {options.split}"
+    )
+    if options.record:
+        for row, seeds in zip(rows, outcomes.values(), strict=True):
+            records.write_record(
+                row["recipe"],
+                target=row["target"][0] if row["target"] else None,
+                accuracies=row["accuracies"],
+                train_seconds=[outcome["train_seconds"] for outcome in seeds],
+                wall_seconds=[outcome["wall_seconds"] for outcome in seeds],
+                environment=environments[0],
+                commit=commit,
+                command=command + " --record",
+                recipe=gingham.RECIPES[row["recipe"]].to_dict(),
+                extra={"precision": row["precision"]},
+            )
+    rates = [outcome["matrix_tflops"] for seeds in outcomes.values() for outcome in seeds]
+    float32, bfloat16 = (statistics.median(rate[name] for rate in rates) for name in ("float32", "bfloat16"))
+    pictures = (
+        "10,000 test pictures, opened once a run after the last was trained"
+        if options.split == "test"
+        else ("5,000 validation pictures")
+    )
+    text = f"""# Time to accuracy
+
+Command: `{command}`, commit {commit[:12]}.
+Hardware: {environments[0]["hardware"]}; torch {environments[0]["torch"]}; precision {", ".join(sorted({row["precision"] for row in rows}))}.
+Accuracy on the {pictures}. Every run has a fixed length; seconds are medians over the seeds, the recipes taken in turn.
+Matrix products of 2048x2048 in the same processes, median: {float32:.3f} TFLOP/s in float32, {bfloat16:.3f} in bfloat16.
+
+{table(rows)}
+
+`train_seconds`: from bytes in memory and fresh weights to final weights. `wall_seconds`: from the start of the process to the
+command's end. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
+"""
+    path = records.write_result("time-to-accuracy", environments[0], text)
+    write_json(path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environments[0], "rows": rows})
+    print(path)
+    print(text)
+
+
+STARTED = time.time()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Augmentation: pure functions on a whole batch of uint8 pictures, with every random draw handed in."""
+
+import zlib
+
+import torch
+import torch.nn.functional as F
+
+from gingham.recipe import Recipe
+
+
+def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Mirror the chosen pictures, left to right.
+
+    `images` is uint8 (B, C, H, W), `chosen` bool (B,); what comes back has the shape and dtype of `images`.
+
+    >>> flip(torch.tensor([[[[1, 2]]], [[[1, 2]]]], dtype=torch.uint8), torch.tensor([True, False])).tolist()
+    [[[[2, 1]]], [[[1, 2]]]]
+    """
+    return torch.where(chosen[:, None, None, None], images.flip(3), images)
+
+
+def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """Move each picture by whole pixels; what comes in from outside is black.
+
+    `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left.
+
+    >>> shift(torch.tensor([[[[1, 2, 3]]]], dtype=torch.uint8), torch.tensor([[0, 1]])).tolist()
+    [[[[0, 1, 2]]]]
+    """
+    if not len(images):
+        return images
+    height, width = images.shape[2:]
+    edge = int(offsets.abs().max())
+    padded = F.pad(images, (edge, edge, edge, edge))
+    rows = edge - offsets[:, :1] + torch.arange(height, device=images.device)  # (B, H)
+    columns = edge - offsets[:, 1:] + torch.arange(width, device=images.device)  # (B, W)
+    which = torch.arange(len(images), device=images.device)[:, None, None]
+    # Indices on both sides of a slice: the result is (B, H, W, C), which is channels last seen from (B, C, H, W).
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def erase(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tensor:
+    """Black out one square of `side` pixels a picture, cut off at the border.
+
+    `images` is uint8 (B, C, H, W); `centres` int64 (B, 2), row and column of each square's centre (of an even side, the
+    pixel below and to the right of it).
+
+    >>> erase(torch.full((1, 1, 1, 4), 9, dtype=torch.uint8), torch.tensor([[0, 0]]), 3).tolist()
+    [[[[0, 0, 9, 9]]]]
+
+    Source: DeVries & Taylor, "Cutout" (arXiv 1708.04552), on bytes before normalisation, so that erased is black.
+    """
+    height, width = images.shape[2:]
+    top_left = centres - side // 2
+    down = torch.arange(height, device=images.device) - top_left[:, :1]  # (B, H), rows below the square's first
+    across = torch.arange(width, device=images.device) - top_left[:, 1:]  # (B, W)
+    inside = ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[:, None, None, :]
+    return images.masked_fill(inside, 0)
+
+
+def augment(images: torch.Tensor, indices: torch.Tensor, recipe: Recipe, epoch: int, step: int) -> torch.Tensor:
+    """Return a training batch as the recipe's augmentation makes it.
+
+    `images` is uint8 (B, C, H, W), `indices` int64 (B,): their places in the training split. Nothing but the recipe's
+    seed, `step`, `epoch` (both counted from 0) and the indices decides the draws, so training can go on at any step.
+
+    With flip "alternating" a picture is mirrored in every other epoch, half of the pictures in the even ones: both sides
+    of each are seen within two epochs, where coins would show one side twice in half of the cases.
+
+        batch = augment(split.images[indices], indices, recipe, epoch=0, step=0)
+
+    Source of "alternating": Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498).
+    """
+    if recipe.flip == "none" and not recipe.shift_pixels and not recipe.erase_pixels:
+        return images
+    count, _, height, width = images.shape
+    device = images.device
+    # On the CPU, for the same draws on every device. Its generator uses 32 bits of a seed, so both numbers go into those.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))
+    if recipe.flip == "random":
+        images = flip(images, torch.rand(count, generator=generator).to(device) < 0.5)
+    elif recipe.flip == "alternating":
+        # A bit of a multiplicative hash: half of the pictures, whatever order or number they come in.
+        images = flip(images, ((indices * 2654435761 + recipe.seed * 40503) >> 16) % 2 == epoch % 2)
+    if limit := recipe.shift_pixels:
+        images = shift(images, torch.randint(-limit, limit + 1, (count, 2), generator=generator).to(device))
+    if side := recipe.erase_pixels:
+        centres = [torch.randint(size, (count,), generator=generator) for size in (height, width)]
+        images = erase(images, torch.stack(centres, dim=1).to(device), side)
+    return images
