@@ -2,11 +2,12 @@
 
     python benchmarks/time_to_accuracy.py fast --seeds 10                  # on the validation split
     python benchmarks/time_to_accuracy.py fast fast-92 --seeds 10 --split test --record
+    python benchmarks/time_to_accuracy.py fast-92 fast-92:optimizer=sgd:learning_rate=0.4 --seeds 5 --title optimizer
 
-Each seed is one `gingham train` in a process of its own, one after the other and the recipes in turn, so that a slow
+A recipe's fields can be changed, as NAME:FIELD=VALUE:FIELD=VALUE, to see what each is worth. Each seed is one `gingham train` in a process of its own, one after the other and the recipes in turn, so that a slow
 minute of the machine falls on all of them. Finished seeds are kept in --work. The test split is opened once a run, after
-the last has been trained. Writes benchmarks/results/time-to-accuracy-<hardware>-<date>.md and .json, and with --record
-a folder in records/ for each recipe.
+the last has been trained. Writes benchmarks/results/<title>-<hardware>-<date>.md and .json, and with --record a folder in
+records/ for each recipe.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import records
 from gingham.cli import main as gingham_command
 from gingham.files import read_json, write_json
 from gingham.metrics import mean_interval
+from gingham.recipe import find_recipe, parse_settings
 
 # Accuracy and seconds asked of each recipe (two cores with AMX).
 TARGETS = {
@@ -72,8 +74,10 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> f
 
 def train_one(recipe: str, seed: int, folder: Path, started: float) -> dict[str, Any]:
     """Run `gingham train` in this process and return what it came to."""
+    name, *settings = recipe.split(":")
+    options = [word for setting in settings for word in ("--set", setting)]
     try:
-        gingham_command(["train", "--recipe", recipe, "--seed", str(seed), "--out", str(folder)])
+        gingham_command(["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), *options])
     except SystemExit as stop:
         if stop.code:
             raise
@@ -164,7 +168,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("recipes", nargs="+", choices=gingham.RECIPES, metavar="RECIPE")
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE[:FIELD=VALUE...]")
+    parser.add_argument("--title", default="time-to-accuracy", help="what the results file is called")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds, counted from 0 (default: 10)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--record", action="store_true", help="write records/<date>-<recipe>/record.json; needs --split test")
@@ -174,10 +179,15 @@ def main() -> None:
     if options.worker is not None:
         (recipe,) = options.recipes
         folder = options.work / f"{recipe}-{options.worker}"
-        write_json(folder.with_suffix(".json"), train_one(recipe, options.worker, folder, STARTED))
+        write_json(Path(f"{folder}.json"), train_one(recipe, options.worker, folder, STARTED))
         return
     if options.seeds < 2 or (options.record and (options.seeds < 10 or options.split != "test")):
         parser.error("a spread needs at least 2 seeds, a record 10 and --split test")
+    for spec in options.recipes:
+        name, *settings = spec.split(":")
+        find_recipe(name).replace(**parse_settings(settings))  # a wrong name stops here, not after an hour
+        if options.record and settings:
+            parser.error("a record is of a recipe as it is")
     commit = records.clean_commit()
     work = options.work / commit[:12]
 
@@ -187,7 +197,7 @@ def main() -> None:
             file = work / f"{name}-{seed}.json"
             if not file.exists():
                 print(f"{name}, seed {seed} of {options.seeds}", file=sys.stderr)
-                line = [sys.executable, __file__, name, "--worker", str(seed), "--work", str(work)]
+                line = [sys.executable, __file__, name, "--worker", str(seed), "--work", str(work.resolve())]
                 subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
             outcomes[name].append(read_json(file))
 
@@ -202,9 +212,9 @@ def main() -> None:
                 outcome["accuracy"] = gingham.evaluate(gingham.load(outcome["folder"]), data.test).accuracy
     rows = [describe(name, seeds, options.split) for name, seeds in outcomes.items()]
 
-    command = (
-        f"python benchmarks/time_to_accuracy.py {' '.join(options.recipes)} --seeds {options.seeds} --split {options.split}"
-    )
+    words = [*options.recipes, "--seeds", options.seeds, "--split", options.split]
+    words += [] if options.title == parser.get_default("title") else ["--title", options.title]
+    command = f"python benchmarks/time_to_accuracy.py {' '.join(map(str, words))}"
     if options.record:
         for row, seeds in zip(rows, outcomes.values(), strict=True):
             records.write_record(
@@ -238,7 +248,7 @@ Matrix products of 2048x2048 in the same processes, median: {float32:.3f} TFLOP/
 `train_seconds`: from bytes in memory and fresh weights to final weights. `wall_seconds`: from the start of the process to the
 command's end. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
 """
-    path = records.write_result("time-to-accuracy", environments[0], text)
+    path = records.write_result(options.title, environments[0], text)
     write_json(path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environments[0], "rows": rows})
     print(path)
     print(text)

@@ -155,9 +155,13 @@ def test_label_smoothing_and_schedules_reach_the_loop(quadrants):
     assert rates == pytest.approx([0.01 * (1 - k / 6) for k in range(6)])
 
 
+# The quadrants' classes are each other's mirror images: what mirrors cannot learn them.
+STRAIGHT = FAST.replace(network="tiny", flip="none", views="one")
+
+
 def test_fast_learns(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
-    assert fit(FAST.replace(epochs=8, batch_size=16), data).metrics["validation_accuracy"] > 0.95
+    assert fit(STRAIGHT.replace(epochs=8, batch_size=16), data).metrics["validation_accuracy"] > 0.95
 
 
 def test_later_epochs_are_of_the_hardest_pictures(quadrants):
@@ -182,7 +186,7 @@ def test_the_warm_up_leaves_no_trace(quadrants, monkeypatch):
 
 def test_bfloat16_trains_and_answers_in_float32(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
-    run = fit(FAST.replace(network="tiny", epochs=4, batch_size=16, precision="bfloat16"), data)
+    run = fit(STRAIGHT.replace(epochs=4, batch_size=16, precision="bfloat16"), data)
     assert run.metrics["precision"] == "bfloat16"
     assert run.metrics["validation_accuracy"] > 0.9
     assert {tensor.dtype for tensor in weights(run).values() if tensor.is_floating_point()} == {torch.float32}
@@ -230,8 +234,8 @@ def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, base, checkpoint
     with pytest.raises(Stop):
         fit(recipe, data, folder=tmp_path / "halves", on_epoch=stop)
     run = fit(recipe, data, folder=tmp_path / "halves", resume=True)
-    # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 4 steps long, not 9.
-    second = 9 if base is ARTICLE else 4
+    # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 3 steps long, not 9.
+    second = 9 if base is ARTICLE else 3
     assert run.metrics["resumed_from_step"] == (9 + second - 1 if checkpoint_seconds == 0 else 9)
     halves = gingham.save(run, tmp_path / "halves")
     assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
