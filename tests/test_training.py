@@ -170,7 +170,11 @@ def test_later_epochs_are_of_the_hardest_pictures(quadrants):
     # 260 pictures are 9 steps; later epochs have 52 hard ones and an eighth of the other 208, 3 steps.
     assert (run.metrics["steps"], run.metrics["images_seen"]) == (9 + 3 + 3, 260 + 78 + 78)
     assert [entry["step"] for entry in run.history if "epoch" in entry] == [9, 12, 15]
-    assert [entry["epoch"] for entry in run.history if "epoch" in entry] == [1, 2, 3]
+    ends = [entry for entry in run.history if "epoch" in entry]
+    assert [entry["epoch"] for entry in ends] == [1, 2, 3]
+    # 78 pictures after the last measurement are no reason for another; the end is.
+    assert [entry["validation_accuracy"] is not None for entry in ends] == [True, False, True]
+    assert ends[-1]["validation_accuracy"] == run.metrics["validation_accuracy"]
 
 
 def test_the_warm_up_leaves_no_trace(quadrants, monkeypatch):

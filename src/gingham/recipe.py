@@ -168,7 +168,7 @@ ARTICLE = Recipe(name="article", network="article", precision="float32", validat
 FAST = Recipe(
     name="fast",
     network="small",
-    epochs=18,
+    epochs=16,
     batch_size=256,
     optimizer="muon",
     learning_rate=0.8,
@@ -198,9 +198,9 @@ FAST_85 = FAST.replace(
     flip="none",
     views="one",
 )
-FAST_90 = FAST_85.replace(name="fast-90", epochs=2.4)
-FAST_92 = FAST.replace(name="fast-92", epochs=6)
-FAST_94 = FAST.replace(name="fast-94", network="large", epochs=23)
+FAST_90 = FAST_85.replace(name="fast-90", epochs=2)
+FAST_92 = FAST.replace(name="fast-92", epochs=5)
+FAST_94 = FAST.replace(name="fast-94", network="large", epochs=20)
 ACCURATE = FAST.replace(name="accurate", network="large", epochs=60)
 
 RECIPES: Mapping[str, Recipe] = {
