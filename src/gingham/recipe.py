@@ -168,7 +168,7 @@ ARTICLE = Recipe(name="article", network="article", precision="float32", validat
 FAST = Recipe(
     name="fast",
     network="small",
-    epochs=16,
+    epochs=18,
     batch_size=256,
     optimizer="muon",
     learning_rate=0.8,
@@ -190,7 +190,7 @@ FAST = Recipe(
 FAST_85 = FAST.replace(
     name="fast-85",
     network="tiny",
-    epochs=0.33,
+    epochs=0.35,
     batch_size=128,
     learning_rate=1.0,
     filter_scale=0.15,
@@ -198,9 +198,9 @@ FAST_85 = FAST.replace(
     flip="none",
     views="one",
 )
-FAST_90 = FAST_85.replace(name="fast-90", epochs=2)
-FAST_92 = FAST.replace(name="fast-92", epochs=5)
-FAST_94 = FAST.replace(name="fast-94", network="large", epochs=20)
+FAST_90 = FAST_85.replace(name="fast-90", epochs=2.3)
+FAST_92 = FAST.replace(name="fast-92", epochs=6)
+FAST_94 = FAST.replace(name="fast-94", network="large", epochs=22)
 ACCURATE = FAST.replace(name="accurate", network="large", epochs=60)
 
 RECIPES: Mapping[str, Recipe] = {
