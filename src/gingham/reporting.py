@@ -59,20 +59,23 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
 def draw_curves(run: Run, file: Path) -> Path:
     """Write a PNG of loss and accuracy over the epochs, and return it.
 
-    The training line averages its batches over a fiftieth of the run each; dots are the validation split, where one is
-    held out.
+    The training line averages its batches over a fiftieth of the run each; where later epochs take the hardest pictures,
+    it is of those, and lies below the validation split, the dots, where one is held out.
     """
     steps = [entry for entry in run.history if "learning_rate" in entry]
-    ends = [entry for entry in run.history if "epoch" in entry and entry["validation_accuracy"] is not None]
-    per_epoch = run.metrics["steps"] / run.metrics["epochs"]
+    epochs_ends = [entry for entry in run.history if "epoch" in entry]
+    ends = [entry for entry in epochs_ends if entry["validation_accuracy"] is not None]
+    # Epochs may differ in length: a step's place lies between the ends of the epochs around it.
+    marks = [[0, *(entry[key] for entry in epochs_ends)] for key in ("step", "epoch")]
+    taught = "training" if run.recipe.hard_share == 1 else "training (after epoch 1: hard pictures)"
     figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
     for place, (key, scale, label) in enumerate((("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)"))):
         axes = figure.add_subplot(1, 2, place + 1)
         width = max(1, len(steps) // 50)
         usable = len(steps) // width * width
         groups = np.array([entry[key] for entry in steps[:usable]]).reshape(-1, width).mean(axis=1) * scale
-        epochs = (np.arange(len(groups)) + 0.5) * width / per_epoch
-        axes.plot(epochs, groups, color=BLUE, lw=1.8, marker="o" if len(groups) == 1 else None, label="training")
+        epochs = np.interp((np.arange(len(groups)) + 0.5) * width, *marks)
+        axes.plot(epochs, groups, color=BLUE, lw=1.8, marker="o" if len(groups) == 1 else None, label=taught)
         if ends:
             shown = [entry[f"validation_{key}"] * scale for entry in ends]
             axes.plot(

@@ -88,7 +88,8 @@ def fit(
             loss, logits = _learn(model, optimizer, pictures, labels[batch], recipe, precision)
 
             history.note(step, loss, logits, labels[batch])
-            sampler.note(batch, F.cross_entropy(logits.detach().float(), labels[batch], reduction="none"))
+            if recipe.hard_share < 1:
+                sampler.note(batch, F.cross_entropy(logits.detach().float(), labels[batch], reduction="none"))
             done = step + 1
             display.update(done)
             ends_epoch = sampler.position(done)[1] == 0
@@ -412,9 +413,12 @@ class _Display:
     def end_epoch(self, seconds: float) -> None:
         entry, epochs = self.history.epochs[-1], self.sampler.epochs(self.sampler.steps)
         self.next = time.monotonic() + self.every
+        images = self.sampler.pictures(self.sampler.position(entry["step"] - 1)[0])
         line = (
             f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
         )
+        if images < self.sampler.images:
+            line += f" of {images:,} hard pictures"
         if entry["validation_accuracy"] is not None:
             line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
         self._print(f"{line}  {seconds:.1f} s")
