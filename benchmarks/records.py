@@ -77,7 +77,7 @@ def table() -> str:
     """Return the records' table in Markdown, made from the record.json files."""
     columns = [
         "record",
-        "reference",
+        "asked or published",
         "test accuracy: mean ± std",
         "min to max",
         "seeds",
@@ -96,7 +96,7 @@ def table() -> str:
                 f"{min(accuracies):.2%} to {max(accuracies):.2%}",
                 str(record["n"]),
                 str(record.get("never_left_10_percent", "not counted")),
-                f"{statistics.median(record['train_seconds']):.0f}",
+                f"{statistics.median(record['train_seconds']):.3g}",
                 record["hardware"],
                 record["torch"],
             ]

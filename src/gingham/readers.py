@@ -1,5 +1,6 @@
 """Files of pictures and labels -> uint8 arrays. IDX, the format of MNIST and Fashion-MNIST, plain or gzipped."""
 
+import contextlib
 import gzip
 import hashlib
 import math
@@ -95,11 +96,15 @@ def _content(file: BinaryIO, path: Path, expected: int) -> tuple[npt.NDArray[np.
 def free_memory() -> int:
     """Return how many bytes of memory this process can still take, by the system and by its container's limit."""
     free = [LARGEST_BYTES]
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            free.append(int(Path(name).read_text()))
-        except (OSError, ValueError):  # "max", or no such file
-            continue
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, group = line.split(":", 2)
+            if kind in ("", "memory"):  # of cgroup v2 and v1
+                root = Path("/sys/fs/cgroup", kind)
+                name = "memory.limit_in_bytes" if kind else "memory.max"
+                for folder in (root, root / group.lstrip("/")):  # inside a container its own group is the root
+                    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                        free.append(int((folder / name).read_text()))
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))

@@ -66,7 +66,7 @@ def draw_curves(run: Run, file: Path) -> Path:
     epochs_ends = [entry for entry in run.history if "epoch" in entry]
     ends = [entry for entry in epochs_ends if entry["validation_accuracy"] is not None]
     # Epochs may differ in length: a step's place lies between the ends of the epochs around it.
-    marks = [[0, *(entry[key] for entry in epochs_ends)] for key in ("step", "epoch")]
+    end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epochs_ends)]) for key in ("step", "epoch"))
     taught = "training" if run.recipe.hard_share == 1 else "training (after epoch 1: hard pictures)"
     figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
     for place, (key, scale, label) in enumerate((("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)"))):
@@ -74,7 +74,7 @@ def draw_curves(run: Run, file: Path) -> Path:
         width = max(1, len(steps) // 50)
         usable = len(steps) // width * width
         groups = np.array([entry[key] for entry in steps[:usable]]).reshape(-1, width).mean(axis=1) * scale
-        epochs = np.interp((np.arange(len(groups)) + 0.5) * width, *marks)
+        epochs = np.interp((np.arange(len(groups)) + 0.5) * width, end_steps, end_epochs)
         axes.plot(epochs, groups, color=BLUE, lw=1.8, marker="o" if len(groups) == 1 else None, label=taught)
         if ends:
             shown = [entry[f"validation_{key}"] * scale for entry in ends]
@@ -86,7 +86,7 @@ def draw_curves(run: Run, file: Path) -> Path:
         axes.set_xlim(0, run.metrics["epochs"])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.25)
-        axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     title = f"{run.recipe.name}, seed {run.recipe.seed}, {run.metrics['train_seconds']:.0f} s"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
     return _write(figure, file)

@@ -78,14 +78,14 @@ def fit(
     last_checkpoint = time.monotonic()
     train_seconds = seconds_before
     model.train()
-    with _kept_pages(), _Display(history, start, progress) as display:
+    with kept_pages(), _Display(history, start, progress) as display:
         for step, batch in enumerate(sampler.batches(start, sampler.steps), start):
             rate = lr_at(step, sampler.steps, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             epoch, _ = sampler.position(step)
             pictures = augment(images[batch.to(images.device)].to(place), batch, recipe, epoch, step)
-            loss, logits = _learn(model, optimizer, pictures, labels[batch], recipe, precision)
+            loss, logits = learn(model, optimizer, pictures, labels[batch], recipe, precision)
 
             history.note(step, loss, logits, labels[batch])
             if recipe.hard_share < 1:
@@ -128,7 +128,7 @@ def fit(
     return Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
 
 
-def _learn(
+def learn(
     model: Classifier,
     optimizer: torch.optim.Optimizer,
     images: torch.Tensor,
@@ -148,7 +148,7 @@ def _learn(
 
 
 @contextlib.contextmanager
-def _kept_pages() -> Iterator[None]:
+def kept_pages() -> Iterator[None]:
     """Let the C library keep the memory it frees, for as long as a training lasts.
 
     Each step frees its activations and asks for as much again; by default their pages go back to the system in between and
@@ -178,7 +178,7 @@ def _warm_up(model: Classifier, recipe: Recipe, precision: str, batch_size: int)
     images = torch.randint(256, (batch_size, *model.input_shape), dtype=torch.uint8, generator=generator).to(device)
     labels = torch.randint(len(model.classes), (batch_size,), generator=generator).to(device)
     for _ in range(2):
-        _learn(twin, optimizer, images, labels, recipe, precision)
+        learn(twin, optimizer, images, labels, recipe, precision)
 
 
 def _fits(split: Split, device: torch.device) -> bool:
