@@ -163,8 +163,8 @@ def _parsed(item: "dataclasses.Field[Any]", text: str) -> Any:
 # On two cores it takes minutes; benchmarks/reproduce_article.py says how many and how accurate it ends.
 ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
 
-# The ladder: each recipe is the quickest known to us for its accuracy, which records/README.md has with the seconds. What
-# each setting is worth, and what was tried in its place, stands in records/LOG.md.
+# The ladder: each recipe is the quickest known to us for its accuracy, which records/README.md has with the seconds, but
+# for fast-94 and accurate, which are not measured yet. What was tried in place of each setting stands in records/LOG.md.
 FAST = Recipe(
     name="fast",
     network="small",
@@ -179,7 +179,7 @@ FAST = Recipe(
     schedule="linear",
     weight_decay=1e-4,
     label_smoothing=0.1,
-    hard_share=0.3,  # 92.7 % instead of 91.6 % for the same time
+    hard_share=0.3,
     easy_share=0.1,
     flip="alternating",
     views="flip",
