@@ -152,7 +152,8 @@ def kept_pages() -> Iterator[None]:
     """Let the C library keep the memory it frees, for as long as a training lasts.
 
     Each step frees its activations and asks for as much again; by default their pages go back to the system in between and
-    fault in anew, 2,000 of them a step of `fast`. Keeping them saved 4 to 20 % of a step. glibc alone has this setting.
+    fault in anew, 3,000 of them a step of `fast`. Kept, a step is 1.1 to 1.2 times as fast (benchmarks/kept_pages.py). glibc
+    alone has this setting.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
