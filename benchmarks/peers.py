@@ -82,6 +82,27 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(Image.fromarray(self.images[index])), self.labels[index]
 
 
+def plain_epochs(
+    network: nn.Module,
+    loader: DataLoader[Any],
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    look: Callable[[], float],
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> list[Point]:
+    """The loop that PyTorch's own examples write out."""
+    clock = Clock()
+    for epoch in range(1, epochs + 1):
+        for pictures, targets in loader:
+            optimizer.zero_grad()
+            F.nll_loss(network(pictures), targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        clock.look(epoch, look)
+    return clock.points
+
+
 def article() -> list[Point]:
     """The article's own way: torchvision transforms, DataLoader, SGD, batches of 64, three epochs."""
     from torchvision import transforms
@@ -92,14 +113,7 @@ def article() -> list[Point]:
     network = gingham.NETWORKS["article"](1, 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     seen = (test_images[:, None].float() / 255 - 0.5) / 0.5
-    clock = Clock()
-    for epoch in range(1, 4):
-        for pictures, targets in loader:
-            optimizer.zero_grad()
-            F.nll_loss(network(pictures), targets).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        clock.look(epoch, lambda: torch_accuracy(network, seen, test_labels))
-    return clock.points
+    return plain_epochs(network, loader, optimizer, 3, lambda: torch_accuracy(network, seen, test_labels))
 
 
 class ExamplesNet(nn.Module):
@@ -125,15 +139,7 @@ def pytorch_examples() -> list[Point]:
     network = ExamplesNet()
     optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    clock = Clock()
-    for epoch in range(1, 5):
-        for pictures, targets in loader:
-            optimizer.zero_grad()
-            F.nll_loss(network(pictures), targets).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        schedule.step()
-        clock.look(epoch, lambda: torch_accuracy(network, test_seen, test_labels))
-    return clock.points
+    return plain_epochs(network, loader, optimizer, 4, lambda: torch_accuracy(network, test_seen, test_labels), schedule)
 
 
 def keras() -> list[Point]:
@@ -293,7 +299,7 @@ def ultralytics() -> list[Point]:
 
 
 PEERS: dict[str, tuple[str, Callable[[], list[Point]]]] = {
-    "article": ("torchvision", article),
+    "article": ("torch", article),
     "pytorch-examples": ("torch", pytorch_examples),
     "keras": ("keras", keras),
     "lightning": ("lightning", lightning),
@@ -319,11 +325,6 @@ def version(module: str) -> str:
 
 def best(points: list[Point]) -> Point:
     return max(points, key=lambda point: point["test_accuracy"])
-
-
-def seconds_to(points: list[Point], accuracy: float) -> float | None:
-    """The training seconds of the first look that reached an accuracy."""
-    return min((point["train_seconds"] for point in points if point["test_accuracy"] >= accuracy), default=None)
 
 
 def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> str:

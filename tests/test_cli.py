@@ -18,25 +18,13 @@ def values(done):
     return json.loads(done.stdout)
 
 
+TRAIN = ("train", "--recipe", "article")
 SMALL = ("--set", "batch_size=32", "--set", "validation_images=40")
 
 
 @pytest.fixture
 def trained(command, quadrants):
-    done = command(
-        "train",
-        "--recipe",
-        "article",
-        "--data",
-        quadrants,
-        "--epochs",
-        2,
-        "--set",
-        "batch_size=32",
-        "--set",
-        "validation_images=40",
-        "--json",
-    )
+    done = command(*TRAIN, "--data", quadrants, "--epochs", 2, *SMALL, "--json")
     return values(done)
 
 
@@ -53,24 +41,22 @@ def test_train_writes_a_run_and_says_what_it_did(command, trained):
 
 def test_a_finished_run_is_kept(command, trained, quadrants):
     before = (command.folder / "runs/article-0/model.safetensors").read_bytes()
-    refused = command("train", "--recipe", "article", "--data", quadrants, code=2)
+    refused = command(*TRAIN, "--data", quadrants, code=2)
     assert "already holds a finished run; give another --out or --seed" in refused.stderr
-    again = command("train", "--recipe", "article", "--data", quadrants, "--resume", "--json")
+    again = command(*TRAIN, "--data", quadrants, "--resume", "--json")
     assert values(again) == trained
     assert "nothing to resume" in again.stderr
     assert (command.folder / "runs/article-0/model.safetensors").read_bytes() == before
 
 
 def test_resume_with_nothing_there_starts(command, quadrants):
-    done = command(
-        "train", "--recipe", "article", "--data", quadrants, "--epochs", 0.1, "--resume", "--out", "deep/run", "--json"
-    )
+    done = command(*TRAIN, "--data", quadrants, "--epochs", 0.1, "--resume", "--out", "deep/run", "--json")
     assert values(done)["resumed_from_step"] is None
     assert (command.folder / "deep/run/model.json").exists()
 
 
 def test_train_prints_for_people(command, quadrants):
-    done = command("train", "--recipe", "article", "--data", quadrants, "--epochs", 1, "--seed", 7)
+    done = command(*TRAIN, "--data", quadrants, "--epochs", 1, "--seed", 7)
     for text in ("runs/article-7", "45,944 parameters", "300 pictures", "train_seconds", "none held out"):
         assert text in done.stdout
     assert "gingham evaluate runs/article-7 --split test" in done.stdout
@@ -114,7 +100,7 @@ def test_data_that_changed_under_a_run_is_noticed(command, trained, quadrants):
 
 
 def test_a_run_that_held_nothing_out_says_so(command, quadrants):
-    command("train", "--recipe", "article", "--data", quadrants, "--epochs", 0.1)
+    command(*TRAIN, "--data", quadrants, "--epochs", 0.1)
     refused = command("evaluate", "runs/article-0", code=2)
     assert "held no pictures out for validation" in refused.stderr
     assert "use --split test" in refused.stderr
@@ -186,7 +172,7 @@ WRONG = {
     "no equals": (["train", "--set", "learning_rate"], "write FIELD=VALUE"),
     "epochs": (["train", "--epochs", "0"], "epochs got 0.0; allowed: a number above 0"),
     "seed": (["train", "--seed", "one"], "Invalid value for '--seed'"),
-    "data": (["train", "--recipe", "article", "--data", "fasion-mnist"], "unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?"),
+    "data": (["train", "--data", "fasion-mnist"], "unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?"),
     "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
     "no run": (["evaluate", "runs/nothing"], "no run in runs/nothing"),
     "no argument": (["evaluate"], "Missing argument 'run'"),
@@ -211,7 +197,7 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(command, name):
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(command, quadrants):
     (command.folder / "runs").write_text("a file in the way")
-    assert "cannot write" in command("train", "--recipe", "article", "--data", quadrants, "--epochs", 0.1, code=2).stderr
+    assert "cannot write" in command(*TRAIN, "--data", quadrants, "--epochs", 0.1, code=2).stderr
 
 
 def test_a_figure_that_cannot_be_written_costs_no_result(command, trained):
@@ -225,22 +211,20 @@ def test_a_figure_that_cannot_be_written_costs_no_result(command, trained):
 def test_a_folder_in_use_is_said_before_training(command, quadrants):
     (command.folder / "busy").mkdir()
     with locked(command.folder / "busy", wait=False):
-        refused = command("train", "--recipe", "article", "--data", quadrants, "--out", "busy", "--epochs", 0.1, code=2)
+        refused = command(*TRAIN, "--data", quadrants, "--out", "busy", "--epochs", 0.1, code=2)
     assert "another gingham is writing into busy" in refused.stderr
-    command("train", "--recipe", "article", "--data", quadrants, "--out", "busy", "--epochs", 0.1)
+    command(*TRAIN, "--data", quadrants, "--out", "busy", "--epochs", 0.1)
 
 
 def test_a_run_saved_from_python_can_be_looked_at(command, small_run):
     run, _ = small_run
     gingham.save(run, command.folder / "runs/article-0")
-    assert values(command("train", "--recipe", "article", "--resume", "--json"))["wall_seconds"] is None
-    assert "train_seconds, - wall_seconds" in command("train", "--recipe", "article", "--resume").stdout
+    assert values(command(*TRAIN, "--resume", "--json"))["wall_seconds"] is None
+    assert "train_seconds, - wall_seconds" in command(*TRAIN, "--resume").stdout
 
 
 def test_as_a_process_of_its_own(command, quadrants):
-    trained = values(
-        command("train", "--recipe", "article", "--data", quadrants, "--epochs", 0.5, *SMALL, "--json", process=True)
-    )
+    trained = values(command(*TRAIN, "--data", quadrants, "--epochs", 0.5, *SMALL, "--json", process=True))
     assert trained["train_seconds"] < trained["wall_seconds"] < 120
     assert "no run in nowhere" in command("evaluate", "nowhere", code=2, process=True).stderr
     assert "No such option: --sed" in command("train", "--sed", 1, code=2, process=True).stderr
@@ -255,19 +239,7 @@ def test_no_arguments_and_help(command):
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(command, quadrants, tmp_path):
-    arguments = [
-        "train",
-        "--recipe",
-        "article",
-        "--data",
-        quadrants,
-        "--epochs",
-        500,
-        "--set",
-        "checkpoint_seconds=0",
-        "--out",
-        "run",
-    ]
+    arguments = [*TRAIN, "--data", quadrants, "--epochs", 500, "--set", "checkpoint_seconds=0", "--out", "run"]
     line = [sys.executable, "-m", "gingham", *map(str, arguments)]
 
     def listen():  # a shell's background jobs, such as a CI's, start with Ctrl-C ignored

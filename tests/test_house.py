@@ -16,7 +16,7 @@ FLOORS = [
     {"files", "recipe", "geometry", "tables"},
     {"readers", "augmentation", "sampling", "models", "optimization", "metrics", "tracing", "layer_table"},
     {"datasets", "storage"},
-    {"evaluation", "inspection"},
+    {"evaluation", "inspection", "progress"},
     {"training"},
     {"reporting"},
     {"cli"},

@@ -6,18 +6,19 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from gingham.augmentation import augment
 from gingham.datasets import Split
 from gingham.errors import DataError, GinghamError, RunError, one_line
 from gingham.models import Classifier, build
 from gingham.optimization import build_optimizer, lr_at
+from gingham.progress import Display, History
 from gingham.recipe import Recipe
 from gingham.sampling import Sampler
 from gingham.storage import Run, describe_environment, load_checkpoint, save_checkpoint
@@ -56,10 +57,9 @@ def fit(
         model = build(recipe.network, train.classes, _shape(train), recipe.mean, recipe.std, recipe.views).to(place)
     optimizer = build_optimizer(model, recipe)
     sampler = Sampler(recipe, len(train), place, train.block)
-    history = _History(recipe, sampler, place)
-    start, seconds_before = 0, 0.0
-    if resume and folder is not None:
-        start, seconds_before = _take_up(Path(folder), recipe, train, model, optimizer, sampler, history)
+    history = History(recipe, sampler, place)
+    state = _State(recipe, train, model, optimizer, sampler, history)
+    start, seconds_before = state.restore(Path(folder)) if resume and folder is not None else (0, 0.0)
     _warm_up(model, recipe, precision, min(recipe.batch_size, len(train)))
 
     clock = time.perf_counter()
@@ -71,14 +71,14 @@ def fit(
 
     def checkpoint(done: int, train_seconds: float) -> None:
         if folder is not None:
-            _put_down(Path(folder), done, train_seconds, recipe, train, model, optimizer, sampler, history)
+            state.save(Path(folder), done, train_seconds)
 
     images = train.images.to(place) if _fits(train, place) else train.images  # bytes, resident wherever they fit
     labels = train.labels.to(place)
     last_checkpoint = time.monotonic()
     train_seconds = seconds_before
     model.train()
-    with kept_pages(), _Display(history, start, progress) as display:
+    with kept_pages(), Display(history, start, progress) as display:
         for step, batch in enumerate(sampler.batches(start, sampler.steps), start):
             rate = lr_at(step, sampler.steps, recipe)
             for group in optimizer.param_groups:
@@ -252,181 +252,64 @@ def _refuse_wrong_splits(train: Split, validation: Split | None) -> None:
         )
 
 
-class _History:
-    """Each step's loss and right answers, kept on the device until someone asks, and what each epoch came to."""
+@dataclass
+class _State:
+    """All that changes while a network is trained, and what it is trained on."""
 
-    def __init__(self, recipe: Recipe, sampler: Sampler, device: torch.device) -> None:
-        self.recipe, self.sampler = recipe, sampler
-        self.losses, self.hits = torch.zeros(2, sampler.steps, device=device)
-        self.sizes = torch.full((sampler.steps,), float(recipe.batch_size), device=device)
-        for step in range(sampler.steps):
-            epoch, place = sampler.position(step)
-            self.sizes[step] = min(recipe.batch_size, sampler.pictures(epoch) - place * recipe.batch_size)
-        self.epochs: list[dict[str, Any]] = []
+    recipe: Recipe
+    train: Split
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    sampler: Sampler
+    history: History
 
-    def note(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.losses[step] = loss.detach()
-        self.hits[step] = (logits.argmax(dim=1) == labels).sum()
+    def save(self, folder: Path, done: int, train_seconds: float) -> None:
+        """Write a checkpoint: weights, optimizer, order of the pictures, history. All other draws follow from seed and step."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+        tensors |= {"sampler.order": self.sampler.order, "sampler.losses": self.sampler.losses}
+        tensors |= {"history.losses": self.history.losses[:done], "history.hits": self.history.hits[:done]}
+        facts = {"step": done, "train_seconds": train_seconds, "epochs": self.history.epochs, **self.identity()}
+        save_checkpoint(folder, tensors, facts)
 
-    def mean(self, start: int, stop: int) -> tuple[float, float]:
-        """Loss and accuracy over the pictures of some steps."""
-        span = slice(start, stop)
-        images = self.sizes[span].sum()
-        return float((self.losses[span] * self.sizes[span]).sum() / images), float(self.hits[span].sum() / images)
-
-    def end_epoch(self, done: int, model: Classifier, validation: Split | None) -> None:
-        loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
-        entry = {"epoch": self.sampler.epochs(done), "step": done, "train_loss": loss, "train_accuracy": accuracy}
-        held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
-        # Epochs of hard pictures are short: the validation split is measured as often as the training split's size is seen.
-        before = next((earlier["step"] for earlier in reversed(self.epochs) if earlier["validation_loss"] is not None), 0)
-        due = done == self.sampler.steps or float(self.sizes[before:done].sum()) >= self.sampler.images
-        if validation is not None and due:
-            logits, labels = model.logits(validation.images), validation.labels
-            held_out["validation_loss"] = float(F.cross_entropy(logits, labels))
-            held_out["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
-        self.epochs.append({**entry, **held_out})
-
-    def require_finite(self, done: int, model: Classifier) -> None:
-        bad = (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
-        if not bad and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
-            bad = [done - 1]  # the last update was the one: its loss would only show at the next step
-        if bad:
-            rate = self.recipe.learning_rate
-            raise GinghamError(
-                f"the loss is no longer finite since step {bad[0] + 1} (batches of {self.recipe.batch_size}, learning "
-                f"rate {rate:g}); try a lower one and another --out, such as --set learning_rate={rate / 10:g}"
+    def restore(self, folder: Path) -> tuple[int, float]:
+        """Restore what `save` wrote and return the step to go on from and the seconds spent; (0, 0.0) if there is none."""
+        saved = load_checkpoint(folder)
+        if saved is None:
+            return 0, 0.0
+        tensors, facts = saved
+        now = self.identity()
+        before = {**(facts.get("recipe") or {}), **{key: facts.get(key) for key in ("fingerprint", "train_images")}}
+        wanted = {**now.pop("recipe"), **now}
+        del wanted["checkpoint_seconds"]  # it does not touch the weights
+        if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
+            raise RunError(
+                f"the checkpoint in {folder} was made with {' and '.join(changed)}; resume with the same settings, or give "
+                "another --out"
             )
+        try:
+            self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith("optimizer."):
+                    _, index, key = name.split(".", 2)
+                    # In the parameter's own memory format: another one may take another kernel, and end in other bits.
+                    state.setdefault(int(index), {})[key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
+            self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+            done = int(facts["step"])
+            device = self.sampler.losses.device
+            self.sampler.order, self.sampler.losses = (tensors[f"sampler.{key}"].to(device) for key in ("order", "losses"))
+            self.history.losses[:done], self.history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
+            self.history.epochs = list(facts["epochs"])
+            return done, float(facts["train_seconds"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
+            ) from error
 
-    def entries(self) -> list[dict[str, Any]]:
-        """What history.jsonl holds: a line a step, and after an epoch's last step the epoch's."""
-        ends = {entry["step"]: entry for entry in self.epochs}
-        entries: list[dict[str, Any]] = []
-        accuracies = self.hits / self.sizes
-        for step, (loss, accuracy) in enumerate(zip(self.losses.tolist(), accuracies.tolist(), strict=True), 1):
-            rate = lr_at(step - 1, len(self.losses), self.recipe)
-            entries.append({"step": step, "loss": loss, "accuracy": accuracy, "learning_rate": rate})
-            if step in ends:
-                entries.append(ends[step])
-        return entries
-
-
-def _put_down(
-    folder: Path,
-    done: int,
-    train_seconds: float,
-    recipe: Recipe,
-    train: Split,
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    sampler: Sampler,
-    history: _History,
-) -> None:
-    """Write a checkpoint: weights, optimizer, order of the pictures, history. All other draws follow from seed and step."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
-    tensors |= {"sampler.order": sampler.order, "sampler.losses": sampler.losses}
-    tensors |= {"history.losses": history.losses[:done], "history.hits": history.hits[:done]}
-    facts = {"step": done, "train_seconds": train_seconds, "epochs": history.epochs, **_identity(recipe, train)}
-    save_checkpoint(folder, tensors, facts)
-
-
-def _take_up(
-    folder: Path,
-    recipe: Recipe,
-    train: Split,
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    sampler: Sampler,
-    history: _History,
-) -> tuple[int, float]:
-    """Restore what `_put_down` wrote and return the step to go on from and the seconds spent; (0, 0.0) if there is none."""
-    saved = load_checkpoint(folder)
-    if saved is None:
-        return 0, 0.0
-    tensors, facts = saved
-    now = _identity(recipe, train)
-    before = {**(facts.get("recipe") or {}), **{key: facts.get(key) for key in ("fingerprint", "train_images")}}
-    wanted = {**now.pop("recipe"), **now}
-    del wanted["checkpoint_seconds"]  # it does not touch the weights
-    if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
-        raise RunError(
-            f"the checkpoint in {folder} was made with {' and '.join(changed)}; resume with the same settings, or give "
-            "another --out"
-        )
-    try:
-        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                # In the parameter's own memory format: another one may take another kernel, and end in other bits.
-                state.setdefault(int(index), {})[key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        done = int(facts["step"])
-        sampler.order, sampler.losses = (tensors[f"sampler.{key}"].to(sampler.losses.device) for key in ("order", "losses"))
-        history.losses[:done], history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
-        history.epochs = list(facts["epochs"])
-        return done, float(facts["train_seconds"])
-    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
-        ) from error
-
-
-def _identity(recipe: Recipe, train: Split) -> dict[str, Any]:
-    return {"recipe": recipe.to_dict(), "fingerprint": train.fingerprint, "train_images": len(train)}
-
-
-class _Display:
-    """A tqdm bar on a terminal; elsewhere a line an epoch, and one every ten seconds in between."""
-
-    def __init__(self, history: _History, start: int, shown: bool) -> None:
-        self.history, self.sampler, self.shown = history, history.sampler, shown
-        self.live = shown and sys.stderr.isatty()
-        self.bar = tqdm(total=self.sampler.steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
-        self.every = 0.2 if self.live else 10.0  # reading a loss back waits for the GPU: five times a second is enough
-        self.next = time.monotonic() + self.every
-        if start:
-            self._print(f"going on from step {start} of {self.sampler.steps}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def update(self, done: int) -> None:
-        steps = self.sampler.steps
-        if not self.shown or (time.monotonic() < self.next and not (self.live and done == steps)):
-            return
-        self.next = time.monotonic() + self.every
-        _, place = self.sampler.position(done - 1)
-        loss, accuracy = self.history.mean(done - 1 - min(place, 99), done)
-        if self.live:
-            self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
-            self.bar.update(done - self.bar.n)
-        else:
-            self._print(f"step {done}/{steps}  epoch {self.sampler.epochs(done):.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}")
-
-    def end_epoch(self, seconds: float) -> None:
-        entry, epochs = self.history.epochs[-1], self.sampler.epochs(self.sampler.steps)
-        self.next = time.monotonic() + self.every
-        images = self.sampler.pictures(self.sampler.position(entry["step"] - 1)[0])
-        line = (
-            f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
-        )
-        if images < self.sampler.images:
-            line += f" of {images:,} hard pictures"
-        if entry["validation_accuracy"] is not None:
-            line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
-        self._print(f"{line}  {seconds:.1f} s")
-
-    def _print(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads along any more; the training goes on
-            if self.live:
-                tqdm.write(line, file=sys.stderr)
-            elif self.shown:
-                print(line, file=sys.stderr, flush=True)
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a training to go on."""
+        facts = {"fingerprint": self.train.fingerprint, "train_images": len(self.train)}
+        return {"recipe": self.recipe.to_dict(), **facts}

@@ -1,0 +1,127 @@
+"""What a training came to so far: every step's loss, every epoch's accuracy, and the bar or the lines that show them."""
+
+import contextlib
+import sys
+import time
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from gingham.datasets import Split
+from gingham.errors import GinghamError
+from gingham.models import Classifier
+from gingham.optimization import lr_at
+from gingham.recipe import Recipe
+from gingham.sampling import Sampler
+
+
+class History:
+    """Each step's loss and right answers, kept on the device until someone asks, and what each epoch came to."""
+
+    def __init__(self, recipe: Recipe, sampler: Sampler, device: torch.device) -> None:
+        self.recipe, self.sampler = recipe, sampler
+        self.losses, self.hits = torch.zeros(2, sampler.steps, device=device)
+        places = (sampler.position(step) for step in range(sampler.steps))
+        sizes = [min(recipe.batch_size, sampler.pictures(epoch) - place * recipe.batch_size) for epoch, place in places]
+        self.sizes = torch.tensor(sizes, dtype=torch.float32, device=device)
+        self.epochs: list[dict[str, Any]] = []
+
+    def note(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        self.losses[step] = loss.detach()
+        self.hits[step] = (logits.argmax(dim=1) == labels).sum()
+
+    def mean(self, start: int, stop: int) -> tuple[float, float]:
+        """Loss and accuracy over the pictures of some steps."""
+        span = slice(start, stop)
+        images = self.sizes[span].sum()
+        return float((self.losses[span] * self.sizes[span]).sum() / images), float(self.hits[span].sum() / images)
+
+    def end_epoch(self, done: int, model: Classifier, validation: Split | None) -> None:
+        loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
+        entry = {"epoch": self.sampler.epochs(done), "step": done, "train_loss": loss, "train_accuracy": accuracy}
+        held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
+        # Epochs of hard pictures are short: the validation split is measured as often as the training split's size is seen.
+        before = next((earlier["step"] for earlier in reversed(self.epochs) if earlier["validation_loss"] is not None), 0)
+        due = done == self.sampler.steps or float(self.sizes[before:done].sum()) >= self.sampler.images
+        if validation is not None and due:
+            logits, labels = model.logits(validation.images), validation.labels
+            held_out["validation_loss"] = float(F.cross_entropy(logits, labels))
+            held_out["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
+        self.epochs.append({**entry, **held_out})
+
+    def require_finite(self, done: int, model: Classifier) -> None:
+        bad = (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
+        if not bad and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+            bad = [done - 1]  # the last update was the one: its loss would only show at the next step
+        if bad:
+            rate = self.recipe.learning_rate
+            raise GinghamError(
+                f"the loss is no longer finite since step {bad[0] + 1} (batches of {self.recipe.batch_size}, learning "
+                f"rate {rate:g}); try a lower one and another --out, such as --set learning_rate={rate / 10:g}"
+            )
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What history.jsonl holds: a line a step, and after an epoch's last step the epoch's."""
+        ends = {entry["step"]: entry for entry in self.epochs}
+        entries: list[dict[str, Any]] = []
+        accuracies = self.hits / self.sizes
+        for step, (loss, accuracy) in enumerate(zip(self.losses.tolist(), accuracies.tolist(), strict=True), 1):
+            rate = lr_at(step - 1, len(self.losses), self.recipe)
+            entries.append({"step": step, "loss": loss, "accuracy": accuracy, "learning_rate": rate})
+            if step in ends:
+                entries.append(ends[step])
+        return entries
+
+
+class Display:
+    """A tqdm bar on a terminal; elsewhere a line an epoch, and one every ten seconds in between."""
+
+    def __init__(self, history: History, start: int, shown: bool) -> None:
+        self.history, self.sampler, self.shown = history, history.sampler, shown
+        self.live = shown and sys.stderr.isatty()
+        self.bar = tqdm(total=self.sampler.steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
+        self.every = 0.2 if self.live else 10.0  # reading a loss back waits for the GPU: five times a second is enough
+        self.next = time.monotonic() + self.every
+        if start:
+            self._print(f"going on from step {start} of {self.sampler.steps}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, done: int) -> None:
+        steps = self.sampler.steps
+        if not self.shown or (time.monotonic() < self.next and not (self.live and done == steps)):
+            return
+        self.next = time.monotonic() + self.every
+        _, place = self.sampler.position(done - 1)
+        loss, accuracy = self.history.mean(done - 1 - min(place, 99), done)
+        if self.live:
+            self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
+            self.bar.update(done - self.bar.n)
+        else:
+            self._print(f"step {done}/{steps}  epoch {self.sampler.epochs(done):.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}")
+
+    def end_epoch(self, seconds: float) -> None:
+        entry, epochs = self.history.epochs[-1], self.sampler.epochs(self.sampler.steps)
+        self.next = time.monotonic() + self.every
+        images = self.sampler.pictures(self.sampler.position(entry["step"] - 1)[0])
+        line = (
+            f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
+        )
+        if images < self.sampler.images:
+            line += f" of {images:,} hard pictures"
+        if entry["validation_accuracy"] is not None:
+            line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
+        self._print(f"{line}  {seconds:.1f} s")
+
+    def _print(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError):  # nobody reads along any more; the training goes on
+            if self.live:
+                tqdm.write(line, file=sys.stderr)
+            elif self.shown:
+                print(line, file=sys.stderr, flush=True)
