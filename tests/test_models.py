@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from gingham import ModelError
-from gingham.models import NETWORKS, Residual, article, build
+from gingham.models import NETWORKS, MeanPool, Residual, article, build
 
 
 def reference_article():
@@ -144,6 +144,18 @@ def test_a_residual_block_adds_to_its_input():
     block = Residual(torch.nn.Conv2d(4, 4, 3, padding=1))
     x = torch.randn(2, 4, 5, 5)
     assert torch.equal(block(x), x + block.layers(x))
+
+
+def test_mean_pool_is_the_mean_over_positions_and_its_gradient_keeps_the_memory_format():
+    x = torch.rand(4, 8, 3, 5).to(memory_format=torch.channels_last).requires_grad_()
+    pooled = MeanPool()(x)
+    assert torch.allclose(pooled, nn.AdaptiveAvgPool2d(1)(x).flatten(1))
+    came_back = []
+    inner = x * 1.0
+    inner.register_hook(came_back.append)
+    MeanPool()(inner).square().sum().backward()
+    assert torch.allclose(came_back[0], (2 * pooled / 15)[:, :, None, None].expand_as(x))
+    assert came_back[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_two_views_are_the_mean_of_picture_and_mirror_image():

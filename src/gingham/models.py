@@ -62,6 +62,17 @@ class Residual(nn.Module):
         return out
 
 
+class MeanPool(nn.Module):
+    """The mean over all positions: float (N, C, H, W) -> (N, C).
+
+    What `nn.AdaptiveAvgPool2d(1)` gives, but its gradient comes back in another memory format than the activations have, and
+    the layers before it wait for the conversions (benchmarks/step_time.py has the times).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
+
+
 def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blocks: Sequence[int]) -> nn.Module:
     """Return a residual network for pictures of any size: float (N, channels, H, W) -> logits (N, classes).
 
@@ -84,8 +95,7 @@ def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blo
         stages.append((f"stage{number}", convolution(before, width, 5 if number == 1 else 3, stride=2)))
         stages += [(f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, count + 1)]
         before = width
-    head = [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("linear", nn.Linear(before, classes, bias=False))]
-    return nn.Sequential(OrderedDict([*stages, *head]))
+    return nn.Sequential(OrderedDict([*stages, ("pool", MeanPool()), ("linear", nn.Linear(before, classes, bias=False))]))
 
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -94,6 +104,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "small": partial(residual, widths=(16, 32, 64), blocks=(0, 1, 1)),
     "medium": partial(residual, widths=(32, 64, 128), blocks=(0, 1, 1)),
     "large": partial(residual, widths=(32, 64, 128), blocks=(1, 1, 1)),
+    "huge": partial(residual, widths=(48, 96, 192), blocks=(2, 1, 1)),
 }
 
 
@@ -161,7 +172,7 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(spread).view(1, channels, 1, 1))
         self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; divides the logits
         self.register_buffer("threshold", torch.tensor(0.0))  # a top probability below it is "not sure"
-        # Convolutions are faster on NHWC: about 1.2 times in float32 on a CPU (benchmarks/memory_format.py measures it).
+        # Convolutions are faster on NHWC (benchmarks/step_time.py has the times).
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

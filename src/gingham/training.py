@@ -60,9 +60,6 @@ def fit(
     history = History(recipe, sampler, place)
     state = _State(recipe, train, model, optimizer, sampler, history)
     start, seconds_before = state.restore(Path(folder)) if resume and folder is not None else (0, 0.0)
-    _warm_up(model, recipe, precision, min(recipe.batch_size, len(train)))
-
-    clock = time.perf_counter()
 
     def seconds_so_far() -> float:
         if place.type == "cuda":
@@ -73,12 +70,14 @@ def fit(
         if folder is not None:
             state.save(Path(folder), done, train_seconds)
 
-    images = train.images.to(place) if _fits(train, place) else train.images  # bytes, resident wherever they fit
-    labels = train.labels.to(place)
-    last_checkpoint = time.monotonic()
-    train_seconds = seconds_before
     model.train()
     with kept_pages(), Display(history, start, progress) as display:
+        _warm_up(model, recipe, precision, sorted({*history.sizes.int().tolist()}), validation)
+        clock = time.perf_counter()
+        images = train.images.to(place) if _fits(train, place) else train.images  # bytes, resident wherever they fit
+        labels = train.labels.to(place)
+        last_checkpoint = time.monotonic()
+        train_seconds = seconds_before
         for step, batch in enumerate(sampler.batches(start, sampler.steps), start):
             rate = lr_at(step, sampler.steps, recipe)
             for group in optimizer.param_groups:
@@ -143,7 +142,8 @@ def learn(
     # The article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    with autocast(precision, images.device):  # Muon's matrix products too; the weights and all sums stay float32
+        optimizer.step()
     return loss, logits
 
 
@@ -152,8 +152,7 @@ def kept_pages() -> Iterator[None]:
     """Let the C library keep the memory it frees, for as long as a training lasts.
 
     Each step frees its activations and asks for as much again; by default their pages go back to the system in between and
-    fault in anew, 3,000 of them a step of `fast`. Kept, a step is 1.1 to 1.2 times as fast (benchmarks/kept_pages.py). glibc
-    alone has this setting.
+    fault in anew, 3,000 of them a step of `fast` (benchmarks/step_time.py has what it costs). glibc alone has this setting.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
@@ -170,16 +169,24 @@ def kept_pages() -> Iterator[None]:
         libc.malloc_trim(0)
 
 
-def _warm_up(model: Classifier, recipe: Recipe, precision: str, batch_size: int) -> None:
-    """Let a copy of the model learn two batches of noise, so that no kernel is set up on the clock. Nothing is to restore."""
+def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int], validation: Split | None) -> None:
+    """Let a copy of the model learn noise, in batches of each size to come, and answer for some: no kernel is set up on the clock.
+
+    There is nothing to restore. In `fast-90` the clock would otherwise hold a fifth more.
+    """
     twin = copy.deepcopy(model).train()
     optimizer = build_optimizer(twin, recipe)
     device = model.mean.device
     generator = torch.Generator().manual_seed(recipe.seed)  # of its own: the training's draws stay where they were
-    images = torch.randint(256, (batch_size, *model.input_shape), dtype=torch.uint8, generator=generator).to(device)
-    labels = torch.randint(len(model.classes), (batch_size,), generator=generator).to(device)
-    for _ in range(2):
-        learn(twin, optimizer, images, labels, recipe, precision)
+
+    def noise(count: int) -> torch.Tensor:
+        return torch.randint(256, (count, *model.input_shape), dtype=torch.uint8, generator=generator).to(device)
+
+    for size in (*sizes, sizes[-1]):
+        labels = torch.randint(len(model.classes), (size,), generator=generator).to(device)
+        learn(twin, optimizer, noise(size), labels, recipe, precision)
+    if validation is not None:
+        twin.logits(noise(min(len(validation), 500)))
 
 
 def _fits(split: Split, device: torch.device) -> bool:

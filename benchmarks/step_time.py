@@ -1,0 +1,119 @@
+"""What each trick of the training loop is worth in the time of a step: with it and without it, in turn.
+
+    python benchmarks/step_time.py
+    python benchmarks/step_time.py fast-92 --rounds 9
+
+Each measurement is a process of its own, since some of the settings last. Writes benchmarks/results/step-time-<hardware>-<date>.md.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+from torch import nn
+
+import gingham
+import records
+from gingham.models import MeanPool, build
+from gingham.optimization import build_optimizer
+from gingham.recipe import find_recipe
+from gingham.storage import describe_environment
+from gingham.training import choose_device, choose_precision, kept_pages, learn
+
+WITHOUT = {
+    "as it is": "everything on",
+    "kept pages": "memory that a step frees goes back to the system",
+    "channels last": "activations and filters as NCHW",
+    "mean over NHWC": "nn.AdaptiveAvgPool2d in place of MeanPool",
+    "bfloat16": "float32 throughout (no difference where the hardware lacks bfloat16)",
+    "bfloat16 in the optimizer": "Muon's matrix products in float32",
+}
+RECIPES = ("fast-85", "fast", "fast-94")
+STEPS, ROUNDS = 40, 7
+
+
+def measure(name: str, trick: str) -> float:
+    """Return the seconds of a step, the median of STEPS, with one trick left out."""
+    recipe, device = gingham.RECIPES[name], choose_device("auto")
+    precision = "float32" if trick == "bfloat16" else choose_precision(recipe.precision, device)
+    torch.manual_seed(0)
+    model = build(recipe.network, list("0123456789"), (1, 28, 28))
+    if trick == "mean over NHWC":
+        for parent in list(model.modules()):
+            for key, child in parent.named_children():
+                if isinstance(child, MeanPool):
+                    setattr(parent, key, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    if trick == "channels last":
+        model = model.to(memory_format=torch.contiguous_format)
+    model = model.to(device).train()
+    optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
+    if trick == "bfloat16 in the optimizer":
+        plain = optimizer.step
+
+        def step() -> None:
+            with torch.autocast(device.type, enabled=False):
+                plain()
+
+        optimizer.step = step  # type: ignore[method-assign, assignment]
+    images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
+    labels = torch.randint(10, (recipe.batch_size,), device=device)
+    times = []
+    with contextlib.nullcontext() if trick == "kept pages" else kept_pages():
+        for _ in range(10 + STEPS):
+            started = time.perf_counter()
+            learn(model, optimizer, images, labels, recipe, precision)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+    return statistics.median(times[10:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("recipes", nargs="*", default=RECIPES, metavar="RECIPE")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(measure(*options.worker)))
+        return
+    for name in options.recipes:
+        find_recipe(name)
+    commit = records.clean_commit()
+    found: dict[tuple[str, str], list[float]] = {(name, trick): [] for name in options.recipes for trick in WITHOUT}
+    for turn in range(options.rounds):
+        print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+        for (name, trick), results in found.items():
+            line = [sys.executable, __file__, "--worker", name, trick]
+            results.append(json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout))
+    rows = []
+    for (name, trick), results in found.items():
+        ratios = [without / usual for without, usual in zip(results, found[name, "as it is"], strict=True)]
+        middle, low, high = (1000 * x for x in (statistics.median(results), min(results), max(results)))
+        rows.append(
+            f"| `{name}` | {trick} | {WITHOUT[trick]} | {middle:.1f} | {low:.1f} to {high:.1f} | "
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        )
+    environment = describe_environment(choose_device("auto"))
+    text = f"""# The time of a step, trick by trick
+
+Command: `python benchmarks/step_time.py {" ".join(options.recipes)} --rounds {options.rounds}`, commit {commit[:12]}.
+Hardware: {environment["hardware"]}; torch {environment["torch"]}; precision {choose_precision("auto", choose_device("auto"))} where not said otherwise.
+{options.rounds} rounds, all rows in turn; a measurement is the median of {STEPS} steps after 10 that warm up, in a process of its own. One seed,
+as only time is measured.
+
+| recipe | left out | what runs then | ms a step, median | range | times as long: median of the rounds' ratios |
+| --- | --- | --- | ---: | ---: | ---: |
+{chr(10).join(rows)}
+"""
+    print(records.write_result("step-time", environment, text))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
