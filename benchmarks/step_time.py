@@ -31,7 +31,6 @@ WITHOUT = {
     "channels last": "activations and filters as NCHW",
     "mean over NHWC": "nn.AdaptiveAvgPool2d in place of MeanPool",
     "bfloat16": "float32 throughout (no difference where the hardware lacks bfloat16)",
-    "bfloat16 in the optimizer": "Muon's matrix products in float32",
 }
 RECIPES = ("fast-85", "fast", "fast-94")
 STEPS, ROUNDS = 40, 7
@@ -52,14 +51,6 @@ def measure(name: str, trick: str) -> float:
         model = model.to(memory_format=torch.contiguous_format)
     model = model.to(device).train()
     optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
-    if trick == "bfloat16 in the optimizer":
-        plain = optimizer.step
-
-        def step() -> None:
-            with torch.autocast(device.type, enabled=False):
-                plain()
-
-        optimizer.step = step  # type: ignore[method-assign, assignment]
     images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
     labels = torch.randint(10, (recipe.batch_size,), device=device)
     times = []

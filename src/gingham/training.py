@@ -142,8 +142,7 @@ def learn(
     # The article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
     loss.backward()  # type: ignore[no-untyped-call]
-    with autocast(precision, images.device):  # Muon's matrix products too; the weights and all sums stay float32
-        optimizer.step()
+    optimizer.step()
     return loss, logits
 
 
@@ -152,7 +151,8 @@ def kept_pages() -> Iterator[None]:
     """Let the C library keep the memory it frees, for as long as a training lasts.
 
     Each step frees its activations and asks for as much again; by default their pages go back to the system in between and
-    fault in anew, 3,000 of them a step of `fast` (benchmarks/step_time.py has what it costs). glibc alone has this setting.
+    fault in anew, 3,000 of them a step of `fast`, which makes steps 1.2 times as long (benchmarks/step_time.py). glibc alone
+    has this setting.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
@@ -172,7 +172,7 @@ def kept_pages() -> Iterator[None]:
 def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int], validation: Split | None) -> None:
     """Let a copy of the model learn noise, in batches of each size to come, and answer for some: no kernel is set up on the clock.
 
-    There is nothing to restore. In `fast-90` the clock would otherwise hold a fifth more.
+    There is nothing to restore.
     """
     twin = copy.deepcopy(model).train()
     optimizer = build_optimizer(twin, recipe)
