@@ -12,6 +12,7 @@ records/ for each recipe.
 
 import argparse
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -81,6 +82,7 @@ def train_one(recipe: str, seed: int, folder: Path, started: float) -> dict[str,
     """Run `gingham train` in this process and return what it came to."""
     name, *settings = recipe.split(":")
     options = [word for setting in settings for word in ("--set", setting)]
+    shutil.rmtree(folder, ignore_errors=True)  # of a seed that was interrupted: its clock would not count everything
     try:
         gingham_command(["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), *options])
     except SystemExit as stop:
