@@ -260,3 +260,52 @@ def test_a_reader_that_has_had_enough_is_no_error(command):
     line = f"{sys.executable} -m gingham summary article | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=command.folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_trials_compare_and_diagnose(command, quadrants):
+    for out, extra in (("a", ()), ("b", ("--set", "learning_rate=1e-9"))):
+        done = command("trials", "--recipe", "article", "--data", quadrants, "--epochs", 2, *SMALL, "--seeds", 2, "--out", out, *extra,
+                       "--json")  # fmt: skip
+        found = values(done)
+        assert {"accuracies", "mean", "std", "interval"} <= set(found)
+        assert len(found["accuracies"]) == 2
+        assert "seed 1 (2 of 2)" in done.stderr
+    shown = command(
+        "trials", "--recipe", "article", "--data", quadrants, "--epochs", 2, *SMALL, "--seeds", 2, "--out", "a"
+    ).stdout
+    assert "mean and standard deviation over 2 seeds (0 to 1)" in shown
+    found = values(command("compare", "a", "b", "--json"))
+    assert {"difference", "interval", "p_value", "verdict"} <= set(found)
+    assert command("compare", "a/seed-0", "b/seed-0").stdout.count("\n") == 1
+    for name in ("a/seed-0", "b/seed-0", quadrants):
+        for finding in values(command("diagnose", name, "--json")):
+            assert {"finding", "evidence", "fix"} <= set(finding)
+    assert "the learning rate is far too low" in command("diagnose", "b/seed-0").stdout
+    assert (
+        "of 40 validation pictures are in the training data too"
+        in command("diagnose", "a/seed-0", "--split", "validation").stdout
+    )
+    assert gingham.load(command.folder / "a/seed-0").test_openings == []
+    command("diagnose", "a/seed-0", "--split", "test")
+    assert len(gingham.load(command.folder / "a/seed-0").test_openings) == 1
+    assert "--split is for a run" in command("diagnose", quadrants, "--split", "test", code=2).stderr
+    assert "--split got 'train'" in command("compare", "a", "b", "--split", "train", code=2).stderr
+    assert "is a single run and" in command("compare", "a", "b/seed-0", code=2).stderr
+    assert "--set got a seed" in command("trials", "--set", "seed=3", code=2).stderr
+
+
+def test_pictures_of_what_the_doctor_found(command, quadrants):
+    images = quadrants / "t10k-images-idx3-ubyte"
+    content = bytearray(images.read_bytes())
+    content[16:800] = (quadrants / "train-images-idx3-ubyte").read_bytes()[16:800]
+    images.write_bytes(content)
+    (finding,) = values(command("diagnose", quadrants, "--json"))
+    assert finding["pictures"] == [[["train", 0], ["test", 0]]]
+    with Image.open(command.folder / finding["file"]) as figure:
+        assert figure.width > 500
+
+
+def test_train_with_tensorboard(command, quadrants):
+    command(*TRAIN, "--data", quadrants, "--epochs", 1, "--track", "tensorboard")
+    assert any((command.folder / "runs/article-0/tensorboard").glob("events*"))
+    assert "allowed: tensorboard" in command(*TRAIN, "--data", quadrants, "--track", "x", "--out", "y", code=2).stderr

@@ -17,6 +17,7 @@ from gingham.recipe import DEFAULT_RECIPE
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+COMMANDS = ("train", "evaluate", "show", "summary", "trials", "compare", "report", "diagnose")
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("records/*.md"), *ROOT.glob("benchmarks/results/*.md")]
 )
@@ -41,8 +42,8 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "Makefile"], ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_exist_with_their_options(path, command):
-    helps = {name: command(name, "--help").stdout for name in ("train", "evaluate", "show", "summary")}
-    for line in re.findall(r"gingham ((?:train|evaluate|show|summary)\b[^`\n]*)", path.read_text()):
+    helps = {name: command(name, "--help").stdout for name in COMMANDS}
+    for line in re.findall(rf"gingham ((?:{'|'.join(COMMANDS)})\b[^`\n]*)", path.read_text()):
         name, *words = line.split()
         for word in words:
             if word.startswith("--"):

@@ -5,7 +5,8 @@ import torch
 
 import gingham
 from gingham import DataError, GinghamError
-from gingham.evaluation import measure
+from gingham.evaluation import calibrate, measure
+from gingham.storage import load_predictions
 
 
 @pytest.fixture
@@ -106,3 +107,48 @@ def test_an_unknown_class_lists_those_there_are(small_run):
     run, data = small_run
     with pytest.raises(DataError, match="no class 'Coat' in the confusion matrix; the classes are 0, 1, 2, 3"):
         gingham.evaluate(run, data.validation).confusion["0", "Coat"]
+
+
+def test_the_model_carries_its_temperature_and_threshold(saved):
+    run, data, folder = saved
+    report = gingham.evaluate(run, data.validation)
+    assert report.calibration_error <= report.calibration_error_before + 0.02
+    model = gingham.load(folder).model
+    assert float(model.temperature) == pytest.approx(run.metrics["temperature"])
+    assert float(model.threshold) == pytest.approx(run.metrics["threshold"])
+    answers = model.predict(data.validation.images)
+    sure = answers.probabilities.max(dim=1).values >= model.threshold
+    assert torch.equal(answers.unsure, ~sure)
+    wrong = (answers.labels != data.validation.labels)[sure]
+    assert wrong.double().mean() <= run.recipe.risk + 1e-9 if len(wrong) else True
+    assert report.unsure_share == pytest.approx(1 - float(sure.double().mean()))
+    assert report.unsure_share == run.metrics["unsure_share"]
+
+
+def test_a_smaller_risk_leaves_more_unsure(small_run):
+    run, data = small_run
+    shares = []
+    for risk in (0.5, 0.2, 0.05, 0.0):
+        run.recipe = run.recipe.replace(risk=risk)
+        calibrate(run, data.validation)
+        shares.append(run.metrics["unsure_share"])
+        assert run.metrics["sure_error"] is None or run.metrics["sure_error"] <= risk
+    assert shares == sorted(shares)
+
+
+def test_nothing_is_calibrated_on_the_test_split(small_run):
+    run, data = small_run
+    with pytest.raises(DataError, match="calibrate got the test split"):
+        calibrate(run, data.test)
+
+
+def test_predictions_are_kept(saved):
+    run, data, folder = saved
+    gingham.evaluate(run, data.validation)
+    kept = load_predictions(gingham.load(folder), "validation", data.fingerprint)
+    answers = run.model.predict(data.validation.images)
+    assert torch.equal(kept["predicted"], answers.labels)
+    assert torch.equal(kept["labels"], data.validation.labels)
+    assert torch.allclose(kept["confidence"], answers.probabilities.max(dim=1).values)
+    assert load_predictions(run, "validation", "another") is None
+    assert load_predictions(run, "test", data.fingerprint) is None

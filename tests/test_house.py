@@ -13,12 +13,16 @@ PACKAGE = Path(gingham.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"files", "recipe", "geometry", "tables"},
-    {"readers", "augmentation", "sampling", "models", "optimization", "metrics", "tracing", "layer_table"},
+    {"files", "recipe", "geometry", "tables", "charts"},
+    {"readers", "augmentation", "sampling", "models", "optimization", "metrics", "neighbours", "tracing", "layer_table"},
     {"datasets", "storage"},
-    {"evaluation", "inspection", "progress"},
+    {"evaluation", "inspection", "catalogue", "progress"},
+    {"diagnosis"},
     {"training"},
+    {"comparison", "examination", "figures"},
     {"reporting"},
+    {"terminal"},
+    {"commands", "judging"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -2,12 +2,21 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gingham.metrics import calibration_error, confusion_matrix, mean_interval, proportion_interval
+from gingham.metrics import (
+    calibration_error,
+    confusion_matrix,
+    fit_temperature,
+    mean_interval,
+    proportion_interval,
+    reliability,
+    threshold_for_risk,
+)
 
 labels = st.lists(st.integers(0, 4), min_size=1, max_size=60)
 
@@ -54,3 +63,54 @@ def test_students_interval():
     expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
     assert mean_interval(values) == pytest.approx(expected)
     assert mean_interval([0.8]) == (-math.inf, math.inf)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.floats(0.2, 5))
+def test_the_temperature_is_the_likeliest(seed, scale):
+    random = np.random.RandomState(seed)
+    logits = torch.tensor(random.normal(0, 2, (400, 4)))
+    chances = logits.softmax(dim=1).numpy()
+    true = torch.tensor([random.choice(4, p=row / row.sum()) for row in chances])
+    found = fit_temperature(logits * scale, true)
+
+    def loss(log_temperature):
+        probabilities = (logits * scale / math.exp(log_temperature)).log_softmax(dim=1)
+        blind = 1 / (len(true) + 2)
+        picked = probabilities.gather(1, true[:, None]).mean()
+        return -float((1 - blind) * picked + blind * probabilities.mean())
+
+    best = scipy.optimize.minimize_scalar(
+        loss, bounds=(math.log(0.05), math.log(20)), method="bounded", options={"xatol": 1e-9}
+    )
+    assert math.log(found) == pytest.approx(best.x, abs=1e-4)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=40), st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0])
+)
+def test_the_threshold_against_every_threshold(answers, risk):
+    confidence = torch.tensor([value / 8 for value, _ in answers])
+    right = torch.tensor([hit for _, hit in answers])
+
+    def error(threshold):
+        sure = confidence >= threshold
+        return float((~right[sure]).double().mean()) if sure.any() else 0.0
+
+    allowed = [
+        value
+        for value in [0.0, *sorted(set(confidence.tolist()))]
+        if error(value) <= risk + 1e-9 and (confidence >= value).any()
+    ]
+    found = threshold_for_risk(confidence, right, risk)
+    assert found == pytest.approx(min(allowed) if allowed else 2.0)
+
+
+def test_reliability_adds_up():
+    probabilities = torch.tensor(np.random.RandomState(0).dirichlet(np.full(5, 0.3), 500))
+    true = torch.tensor(np.random.RandomState(1).randint(0, 5, 500))
+    rows = reliability(probabilities, true)
+    assert sum(row["count"] for row in rows) == 500
+    assert all(row["low"] <= row["confidence"] <= row["high"] for row in rows)
+    right = (probabilities.argmax(dim=1) == true).double().mean()
+    assert sum(row["count"] * row["accuracy"] for row in rows) / 500 == pytest.approx(float(right))

@@ -106,7 +106,8 @@ def test_metrics_and_history(small_run):
     assert epoch["train_loss"] == pytest.approx(sum(s["loss"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
     measured = gingham.evaluate(run, data.validation)
     assert epoch["validation_accuracy"] == run.metrics["validation_accuracy"] == measured.accuracy
-    assert epoch["validation_loss"] == pytest.approx(measured.loss)
+    run.model.temperature.fill_(1.0)  # the history's losses are those of the raw network
+    assert epoch["validation_loss"] == pytest.approx(gingham.evaluate(run, data.validation).loss)
 
 
 def test_nothing_held_out_gives_no_validation_figure(quadrants):
@@ -354,3 +355,61 @@ def test_the_article_learns_fashion_mnist(fashion_mnist_folder):
     run = gingham.fit(ARTICLE.replace(epochs=1), data.train, progress=False)
     assert run.metrics["steps"] == 938
     assert 0.72 < gingham.evaluate(run, data.test).accuracy < 0.86  # ten seeds: 77.0 to 80.2 %
+
+
+def test_patience_stops_and_keeps_the_best(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=40, batch_size=16, learning_rate=0.05, patience=3)
+    run = fit(recipe, data)
+    looks = [entry for entry in run.history if "epoch" in entry]
+    accuracies = [entry["validation_accuracy"] for entry in looks]
+    best = accuracies.index(max(accuracies))
+    assert len(looks) == best + 4 < 40
+    assert run.metrics["steps"] == looks[-1]["step"] == len([entry for entry in run.history if "learning_rate" in entry])
+    assert run.metrics["chosen_epoch"] == looks[best]["epoch"]
+    assert run.metrics["validation_accuracy"] == accuracies[best]
+    assert gingham.evaluate(run, data.validation).accuracy == accuracies[best]
+
+
+def test_patience_resumes_to_the_same_weights(quadrants, tmp_path):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=40, batch_size=16, learning_rate=0.05, patience=3, checkpoint_seconds=0)
+    whole = fit(recipe, data)
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(model, epoch):
+        if epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(recipe, data, folder=tmp_path, on_epoch=stop)
+    resumed = fit(recipe, data, folder=tmp_path, resume=True)
+    assert resumed.metrics["resumed_from_step"]
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+    again = fit(recipe, data, folder=tmp_path, resume=True)  # killed after the last checkpoint, before the run was saved
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True))
+    assert again.metrics["steps"] == whole.metrics["steps"]
+
+
+def test_patience_needs_something_to_look_at(quadrants):
+    data = gingham.load_data(str(quadrants), validation=0)
+    with pytest.raises(GinghamError, match="patience is 3, and no validation split is held out"):
+        gingham.fit(ARTICLE.replace(patience=3), data.train, progress=False)
+
+
+def test_the_history_for_tensorboard(quadrants, tmp_path):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    data = gingham.load_data(str(quadrants), validation=40)
+    run = fit(ARTICLE.replace(epochs=2, batch_size=32), data, folder=tmp_path, track="tensorboard")
+    events = loading.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    steps = [entry for entry in run.history if "learning_rate" in entry]
+    for name, key in (("train/loss", "loss"), ("train/accuracy", "accuracy"), ("learning_rate", "learning_rate")):
+        assert [event.step for event in events.Scalars(name)] == [entry["step"] for entry in steps]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx([entry[key] for entry in steps])
+    looks = [entry["validation_accuracy"] for entry in run.history if "epoch" in entry]
+    assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(looks)
+    with pytest.raises(GinghamError, match="--track got 'wandb'; allowed: tensorboard"):
+        fit(ARTICLE.replace(epochs=0.1), data, folder=tmp_path, track="wandb")

@@ -15,21 +15,27 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from gingham.comparison import Comparison, Trials, compare, trials
     from gingham.datasets import Data, Split, load_data
-    from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError
+    from gingham.diagnosis import Finding, diagnose_run
+    from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError, TrainingError
     from gingham.evaluation import Report, evaluate
+    from gingham.examination import examine
     from gingham.inspection import summarize
     from gingham.layer_table import Summary
     from gingham.models import NETWORKS, Classifier, Predictions
     from gingham.recipe import RECIPES, Recipe
+    from gingham.reporting import write_report
     from gingham.storage import Run, load, save
     from gingham.training import fit
 
 # Each public name and the module it lives in, imported on first use: `import gingham` alone takes no time.
 _HOME = {
     "Classifier": "models",
+    "Comparison": "comparison",
     "Data": "datasets",
     "DataError": "errors",
+    "Finding": "diagnosis",
     "GinghamError": "errors",
     "ModelError": "errors",
     "NETWORKS": "models",
@@ -42,20 +48,29 @@ _HOME = {
     "RunError": "errors",
     "Split": "datasets",
     "Summary": "layer_table",
+    "TrainingError": "errors",
+    "Trials": "comparison",
+    "compare": "comparison",
+    "diagnose_run": "diagnosis",
     "evaluate": "evaluation",
+    "examine": "examination",
     "fit": "training",
     "load": "storage",
     "load_data": "datasets",
     "save": "storage",
     "summarize": "inspection",
+    "trials": "comparison",
+    "write_report": "reporting",
 }
 
 __all__ = [
     "NETWORKS",
     "RECIPES",
     "Classifier",
+    "Comparison",
     "Data",
     "DataError",
+    "Finding",
     "GinghamError",
     "ModelError",
     "Predictions",
@@ -66,13 +81,20 @@ __all__ = [
     "RunError",
     "Split",
     "Summary",
+    "TrainingError",
+    "Trials",
     "__version__",
+    "compare",
+    "diagnose_run",
     "evaluate",
+    "examine",
     "fit",
     "load",
     "load_data",
     "save",
     "summarize",
+    "trials",
+    "write_report",
 ]
 
 

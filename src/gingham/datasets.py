@@ -16,7 +16,7 @@ import platformdirs
 import torch
 
 from gingham.errors import DataError, one_line, suggest
-from gingham.readers import find_idx, idx_sha256, map_rows, read_idx
+from gingham.readers import find_idx, idx_sha256, map_rows, read_idx, read_pictures
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 SYSTEM_FOLDER = Path("/usr/share/datasets")
@@ -61,7 +61,8 @@ class Split:
 
     `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` holds the K names. `name` is
     "train", "validation" or "test", and decides what may open it: `fit` refuses "test". `block` is above 1 for pictures
-    that stay on disk: how many neighbours are read together.
+    that stay on disk: how many neighbours are read together. `files` names the file of each picture, where they have files
+    of their own.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Split:
     dataset: str
     fingerprint: str
     block: int = 1
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -129,6 +131,44 @@ def load_data(name: str = "fashion-mnist", validation: int = 5000, classes: tupl
     else:
         raise DataError(f"unknown dataset {name!r}{suggest(name, NAMED)}, or a folder with the files {', '.join(FILES)}")
     return _cut(name if name in NAMED else str(folder), str(folder), arrays, names, validation)
+
+
+SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+
+
+def look_into_folder(folder: Path, side: int = 28) -> tuple[Data, list[tuple[str, str]]]:
+    """Return a folder of pictures, one folder a class, as data to be examined, and what is odd about its files.
+
+    The class folders lie in `folder`, or in train, validation and test folders in it. Every picture is read and shrunk to
+    `side` pixels square, grey where all are grey. What is odd is a list of (file, reason), files named from `folder`.
+
+    Raises
+        DataError: no class folders with pictures in them, or no picture that can be read.
+    """
+    top = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
+    halls = [(SPLIT_FOLDERS[place.name.lower()], place) for place in top if place.name.lower() in SPLIT_FOLDERS]
+    found: dict[str, list[tuple[str, Path]]] = {"train": [], "validation": [], "test": []}
+    for split, hall in halls or [("train", folder)]:
+        for room in sorted(place for place in hall.iterdir() if place.is_dir() and not place.name.startswith(".")):
+            found[split] += [(room.name, file) for file in sorted(room.rglob("*")) if file.is_file()]
+    if not any(found.values()):
+        raise DataError(f"{folder} holds no class folders with pictures in them; put the pictures of each class into a folder")
+    classes = tuple(sorted({name for files in found.values() for name, _ in files}))
+    odd: list[tuple[str, str]] = []
+    read = {split: read_pictures([file for _, file in files], side) for split, files in found.items()}
+    if not any(len(pictures.kept) for pictures in read.values()):
+        raise DataError(f"{folder} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files")
+    grey = all(pictures.grey for pictures in read.values())
+    splits = {}
+    for split, pictures in read.items():
+        files = found[split]
+        odd += [(str(file.relative_to(folder)), reason) for file, reason in pictures.odd]
+        images = torch.from_numpy(pictures.images[:, :1].copy() if grey else pictures.images)
+        labels = torch.tensor([classes.index(files[k][0]) for k in pictures.kept], dtype=torch.long)
+        names = tuple(str(files[k][1].relative_to(folder)) for k in pictures.kept)
+        splits[split] = Split(split, images, labels, classes, str(folder), "", files=names)
+    validation = splits["validation"] if len(splits["validation"]) else None
+    return Data(str(folder), splits["train"], validation, splits["test"], classes, "", str(folder)), odd
 
 
 Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]

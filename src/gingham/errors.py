@@ -29,6 +29,10 @@ class RunError(GinghamError):
     """A run folder is missing, unfinished, damaged, or of a newer format."""
 
 
+class TrainingError(GinghamError):
+    """A training cannot go on: its loss is no longer finite."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'? (known: a, b)`: the tail of a message about a name that does not exist.
 

@@ -9,8 +9,15 @@ import torch.nn.functional as F
 
 from gingham.datasets import Split
 from gingham.errors import DataError
-from gingham.metrics import calibration_error, confusion_matrix, proportion_interval
-from gingham.storage import Run, record_opening
+from gingham.metrics import (
+    calibration_error,
+    confusion_matrix,
+    fit_temperature,
+    proportion_interval,
+    reliability,
+    threshold_for_risk,
+)
+from gingham.storage import Run, record_opening, save_predictions
 from gingham.tables import render
 
 
@@ -41,7 +48,10 @@ class Report:
     """How a run did on a split.
 
     `accuracy` and its 95 % Wilson `interval` are fractions, `loss` is the mean negative log-likelihood in nats,
-    `calibration_error` the expected calibration error; `per_class` gives `accuracy` (recall), `precision`, `correct`
+    `calibration_error` the expected calibration error, and `calibration_error_before` what it would be without the
+    model's temperature; `reliability` and `reliability_before` are the rows of their diagrams. Of the pictures
+    `unsure_share` are below the model's threshold, and `sure_error`, null if there are none, is the share of wrong answers
+    among the others. `per_class` gives `accuracy` (recall), `precision`, `correct`
     and `total` by class name, null where a class has no pictures or no predictions. `test_openings` are all of the
     run, this one included. `print(report)` shows a table by class.
     """
@@ -55,6 +65,13 @@ class Report:
     per_class: dict[str, dict[str, Any]]
     confusion: Confusion
     calibration_error: float
+    calibration_error_before: float
+    reliability: list[dict[str, Any]]
+    reliability_before: list[dict[str, Any]]
+    temperature: float
+    threshold: float
+    unsure_share: float
+    sure_error: float | None
     test_openings: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,7 +90,11 @@ class Report:
         lines.append(
             f"{self.accuracy:.2%} of {self.total:,} {self.split} pictures right (95 % interval {low:.2%} to {high:.2%})"
         )
-        lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}")
+        before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
+        lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
+        if self.threshold:
+            of_the_sure = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
+            lines.append(f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{of_the_sure}")
         return "\n".join(lines)
 
 
@@ -103,13 +124,54 @@ def evaluate(run: Run, split: Split) -> Report:
     if split.name == "test":
         date = datetime.now(UTC).isoformat(timespec="seconds")
         record_opening(run, {"date": date, "dataset": split.dataset, "images": len(split)})
-    return measure(model.logits(split.images), split, list(run.test_openings))
+    logits = model.logits(split.images)
+    if run.folder is not None and split.fingerprint == run.data.get("fingerprint"):
+        save_predictions(run, split.name, split.fingerprint, logits, split.labels)
+    return measure(logits, split, list(run.test_openings), float(model.temperature), float(model.threshold))
 
 
-def measure(logits: torch.Tensor, split: Split, test_openings: list[dict[str, Any]]) -> Report:
-    """Return the Report of logits, float (N, K), computed on a split."""
+def calibrate(run: Run, validation: Split) -> None:
+    """Fit a run's temperature and its threshold for "not sure" to the validation split, in place.
+
+    The threshold is the lowest at which at most the recipe's `risk` of the answers the model is sure of are wrong. The
+    run's metrics say what both came to.
+
+    Raises
+        DataError: given the test split.
+    """
+    if validation.name == "test":
+        raise DataError("calibrate got the test split; temperature and threshold are fitted to validation pictures")
+    model, risk = run.model, run.recipe.risk
+    labels = validation.labels.cpu()
+    model.temperature.fill_(1.0)
+    logits = model.logits(validation.images)
+    model.temperature.fill_(fit_temperature(logits, labels))
+    # As predict computes it, so that a picture at the threshold falls on the same side there.
+    confidence, predicted = model.logits(validation.images).softmax(dim=1).max(dim=1)
+    model.threshold.fill_(threshold_for_risk(confidence, predicted == labels, risk))
+    sure = confidence >= model.threshold.cpu()
+    wrong = int((predicted != labels)[sure].sum())
+    run.metrics |= {
+        "temperature": float(model.temperature),
+        "threshold": float(model.threshold),
+        "risk": risk,
+        "unsure_share": 1 - float(sure.double().mean()),
+        "sure_error": wrong / int(sure.sum()) if sure.any() else None,
+    }
+
+
+def measure(
+    logits: torch.Tensor,
+    split: Split,
+    test_openings: list[dict[str, Any]],
+    temperature: float = 1.0,
+    threshold: float = 0.0,
+) -> Report:
+    """Return the Report of a model's logits, float (N, K), computed on a split with that temperature and threshold."""
     labels = split.labels.cpu()
-    predicted = logits.argmax(dim=1)
+    probabilities, plain = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    sure = confidence >= threshold
     matrix = confusion_matrix(labels, predicted, len(split.classes))
     right, true, given = matrix.diag().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist()
     correct, total = sum(right), len(labels)
@@ -131,7 +193,14 @@ def measure(logits: torch.Tensor, split: Split, test_openings: list[dict[str, An
         total=total,
         per_class=per_class,
         confusion=Confusion(tuple(tuple(row) for row in matrix.tolist()), split.classes),
-        calibration_error=calibration_error(logits.softmax(dim=1), labels),
+        calibration_error=calibration_error(probabilities, labels),
+        calibration_error_before=calibration_error(plain, labels),
+        reliability=reliability(probabilities, labels),
+        reliability_before=reliability(plain, labels),
+        temperature=temperature,
+        threshold=threshold,
+        unsure_share=1 - float(sure.double().mean()),
+        sure_error=int((predicted != labels)[sure].sum()) / int(sure.sum()) if sure.any() else None,
         test_openings=test_openings,
     )
 

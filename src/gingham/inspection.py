@@ -1,22 +1,17 @@
 """summarize(): one pass through any network, followed layer by layer, into its layer table."""
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from gingham.errors import ModelError, one_line, suggest
+from gingham.errors import ModelError, one_line
 from gingham.geometry import Field, Window
 from gingham.layer_table import Filters, Layer, Pixels, Slide, Summary
-from gingham.models import NETWORKS
-from gingham.storage import load
 from gingham.tracing import LOST, Number, View, pair, picture, trace, trace_parts
 
 
@@ -291,12 +286,13 @@ def _where_it_ran_out(recorder: _Recorder, error: Exception, name: str, input_sh
     if isinstance(module, nn.Linear) and call.inputs and call.inputs[0].shape[-1] != module.in_features:
         return (
             f"a picture of {shape} reaches {layer} with {call.inputs[0].shape[-1]} features, it takes {module.in_features}; "
-            f"give another --input, or make it Linear({call.inputs[0].shape[-1]}, {module.out_features})"
+            f"make it Linear({call.inputs[0].shape[-1]}, {module.out_features}), or give pictures of another size"
         )
     if isinstance(module, nn.Conv2d) and call.inputs and call.inputs[0].shape[1] != module.in_channels:
         return (
             f"a picture of {shape} reaches {layer} with {call.inputs[0].shape[1]} channels, it takes {module.in_channels}; "
-            f"give --input {module.in_channels}x{input_shape[1]}x{input_shape[2]}, or another first layer"
+            f"make it Conv2d({call.inputs[0].shape[1]}, {module.out_channels}, ...), or give pictures of "
+            f"{module.in_channels}x{input_shape[1]}x{input_shape[2]}"
         )
     too_small = any(
         text in str(error) for text in ("Kernel size can't be greater", "too small", "output size is", "Output size")
@@ -306,60 +302,3 @@ def _where_it_ran_out(recorder: _Recorder, error: Exception, name: str, input_sh
     return (
         f"{name} cannot take a picture of {shape}: {layer}, which got {got}, failed ({one_line(error)}); give another --input"
     )
-
-
-def find_network(model: str, shape: tuple[int, int, int] | None = None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """Return a network and the picture shape (C, H, W) it is for, where none is asked for.
-
-    `model` is the name of one of gingham's networks, the folder of a run, `torchvision:NAME` (without its weights), or
-    `package.module:Class` (called without arguments).
-
-    Raises
-        ModelError: there is no such network, or it cannot be made.
-        RunError: the run cannot be loaded.
-    """
-    if model in NETWORKS:
-        return NETWORKS[model](shape[0] if shape else 1, 10), (1, 28, 28)
-    if model.startswith("torchvision:"):
-        return _torchvision_network(model.removeprefix("torchvision:")), (3, 224, 224)
-    if model and Path(model).is_dir():
-        loaded = load(model).model
-        return loaded.network, loaded.input_shape
-    if ":" in model:
-        return _own_network(model), (1, 28, 28)
-    raise ModelError(f"unknown model {model!r}{suggest(model, NETWORKS)}, a run folder, torchvision:NAME, package.module:Class")
-
-
-def _torchvision_network(name: str) -> nn.Module:
-    import torchvision.models  # a second to import, needed for this alone
-
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ModelError(f"torchvision has no model {name!r}{suggest(name, known)}")
-    # Their own initialisation takes seconds and says nothing of shapes.
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    try:
-        with torch.device("meta"):  # shapes without memory or arithmetic
-            return cast(nn.Module, torchvision.models.get_model(name, weights=None, **options))
-    except NotImplementedError:  # some initialisations read numbers back
-        return cast(nn.Module, torchvision.models.get_model(name, weights=None, **options))
-
-
-def _own_network(name: str) -> nn.Module:
-    module_name, _, class_name = name.partition(":")
-    if module_name.endswith(".py"):
-        raise ModelError(
-            f"got the file {module_name}; write its module, as in {module_name[:-3].replace('/', '.')}:{class_name}"
-        )
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
-    try:
-        made = getattr(importlib.import_module(module_name), class_name)()
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"cannot make {name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, importable from here, "
-            "for a torch.nn.Module that needs no arguments"
-        ) from error
-    if not isinstance(made, nn.Module):
-        raise ModelError(f"{name} makes a {type(made).__name__}; a torch.nn.Module is needed")
-    return made

@@ -1,9 +1,11 @@
 """The networks, and the Classifier that wraps one: uint8 pictures in, logits out."""
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -212,6 +214,39 @@ class Classifier(nn.Module):
                 module.training = mode
 
 
+NetworkFactory = Callable[..., nn.Module]
+
+
+def name_of(factory: NetworkFactory) -> str:
+    """Return what a run calls a network of the user's own: `package.module:Class`."""
+    return f"{factory.__module__}:{factory.__qualname__}"
+
+
+def construct(network: str, factory: NetworkFactory | None, channels: int = 1, classes: int = 10) -> nn.Module:
+    """Return a fresh network: Gingham's of that name or, given a factory, what that makes.
+
+    A factory is a class or function; it gets `channels` and `classes` where it has parameters of these names.
+
+    Raises
+        ModelError: no network has that name, or the factory fails or makes no torch.nn.Module.
+    """
+    if factory is None and network not in NETWORKS:
+        raise ModelError(f"unknown network {network!r}{suggest(network, NETWORKS)}")
+    try:
+        maker: NetworkFactory = factory if factory is not None else NETWORKS[network]
+        taken = inspect.signature(maker).parameters
+        given = {name: value for name, value in (("channels", channels), ("classes", classes)) if name in taken}
+        made: Any = maker(**given)
+    except Exception as error:
+        raise ModelError(
+            f"cannot make {network} ({type(error).__name__}: {one_line(error)}); it must be a torch.nn.Module that needs no "
+            "arguments other than channels and classes"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"{network} makes a {type(made).__name__}; a torch.nn.Module is needed")
+    return made
+
+
 def build(
     network: str,
     classes: Sequence[str],
@@ -219,25 +254,35 @@ def build(
     mean: Sequence[float] = (0.5,),
     std: Sequence[float] = (0.5,),
     views: str = "one",
+    factory: NetworkFactory | None = None,
 ) -> Classifier:
-    """Return a Classifier around a freshly initialised network of that name, tried on one blank picture.
+    """Return a Classifier around a freshly initialised network, tried on one blank picture.
 
-    `input_shape` is (C, H, W). The initialisation draws from torch's global generator.
+    `input_shape` is (C, H, W). `network` is a name in NETWORKS or, with a `factory` that makes it, a name to call it by.
+    The initialisation draws from torch's global generator.
 
     Raises
         ModelError: no network has that name, or it does not fit the pictures or the number of classes.
     """
-    if network not in NETWORKS:
-        raise ModelError(f"unknown network {network!r}{suggest(network, NETWORKS)}")
-    model = Classifier(NETWORKS[network](input_shape[0], len(classes)), classes, input_shape, mean, std, views)
+    made = construct(network, factory, input_shape[0], len(classes))
+    model = Classifier(made, classes, input_shape, mean, std, views)
     shape = "x".join(map(str, input_shape))
     try:
         got = tuple(model.logits(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape)
-    except RuntimeError as error:
+    except ModelError:
+        raise
+    except Exception as error:
+        if factory is None and not isinstance(error, RuntimeError):
+            raise
         raise ModelError(
             f"the network {network!r} cannot take pictures of {shape} ({one_line(error)}); "
             f"gingham summary {network} --input {shape} names the layer"
         ) from error
+    if got != (1, len(classes)) and factory is not None:
+        raise ModelError(
+            f"the network {network!r} turns one picture of {shape} into {got}, where (1, {len(classes)}) logits are needed; "
+            f"let it end in {len(classes)} outputs a picture, such as nn.Linear(..., {len(classes)})"
+        )
     if got != (1, len(classes)):
         raise ModelError(
             f"the network {network!r} turns one picture of {shape} into {got}, where (1, {len(classes)}) logits are "

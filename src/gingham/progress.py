@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gingham.datasets import Split
-from gingham.errors import GinghamError
+from gingham.errors import GinghamError, TrainingError
 from gingham.models import Classifier
 from gingham.optimization import lr_at
 from gingham.recipe import Recipe
@@ -27,6 +28,7 @@ class History:
         sizes = [min(recipe.batch_size, sampler.pictures(epoch) - place * recipe.batch_size) for epoch, place in places]
         self.sizes = torch.tensor(sizes, dtype=torch.float32, device=device)
         self.epochs: list[dict[str, Any]] = []
+        self.steps = sampler.steps  # fewer once the training stops early
 
     def note(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         self.losses[step] = loss.detach()
@@ -51,13 +53,26 @@ class History:
             held_out["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
         self.epochs.append({**entry, **held_out})
 
+    def looks(self) -> list[dict[str, Any]]:
+        """The epochs after which the validation split was measured."""
+        return [entry for entry in self.epochs if entry["validation_accuracy"] is not None]
+
+    def kept(self) -> dict[str, Any]:
+        """The entry of the epoch whose weights the run keeps: the best look with patience, else the last."""
+        return self.looks()[-1 - self.looks_since_best()] if self.recipe.patience else self.epochs[-1]
+
+    def looks_since_best(self) -> int:
+        """How many looks at the validation split ago it was at its best: 0 for the last one."""
+        accuracies = [entry["validation_accuracy"] for entry in self.looks()]
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
     def require_finite(self, done: int, model: Classifier) -> None:
         bad = (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
         if not bad and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             bad = [done - 1]  # the last update was the one: its loss would only show at the next step
         if bad:
             rate = self.recipe.learning_rate
-            raise GinghamError(
+            raise TrainingError(
                 f"the loss is no longer finite since step {bad[0] + 1} (batches of {self.recipe.batch_size}, learning "
                 f"rate {rate:g}); try a lower one and another --out, such as --set learning_rate={rate / 10:g}"
             )
@@ -67,12 +82,49 @@ class History:
         ends = {entry["step"]: entry for entry in self.epochs}
         entries: list[dict[str, Any]] = []
         accuracies = self.hits / self.sizes
-        for step, (loss, accuracy) in enumerate(zip(self.losses.tolist(), accuracies.tolist(), strict=True), 1):
-            rate = lr_at(step - 1, len(self.losses), self.recipe)
+        values = zip(self.losses[: self.steps].tolist(), accuracies[: self.steps].tolist(), strict=True)
+        for step, (loss, accuracy) in enumerate(values, 1):
+            rate = lr_at(step - 1, self.sampler.steps, self.recipe)
             entries.append({"step": step, "loss": loss, "accuracy": accuracy, "learning_rate": rate})
             if step in ends:
                 entries.append(ends[step])
         return entries
+
+
+class Tracker:
+    """Writes scalars for TensorBoard as the epochs end: every step's loss and rate, every look at the validation split."""
+
+    def __init__(self, history: History, folder: Path, start: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise GinghamError(
+                "--track tensorboard needs the package tensorboard; install it with pip install 'gingham[track]'"
+            ) from error
+        # What a killed training had written after its last checkpoint is written again: hide it.
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
+        self.history, self.written = history, start
+
+    def end_epoch(self, done: int) -> None:
+        history = self.history
+        span = slice(self.written, done)
+        for step, (loss, hits) in enumerate(
+            zip(history.losses[span].tolist(), (history.hits / history.sizes)[span].tolist(), strict=True), self.written + 1
+        ):
+            self._add("train/loss", loss, step)
+            self._add("train/accuracy", hits, step)
+            self._add("learning_rate", lr_at(step - 1, history.sampler.steps, history.recipe), step)
+        for key in ("loss", "accuracy"):
+            if (value := history.epochs[-1][f"validation_{key}"]) is not None:
+                self._add(f"validation/{key}", value, done)
+        self.written = done
+        self.writer.flush()
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
 
 
 class Display:
@@ -118,6 +170,10 @@ class Display:
         if entry["validation_accuracy"] is not None:
             line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
         self._print(f"{line}  {seconds:.1f} s")
+
+    def warn(self, line: str) -> None:
+        """Show a warning between the other lines."""
+        self._print(f"warning: {line}")
 
     def _print(self, line: str) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody reads along any more; the training goes on

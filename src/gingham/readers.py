@@ -6,11 +6,14 @@ import hashlib
 import math
 import struct
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
 
 from gingham.errors import DataError, GinghamError, one_line
 from gingham.files import replacing
@@ -134,6 +137,58 @@ def map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], path: Pa
             f"cannot write {path} ({one_line(error)}), which a dataset larger than half of the free memory needs; "
             f"free {size} bytes there, or hold no pictures out (--set validation_images=0)"
         ) from error
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files read as pictures: uint8 `images` (N, 3, S, S), the places of their files in the list given, whether all are
+    grey, and what is odd, as (file, reason)."""
+
+    images: npt.NDArray[np.uint8]
+    kept: list[int]
+    grey: bool
+    odd: list[tuple[Path, str]]
+
+
+def read_pictures(files: Sequence[Path], side: int) -> Pictures:
+    """Read image files and shrink each to a square of `side` pixels; one that cannot be read is left out and named.
+
+    Odd are files that are no pictures, empty or damaged, of a format their name does not say, with several frames, far
+    longer than wide, or smaller than `side`.
+    """
+    images, kept, odd, grey = [], [], [], True
+    for place, file in enumerate(files):
+        try:
+            with Image.open(file) as image:
+                reason = _oddity(image, file, side)
+                pixels = ImageOps.exif_transpose(image).convert("RGB").resize((side, side), Image.Resampling.BOX)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            empty = file.stat().st_size == 0
+            odd.append(
+                (file, "cannot be read: " + ("it is empty" if empty else one_line(error).replace(str(file), "").strip(" '")))
+            )
+            continue
+        if reason:
+            odd.append((file, reason))
+        array = np.asarray(pixels)
+        grey = grey and bool((array == array[..., :1]).all())
+        images.append(array.transpose(2, 0, 1))
+        kept.append(place)
+    return Pictures(np.stack(images) if images else np.empty((0, 3, side, side), np.uint8), kept, grey, odd)
+
+
+def _oddity(image: Image.Image, file: Path, side: int) -> str | None:
+    named = Image.registered_extensions().get(file.suffix.lower())
+    width, height = image.size
+    if named != image.format and not {named, image.format} <= {"JPEG", "MPO"}:
+        return f"is a {image.format} file, whatever its name says"
+    if getattr(image, "n_frames", 1) > 1:
+        return f"has {getattr(image, 'n_frames', 1)} frames, of which only the first counts"
+    if max(width, height) > 4 * min(width, height):
+        return f"is {width}x{height}, far from square"
+    if max(width, height) < side:
+        return f"is {width}x{height}, smaller than the {side}x{side} it would be trained at"
+    return None
 
 
 def idx_sha256(array: npt.NDArray[np.uint8]) -> str:

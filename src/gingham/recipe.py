@@ -67,6 +67,10 @@ class Recipe:
     mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
     std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
     validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
+    patience: int = _number(
+        0, 0, 10**6, "how many looks at the validation split may pass without a better one; 0 trains to the end"
+    )
+    risk: float = _number(0.02, 0, 1, "the share, from 0 to 1, of wrong answers allowed among those the model is sure of")
     checkpoint_seconds: float = _number(30.0, 0, 1e9, "a number of seconds from 0 (at every step) up")
 
     def __post_init__(self) -> None:

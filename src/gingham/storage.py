@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from gingham import __version__
 from gingham.errors import GinghamError, RunError, one_line
 from gingham.files import locked, read_json, replacing, write_json, write_text
-from gingham.models import NETWORKS, Classifier, build
+from gingham.models import NETWORKS, Classifier, NetworkFactory, build, name_of
 from gingham.recipe import Recipe
 
 FORMAT = 1
@@ -93,14 +93,17 @@ def record_opening(run: Run, opening: dict[str, Any]) -> None:
         write_json(run.folder / FACTS, {**facts, "test_openings": run.test_openings})
 
 
-def load(folder: str | Path) -> Run:
+def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
     """Return the run in a folder. Its model predicts the same bits as the one saved. Nothing in it is executed.
 
+    A run of a network of your own holds that network's name, and its code stays where it was: give the class again.
+
         model = gingham.load("runs/fast").model
+        model = gingham.load("runs/mine", MyNetwork).model
 
     Raises
         RunError: missing or unfinished, of a newer format, a key missing or wrong, weights missing, damaged or of
-            another shape.
+            another shape; a network of your own that is not given, or another one.
     """
     folder = Path(folder)
     if not (folder / FACTS).exists():
@@ -109,7 +112,9 @@ def load(folder: str | Path) -> Run:
         raise RunError(f"no run in {folder} ({FACTS} is missing); train one with gingham train --out {folder}")
     facts = read_json(folder / FACTS)
     try:
-        run = _from_facts(facts)
+        run = _from_facts(facts, network)
+    except _OwnNetworkError as error:
+        raise RunError(f"{folder} {error}") from None
     except KeyError as error:
         raise RunError(f"{folder / FACTS} lacks the key {error}; restore it from a copy or train again") from error
     except (GinghamError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -124,14 +129,29 @@ def load(folder: str | Path) -> Run:
     return run
 
 
-def _from_facts(facts: Mapping[str, Any]) -> Run:
+class _OwnNetworkError(Exception):
+    """A run of the user's own network is loaded without it, or another run with one."""
+
+
+def _require_factory(network: str, factory: NetworkFactory | None) -> None:
+    own = ":" in network
+    if factory is None and own:
+        raise _OwnNetworkError(f"is a run of your own network {network}; give it again with --model {network}")
+    if factory is not None and name_of(factory) != network:
+        given = name_of(factory)
+        way_out = f"give --model {network}" if own else "leave --model out"
+        raise _OwnNetworkError(f"is a run of the network {network}, not of {given}; {way_out}")
+
+
+def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None) -> Run:
     version = facts["format"]
     if not isinstance(version, int) or version < 1:
         raise ValueError(f"format is {version!r}, a whole number from 1 is needed")
     if version > FORMAT:
         raise ValueError(f"format {version} is newer than {FORMAT}, the newest this gingham reads: update gingham")
     recipe = Recipe.from_dict(facts["recipe"])
-    if recipe.network not in NETWORKS:
+    _require_factory(recipe.network, factory)
+    if factory is None and recipe.network not in NETWORKS:
         raise ValueError(f"its network {recipe.network!r} is not one of gingham's: {', '.join(NETWORKS)}")
     classes, shape = facts["classes"], facts["input_shape"]
     if not (isinstance(classes, list) and 0 < len(classes) <= 10_000 and all(isinstance(name, str) for name in classes)):
@@ -142,7 +162,8 @@ def _from_facts(facts: Mapping[str, Any]) -> Run:
         if not isinstance(facts[key], kind):
             raise ValueError(f"{key} is not a {kind.__name__}")
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; the caller's stream stays where it was
-        model = build(recipe.network, classes, (shape[0], shape[1], shape[2]), recipe.mean, recipe.std, recipe.views)
+        size = (shape[0], shape[1], shape[2])
+        model = build(recipe.network, classes, size, recipe.mean, recipe.std, recipe.views, factory)
     return Run(
         model=model,
         recipe=recipe,
@@ -197,6 +218,33 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         return []  # a model can be used without the story of its training
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without") from error
+
+
+def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Keep in a run's folder what its model answered on a split: each picture's top class, its confidence and its true class."""
+    assert run.folder is not None
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    tensors = {"predicted": predicted.int(), "confidence": confidence.float(), "labels": labels.cpu().int()}
+    facts = {"fingerprint": fingerprint, "weights": _sha256(run.folder / WEIGHTS)}
+    write_tensors(run.folder / f"predictions-{split}.safetensors", tensors, facts)
+
+
+def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.Tensor] | None:
+    """Return what `save_predictions` kept: `predicted` and `labels`, int64 (N,), and `confidence`, float32 (N,).
+
+    None where nothing was kept, or what was is of other data or other weights.
+    """
+    if run.folder is None or not (path := run.folder / f"predictions-{split}.safetensors").exists():
+        return None
+    tensors, facts = read_tensors(path)
+    wanted = {"predicted", "confidence", "labels"}
+    if (
+        facts.get("fingerprint") != fingerprint
+        or facts.get("weights") != _sha256(run.folder / WEIGHTS)
+        or set(tensors) != wanted
+    ):
+        return None
+    return {name: tensor if name == "confidence" else tensor.long() for name, tensor in tensors.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ import torch.nn.functional as F
 
 from gingham.augmentation import augment
 from gingham.datasets import Split
-from gingham.errors import DataError, GinghamError, RunError, one_line
-from gingham.models import Classifier, build
+from gingham.diagnosis import Watch
+from gingham.errors import DataError, GinghamError, ModelError, RunError, one_line
+from gingham.evaluation import calibrate
+from gingham.inspection import summarize
+from gingham.models import NETWORKS, Classifier, NetworkFactory, build, construct, name_of
 from gingham.optimization import build_optimizer, lr_at
-from gingham.progress import Display, History
+from gingham.progress import Display, History, Tracker
 from gingham.recipe import Recipe
 from gingham.sampling import Sampler
 from gingham.storage import Run, describe_environment, load_checkpoint, save_checkpoint
@@ -32,29 +35,45 @@ def fit(
     folder: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
+    network: NetworkFactory | None = None,
+    track: str | None = None,
     progress: bool = True,
     on_epoch: Callable[[Classifier, int], None] | None = None,
 ) -> Run:
     """Train a network as a recipe says and return the Run.
 
-    Shows a progress bar on a terminal and plain lines elsewhere, on stderr, unless `progress` is False. With a `folder`
+    Shows a progress bar on a terminal and plain lines elsewhere, on stderr, unless `progress` is False, and warns there of
+    what `diagnosis.py` finds on the way. With a `folder`
     a checkpoint is kept there, every `checkpoint_seconds` and at the end of each epoch, and `resume` goes on from it to
-    the same weights (byte for byte on the same CPU and thread count). `on_epoch(model, epoch)` is called after each
+    the same weights (byte for byte on the same CPU and thread count). `network` is a class or function that makes a
+    network of your own, in place of the recipe's: float (N, C, H, W) in, logits (N, K) out. `track` "tensorboard" writes
+    the history there too, to `tensorboard/` in the folder. `on_epoch(model, epoch)` is called after each
     epoch, counted from 1, with the model as it is then.
+
+    With a validation split the model's temperature and its threshold for "not sure" are fitted to it at the end; with the
+    recipe's `patience` it also ends the training, and the weights are those of the best look at it.
 
         run = gingham.fit(recipe, data.train, data.validation)
 
     Raises
         DataError: given a test split, splits that do not belong together, or no pictures.
+        ModelError: the network cannot be made, or does not fit the pictures or the number of classes.
         GinghamError: an unknown device, a loss that is no longer finite, or a checkpoint of another recipe.
     """
     _refuse_wrong_splits(train, validation)
     recipe = recipe.replace(validation_images=len(validation) if validation else 0)  # what was held out, not what was meant
+    if recipe.patience and validation is None:
+        raise GinghamError(
+            f"patience is {recipe.patience}, and no validation split is held out to look at; "
+            "hold pictures out (--set validation_images=5000), or set patience=0"
+        )
+    if network is not None:
+        recipe = recipe.replace(network=name_of(network))
     place = choose_device(device)
     precision = choose_precision(recipe.precision, place)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        model = build(recipe.network, train.classes, _shape(train), recipe.mean, recipe.std, recipe.views).to(place)
+        model = _build(recipe, train, network).to(place)
     optimizer = build_optimizer(model, recipe)
     sampler = Sampler(recipe, len(train), place, train.block)
     history = History(recipe, sampler, place)
@@ -71,19 +90,28 @@ def fit(
             state.save(Path(folder), done, train_seconds)
 
     model.train()
-    with kept_pages(), Display(history, start, progress) as display:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(kept_pages())
+        display = stack.enter_context(Display(history, start, progress))
+        tracker = _tracker(track, history, folder, start)
+        stack.callback(tracker.close if tracker else lambda: None)
+        watch = Watch(recipe, model, history, train, display.warn)
+        if network is not None:
+            stack.enter_context(torch.random.fork_rng())  # its dropout draws from torch's own stream
         _warm_up(model, recipe, precision, sorted({*history.sizes.int().tolist()}), validation)
         clock = time.perf_counter()
         images = train.images.to(place) if _fits(train, place) else train.images  # bytes, resident wherever they fit
         labels = train.labels.to(place)
         last_checkpoint = time.monotonic()
         train_seconds = seconds_before
-        for step, batch in enumerate(sampler.batches(start, sampler.steps), start):
+        for step, batch in enumerate(sampler.batches(start, history.steps), start):
             rate = lr_at(step, sampler.steps, recipe)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             epoch, _ = sampler.position(step)
             pictures = augment(images[batch.to(images.device)].to(place), batch, recipe, epoch, step)
+            if network is not None:
+                torch.manual_seed((recipe.seed << 32) + step)  # so that training can go on at any step
             loss, logits = learn(model, optimizer, pictures, labels[batch], recipe, precision)
 
             history.note(step, loss, logits, labels[batch])
@@ -100,13 +128,23 @@ def fit(
                 train_seconds = seconds_so_far()  # the weights are final; what follows only measures and keeps them
             if ends_epoch or last:
                 history.end_epoch(done, model, validation)
+                if recipe.patience:
+                    stops = state.keep_best(done)
+                    if stops or last:  # which weights are final is known only now
+                        train_seconds, last = seconds_so_far(), True
                 display.end_epoch(train_seconds if last else seconds_so_far())
+                watch.end_epoch(done)
+                if tracker:
+                    tracker.end_epoch(done)
                 if on_epoch is not None and ends_epoch:
                     on_epoch(model, epoch + 1)
             if ends_epoch or due or last:
                 checkpoint(done, train_seconds if last else seconds_so_far())
                 last_checkpoint = time.monotonic()
+            if last:
+                break
 
+    state.take_best()
     model.eval()
     metrics = {
         "recipe": recipe.name,
@@ -115,16 +153,41 @@ def fit(
         "precision": precision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_images": len(train),
-        "epochs": sampler.epochs(sampler.steps),
-        "steps": sampler.steps,
-        "images_seen": int(history.sizes.sum()),
+        "epochs": sampler.epochs(history.steps),
+        "steps": history.steps,
+        "images_seen": int(history.sizes[: history.steps].sum()),
         "train_seconds": train_seconds,
         "wall_seconds": None,  # the command line knows it
-        "validation_accuracy": history.epochs[-1]["validation_accuracy"],
+        "validation_accuracy": history.kept()["validation_accuracy"],
+        "chosen_epoch": history.kept()["epoch"],  # the last but with patience
         "resumed_from_step": start or None,
     }
     data = {"name": train.dataset, "fingerprint": train.fingerprint, "train_images": len(train)}
-    return Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
+    run = Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
+    if validation is not None:
+        calibrate(run, validation)
+    return run
+
+
+def _build(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Classifier:
+    shape = _shape(train)
+    try:
+        return build(recipe.network, train.classes, shape, recipe.mean, recipe.std, recipe.views, network)
+    except ModelError:
+        if network is not None:
+            # Layer by layer, to say which one does not fit and what would.
+            summarize(construct(recipe.network, network, shape[0], len(train.classes)), shape, recipe.network)
+        raise
+
+
+def _tracker(track: str | None, history: History, folder: str | Path | None, start: int) -> Tracker | None:
+    if track is None:
+        return None
+    if track != "tensorboard":
+        raise GinghamError(f"--track got {track!r}; allowed: tensorboard")
+    if folder is None:
+        raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
+    return Tracker(history, Path(folder) / "tensorboard", start)
 
 
 def learn(
@@ -184,7 +247,17 @@ def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int]
 
     for size in (*sizes, sizes[-1]):
         labels = torch.randint(len(model.classes), (size,), generator=generator).to(device)
-        learn(twin, optimizer, noise(size), labels, recipe, precision)
+        try:
+            learn(twin, optimizer, noise(size), labels, recipe, precision)
+        except Exception as error:
+            if recipe.network in NETWORKS or "memory" in str(error):
+                raise
+            alone = " (BatchNorm cannot learn from one value a channel)" if size == 1 and "per channel" in str(error) else ""
+            raise ModelError(
+                f"the network {recipe.network} cannot learn from a batch of {size}{alone}: {type(error).__name__}, "
+                f"{one_line(error)}; mend its forward"
+                + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" if size == 1 else "")
+            ) from error
     if validation is not None:
         twin.logits(noise(min(len(validation), 500)))
 
@@ -269,12 +342,30 @@ class _State:
     optimizer: torch.optim.Optimizer
     sampler: Sampler
     history: History
+    best: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights of the best look, with patience
+
+    def keep_best(self, done: int) -> bool:
+        """Keep the weights if the validation split was never answered better; return whether patience has run out."""
+        looks = self.history.looks()
+        if not looks or looks[-1]["step"] != done:
+            return False
+        since = self.history.looks_since_best()
+        if since == 0:
+            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        if since >= self.recipe.patience:
+            self.history.steps = done
+        return since >= self.recipe.patience
+
+    def take_best(self) -> None:
+        if self.best:
+            self.model.load_state_dict(self.best)
 
     def save(self, folder: Path, done: int, train_seconds: float) -> None:
         """Write a checkpoint: weights, optimizer, order of the pictures, history. All other draws follow from seed and step."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= {"sampler.order": self.sampler.order, "sampler.losses": self.sampler.losses}
         tensors |= {"history.losses": self.history.losses[:done], "history.hits": self.history.hits[:done]}
         facts = {"step": done, "train_seconds": train_seconds, "epochs": self.history.epochs, **self.identity()}
@@ -287,7 +378,11 @@ class _State:
             return 0, 0.0
         tensors, facts = saved
         now = self.identity()
-        before = {**(facts.get("recipe") or {}), **{key: facts.get(key) for key in ("fingerprint", "train_images")}}
+        before = {
+            **Recipe().to_dict(),
+            **(facts.get("recipe") or {}),
+            **{key: facts.get(key) for key in ("fingerprint", "train_images")},
+        }
         wanted = {**now.pop("recipe"), **now}
         del wanted["checkpoint_seconds"]  # it does not touch the weights
         if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
@@ -297,6 +392,12 @@ class _State:
             )
         try:
             self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+            places = self.model.state_dict()
+            self.best = {
+                name[5:]: torch.empty_like(places[name[5:]]).copy_(tensor)
+                for name, tensor in tensors.items()
+                if name.startswith("best.")
+            }
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             state: dict[int, dict[str, torch.Tensor]] = {}
             for name, tensor in tensors.items():
@@ -310,6 +411,8 @@ class _State:
             self.sampler.order, self.sampler.losses = (tensors[f"sampler.{key}"].to(device) for key in ("order", "losses"))
             self.history.losses[:done], self.history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
             self.history.epochs = list(facts["epochs"])
+            if self.recipe.patience and self.history.looks_since_best() >= self.recipe.patience:
+                self.history.steps = done  # it had just stopped early
             return done, float(facts["train_seconds"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(

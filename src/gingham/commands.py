@@ -1,0 +1,295 @@
+"""The commands that train and look: train, evaluate, show, summary."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gingham.errors import GinghamError
+from gingham.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, parse_settings
+from gingham.terminal import (
+    DEFAULT_DATA,
+    Device,
+    Json,
+    Model,
+    drawn,
+    factory_of,
+    print_json,
+    print_pairs,
+    process_start,
+    say,
+    seconds,
+    split_of,
+    times,
+)
+
+if TYPE_CHECKING:
+    from gingham.datasets import Data
+    from gingham.models import NetworkFactory
+    from gingham.storage import Run
+
+FIELDS = ", ".join(item.name for item in dataclasses.fields(Recipe))
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
+    data: Annotated[str, typer.Option(help="A dataset's name, or a folder with its four IDX files.")] = DEFAULT_DATA,
+    seed: Annotated[int | None, typer.Option(help="Decides every random draw; 0 unless told.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
+    ] = None,
+    model: Model = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe>-<seed> unless told.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint; a finished run stays as it is.")
+    ] = False,
+    track: Annotated[
+        str | None, typer.Option(metavar="tensorboard", help="Write the history for TensorBoard too, into the run folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a network and write a run folder."""
+    changes = parse_settings(settings or [])
+    changes |= {key: value for key, value in (("seed", seed), ("epochs", epochs)) if value is not None}
+    chosen = find_recipe(recipe).replace(**changes)
+    own = f"-{model.rpartition(':')[2]}" if model else ""
+    folder = out or Path("runs") / f"{chosen.name}{own}-{chosen.seed}"
+    if (folder / "model.json").exists():
+        if not resume:
+            raise GinghamError(
+                f"{folder} already holds a finished run; give another --out or --seed, or look at it with "
+                f"gingham evaluate {folder}"
+            )
+        from gingham.storage import load
+
+        run = load(folder, factory_of(model))
+        say(f"{folder} is finished already; nothing to resume")
+    else:
+        run = _train(chosen, data, folder, device, resume, factory_of(model), track)
+    result = {"run": str(folder), **run.metrics}
+    if as_json:
+        print_json(result)
+        return
+    print_pairs(
+        ("run", folder),
+        ("network", f"{run.recipe.network}, {result['parameters']:,} parameters"),
+        ("trained on", f"{result['train_images']:,} pictures of {run.data.get('name')}, {result['epochs']:.3g} epochs"),
+        ("time", f"{seconds(result['train_seconds'])} train_seconds, {seconds(result['wall_seconds'])} wall_seconds"),
+        ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result['precision']}"),
+        ("validation", "none held out" if result["validation_accuracy"] is None else f"{result['validation_accuracy']:.2%}"),
+        (
+            "next",
+            f"gingham evaluate {folder} --split {'validation' if run.recipe.validation_images else 'test'}"
+            + (f" --model {model}" if model else ""),
+        ),
+    )
+
+
+def _train(
+    recipe: Recipe,
+    data: str,
+    folder: Path,
+    device: str,
+    resume: bool,
+    network: "NetworkFactory | None",
+    track: str | None,
+) -> "Run":
+    from gingham.datasets import load_data
+    from gingham.figures import draw_curves
+    from gingham.files import locked, require_writable
+    from gingham.storage import CHECKPOINT, save
+    from gingham.training import choose_device, fit
+
+    choose_device(device)
+    if (folder / CHECKPOINT).exists() and not resume:
+        raise GinghamError(
+            f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
+        )
+    source = load_data(data, recipe.validation_images)
+    require_writable(folder)
+    if resume and not (folder / CHECKPOINT).exists():
+        say(f"nothing to resume in {folder}; starting")
+    with locked(folder, wait=False):
+        try:
+            run = fit(
+                recipe,
+                source.train,
+                source.validation,
+                folder=folder,
+                resume=resume,
+                device=device,
+                network=network,
+                track=track,
+            )
+        except KeyboardInterrupt:
+            kept = (folder / CHECKPOINT).exists()
+            again = "go on with the same command and --resume" if kept else "no checkpoint was due yet, so nothing is kept"
+            say(f"\ninterrupted; {again}")
+            raise
+        run.metrics["wall_seconds"] = time.time() - process_start()  # all but the writing that follows
+        save(run, folder)
+    drawn(draw_curves, run, folder / "curves.png")
+    return run
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str | None, typer.Option(help="Other data than the run's own: a name or a folder.")] = None,
+    split: Annotated[str, typer.Option(help="validation or test. Every look at test is written into the run.")] = "validation",
+    model: Model = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Measure a run: accuracy, table by class, confusion."""
+    from gingham.evaluation import evaluate as measure
+    from gingham.storage import load
+    from gingham.training import choose_device
+
+    place = choose_device(device)
+    loaded = load(run, factory_of(model))
+    loaded.model.to(place)
+    report = measure(loaded, split_of(loaded, run, data, split))
+
+    from gingham.figures import draw_confusion
+
+    figure = drawn(draw_confusion, report, run / f"confusion-{split}.png")
+    if as_json:
+        print_json({**report.to_dict(), "file": figure})
+        return
+    print(report.confusion)
+    print()
+    print(report)
+    if split == "test":
+        print(f"the test split has been opened {times(len(report.test_openings))} by this run")
+    seconds = loaded.metrics.get("train_seconds")
+    if isinstance(seconds, (int, float)):
+        print(f"trained in {seconds:.1f} s (train_seconds) on {loaded.environment.get('hardware', 'unknown hardware')}")
+    print(f"figure: {figure or 'not written'}")
+
+
+def show(
+    data: Annotated[str, typer.Argument(help="A dataset's name, or a folder with its four IDX files.")] = DEFAULT_DATA,
+    batch: Annotated[int | None, typer.Option(min=1, help="Show one training batch of N as the loop sees it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The PNG to write; <name>.png here unless told.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a dataset's facts and draw its pictures."""
+    from gingham.datasets import describe, load_data
+
+    source = load_data(data, validation=0)
+    stem = Path(source.name).resolve().name
+    facts = describe(source)
+    if batch is None:
+        from gingham.figures import draw_contact_sheet
+
+        facts["file"] = str(draw_contact_sheet(source, out or Path(f"{stem}.png")))
+    else:
+        facts |= _show_batch(source, batch, out or Path(f"{stem}-batch.png"))
+    if as_json:
+        print_json(facts)
+    else:
+        _print_facts(facts)
+
+
+def _show_batch(source: "Data", size: int, file: Path) -> dict[str, Any]:
+    from torch import nn
+
+    from gingham.augmentation import augment
+    from gingham.figures import draw_batch
+    from gingham.models import Classifier
+    from gingham.sampling import Sampler
+
+    recipe = find_recipe(DEFAULT_RECIPE).replace(batch_size=size)
+    indices = next(Sampler(recipe, len(source.train)).batches(0, 1))
+    images, labels = augment(source.train.images[indices], indices, recipe, epoch=0, step=0), source.train.labels[indices]
+    names = [source.classes[label] for label in labels.tolist()]
+    channels, height, width = images.shape[1:]
+    normalised = Classifier(nn.Identity(), source.classes, (channels, height, width), recipe.mean, recipe.std)(images)
+    return {
+        "file": str(draw_batch(images, names, file)),
+        "batch": {
+            "shape": list(images.shape),
+            "dtype": str(images.dtype).removeprefix("torch."),
+            "range": [int(images.min()), int(images.max())],
+            "normalised_dtype": str(normalised.dtype).removeprefix("torch."),
+            "normalised_range": [float(normalised.min()), float(normalised.max())],
+            "labels": names,
+        },
+    }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    from gingham.tables import render
+
+    if "batch" in facts:
+        batch = facts["batch"]
+        low, high = batch["normalised_range"]
+        print(f"one training batch of {facts['name']}, as the loop sees it")
+        print(f"in memory     {batch['dtype']} {tuple(batch['shape'])}, from {batch['range'][0]} to {batch['range'][1]}")
+        print(f"normalised    {batch['normalised_dtype']} {tuple(batch['shape'])}, from {low:.3f} to {high:.3f}")
+        print(f"first labels  {', '.join(batch['labels'][:6])}")
+        print(f"figure        {facts['file']}")
+        return
+    train, test = facts["per_class_train"], facts["per_class_test"]
+    print(render(["class", "train", "test"], [[name, f"{train[name]:,}", f"{test[name]:,}"] for name in facts["classes"]]))
+    duplicates = facts["duplicates"]
+    numbers = [value if isinstance(value, list) else [value] for value in (facts["mean"], facts["std"])]
+    mean, std = (", ".join(f"{x:.4f}" for x in values) for values in numbers)
+    print()
+    print_pairs(
+        (
+            "pictures",
+            f"{facts['splits']['train']:,} train, {facts['splits']['test']:,} test, in {len(facts['classes'])} classes",
+        ),
+        ("shape", f"{'x'.join(map(str, facts['shape']))}, uint8"),
+        ("mean, std", f"{mean}; {std} (training pictures, pixels from 0 to 1)"),
+        (
+            "duplicates",
+            f"{duplicates['train']} within train, {duplicates['test']} within test, {duplicates['across']} of test also in train",
+        ),
+        ("source", facts["source"]),
+        ("fingerprint", facts["fingerprint"]),
+        ("figure", facts["file"]),
+    )
+
+
+def summary(
+    model: Annotated[str, typer.Argument(help="A network's name, a run folder, torchvision:NAME or package.module:Class.")],
+    input_shape: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="1x28x28, or what the model is for.")
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="LAYER", help="Work one layer's numbers through; all for every one.")
+    ] = None,
+    own: Annotated[
+        str | None, typer.Option("--model", metavar="package.module:Class", help="The class of a run of your own network.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a network's layers and receptive fields."""
+    shape = None if input_shape is None else _parse_shape(input_shape)
+    from gingham.catalogue import find_network
+    from gingham.inspection import summarize
+
+    network, default = find_network(model, shape, factory_of(own))
+    result = summarize(network, shape or default, model)
+    explained = None if explain is None else result.explain(explain)
+    if as_json:
+        print_json({**result.to_dict(), **({} if explained is None else {"explanation": explained})})
+    else:
+        print(result if explained is None else explained)
+
+
+def _parse_shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        channels = height = width = 0
+    if not (1 <= channels <= 1024 and 1 <= height <= 8192 and 1 <= width <= 8192):
+        raise GinghamError(f"--input got {text!r}; write CHANNELSxHEIGHTxWIDTH, such as 1x28x28 or 3x224x224")
+    return channels, height, width

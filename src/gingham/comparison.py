@@ -1,0 +1,406 @@
+"""Trials: one recipe over many seeds, with mean and interval. compare(): is one better than another, by a paired test."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gingham.datasets import Data, Split
+from gingham.errors import GinghamError, RunError, TrainingError
+from gingham.evaluation import evaluate
+from gingham.files import locked, read_json, require_writable, write_json
+from gingham.metrics import mean_interval, proportion_interval
+from gingham.models import NetworkFactory, name_of
+from gingham.recipe import Recipe
+from gingham.storage import FACTS, Run, load, load_predictions, save
+from gingham.training import fit
+
+TRIALS = "trials.json"
+DRAWS = 2000  # of the bootstrap
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a recipe came to over seeds.
+
+    `accuracies` are fractions, one a seed in the order of `seeds`; `dead` are the seeds whose network is no better than
+    always naming the commonest class, and `failed` those whose training stopped with an error, by seed, which have no
+    accuracy. `print(trials)` shows a table.
+    """
+
+    recipe: Recipe
+    split: str
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    train_seconds: tuple[float, ...]
+    dead: tuple[int, ...]
+    failed: dict[int, str] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """The standard deviation over seeds, of a sample; None for one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the mean over all seeds lies, at 95 % (Student's t), on these same pictures; None for one seed."""
+        return mean_interval(self.accuracies) if len(self.accuracies) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        best, worst = (choose(range(len(self.seeds)), key=self.accuracies.__getitem__) for choose in (max, min))
+        return {
+            "recipe": self.recipe.name,
+            "split": self.split,
+            "seeds": list(self.seeds),
+            "accuracies": list(self.accuracies),
+            "mean": self.mean,
+            "std": self.std,
+            "interval": None if self.interval is None else list(self.interval),
+            "best": {"seed": self.seeds[best], "accuracy": self.accuracies[best]},
+            "worst": {"seed": self.seeds[worst], "accuracy": self.accuracies[worst]},
+            "dead": list(self.dead),
+            "failed": {str(seed): reason for seed, reason in self.failed.items()},
+            "train_seconds": statistics.median(self.train_seconds),
+            "folder": None if self.folder is None else str(self.folder),
+        }
+
+    def __str__(self) -> str:
+        values = self.to_dict()
+        spread = "" if self.std is None else f" ± {self.std:.2%}"
+        lines = [f"{self.mean:.2%}{spread} on the {self.split} pictures, mean and standard deviation over {_seeds(self.seeds)}"]
+        if self.interval is not None:
+            lines.append(f"interval  {self.interval[0]:.2%} to {self.interval[1]:.2%} (95 %, of the mean over seeds)")
+        lines += [f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}" for name in ("best", "worst")]
+        if self.dead:
+            lines.append(f"dead      {_seeds(self.dead)}: no better than always naming the commonest class")
+        for seed, reason in self.failed.items():
+            lines.append(f"failed    seed {seed}, not in the mean: {reason}")
+        lines.append(f"time      {values['train_seconds']:.3g} s of training a seed (median)")
+        return "\n".join(lines)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"1 seed ({seeds[0]})"
+    whole = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{len(seeds)} seeds ({f'{seeds[0]} to {seeds[-1]}' if whole else ', '.join(map(str, seeds))})"
+
+
+def trials(
+    recipe: Recipe,
+    data: Data,
+    seeds: Sequence[int],
+    folder: str | Path,
+    *,
+    split: str = "validation",
+    device: str = "auto",
+    network: NetworkFactory | None = None,
+    progress: bool = True,
+    on_seed: Callable[[int, Run | None], None] | None = None,
+) -> Trials:
+    """Train a recipe with each of some seeds, one after the other, and return what they came to.
+
+    Each is a run of its own in `folder`/seed-N, with its predictions; what is there already is kept, so an interrupted
+    call goes on where it was, a seed that was under way from its last checkpoint. The test split, if that is asked
+    for, is opened once by each run, after the last has been trained. `on_seed(seed, run)` is called after each, with
+    None for one whose training failed.
+
+        found = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
+        found.mean, found.std, found.interval
+
+    Raises
+        GinghamError: no seeds, an unknown split, a folder with trials of another recipe or data, every seed failed.
+    """
+    folder = Path(folder)
+    wanted = list(dict.fromkeys(seeds))
+    if not wanted:
+        raise GinghamError("trials got no seeds; give at least one, better ten")
+    chosen = _split(data, split, recipe)
+    if network is not None:
+        recipe = recipe.replace(network=name_of(network))
+    require_writable(folder)
+    with locked(folder, wait=False):
+        _claim(folder, recipe, data)
+        failed: dict[int, str] = {}
+        trained = []
+        for seed in wanted:
+            try:
+                run = _one(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, progress)
+                trained.append(seed)
+            except TrainingError as error:
+                run, failed[seed] = None, str(error)
+            if on_seed is not None:
+                on_seed(seed, run)
+        if not trained:
+            raise GinghamError(f"not one of {len(wanted)} seeds could be trained ({failed[wanted[0]]})")
+        return _gather(recipe, folder, trained, failed, chosen, network)
+
+
+def _split(data: Data, name: str, recipe: Recipe) -> Split:
+    if name not in ("validation", "test"):
+        raise GinghamError(f"--split got {name!r}; allowed: validation, test")
+    chosen = data.test if name == "test" else data.validation
+    if chosen is None:
+        raise GinghamError(
+            f"the recipe {recipe.name} holds no pictures out (validation_images=0), so only the test split is left to measure "
+            "on; say --split test, or hold some out with --set validation_images=5000"
+        )
+    return chosen
+
+
+def _claim(folder: Path, recipe: Recipe, data: Data) -> None:
+    """Write down what the trials in a folder are of, or see that it is the same."""
+    held_out = len(data.validation) if data.validation else 0
+    settings = {**recipe.replace(validation_images=held_out).to_dict(), "seed": None, "checkpoint_seconds": None}
+    now = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint}
+    if not (folder / TRIALS).exists():
+        if any(folder.glob("*/" + FACTS)) or (folder / FACTS).exists():
+            raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
+        write_json(folder / TRIALS, now)
+        return
+    before = read_json(folder / TRIALS)
+    theirs = before.get("recipe") if isinstance(before.get("recipe"), dict) else {}
+    assert isinstance(theirs, dict)
+    changed = [f"{key} {theirs.get(key)}, not {value}" for key, value in settings.items() if theirs.get(key) != value]
+    changed += [f"data {before.get('data')}, not {data.name}"] * (before.get("fingerprint") != data.fingerprint)
+    if changed:
+        raise GinghamError(f"{folder} holds trials with {' and '.join(changed)}; give another --out")
+
+
+def _one(recipe: Recipe, data: Data, folder: Path, device: str, network: NetworkFactory | None, progress: bool) -> Run:
+    if (folder / FACTS).exists():
+        return load(folder, network)
+    run = fit(
+        recipe, data.train, data.validation, folder=folder, resume=True, device=device, network=network, progress=progress
+    )
+    save(run, folder)
+    if data.validation is not None:
+        evaluate(run, data.validation)  # keeps the predictions
+    return run
+
+
+def _gather(
+    recipe: Recipe, folder: Path, seeds: Sequence[int], failed: dict[int, str], split: Split, network: NetworkFactory | None
+) -> Trials:
+    accuracies, seconds, dead = [], [], []
+    commonest = max(split.counts().values()) / len(split)
+    for seed in seeds:
+        run = load(folder / f"seed-{seed}", network)
+        right = right_answers(run, split)
+        accuracies.append(float(right.double().mean()))
+        seconds.append(float(run.metrics["train_seconds"]))
+        if proportion_interval(int(right.sum()), len(right))[0] <= commonest:
+            dead.append(seed)
+    return Trials(recipe, split.name, tuple(seeds), tuple(accuracies), tuple(seconds), tuple(dead), failed, folder)
+
+
+def right_answers(run: Run, split: Split) -> torch.Tensor:
+    """Return which pictures of a split a run gets right, bool (N,): from the predictions it keeps, or evaluated anew."""
+    kept = load_predictions(run, split.name, split.fingerprint)
+    if kept is None or len(kept["labels"]) != len(split):
+        evaluate(run, split)
+        kept = load_predictions(run, split.name, split.fingerprint)
+        assert kept is not None
+    return kept["predicted"] == split.labels.cpu()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Whether B is better than A: `difference` is B's accuracy less A's, with its 95 % `interval`, both fractions.
+
+    `p_value` is the probability of a difference at least as large if there were none. `verdict` says it in a sentence.
+    `more_seeds` is how many seeds more on each side would show the difference if it is what it seems; None where it is
+    shown already, where the pictures are what is scarce, or between two single runs.
+    """
+
+    kind: str
+    split: str
+    accuracies: tuple[float, float]
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    verdict: str
+    more_seeds: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return {**vars(self), "accuracies": list(self.accuracies), "interval": list(self.interval)}
+
+    def __str__(self) -> str:
+        return self.verdict
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    splits: Callable[[Run], Split],
+    *,
+    network: NetworkFactory | None = None,
+) -> Comparison:
+    """Compare two run folders, or two folders of trials, on the same pictures.
+
+    Two runs: McNemar's exact test on the pictures that only one of them gets right. It speaks of these two networks, not
+    of their recipes. Two sets of trials: a bootstrap over pictures and seeds, which speaks of the recipes. `splits(run)`
+    gives the split to measure a run on.
+
+        gingham.compare("runs/fast-trials", "runs/other-trials", lambda run: data.validation).verdict
+
+    Raises
+        GinghamError: one is a run and the other trials, a folder is neither, or they were not measured on the same pictures.
+
+    Sources: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947); Owen & Eckles,
+    "Bootstrapping data arrays of arbitrary order" (arXiv 1106.2125), with one seed drawn less than there are, as Rao & Wu,
+    "Resampling inference with complex survey data" (1988), since few seeds drawn with replacement vary too little.
+    """
+    folders = [Path(a), Path(b)]
+    kinds = ["trials" if (folder / TRIALS).exists() else "runs" for folder in folders]
+    if kinds[0] != kinds[1]:
+        raise GinghamError(
+            f"{folders[kinds.index('runs')]} is a single run and {folders[kinds.index('trials')]} a set of trials; compare two "
+            "of a kind: gingham trials trains a recipe over seeds"
+        )
+    names, rows, split = [], [], None
+    for folder in folders:
+        runs = [load(place, network) for place in _members(folder)] if kinds[0] == "trials" else [load(folder, network)]
+        own = splits(runs[0])
+        if split is not None and (own.fingerprint != split.fingerprint or not torch.equal(own.labels, split.labels)):
+            raise GinghamError(
+                f"{folders[0]} and {folder} were not measured on the same pictures ({split.dataset}, {len(split)} and "
+                f"{own.dataset}, {len(own)}); compare on data and validation_images they share"
+            )
+        split = own
+        rows.append(torch.stack([right_answers(run, split) for run in runs]))
+        names.append(str(folder))
+    assert split is not None
+    if kinds[0] == "runs":
+        return _compare_runs(rows[0][0], rows[1][0], names, split.name)
+    return _compare_trials(rows[0], rows[1], names, split.name)
+
+
+def _members(folder: Path) -> list[Path]:
+    members = sorted((path.parent for path in folder.glob(f"seed-*/{FACTS}")), key=lambda path: (len(path.name), path.name))
+    if not members:
+        raise RunError(f"no seed in {folder} is finished; go on with gingham trials --out {folder}")
+    return members
+
+
+def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split: str) -> Comparison:
+    import scipy.stats
+
+    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    p_value = float(scipy.stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    difference = (only_b - only_a) / n
+    # The interval of Agresti & Min (2005): half a picture added to each kind, so that it is not empty without any.
+    shifted, total = (only_b - only_a) / (n + 2), only_a + only_b + 1
+    error = math.sqrt(max(total - (only_b - only_a) ** 2 / (n + 2), 0)) / (n + 2)
+    interval = (shifted - 1.96 * error, shifted + 1.96 * error)
+    accuracies = (float(a.double().mean()), float(b.double().mean()))
+    seen = (
+        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} pictures that A alone gets right, {only_b} that B alone does; "
+        f"McNemar's exact test, p = {_p(p_value)}"
+    )
+    if p_value < 1 - LEVEL:
+        verdict = (
+            f"On these {n:,} {split} pictures {_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({seen}). "
+            "That is about these two networks; whether one recipe is better takes gingham trials."
+        )
+    else:
+        verdict = (
+            f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) on {n:,} {split} pictures ({seen}). "
+            f"{_pictures_needed(difference, (only_a + only_b) / n, n)}"
+        )
+    return Comparison("runs", split, accuracies, difference, interval, p_value, verdict, None)
+
+
+def _pictures_needed(difference: float, discordant: float, n: int) -> str:
+    if not difference:
+        return "To tell recipes apart, compare gingham trials over seeds."
+    needed = math.ceil(1.96**2 * discordant / difference**2)
+    return (
+        f"If the difference is what it seems, about {needed:,} pictures would show it; to tell recipes apart, compare gingham "
+        "trials over seeds."
+        if needed > n
+        else "To tell recipes apart, compare gingham trials over seeds."
+    )
+
+
+def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split: str) -> Comparison:
+    """Compare bool (S, N): whether each of S seeds is right on each of N pictures."""
+    import scipy.stats
+
+    n, sizes = a.shape[1], (len(a), len(b))
+    accuracies = (float(a.double().mean()), float(b.double().mean()))
+    difference = accuracies[1] - accuracies[0]
+    if min(sizes) < 2:
+        raise GinghamError(
+            f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; at least 2 each are needed, better ten: "
+            "gingham trials --seeds 10"
+        )
+    error = float(_draws(a, b).std())
+    freedom = sum(sizes) - 2
+    reach = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
+    p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
+    interval = (difference - reach, difference + reach)
+    seen = (
+        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of the difference {100 * interval[0]:+.2f} to "
+        f"{100 * interval[1]:+.2f} points; p = {_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} pictures"
+    )
+    if p_value < 1 - LEVEL:
+        verdict = f"{_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({seen})."
+        return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, None)
+    more, advice = _seeds_needed(a, b, difference, error)
+    verdict = f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) ({seen}). {advice}"
+    return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, more)
+
+
+def _draws(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The differences of DRAWS bootstrap samples: the same pictures for both, seeds for each."""
+    generator = torch.Generator().manual_seed(0)
+    n = a.shape[1]
+    sides = [side.float() for side in (a, b)]
+    found = []
+    for _ in range(DRAWS // 100):
+        drawn = torch.randint(n, (100, n), generator=generator)
+        pictures = torch.zeros(100, n).scatter_add_(1, drawn, torch.ones(100, n)) / n
+        means = []
+        for side in sides:
+            seeds = torch.randint(len(side), (100, len(side) - 1), generator=generator)
+            weights = torch.zeros(100, len(side)).scatter_add_(1, seeds, torch.ones(seeds.shape)) / (len(side) - 1)
+            means.append((weights * (pictures @ side.T)).sum(dim=1))
+        found.append(means[1] - means[0])
+    return torch.cat(found)
+
+
+def _seeds_needed(a: torch.Tensor, b: torch.Tensor, difference: float, error: float) -> tuple[int | None, str]:
+    """How many seeds more on each side would show a difference of this size, and that as a sentence."""
+    seeds = sum(float(side.double().mean(dim=1).var()) / len(side) for side in (a, b))
+    pictures = max(error**2 - seeds, 0.0)
+    room = (difference / 2) ** 2 - pictures  # what the seeds' part may be, at two standard errors
+    if not difference:
+        return None, "The means are equal; no number of seeds would show a difference that is not there."
+    if room <= 0:
+        return None, (
+            f"If the difference is what it seems, no number of seeds would show it on {a.shape[1]:,} pictures: more pictures are "
+            "needed."
+        )
+    more = max(1, math.ceil(min(len(a), len(b)) * (seeds / room - 1)))
+    return more, f"If the difference is what it seems, about {more} more seed{'s' * (more > 1)} on each side would show it."
+
+
+def _winner(difference: float, names: Sequence[str]) -> str:
+    return f"{names[1]} (B)" if difference > 0 else f"{names[0]} (A)"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "below 0.001"

@@ -1,0 +1,209 @@
+"""The commands that judge: trials, compare, report, diagnose."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gingham.errors import GinghamError
+from gingham.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, parse_settings
+from gingham.terminal import DEFAULT_DATA, Device, Json, Model, data_of, drawn, factory_of, print_json, say, split_of
+
+if TYPE_CHECKING:
+    from gingham.datasets import Data
+    from gingham.diagnosis import Finding
+    from gingham.storage import Run
+
+Split = Annotated[str, typer.Option(help="validation or test. Every look at test is written into the runs.")]
+
+
+def trials(
+    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
+    seeds: Annotated[int, typer.Option(min=1, help="How many; more can be added to the same folder later.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    split: Split = "validation",
+    data: Annotated[str, typer.Option(help="A dataset's name, or a folder with its four IDX files.")] = DEFAULT_DATA,
+    epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the recipe; may be repeated.")
+    ] = None,
+    model: Model = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The folder of the trials; runs/<recipe>-trials unless told.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe over seeds: mean, spread, interval."""
+    changes = parse_settings(settings or []) | ({} if epochs is None else {"epochs": epochs})
+    if "seed" in changes:
+        raise GinghamError("--set got a seed; trials takes many: give --seeds N and --first-seed K")
+    chosen = find_recipe(recipe).replace(**changes)
+    own = f"-{model.rpartition(':')[2]}" if model else ""
+    folder = out or Path("runs") / f"{chosen.name}{own}-trials"
+    from gingham.comparison import trials as run_trials
+    from gingham.datasets import load_data
+
+    wanted = range(first_seed, first_seed + seeds)
+
+    def say_seed(seed: int, run: "Run | None") -> None:
+        done = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
+        if run is None:
+            say(f"{done}: failed, its loss is no longer finite")
+        else:
+            accuracy = run.metrics.get("validation_accuracy")
+            shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
+            say(f"{done}:{shown}  {run.metrics.get('train_seconds', 0):.3g} s")
+
+    try:
+        found = run_trials(
+            chosen,
+            load_data(data, chosen.validation_images),
+            wanted,
+            folder,
+            split=split,
+            device=device,
+            network=factory_of(model),
+            progress=False,
+            on_seed=say_seed,
+        )
+    except KeyboardInterrupt:
+        say(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")
+        raise
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(f"{chosen.name}: {found}")
+        print(f"runs      {folder}/seed-N; compare with others: gingham compare {folder} OTHER-TRIALS")
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder, or a folder of trials.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same kind.")],
+    split: Split = "validation",
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether one of two is better, by a paired test."""
+    from gingham.comparison import compare as run_compare
+
+    found = run_compare(a, b, lambda run: split_of(run, run.folder or a, None, split), network=factory_of(model))
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path | None, typer.Option(help="The HTML file to write; report.html in the run folder unless told.")] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report: one HTML file that opens offline."""
+    from gingham.reporting import write_report
+    from gingham.storage import load
+
+    loaded = load(run, factory_of(model))
+    source = data_of(loaded, run)
+    file = write_report(loaded, source.train, source.validation, source.test, out or run / "report.html")
+    if as_json:
+        print_json({"file": str(file), "bytes": file.stat().st_size})
+    else:
+        print(f"report: {file} ({file.stat().st_size / 1e6:.2f} MB); open it in a browser")
+
+
+def diagnose(
+    what: Annotated[str, typer.Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name or a folder of data.")],
+    split: Annotated[
+        str | None, typer.Option(help="Of a run: also the accuracy with and without pictures of this split that leak.")
+    ] = None,
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG of the pictures found; <name>-findings.png here unless told.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with a run or with data."""
+    folder = Path(what)
+    if (folder / "model.json").exists() or (folder / "checkpoint").exists():
+        found, data, notes = _diagnose_run(folder, split, model)
+    elif split is not None:
+        raise GinghamError(f"--split is for a run, and {what} is none; leave it out")
+    else:
+        found, data, notes = _diagnose_data(what)
+    figure = None
+    if any(finding.pictures for finding in found):
+        from gingham.figures import draw_findings
+
+        figure = drawn(draw_findings, found, data, out or Path(f"{Path(data.name).name}-findings.png"))
+    if as_json:
+        print_json([finding.to_dict() | {"file": figure if finding.pictures else None} for finding in found])
+        return
+    for finding in found:
+        print(f"{finding}\n")
+    if not found:
+        print(f"nothing found wrong with {what}")
+    for note in notes:
+        print(note)
+    if figure:
+        print(f"pictures: {figure}")
+
+
+def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[list[Finding], Data, list[str]]":
+    from gingham.diagnosis import diagnose_run
+    from gingham.storage import load
+
+    run = load(folder, factory_of(model))
+    data = data_of(run, folder)
+    notes = [
+        (
+            "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a learning "
+            "rate far too high or low, over-fitting, a batch of one under BatchNorm"
+        )
+    ]
+    if split is not None:
+        from gingham.comparison import right_answers
+        from gingham.examination import leaking
+
+        chosen = split_of(run, folder, None, split)
+        trained = [data.train] + ([data.validation] if split == "test" and data.validation else [])
+        right = right_answers(run, chosen)
+        leaks = leaking(trained, chosen)
+        clean = (
+            f"{float(right[~leaks].double().mean()):.2%} without them" if not bool(leaks.all()) else "nothing is left without"
+        )
+        notes.append(
+            f"{int(leaks.sum()):,} of {len(leaks):,} {split} pictures are in the training data too, or nearly so: accuracy "
+            f"{float(right.double().mean()):.2%} with and {clean}"
+        )
+    return diagnose_run(run, data.train, data.validation), data, notes
+
+
+def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
+    from gingham.datasets import FILES, load_data, look_into_folder
+    from gingham.diagnosis import Finding
+    from gingham.examination import examine
+    from gingham.readers import find_idx
+
+    odd: list[tuple[str, str]] = []
+    folder = Path(what)
+    if folder.is_dir() and all(find_idx(folder, file) is None for file in FILES):
+        data, odd = look_into_folder(folder)
+    else:
+        data = load_data(what, validation=0)
+    say("looking for duplicates, then training two small networks to doubt single labels")
+    found = examine(data)
+    if odd:
+        lines = "; ".join(f"{name} {reason}" for name, reason in odd[:8]) + (
+            f"; and {len(odd) - 8} more" if len(odd) > 8 else ""
+        )
+        unreadable = sum(reason.startswith("cannot be read") for _, reason in odd)
+        what_is = f"{unreadable} of {len(odd)} odd files cannot be read" if unreadable else f"{len(odd)} files are odd"
+        found.insert(0, Finding(what_is, lines, "replace them or take them out"))
+    notes = []
+    if not any("exact" in finding.finding for finding in found):
+        notes.append("no exact duplicate, within the splits or across them")
+    notes.append(
+        "looked for: files, classes a split lacks, imbalance, pictures of one value, exact and near duplicates, labels mixed up, "
+        "single labels that are likely wrong"
+    )
+    return found, data, notes

@@ -1,0 +1,84 @@
+"""Networks as users write them, healthy and sick, for `--model` and the doctor."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Plain(nn.Module):
+    """Two convolutions, a pooling, dropout, two linear layers: what most first networks look like."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 32, 3)
+        self.dropout = nn.Dropout(0.25)
+        self.fc1, self.fc2 = nn.Linear(32 * 12 * 12, 64), nn.Linear(64, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.conv2(F.relu(self.conv1(x)))), 2)
+        return self.fc2(F.relu(self.fc1(self.dropout(x.flatten(1)))))
+
+
+class WrongLinear(Plain):
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.fc1 = nn.Linear(1000, 64)
+
+
+class WrongOutputs(Plain):
+    def __init__(self) -> None:
+        super().__init__(classes=7)
+
+
+class TwiceSoftmax(Plain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).softmax(dim=1)
+
+
+class Dead(Plain):
+    """A bias so low that no picture ever gets through the second convolution's ReLU."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        nn.init.constant_(self.conv2.bias, -1e3)
+
+
+class Zero(Plain):
+    """All weights zero: nothing can be learned, and no ReLU is to blame alone."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.gate = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.gate
+
+
+class Norms(nn.Module):
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.hidden, self.norm = nn.Linear(8 * 13 * 13, 16), nn.BatchNorm1d(16)
+        self.out = nn.Linear(16, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(F.relu(self.norm(self.hidden(self.features(x)))))
+
+
+class Flat(nn.Sequential):
+    """No convolution at all."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, classes))
+
+
+class NeedsArguments(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
+NOT_CALLABLE = 3
+
+
+def not_a_module() -> int:
+    return 3

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import gingham
+from gingham import GinghamError
+from gingham.figures import draw_batch, draw_confusion, draw_contact_sheet, draw_curves
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_a_contact_sheet_shows_the_pictures_themselves(quadrants, tmp_path):
+    data = gingham.load_data(str(quadrants), validation=0)
+    sheet = pixels(draw_contact_sheet(data, tmp_path / "sheet.png"))
+    assert min(sheet.shape[:2]) > 300
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100, "grey pictures, not blanks"
+    fewer = pixels(draw_contact_sheet(data, tmp_path / "fewer.png", each=3))
+    assert fewer.shape[1] < sheet.shape[1]
+
+
+def test_a_batch_a_curve_and_a_confusion_are_drawn(small_run, tmp_path):
+    run, data = small_run
+    names = [data.classes[label] for label in data.train.labels[:8].tolist()]
+    report = gingham.evaluate(run, data.validation)
+    for path in (
+        draw_batch(data.train.images[:8], names, tmp_path / "batch.png"),
+        draw_curves(run, tmp_path / "curves.png"),
+        draw_confusion(report, tmp_path / "confusion.png"),
+    ):
+        picture = pixels(path)
+        assert picture.std() > 5
+        assert min(picture.shape[:2]) > 200
+
+
+def test_the_users_own_picture_is_left_alone(small_run, tmp_path):
+    _, data = small_run
+    path = tmp_path / "holiday.png"
+    Image.new("RGB", (5, 5), "red").save(path)
+    before = path.read_bytes()
+    with pytest.raises(GinghamError, match="is not one of gingham's figures and stays as it is"):
+        draw_contact_sheet(data, path)
+    assert path.read_bytes() == before
+    with pytest.raises(GinghamError, match=r"does not end in \.png"):
+        draw_contact_sheet(data, tmp_path / "sheet.jpg")
+    path.unlink()
+    draw_contact_sheet(data, path)
+    draw_contact_sheet(data, path)  # our own may be drawn anew
