@@ -23,25 +23,25 @@ SMALL = ("--epochs", 1, "--set", "batch_size=32", "--set", "validation_images=40
 @pytest.mark.parametrize("recipe", ["article", "fast", "fast-90"])
 def test_an_own_network_in_any_recipe(own, quadrants, recipe):
     net = ("--model", "mynets:Plain")
-    values = json.loads(own("train", "--recipe", recipe, *net, "--data", quadrants, *SMALL, "--json", process=True).stdout)
+    values = json.loads(own("train", "--recipe", recipe, *net, "--data", quadrants, *SMALL, "--json").stdout)
     run = f"runs/{recipe}-Plain-0"
     assert values["run"] == run
-    refused = own("evaluate", run, code=2, process=True).stderr
+    refused = own("evaluate", run, code=2).stderr
     assert "is a run of your own network mynets:Plain; give it again with --model mynets:Plain" in refused
-    report = json.loads(own("evaluate", run, *net, "--json", process=True).stdout)
+    report = json.loads(own("evaluate", run, *net, "--json").stdout)
     assert report["accuracy"] == values["validation_accuracy"]
-    assert "fc1" in own("summary", run, *net, process=True).stdout
-    assert own("report", run, *net, process=True).stdout.startswith("report: ")
-    assert isinstance(json.loads(own("diagnose", run, *net, "--json", process=True).stdout), list)
+    assert "fc1" in own("summary", run, *net).stdout
+    assert own("report", run, *net).stdout.startswith("report: ")
+    assert isinstance(json.loads(own("diagnose", run, *net, "--json").stdout), list)
 
 
 def test_trials_and_comparison_of_an_own_network(own, quadrants):
     net = ("--model", "mynets:Plain")
     for out, seed in (("a", 0), ("b", 5)):
         done = own("trials", "--recipe", "article", *net, "--data", quadrants, *SMALL, "--seeds", 2, "--first-seed", seed,
-                   "--out", out, "--json", process=True)  # fmt: skip
+                   "--out", out, "--json")  # fmt: skip
         assert len(json.loads(done.stdout)["accuracies"]) == 2
-    assert "verdict" in json.loads(own("compare", "a", "b", *net, "--json", process=True).stdout)
+    assert "verdict" in json.loads(own("compare", "a", "b", *net, "--json").stdout)
 
 
 def test_own_networks_resume_with_their_dropout(quadrants, tmp_path):

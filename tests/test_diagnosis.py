@@ -11,7 +11,7 @@ from conftest import make_dataset
 from gingham import GinghamError, Split
 from own_networks import Dead, Norms, Plain, TwiceSoftmax, Zero
 
-ARTICLE = gingham.RECIPES["article"].replace(validation_images=60, batch_size=16, epochs=28, learning_rate=0.05)
+ARTICLE = gingham.RECIPES["article"].replace(validation_images=60, batch_size=5, epochs=9, learning_rate=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,12 @@ def test_shuffled_validation_labels(data, capsys):
 
 @pytest.mark.parametrize("rate", [1e-7, 0.0])
 def test_a_rate_far_too_low(data, capsys, rate):
-    found, said = diagnosed(ARTICLE.replace(learning_rate=rate), data, capsys)
+    found, said = diagnosed(ARTICLE.replace(learning_rate=rate, epochs=1), data, capsys)
     assert found == ["the learning rate is far too low"]
     assert any("far too low" in line for line in said)
+
+
+def test_a_rate_far_too_low_for_muon(data, capsys):
     assert diagnosed(gingham.RECIPES["fast-90"].replace(batch_size=8, epochs=3, learning_rate=1e-6), data, capsys)[0] == [
         "the learning rate is far too low"
     ]

@@ -409,7 +409,10 @@ def test_a_wrong_linear_size_is_answered_with_the_right_one():
 
 
 def test_wrong_channels_are_answered_with_the_right_ones():
-    with pytest.raises(ModelError, match=r"reaches conv1 \(Conv2d\) with 3 channels, it takes 1; give --input 1x28x28"):
+    with pytest.raises(
+        ModelError,
+        match=r"reaches conv1 \(Conv2d\) with 3 channels, it takes 1; make it Conv2d\(3, 16, ...\), or give pictures of 1x28x28",
+    ):
         summarize(gingham.NETWORKS["article"](1, 10), (3, 28, 28))
 
 

@@ -13,7 +13,7 @@ from own_networks import Flat
 class Page(HTMLParser):
     """The tags of a page with their attributes, the text of it, and whether every tag is closed."""
 
-    VOID = ("meta", "img", "br", "line", "circle", "rect", "polyline")
+    VOID = ("meta", "img", "br")
 
     def __init__(self, text):
         super().__init__()

@@ -36,7 +36,8 @@ def test_what_a_run_folder_holds(saved):
     facts = json.loads((folder / "model.json").read_text())
     assert facts["classes"] == ["0", "1", "2", "3"]
     assert facts["input_shape"] == [1, 28, 28]
-    assert (facts["mean"], facts["std"], facts["temperature"]) == ([0.5], [0.5], 1.0)
+    assert (facts["mean"], facts["std"]) == ([0.5], [0.5])
+    assert (facts["temperature"], facts["threshold"]) == (facts["metrics"]["temperature"], facts["metrics"]["threshold"])
     assert facts["data"]["fingerprint"] == run.data["fingerprint"]
     assert {"torch", "hardware", "gingham"} <= set(facts["environment"])
     steps = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -80,7 +81,7 @@ WEIGHT = "network.conv1.weight"
 DAMAGE = {
     "newer format": (lambda f: change(f, format=99), "format 99 is newer than 1.*update gingham"),
     "odd format": (lambda f: change(f, format="x"), "format is 'x'"),
-    "unknown network": (lambda f: change(f, recipe={"network": "os:system"}), "network 'os:system' is not one of gingham's"),
+    "unknown network": (lambda f: change(f, recipe={"network": "os:system"}), "is a run of your own network os:system; give it again"),
     "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),
     "recipe of another type": (lambda f: change(f, recipe=[1]), "does not describe a run"),
     "no classes": (lambda f: change(f, classes=[]), "classes is not a list of 1 to 10000 names"),

@@ -94,14 +94,14 @@ def line_chart(lines: Sequence[Line], x_label: str, y_label: str, description: s
 def reliability_chart(rows: Sequence[dict[str, float]], style: str, description: str) -> str:
     """Return an SVG of how often the model is right (bars) against how sure it is, with the diagonal where both are equal.
 
-    `rows` is what `metrics.reliability` gives.
+    `rows` is what `metrics.reliability` gives. Bars of fewer than 20 pictures are pale: they say little.
     """
     frame = _Frame((0, 1), (0, 1), "how sure", "how often right")
     for row in rows:
         left, right, top = frame.across(row["low"]), frame.across(row["high"]), frame.down(row["accuracy"])
         title = f"{row['count']:.0f} pictures, {row['confidence']:.1%} sure, {row['accuracy']:.1%} right"
         frame.parts.append(
-            f'<rect class="{style}" x="{left + 1:.1f}" y="{top:.1f}" width="{right - left - 2:.1f}" '
+            f'<rect class="{style}{" few" if row["count"] < 20 else ""}" x="{left + 1:.1f}" y="{top:.1f}" width="{right - left - 2:.1f}" '
             f'height="{frame.down(0) - top:.1f}"><title>{title}</title></rect>'
         )
     frame.parts.append(

@@ -19,6 +19,7 @@ from gingham.terminal import (
     print_json,
     print_pairs,
     process_start,
+    require_split,
     say,
     seconds,
     split_of,
@@ -146,6 +147,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a run: accuracy, table by class, confusion."""
+    require_split(split)
     from gingham.evaluation import evaluate as measure
     from gingham.storage import load
     from gingham.training import choose_device

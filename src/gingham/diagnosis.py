@@ -233,7 +233,7 @@ def _plain(losses: torch.Tensor, recipe: Recipe, images: int) -> torch.Tensor:
 
 def _learned_little(losses: torch.Tensor, recipe: Recipe, images: int, classes: int) -> bool:
     plain = _plain(losses, recipe, images)
-    if len(plain) < FEWEST_STEPS:
+    if len(plain) < 10:
         return False
     ending = float(plain[-max(10, len(plain) // 10) :].mean())
     return 0.6 * math.log(classes) < ending < 1.1 * math.log(classes)

@@ -196,7 +196,7 @@ def _answers_of_the_other_half(data: Data, images: torch.Tensor, labels: torch.T
     """Logits (N, K) for every picture from a network that was trained on the half it is not in."""
     pixels = images[:: max(1, len(images) // 5000)].float() / 255
     recipe = RECIPES["fast-90"].replace(
-        name="doctor", epochs=min(60.0, max(4.0, 60_000 / len(images))), hard_share=1.0,
+        name="doctor", epochs=min(30.0, max(4.0, 60_000 / len(images))), hard_share=1.0,
         mean=tuple(pixels.mean((0, 2, 3)).tolist()), std=tuple(pixels.std((0, 2, 3)).clamp(min=0.02).tolist()),
     )  # fmt: skip
     half = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % 2

@@ -7,7 +7,19 @@ import typer
 
 from gingham.errors import GinghamError
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, parse_settings
-from gingham.terminal import DEFAULT_DATA, Device, Json, Model, data_of, drawn, factory_of, print_json, say, split_of
+from gingham.terminal import (
+    DEFAULT_DATA,
+    Device,
+    Json,
+    Model,
+    data_of,
+    drawn,
+    factory_of,
+    print_json,
+    require_split,
+    say,
+    split_of,
+)
 
 if TYPE_CHECKING:
     from gingham.datasets import Data
@@ -39,6 +51,7 @@ def trials(
     chosen = find_recipe(recipe).replace(**changes)
     own = f"-{model.rpartition(':')[2]}" if model else ""
     folder = out or Path("runs") / f"{chosen.name}{own}-trials"
+    require_split(split)
     from gingham.comparison import trials as run_trials
     from gingham.datasets import load_data
 
@@ -83,6 +96,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Say whether one of two is better, by a paired test."""
+    require_split(split)
     from gingham.comparison import compare as run_compare
 
     found = run_compare(a, b, lambda run: split_of(run, run.folder or a, None, split), network=factory_of(model))

@@ -99,8 +99,8 @@ def threshold_for_risk(confidence: torch.Tensor, right: torch.Tensor, risk: floa
     `confidence` is float (N,), the top probabilities; `right` bool (N,); `risk` a share in [0, 1]. 0.0 if the model may
     always be sure, 2.0, which no probability reaches, if never.
 
-    >>> threshold_for_risk(torch.tensor([0.9, 0.5, 0.7]), torch.tensor([True, False, True]), risk=0.1)
-    0.7...
+    >>> threshold_for_risk(torch.tensor([0.9, 0.5, 0.75]), torch.tensor([True, False, True]), risk=0.1)
+    0.75
 
     Source: Geifman & El-Yaniv, "Selective classification for deep neural networks" (arXiv 1705.08500); here the risk
     is the one measured, without their margin for small samples.

@@ -38,7 +38,8 @@ class Muon(torch.optim.Optimizer):
     Parameter groups with `filters` true hold weights of two or more dimensions, seen as matrices (out, the rest). The
     update of such a matrix is replaced by the nearest matrix with equal singular values, so that every direction learns
     at one pace; and the matrix is kept at a norm of √out, which takes the place of weight decay.
-    Everything else in a network (biases, scales, the classifier) takes plain SGD steps.
+    Everything else in a network (biases, scales, the classifier) takes plain SGD steps; linear layers before the classifier
+    are filters too.
 
         optimizer = Muon([{"params": filters, "filters": True}, {"params": others}], lr=0.5, momentum=0.9)
 
@@ -99,8 +100,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
         return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov)
-    filters = [parameter for parameter in parameters if parameter.ndim > 2]
-    matrices = [parameter for parameter in parameters if parameter.ndim == 2]
+    matrices = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the classifier, last in a network
+    filters = [parameter for parameter in parameters if parameter.ndim > 1 and not any(parameter is one for one in matrices)]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]  # biases and scales: decay would serve nothing
     groups = [
         {"params": filters, "scale": recipe.filter_scale, "filters": True},

@@ -235,7 +235,7 @@ def _feature_maps(model: Any, image: torch.Tensor) -> list[dict[str, Any]]:
         pictures = [one.resize((one.width * scale, one.height * scale), Image.Resampling.NEAREST) for one in pictures]
         if max(pictures[0].size) > SIDE:
             pictures = [one.resize((SIDE, SIDE * one.height // one.width)) for one in pictures]
-        row = {"layer": name, "picture": _picture(_row(pictures, 16)), "count": len(maps), "size": f"{height}×{width}"}
+        row = {"layer": name, "picture": _picture(_row(pictures, 8)), "count": len(maps), "size": f"{height}×{width}"}
         rows.append(row)
     return rows
 

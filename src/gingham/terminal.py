@@ -105,14 +105,19 @@ def data_of(run: "Run", folder: Path, data: str | None = None, held_out: int | N
     return source
 
 
+def require_split(split: str) -> None:
+    """Raise a GinghamError for anything but validation and test."""
+    if split not in ("validation", "test"):
+        raise GinghamError(f"--split got {split!r}; allowed: validation, test")
+
+
 def split_of(run: "Run", folder: Path, data: str | None, split: str) -> "Split":
     """Return the split of that name that a run is to be measured on.
 
     Raises
         GinghamError: no such split, or the run held no pictures out for validation.
     """
-    if split not in ("validation", "test"):
-        raise GinghamError(f"--split got {split!r}; allowed: validation, test")
+    require_split(split)
     if split == "validation" and run.recipe.validation_images == 0:
         raise DataError(
             f"{folder} held no pictures out for validation (recipe {run.recipe.name}, validation_images=0); "
