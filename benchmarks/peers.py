@@ -371,7 +371,7 @@ def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> N
     axes.set_title(f"Accuracy against training time: {hardware}", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, which="both")
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    axes.legend(frameon=False, loc="lower left", fontsize=9)
     figure.savefig(file, dpi=150)
 
 

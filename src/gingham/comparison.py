@@ -246,13 +246,13 @@ def compare(
     b: str | Path,
     splits: Callable[[Run], Split],
     *,
-    network: NetworkFactory | None = None,
+    networks: Sequence[NetworkFactory] = (),
 ) -> Comparison:
     """Compare two run folders, or two folders of trials, on the same pictures.
 
     Two runs: McNemar's exact test on the pictures that only one of them gets right. It speaks of these two networks, not
     of their recipes. Two sets of trials: a bootstrap over pictures and seeds, which speaks of the recipes. `splits(run)`
-    gives the split to measure a run on.
+    gives the split to measure a run on; `networks` are the classes of those that are your own.
 
         gingham.compare("runs/fast-trials", "runs/other-trials", lambda run: data.validation).verdict
 
@@ -272,7 +272,7 @@ def compare(
         )
     names, rows, split = [], [], None
     for folder in folders:
-        runs = [load(place, network) for place in _members(folder)] if kinds[0] == "trials" else [load(folder, network)]
+        runs = [_load(place, networks) for place in (_members(folder) if kinds[0] == "trials" else [folder])]
         own = splits(runs[0])
         if split is not None and (own.fingerprint != split.fingerprint or not torch.equal(own.labels, split.labels)):
             raise GinghamError(
@@ -286,6 +286,12 @@ def compare(
     if kinds[0] == "runs":
         return _compare_runs(rows[0][0], rows[1][0], names, split.name)
     return _compare_trials(rows[0], rows[1], names, split.name)
+
+
+def _load(folder: Path, networks: Sequence[NetworkFactory]) -> Run:
+    own = {name_of(factory): factory for factory in networks}
+    name = read_json(folder / FACTS).get("network") if own and (folder / FACTS).exists() else None
+    return load(folder, own.get(name) if isinstance(name, str) else None)
 
 
 def _members(folder: Path) -> list[Path]:

@@ -104,7 +104,7 @@ def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> list
                     "another --seed; BatchNorm before the ReLU keeps it alive",
                 )
             )
-    if model.views == "one" and bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
+    if bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
         found.append(
             Finding(
                 "softmax is applied twice",
@@ -189,11 +189,13 @@ def check_history(
     if len(plain) >= FEWEST_STEPS:
         tenth = max(10, len(plain) // 10)
         ending = float(plain[-tenth:].mean())
-        if ending > 1.1 * chance:
+        highest = max(float(part.mean()) for part in torch.split(plain, tenth))
+        if ending > 1.1 * chance or highest > 1.5 * chance:
             found.append(
                 Finding(
                     "the learning rate is far too high",
-                    f"the loss of the last {tenth} steps is {ending:.2f}, above the {chance:.2f} (ln {classes}) of guessing",
+                    f"the loss has risen to {highest:.3g} (the mean of {tenth} steps) and ended at {ending:.3g}, where guessing gives "
+                    f"{chance:.3g} (ln {classes})",
                     f"lower it: --set learning_rate={recipe.learning_rate / 10:g}",
                 )
             )
@@ -244,21 +246,14 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tens
 
     Compares how far all steps together can carry the filters, at today's gradient on some pictures, with their size.
     """
-    device = model.mean.device
-    was_training = model.training
-    model.eval()
-    with torch.enable_grad():
-        loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
-        parameters = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    model.train(was_training)
-    gradient = math.hypot(*(float(g.norm()) for g in gradients if g is not None))
-    weight = math.hypot(*(float(p.detach().norm()) for p in parameters))
-    if gradient < 1e-6 * weight:  # no gradient at all is another illness
-        return []
     rates = sum(lr_at(step, steps, recipe) for step in range(steps))
-    # Muon moves each filter by its rate alone, whatever the gradient.
-    a_rate = recipe.filter_scale if recipe.optimizer == "muon" else gradient / weight / (1 - recipe.momentum)
+    if recipe.optimizer == "muon":
+        a_rate = recipe.filter_scale  # it moves each filter by its rate alone, whatever the gradient
+    else:
+        gradient, weight = _sizes(model, images, labels)
+        if gradient < 1e-6 * weight:  # no gradient at all is another illness
+            return []
+        a_rate = gradient / weight / (1 - recipe.momentum)
     if rates * a_rate > 0.05:
         return []
     return [
@@ -268,6 +263,21 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tens
             f"raise it: --set learning_rate={max(recipe.learning_rate * 100, 1e-3):g}",
         )
     ]
+
+
+def _sizes(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """The norms of the gradient on some pictures and of the weights, biases and scales aside."""
+    device, was_training = model.mean.device, model.training
+    model.eval()
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
+        parameters = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    model.train(was_training)
+    return (
+        math.hypot(*(float(g.norm()) for g in gradients if g is not None)),
+        math.hypot(*(float(p.detach().norm()) for p in parameters)),
+    )
 
 
 def check_batches(recipe: Recipe, images: int, network: nn.Module) -> list[Finding]:

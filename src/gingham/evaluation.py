@@ -146,8 +146,8 @@ def calibrate(run: Run, validation: Split) -> None:
     model.temperature.fill_(1.0)
     logits = model.logits(validation.images)
     model.temperature.fill_(fit_temperature(logits, labels))
-    # As predict computes it, so that a picture at the threshold falls on the same side there.
-    confidence, predicted = model.logits(validation.images).softmax(dim=1).max(dim=1)
+    # In float32 as the model divides, so that a picture at the threshold falls on the same side in predict.
+    confidence, predicted = (logits / model.temperature.cpu()).softmax(dim=1).max(dim=1)
     model.threshold.fill_(threshold_for_risk(confidence, predicted == labels, risk))
     sure = confidence >= model.threshold.cpu()
     wrong = int((predicted != labels)[sure].sum())

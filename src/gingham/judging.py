@@ -1,5 +1,6 @@
 """The commands that judge: trials, compare, report, diagnose."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,7 +76,7 @@ def trials(
             split=split,
             device=device,
             network=factory_of(model),
-            progress=False,
+            progress=sys.stderr.isatty(),
             on_seed=say_seed,
         )
     except KeyboardInterrupt:
@@ -92,14 +93,19 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A run folder, or a folder of trials.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same kind.")],
     split: Split = "validation",
-    model: Model = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="package.module:Class", help="A network of your own that they are of; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether one of two is better, by a paired test."""
     require_split(split)
+    from gingham.catalogue import import_network
     from gingham.comparison import compare as run_compare
 
-    found = run_compare(a, b, lambda run: split_of(run, run.folder or a, None, split), network=factory_of(model))
+    networks = [import_network(name) for name in model or []]
+    found = run_compare(a, b, lambda run: split_of(run, run.folder or a, None, split), networks=networks)
     if as_json:
         print_json(found.to_dict())
     else:
