@@ -259,9 +259,9 @@ def compare(
     Raises
         GinghamError: one is a run and the other trials, a folder is neither, or they were not measured on the same pictures.
 
-    Sources: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947); Owen & Eckles,
-    "Bootstrapping data arrays of arbitrary order" (arXiv 1106.2125), with one seed drawn less than there are, as Rao & Wu,
-    "Resampling inference with complex survey data" (1988), since few seeds drawn with replacement vary too little.
+    Sources: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947); Owen, "The
+    pigeonhole bootstrap" (arXiv 0712.1111), which draws both at once and is too cautious with few seeds: here each is drawn
+    alone; Rao & Wu, "Resampling inference with complex survey data" (1988), for drawing one seed less than there are.
     """
     folders = [Path(a), Path(b)]
     kinds = ["trials" if (folder / TRIALS).exists() else "runs" for folder in folders]
@@ -353,8 +353,8 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
             f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; at least 2 each are needed, better ten: "
             "gingham trials --seeds 10"
         )
-    error = float(_draws(a, b).std())
-    freedom = sum(sizes) - 2
+    spread = _spread(a, b)
+    error, freedom = spread.error, spread.freedom
     reach = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
     p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
     interval = (difference - reach, difference + reach)
@@ -365,42 +365,56 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     if p_value < 1 - LEVEL:
         verdict = f"{_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({seen})."
         return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, None)
-    more, advice = _seeds_needed(a, b, difference, error)
+    more, advice = _seeds_needed(spread, difference, min(sizes), n)
     verdict = f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) ({seen}). {advice}"
     return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, more)
 
 
-def _draws(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The differences of DRAWS bootstrap samples: the same pictures for both, seeds for each."""
+@dataclass(frozen=True)
+class _Spread:
+    """The variance of a difference of means, by where it comes from: the seeds drawn, and the pictures drawn."""
+
+    seeds: float
+    pictures: float
+    freedom: float
+
+    @property
+    def error(self) -> float:
+        return math.sqrt(self.seeds + self.pictures)
+
+
+def _spread(a: torch.Tensor, b: torch.Tensor) -> _Spread:
+    """Bootstrap the seeds of each side, then the pictures of both.
+
+    What a seed does to single pictures shows in both, and is taken out of one. Of seeds one less is drawn than there
+    are: few of them drawn with replacement vary too little. The degrees of freedom are Welch and Satterthwaite's.
+    """
     generator = torch.Generator().manual_seed(0)
-    n = a.shape[1]
-    sides = [side.float() for side in (a, b)]
-    found = []
-    for _ in range(DRAWS // 100):
-        drawn = torch.randint(n, (100, n), generator=generator)
-        pictures = torch.zeros(100, n).scatter_add_(1, drawn, torch.ones(100, n)) / n
-        means = []
-        for side in sides:
-            seeds = torch.randint(len(side), (100, len(side) - 1), generator=generator)
-            weights = torch.zeros(100, len(side)).scatter_add_(1, seeds, torch.ones(seeds.shape)) / (len(side) - 1)
-            means.append((weights * (pictures @ side.T)).sum(dim=1))
-        found.append(means[1] - means[0])
-    return torch.cat(found)
+    sides = [side.double() for side in (a, b)]
+    by_seed, twice = [], 0.0
+    for side in sides:
+        drawn = torch.randint(len(side), (DRAWS, len(side) - 1), generator=generator)
+        by_seed.append(float(side.mean(dim=1)[drawn].mean(dim=1).var()))
+        twice += float(side.var(dim=0).mean()) / side.numel()
+    per_picture = sides[1].mean(dim=0) - sides[0].mean(dim=0)
+    n = len(per_picture)
+    means = [per_picture[torch.randint(n, (100, n), generator=generator)].mean(dim=1) for _ in range(DRAWS // 100)]
+    pictures = max(float(torch.cat(means).var()) - twice, 0.0)
+    total = sum(by_seed) + pictures
+    uncertain = sum(part**2 / (len(side) - 1) for part, side in zip(by_seed, sides, strict=True))
+    return _Spread(sum(by_seed), pictures, total**2 / uncertain if uncertain else 1e9)
 
 
-def _seeds_needed(a: torch.Tensor, b: torch.Tensor, difference: float, error: float) -> tuple[int | None, str]:
+def _seeds_needed(spread: _Spread, difference: float, seeds: int, n: int) -> tuple[int | None, str]:
     """How many seeds more on each side would show a difference of this size, and that as a sentence."""
-    seeds = sum(float(side.double().mean(dim=1).var()) / len(side) for side in (a, b))
-    pictures = max(error**2 - seeds, 0.0)
-    room = (difference / 2) ** 2 - pictures  # what the seeds' part may be, at two standard errors
+    room = (difference / 2) ** 2 - spread.pictures  # what the seeds' part may be, at two standard errors
     if not difference:
         return None, "The means are equal; no number of seeds would show a difference that is not there."
     if room <= 0:
         return None, (
-            f"If the difference is what it seems, no number of seeds would show it on {a.shape[1]:,} pictures: more pictures are "
-            "needed."
+            f"If the difference is what it seems, no number of seeds would show it on {n:,} pictures: more pictures are needed."
         )
-    more = max(1, math.ceil(min(len(a), len(b)) * (seeds / room - 1)))
+    more = max(1, math.ceil(seeds * (spread.seeds / room - 1)))
     return more, f"If the difference is what it seems, about {more} more seed{'s' * (more > 1)} on each side would show it."
 
 
