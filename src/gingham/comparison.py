@@ -354,10 +354,9 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
             "gingham trials --seeds 10"
         )
     spread = _spread(a, b)
-    error, freedom = spread.error, spread.freedom
-    reach = float(scipy.stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
-    p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, freedom)) if error else float(difference == 0)
-    interval = (difference - reach, difference + reach)
+    error = spread.error
+    p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, spread.freedom)) if error else float(difference == 0)
+    interval = (difference - spread.reach, difference + spread.reach)
     seen = (
         f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of the difference {100 * interval[0]:+.2f} to "
         f"{100 * interval[1]:+.2f} points; p = {_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} pictures"
@@ -365,29 +364,48 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     if p_value < 1 - LEVEL:
         verdict = f"{_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({seen})."
         return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, None)
-    more, advice = _seeds_needed(spread, difference, min(sizes), n)
+    more, advice = _seeds_needed(spread, difference, n)
     verdict = f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) ({seen}). {advice}"
     return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, more)
 
 
 @dataclass(frozen=True)
 class _Spread:
-    """The variance of a difference of means, by where it comes from: the seeds drawn, and the pictures drawn."""
+    """The variance of a difference of means, by where it comes from: the seeds drawn on each side, and the pictures."""
 
-    seeds: float
+    seeds: tuple[float, float]
+    sizes: tuple[int, int]
     pictures: float
-    freedom: float
 
     @property
     def error(self) -> float:
-        return math.sqrt(self.seeds + self.pictures)
+        return math.sqrt(sum(self.seeds) + self.pictures)
+
+    @property
+    def reach(self) -> float:
+        """Half of the 95 % interval."""
+        import scipy.stats
+
+        return float(scipy.stats.t.ppf(0.5 + LEVEL / 2, self.freedom)) * self.error
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom, by Welch and Satterthwaite: the pictures are many, the seeds few."""
+        uncertain = sum(part**2 / (size - 1) for part, size in zip(self.seeds, self.sizes, strict=True))
+        return self.error**4 / uncertain if uncertain else 1e9
+
+    def with_more(self, seeds: int) -> "_Spread":
+        """What it would be with so many more seeds on each side."""
+        sizes = (self.sizes[0] + seeds, self.sizes[1] + seeds)
+        parts = [part * size / more for part, size, more in zip(self.seeds, self.sizes, sizes, strict=True)]
+        return _Spread((parts[0], parts[1]), sizes, self.pictures)
 
 
 def _spread(a: torch.Tensor, b: torch.Tensor) -> _Spread:
     """Bootstrap the seeds of each side, then the pictures of both.
 
     What a seed does to single pictures shows in both, and is taken out of one. Of seeds one less is drawn than there
-    are: few of them drawn with replacement vary too little. The degrees of freedom are Welch and Satterthwaite's.
+    are: few of them drawn with replacement vary too little.
     """
     generator = torch.Generator().manual_seed(0)
     sides = [side.double() for side in (a, b)]
@@ -400,21 +418,20 @@ def _spread(a: torch.Tensor, b: torch.Tensor) -> _Spread:
     n = len(per_picture)
     means = [per_picture[torch.randint(n, (100, n), generator=generator)].mean(dim=1) for _ in range(DRAWS // 100)]
     pictures = max(float(torch.cat(means).var()) - twice, 0.0)
-    total = sum(by_seed) + pictures
-    uncertain = sum(part**2 / (len(side) - 1) for part, side in zip(by_seed, sides, strict=True))
-    return _Spread(sum(by_seed), pictures, total**2 / uncertain if uncertain else 1e9)
+    return _Spread((by_seed[0], by_seed[1]), (len(a), len(b)), pictures)
 
 
-def _seeds_needed(spread: _Spread, difference: float, seeds: int, n: int) -> tuple[int | None, str]:
+def _seeds_needed(spread: _Spread, difference: float, n: int) -> tuple[int | None, str]:
     """How many seeds more on each side would show a difference of this size, and that as a sentence."""
-    room = (difference / 2) ** 2 - spread.pictures  # what the seeds' part may be, at two standard errors
     if not difference:
         return None, "The means are equal; no number of seeds would show a difference that is not there."
-    if room <= 0:
+    if spread.with_more(10**6).reach >= abs(difference):
         return None, (
             f"If the difference is what it seems, no number of seeds would show it on {n:,} pictures: more pictures are needed."
         )
-    more = max(1, math.ceil(seeds * (spread.seeds / room - 1)))
+    more = next((seeds for seeds in range(1, 1001) if spread.with_more(seeds).reach < abs(difference)), None)
+    if more is None:
+        return None, "If the difference is what it seems, over 1,000 more seeds on each side would show it."
     return more, f"If the difference is what it seems, about {more} more seed{'s' * (more > 1)} on each side would show it."
 
 

@@ -98,10 +98,14 @@ def draw_findings(findings: Sequence[Finding], data: Data, file: Path) -> Path:
     splits = {part.name: part for part in (data.train, data.validation, data.test) if part is not None}
     rows: list[tuple[str, Sequence[Sequence[tuple[str, int]]]]] = []
     for finding in findings:
-        groups = [group[:4] for group in finding.pictures[:40]]
-        each = max(1, 10 // max((len(group) for group in groups), default=1))
-        starts = range(0, len(groups), each)
-        rows += [("" if start else finding.finding, groups[start : start + each]) for start in starts]
+        title, line = finding.finding, list[Sequence[tuple[str, int]]]()
+        for group in (group[:4] for group in finding.pictures[:40]):
+            if line and sum(len(one) + 0.14 for one in line) + len(group) > 11:
+                rows.append((title, line))
+                title, line = "", []
+            line.append(group)
+        if line:
+            rows.append((title, line))
     height = 1.25 * len(rows) + 0.25 * sum(bool(title) for title, _ in rows)
     figure = Figure(figsize=(10, height + 0.3), facecolor=PAPER)
     top = height + 0.2
@@ -110,8 +114,8 @@ def draw_findings(findings: Sequence[Finding], data: Data, file: Path) -> Path:
             top -= 0.25
             figure.text(0.012, (top + 0.08) / (height + 0.3), title, fontsize=11, color=INK, weight="bold", va="bottom")
         left = 0.1
-        for group in shown:
-            for name, index in group:
+        for places in shown:
+            for name, index in places:
                 split = splits[name]
                 axes = figure.add_axes((left / 10, (top - 0.9) / (height + 0.3), 0.085, 0.85 / (height + 0.3)))
                 axes.axis("off")
