@@ -314,7 +314,7 @@ def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split:
     accuracies = (float(a.double().mean()), float(b.double().mean()))
     seen = (
         f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} pictures that A alone gets right, {only_b} that B alone does; "
-        f"McNemar's exact test, p = {_p(p_value)}"
+        f"McNemar's exact test, {_p(p_value)}"
     )
     if p_value < 1 - LEVEL:
         verdict = (
@@ -359,7 +359,7 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     interval = (difference - spread.reach, difference + spread.reach)
     seen = (
         f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of the difference {100 * interval[0]:+.2f} to "
-        f"{100 * interval[1]:+.2f} points; p = {_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} pictures"
+        f"{100 * interval[1]:+.2f} points; {_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} pictures"
     )
     if p_value < 1 - LEVEL:
         verdict = f"{_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({seen})."
@@ -440,4 +440,4 @@ def _winner(difference: float, names: Sequence[str]) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "below 0.001"
+    return f"p = {value:.3f}" if value >= 0.001 else "p below 0.001"
