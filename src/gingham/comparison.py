@@ -260,7 +260,7 @@ def compare(
         GinghamError: one is a run and the other trials, a folder is neither, or they were not measured on the same pictures.
 
     Sources: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947); Owen, "The
-    pigeonhole bootstrap" (arXiv 0712.1111), which draws both at once and is too cautious with few seeds: here each is drawn
+    pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), which draws both at once and is too cautious with few seeds: here each is drawn
     alone; Rao & Wu, "Resampling inference with complex survey data" (1988), for drawing one seed less than there are.
     """
     folders = [Path(a), Path(b)]

@@ -5,6 +5,7 @@ import copy
 import ctypes
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ def fit(
             epoch, _ = sampler.position(step)
             pictures = augment(images[batch.to(images.device)].to(place), batch, recipe, epoch, step)
             if network is not None:
-                torch.manual_seed((recipe.seed << 32) + step)  # so that training can go on at any step
+                torch.manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))  # so that training can go on at any step
             loss, logits = learn(model, optimizer, pictures, labels[batch], recipe, precision)
 
             history.note(step, loss, logits, labels[batch])
