@@ -16,6 +16,7 @@ train: $(VENV)/installed data
 	@echo
 	@echo "What to try next (first: . $(BIN)/activate)"
 	@echo "  gingham show                             look at the pictures"
+	@echo "  gingham report runs/fast-0               everything about this run, on one page for a browser"
 	@echo "  gingham summary article                  see why the network sees the whole picture"
 	@echo "  gingham train --seed 1                   another seed: how much of that accuracy was luck?"
 	@echo "  gingham train --recipe fast-85           two seconds instead of a minute; --recipe article for the article's own"
