@@ -95,7 +95,7 @@ def test_a_run_keeps_the_name_and_takes_no_other(quadrants, tmp_path):
         ("own_networks.py:Plain", "write its module, as in own_networks:Plain"),
         ("own_networks", "write package.module:Class"),
         ("no_such_module:Net", "No module named"),
-        ("own_networks:Missing", "has no attribute"),
+        ("own_networks:Missing", "has no 'Missing'; known: Plain"),
         ("own_networks:NOT_CALLABLE", "is a int; name a class"),
     ],
 )

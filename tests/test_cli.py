@@ -174,7 +174,7 @@ WRONG = {
     "seed": (["train", "--seed", "one"], "Invalid value for '--seed'"),
     "data": (["train", "--data", "fasion-mnist"], "unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?"),
     "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
-    "no run": (["evaluate", "runs/nothing"], "no run in runs/nothing"),
+    "no run": (["evaluate", "runs/nothing"], "there is no folder runs/nothing"),
     "no argument": (["evaluate"], "Missing argument 'run'"),
     "split": (["evaluate", "runs/nothing", "--split", "tset"], "--split got 'tset'; allowed: validation, test"),
     "model": (["summary", "articel"], "unknown model 'articel'"),
@@ -226,7 +226,7 @@ def test_a_run_saved_from_python_can_be_looked_at(command, small_run):
 def test_as_a_process_of_its_own(command, quadrants):
     trained = values(command(*TRAIN, "--data", quadrants, "--epochs", 0.5, *SMALL, "--json", process=True))
     assert trained["train_seconds"] < trained["wall_seconds"] < 120
-    assert "no run in nowhere" in command("evaluate", "nowhere", code=2, process=True).stderr
+    assert "there is no folder nowhere" in command("evaluate", "nowhere", code=2, process=True).stderr
     assert "No such option: --sed" in command("train", "--sed", 1, code=2, process=True).stderr
 
 

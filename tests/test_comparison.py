@@ -60,8 +60,10 @@ def test_finished_seeds_are_kept_and_more_can_be_added(pair, data, monkeypatch):
     good, _ = pair
     before = {seed: (good.folder / f"seed-{seed}/model.safetensors").stat().st_mtime_ns for seed in good.seeds}
     seen = []
-    more = gingham.trials(TINY, data, range(4), good.folder, progress=False, on_seed=lambda seed, run: seen.append(seed))
-    assert seen == [0, 1, 2, 3]
+    more = gingham.trials(
+        TINY, data, range(4), good.folder, progress=False, on_seed=lambda seed, run, kept: seen.append((seed, kept))
+    )
+    assert seen == [(0, True), (1, True), (2, True), (3, False)]
     assert more.accuracies[:3] == good.accuracies
     assert {seed: (good.folder / f"seed-{seed}/model.safetensors").stat().st_mtime_ns for seed in good.seeds} == before
 

@@ -156,7 +156,8 @@ def test_odd_files_are_named(folder, command):
     assert "is a PNG file, whatever its name says" in reasons["train/bags/really.gif"]
     assert "far from square" in reasons["train/bags/wide.png"]
     shown = command("diagnose", folder).stdout
-    assert "3 of 5 odd files cannot be read" in shown
+    assert "3 files are not to be read as pictures" in shown
+    assert "2 files are odd" in shown
     assert "train/bags/torn.png" in shown
     assert "1 test picture is in the training data too (exact duplicates)" in shown
     assert "test/bags/2.png" in shown

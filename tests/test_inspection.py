@@ -450,7 +450,7 @@ def test_networks_are_found_by_name_run_zoo_and_class(small_run, tmp_path, monke
         ("", "unknown model"),
         ("mine/net.py:Net", "got the file mine/net.py; write its module, as in mine.net:Net"),
         ("torch.nn:Conv2d", "missing 3 required positional arguments"),
-        ("torch.nn:NoSuch", "has no attribute 'NoSuch'"),
+        ("torch.nn:NoSuch", "has no 'NoSuch'"),
         ("json:JSONDecoder", "makes a JSONDecoder; a torch.nn.Module is needed"),
     ],
 )

@@ -120,7 +120,7 @@ def test_report_and_its_command(command, quadrants):
     shown = command("report", "runs/article-0").stdout
     assert "runs/article-0/report.html" in shown
     assert (command.folder / "runs/article-0/report.html").exists()
-    assert "no run in" in command("report", "runs/nothing", code=2).stderr
+    assert "there is no folder runs/nothing" in command("report", "runs/nothing", code=2).stderr
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.13, 2.1), (80, 93.6), (1e-4, 3e-4), (5, 5)])

@@ -121,10 +121,10 @@ def test_damage_is_one_sentence(saved, name):
 
 
 def test_no_run_and_an_unfinished_one(tmp_path):
-    with pytest.raises(RunError, match=r"no run in .*train one with gingham train --out"):
+    with pytest.raises(RunError, match=r"there is no folder .*train one with gingham train --out"):
         gingham.load(tmp_path / "nowhere")
     save_checkpoint(tmp_path, {"x": torch.zeros(1)}, {"step": 3})
-    with pytest.raises(RunError, match="is not finished; go on with gingham train --resume"):
+    with pytest.raises(RunError, match="is not finished; go on with the command that began it and --resume"):
         gingham.load(tmp_path)
 
 
@@ -161,3 +161,15 @@ def test_runs_of_every_release_still_load(folder, tmp_path):
 
 def test_there_is_a_golden_run():
     assert (GOLDEN / "run-0.1" / "model.json").exists()
+
+
+def test_a_folder_of_runs_says_which_are_there(saved):
+    folder, _, _ = saved
+    with pytest.raises(RunError, match=rf"is no run but holds runs; name one, such as {folder}"):
+        gingham.load(folder.parent)
+    (folder.parent / "trials.json").write_text("{}")
+    with pytest.raises(RunError, match=rf"is a folder of trials; name one of its runs, such as {folder}, or compare it"):
+        gingham.load(folder.parent)
+    (folder.parent / "empty").mkdir()
+    with pytest.raises(RunError, match="no run in"):
+        gingham.load(folder.parent / "empty")

@@ -70,11 +70,15 @@ def import_network(name: str) -> NetworkFactory:
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` finds it
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ModelError(
-            f"cannot make {name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, importable from here"
+            f"cannot import {module_name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, importable from here"
         ) from error
+    if not hasattr(module, class_name):
+        known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
+        raise ModelError(f"{module_name} has no {class_name!r}{suggest(class_name, known)}")
+    found = getattr(module, class_name)
     if not callable(found):
         raise ModelError(f"{name} is a {type(found).__name__}; name a class, or a function, that makes a torch.nn.Module")
     return cast(NetworkFactory, found)

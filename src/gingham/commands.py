@@ -79,16 +79,40 @@ def train(
     print_pairs(
         ("run", folder),
         ("network", f"{run.recipe.network}, {result['parameters']:,} parameters"),
-        ("trained on", f"{result['train_images']:,} pictures of {run.data.get('name')}, {result['epochs']:.3g} epochs"),
-        ("time", f"{seconds(result['train_seconds'])} train_seconds, {seconds(result['wall_seconds'])} wall_seconds"),
+        (
+            "trained on",
+            f"{result['train_images']:,} pictures of {run.data.get('name')}, {result['epochs']:.3g} epochs{_seen(result)}",
+        ),
+        (
+            "time",
+            f"{seconds(result['train_seconds'])} train_seconds, {seconds(result['wall_seconds'])} wall_seconds{_resumed(result)}",
+        ),
         ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result['precision']}"),
-        ("validation", "none held out" if result["validation_accuracy"] is None else f"{result['validation_accuracy']:.2%}"),
+        ("validation", _validation(result["validation_accuracy"], run.recipe.validation_images)),
         (
             "next",
             f"gingham evaluate {folder} --split {'validation' if run.recipe.validation_images else 'test'}"
             + (f" --model {model}" if model else ""),
         ),
     )
+
+
+def _seen(result: dict[str, Any]) -> str:
+    return f" ({result['images_seen']:,} pictures seen)" if "images_seen" in result else ""
+
+
+def _resumed(result: dict[str, Any]) -> str:
+    step = result.get("resumed_from_step")
+    return "" if step is None else f" (resumed at step {step:,}: training in all, and this last process)"
+
+
+def _validation(accuracy: float | None, images: int) -> str:
+    if accuracy is None:
+        return "none held out"
+    from gingham.metrics import proportion_interval
+
+    low, high = proportion_interval(round(accuracy * images), images)
+    return f"{accuracy:.2%} of {images:,} pictures (95 % interval {low:.2%} to {high:.2%})"
 
 
 def _train(

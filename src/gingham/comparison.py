@@ -16,10 +16,9 @@ from gingham.files import locked, read_json, require_writable, write_json
 from gingham.metrics import mean_interval, proportion_interval
 from gingham.models import NetworkFactory, name_of
 from gingham.recipe import Recipe
-from gingham.storage import FACTS, Run, load, load_predictions, save
+from gingham.storage import FACTS, TRIALS, Run, load, load_predictions, save
 from gingham.training import fit
 
-TRIALS = "trials.json"
 DRAWS = 2000  # of the bootstrap
 LEVEL = 0.95
 
@@ -78,7 +77,8 @@ class Trials:
     def __str__(self) -> str:
         values = self.to_dict()
         spread = "" if self.std is None else f" ± {self.std:.2%}"
-        lines = [f"{self.mean:.2%}{spread} on the {self.split} pictures, mean and standard deviation over {_seeds(self.seeds)}"]
+        what = "one seed alone says nothing of the spread:" if self.std is None else "mean and standard deviation over"
+        lines = [f"{self.mean:.2%}{spread} on the {self.split} pictures, {what} {_seeds(self.seeds)}"]
         if self.interval is not None:
             lines.append(f"interval  {self.interval[0]:.2%} to {self.interval[1]:.2%} (95 %, of the mean over seeds)")
         lines += [f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}" for name in ("best", "worst")]
@@ -107,14 +107,14 @@ def trials(
     device: str = "auto",
     network: NetworkFactory | None = None,
     progress: bool = True,
-    on_seed: Callable[[int, Run | None], None] | None = None,
+    on_seed: Callable[[int, Run | None, bool], None] | None = None,
 ) -> Trials:
     """Train a recipe with each of some seeds, one after the other, and return what they came to.
 
     Each is a run of its own in `folder`/seed-N, with its predictions; what is there already is kept, so an interrupted
     call goes on where it was, a seed that was under way from its last checkpoint. The test split, if that is asked
-    for, is opened once by each run, after the last has been trained. `on_seed(seed, run)` is called after each, with
-    None for one whose training failed.
+    for, is opened once by each run, after the last has been trained. `on_seed(seed, run, kept)` is called after
+    each, with None for one whose training failed; `kept` is true for one that was there already.
 
         found = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
         found.mean, found.std, found.interval
@@ -135,13 +135,14 @@ def trials(
         failed: dict[int, str] = {}
         trained = []
         for seed in wanted:
+            kept = (folder / f"seed-{seed}" / FACTS).exists()
             try:
                 run = _one(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, progress)
                 trained.append(seed)
             except TrainingError as error:
                 run, failed[seed] = None, str(error)
             if on_seed is not None:
-                on_seed(seed, run)
+                on_seed(seed, run, kept)
         if not trained:
             raise GinghamError(f"not one of {len(wanted)} seeds could be trained ({failed[wanted[0]]})")
         return _gather(recipe, folder, trained, failed, chosen, network)
@@ -264,6 +265,9 @@ def compare(
     alone; Rao & Wu, "Resampling inference with complex survey data" (1988), for drawing one seed less than there are.
     """
     folders = [Path(a), Path(b)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise GinghamError(f"there is no folder {folder}; give two run folders, or two folders of trials")
     kinds = ["trials" if (folder / TRIALS).exists() else "runs" for folder in folders]
     if kinds[0] != kinds[1]:
         raise GinghamError(
@@ -358,7 +362,7 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, spread.freedom)) if error else float(difference == 0)
     interval = (difference - spread.reach, difference + spread.reach)
     seen = (
-        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of the difference {100 * interval[0]:+.2f} to "
+        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of B - A {100 * interval[0]:+.2f} to "
         f"{100 * interval[1]:+.2f} points; {_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} pictures"
     )
     if p_value < 1 - LEVEL:

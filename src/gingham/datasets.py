@@ -133,6 +133,7 @@ def load_data(name: str = "fashion-mnist", validation: int = 5000, classes: tupl
     return _cut(name if name in NAMED else str(folder), str(folder), arrays, names, validation)
 
 
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 
 
@@ -264,6 +265,11 @@ def _read(folder: Path) -> Arrays:
     arrays = []
     for file in FILES:
         path = find_idx(folder, file)
+        if path is None and any(place.suffix.lower() in PICTURE_SUFFIXES for place in folder.glob("*/*")):
+            raise DataError(
+                f"{folder} holds folders of pictures, which gingham cannot train on yet (gingham diagnose looks at them); a dataset "
+                f"needs the files {', '.join(FILES)}"
+            )
         if path is None:
             raise DataError(f"{folder / file} is missing (nor is there {file}.gz); a dataset needs {', '.join(FILES)}")
         arrays.append(read_idx(path, dimensions=3 if "images" in file else 1))

@@ -16,7 +16,7 @@ from gingham.models import Classifier
 from gingham.neighbours import agreement, normalised
 from gingham.optimization import lr_at
 from gingham.progress import History
-from gingham.recipe import Recipe
+from gingham.recipe import RECIPES, Recipe
 from gingham.sampling import Sampler
 from gingham.storage import Run
 
@@ -256,11 +256,14 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tens
         a_rate = gradient / weight / (1 - recipe.momentum)
     if rates * a_rate > 0.05:
         return []
+    usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
+    if usual <= recipe.learning_rate:  # so much more that the steps together move the weights by their own size
+        usual = recipe.learning_rate * 10 ** math.ceil(-math.log10(rates * a_rate)) if rates * a_rate > 0 else 0.01
     return [
         Finding(
             "the learning rate is far too low",
             f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by {rates * a_rate:.1e} of their size",
-            f"raise it: --set learning_rate={max(recipe.learning_rate * 100, 1e-3):g}",
+            f"raise it: --set learning_rate={usual:g}",
         )
     ]
 

@@ -135,8 +135,12 @@ def _describe_copies(data: Data, groups: Groups, kind: str) -> list[Finding]:
             Finding(
                 f"{_count(leaks, 'test picture')} {_is(leaks)} in the training data too ({kind} duplicates)",
                 f"{_count(len(across), 'group')} of pictures with {same}, such as {_named(data, across[0])}",
-                "remove the training pictures; until then gingham diagnose RUN --split test gives the accuracy with and without "
-                "the test pictures",
+                "remove the training pictures"
+                + (
+                    "; gingham diagnose RUN --split test gives a run's accuracy with and without them"
+                    if data.fingerprint
+                    else ""
+                ),
                 tuple(tuple(group) for group in across[:LISTED]),
             )
         )

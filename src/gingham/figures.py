@@ -68,7 +68,8 @@ def draw_curves(run: Run, file: Path) -> Path:
     ends = [entry for entry in epochs_ends if entry["validation_accuracy"] is not None]
     # Epochs may differ in length: a step's place lies between the ends of the epochs around it.
     end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epochs_ends)]) for key in ("step", "epoch"))
-    taught = "training" if run.recipe.hard_share == 1 else "training (after epoch 1: hard pictures)"
+    hard = run.recipe.hard_share < 1 and run.metrics["epochs"] > 1
+    taught = "training (after epoch 1: hard pictures)" if hard else "training"
     figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
     for place, (key, scale, label) in enumerate((("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)"))):
         axes = figure.add_subplot(1, 2, place + 1)

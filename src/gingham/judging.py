@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gingham.errors import GinghamError
+from gingham.errors import DataError, GinghamError, suggest
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, parse_settings
 from gingham.terminal import (
     DEFAULT_DATA,
@@ -58,14 +58,14 @@ def trials(
 
     wanted = range(first_seed, first_seed + seeds)
 
-    def say_seed(seed: int, run: "Run | None") -> None:
+    def say_seed(seed: int, run: "Run | None", kept: bool) -> None:
         done = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
         if run is None:
             say(f"{done}: failed, its loss is no longer finite")
         else:
             accuracy = run.metrics.get("validation_accuracy")
             shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
-            say(f"{done}:{shown}  {run.metrics.get('train_seconds', 0):.3g} s")
+            say(f"{done}{', there already' * kept}:{shown}  {run.metrics.get('train_seconds', 0):.3g} s")
 
     try:
         found = run_trials(
@@ -144,7 +144,7 @@ def diagnose(
 ) -> None:
     """Find what is wrong with a run or with data."""
     folder = Path(what)
-    if (folder / "model.json").exists() or (folder / "checkpoint").exists():
+    if any((folder / name).exists() for name in ("model.json", "checkpoint", "trials.json")):
         found, data, notes = _diagnose_run(folder, split, model)
     elif split is not None:
         raise GinghamError(f"--split is for a run, and {what} is none; leave it out")
@@ -199,13 +199,18 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
 
 
 def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
-    from gingham.datasets import FILES, load_data, look_into_folder
+    from gingham.datasets import FILES, NAMED, load_data, look_into_folder
     from gingham.diagnosis import Finding
     from gingham.examination import examine
     from gingham.readers import find_idx
 
     odd: list[tuple[str, str]] = []
     folder = Path(what)
+    if what not in NAMED and not folder.is_dir():
+        raise DataError(
+            f"{what} is no run, dataset or folder{suggest(what, NAMED)}; give a run folder, a dataset's name, or a folder with IDX "
+            "files or with a folder of pictures for each class"
+        )
     if folder.is_dir() and all(find_idx(folder, file) is None for file in FILES):
         data, odd = look_into_folder(folder)
     else:
@@ -213,12 +218,14 @@ def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
     say("looking for duplicates, then training two small networks to doubt single labels")
     found = examine(data)
     if odd:
-        lines = "; ".join(f"{name} {reason}" for name, reason in odd[:8]) + (
-            f"; and {len(odd) - 8} more" if len(odd) > 8 else ""
-        )
-        unreadable = sum(reason.startswith("cannot be read") for _, reason in odd)
-        what_is = f"{unreadable} of {len(odd)} odd files cannot be read" if unreadable else f"{len(odd)} files are odd"
-        found.insert(0, Finding(what_is, lines, "replace them or take them out"))
+        unreadable = [(name, reason) for name, reason in odd if reason.startswith("cannot be read")]
+        for rows, title, fix in (
+            ([row for row in odd if row not in unreadable], "odd", "see whether they are what they should be"),
+            (unreadable, "not to be read as pictures", "take them out, or replace those that should be pictures"),
+        ):
+            lines = "; ".join(f"{name} {reason}" for name, reason in rows[:8]) + f"; and {len(rows) - 8} more" * (len(rows) > 8)
+            if rows:
+                found.insert(0, Finding(f"{len(rows)} file{' is' if len(rows) == 1 else 's are'} {title}", lines, fix))
     notes = []
     if not any("exact" in finding.finding for finding in found):
         notes.append("no exact duplicate, within the splits or across them")

@@ -92,6 +92,7 @@ def _facts(run: Run, train: Split, validation: Split | None, test: Split | None)
         "samples": _samples(train),
         "more_classes": max(0, len(train.classes) - SHOWN_CLASSES),
         "curves": _curves(run),
+        "hard": run.recipe.hard_share < 1 and (run.metrics.get("epochs") or 0) > 1,
         "results": results,
         "test": None if opened is None else _test_result(opened),
         "filters": _filters(model.network),

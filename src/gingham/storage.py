@@ -19,6 +19,7 @@ from gingham.models import NETWORKS, Classifier, NetworkFactory, build, name_of
 from gingham.recipe import Recipe
 
 FORMAT = 1
+TRIALS = "trials.json"  # of a folder of runs that differ in their seed
 WEIGHTS, FACTS, HISTORY, CHECKPOINT = "model.safetensors", "model.json", "history.jsonl", "checkpoint/state.safetensors"
 
 
@@ -107,9 +108,7 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
     """
     folder = Path(folder)
     if not (folder / FACTS).exists():
-        if (folder / CHECKPOINT).exists():
-            raise RunError(f"the run in {folder} is not finished; go on with gingham train --resume --out {folder}")
-        raise RunError(f"no run in {folder} ({FACTS} is missing); train one with gingham train --out {folder}")
+        raise RunError(_why_not_there(folder))
     facts = read_json(folder / FACTS)
     try:
         run = _from_facts(facts, network)
@@ -127,6 +126,25 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
     run.history = _read_history(folder / HISTORY)
     run.folder = folder.resolve()
     return run
+
+
+def _why_not_there(folder: Path) -> str:
+    if (folder / CHECKPOINT).exists():
+        saved = load_checkpoint(folder)
+        recipe = (saved[1].get("recipe") if saved else None) or {}
+        return (
+            f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham train "
+            f"--recipe {recipe.get('name')} --seed {recipe.get('seed')} --resume --out {folder}"
+        )
+    inner = sorted(path.parent for path in folder.glob(f"*/{FACTS}"))
+    if (folder / TRIALS).exists():
+        of_them = f"one of its runs, such as {inner[0]}" if inner else "a run"
+        return f"{folder} is a folder of trials; name {of_them}, or compare it with other trials (gingham compare)"
+    if inner:
+        return f"{folder} is no run but holds runs; name one, such as {inner[0]}"
+    if not folder.exists():
+        return f"there is no folder {folder}; name a run folder, or train one with gingham train --out {folder}"
+    return f"no run in {folder} ({FACTS} is missing); name a run folder, or train one with gingham train"
 
 
 class _OwnNetworkError(Exception):
@@ -306,7 +324,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         hardware = torch.cuda.get_device_name(device)
     else:
         instructions = torch.backends.cpu.get_cpu_capability()  # AVX2, AVX512, ...: it decides the speed more than the name
-        hardware = f"{_processor()} ({instructions}), {torch.get_num_threads()} threads"
+        hardware = f"{_processor()} ({instructions}), {_threads()}"
     return {
         "gingham": __version__,
         "torch": torch.__version__,
@@ -315,6 +333,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "hardware": hardware,
     }
+
+
+def _threads() -> str:
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' * (number != 1)}"
 
 
 def _processor() -> str:

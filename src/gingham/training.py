@@ -387,9 +387,10 @@ class _State:
         wanted = {**now.pop("recipe"), **now}
         del wanted["checkpoint_seconds"]  # it does not touch the weights
         if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
+            more = f" and {len(changed) - 3} more differences" if len(changed) > 3 else ""
             raise RunError(
-                f"the checkpoint in {folder} was made with {' and '.join(changed)}; resume with the same settings, or give "
-                "another --out"
+                f"the checkpoint in {folder} was made with {' and '.join(changed[:3])}{more}; resume with the same settings "
+                f"(--recipe {before.get('name')} --seed {before.get('seed')}), or give another --out"
             )
         try:
             self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
