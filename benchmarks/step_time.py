@@ -2,6 +2,7 @@
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py fast-92 --rounds 9
+    python benchmarks/step_time.py --profile        # instead: which operations the time of a step goes to
 
 Each measurement is a process of its own, since some of the settings last. Writes benchmarks/results/step-time-<hardware>-<date>.md.
 """
@@ -64,10 +65,51 @@ def measure(name: str, trick: str) -> float:
     return statistics.median(times[10:])
 
 
+def profile(name: str) -> list[tuple[str, float, int]]:
+    """Return the operations of a recipe's step with their share of its time and their calls a step, the longest first."""
+    recipe, device = gingham.RECIPES[name], choose_device("auto")
+    precision = choose_precision(recipe.precision, device)
+    torch.manual_seed(0)
+    model = build(recipe.network, list("0123456789"), (1, 28, 28)).to(device).train()
+    optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
+    images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
+    labels = torch.randint(10, (recipe.batch_size,), device=device)
+    with kept_pages():
+        for _ in range(10):
+            learn(model, optimizer, images, labels, recipe, precision)
+        with torch.profiler.profile() as seen:
+            for _ in range(STEPS):
+                learn(model, optimizer, images, labels, recipe, precision)
+    on_gpu = device.type == "cuda"
+    rows = [
+        (row.key, row.self_device_time_total if on_gpu else row.self_cpu_time_total, row.count) for row in seen.key_averages()
+    ]
+    total = sum(time for _, time, _ in rows)
+    return sorted(((key, time / total, count // STEPS) for key, time, count in rows), key=lambda row: -row[1])
+
+
+def write_profile(names: list[str], commit: str) -> None:
+    environment = describe_environment(choose_device("auto"))
+    lines = []
+    for name in names:
+        lines += ["", f"## `{name}`", "", "| operation | share of the step's time | calls a step |", "| --- | ---: | ---: |"]
+        lines += [f"| {key} | {share:.1%} | {count} |" for key, share, count in profile(name)[:12]]
+    text = f"""# Where the time of a step goes
+
+Command: `python benchmarks/step_time.py {" ".join(names)} --profile`, commit {commit[:12]}.
+Hardware: {environment["hardware"]}; torch {environment["torch"]}; precision {choose_precision("auto", choose_device("auto"))}.
+`torch.profiler` over {STEPS} steps, one process, one seed: the time spent in each operation itself.
+{chr(10).join(lines)}
+"""
+    print(records.write_result("profile", environment, text))
+    print(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("recipes", nargs="*", default=RECIPES, metavar="RECIPE")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--profile", action="store_true", help="which operations the time of a step goes to")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -76,6 +118,9 @@ def main() -> None:
     for name in options.recipes:
         find_recipe(name)
     commit = records.clean_commit()
+    if options.profile:
+        write_profile(list(options.recipes), commit)
+        return
     found: dict[tuple[str, str], list[float]] = {(name, trick): [] for name in options.recipes for trick in WITHOUT}
     for turn in range(options.rounds):
         print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
