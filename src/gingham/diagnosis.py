@@ -203,9 +203,12 @@ def check_history(
             found.append(
                 Finding(
                     f"{STUCK} at ln {classes}",
-                    f"over the last {tenth} steps it is {ending:.3f}, and guessing gives ln {classes} = {chance:.3f}: nothing is learned",
-                    "see that labels and pictures belong together (gingham diagnose on the data), then try another --seed and a "
-                    "lower learning rate",
+                    f"over the last {tenth} of {len(plain)} steps it is {ending:.3f}, and guessing gives ln {classes} = {chance:.3f}: nothing is "
+                    "learned",
+                    "train for more steps"
+                    if len(plain) < SLOW_START
+                    else "see that labels and pictures belong together (gingham diagnose on the data), then try another --seed and "
+                    "a lower learning rate",
                 )
             )
     looks = [entry for entry in epochs if entry["validation_loss"] is not None]
@@ -254,11 +257,12 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tens
         if gradient < 1e-6 * weight:  # no gradient at all is another illness
             return []
         a_rate = gradient / weight / (1 - recipe.momentum)
-    if rates * a_rate > 0.05:
+    # The first gradients of a network without BatchNorm are a hundredth of what they become.
+    if rates * a_rate > (0.05 if recipe.optimizer == "muon" else 1e-3):
         return []
     usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
-    if usual <= recipe.learning_rate:  # so much more that the steps together move the weights by their own size
-        usual = recipe.learning_rate * 10 ** math.ceil(-math.log10(rates * a_rate)) if rates * a_rate > 0 else 0.01
+    if usual <= recipe.learning_rate:
+        usual = max(0.01, 10 * recipe.learning_rate)
     return [
         Finding(
             "the learning rate is far too low",
@@ -357,7 +361,7 @@ class Watch:
             return
         classes = len(self.model.classes)
         losses = self.history.losses[:done].cpu()
-        found = check_history(self.recipe, len(self.train), classes, losses, entries, over=done == self.history.sampler.steps)
+        found = check_history(self.recipe, len(self.train), classes, losses, entries, over=False)
         stuck = any(finding.finding.startswith(STUCK) for finding in found)
         if len(entries) == 1 or stuck:
             images, labels = _sample(self.train)
