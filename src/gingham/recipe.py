@@ -168,7 +168,7 @@ def _parsed(item: "dataclasses.Field[Any]", text: str) -> Any:
 ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
 
 # The ladder: each recipe is the quickest known to us for its accuracy, which records/README.md has with the seconds, but
-# for accurate, which is not measured yet. What was tried in place of each setting stands in records/LOG.md.
+# for accurate, which has run with one seed so far. What was tried in place of each setting stands in records/LOG.md.
 FAST = Recipe(
     name="fast",
     network="small",
