@@ -17,6 +17,7 @@ from gingham.metrics import mean_interval, proportion_interval
 from gingham.models import NetworkFactory, name_of
 from gingham.recipe import Recipe
 from gingham.storage import FACTS, TRIALS, Run, load, load_predictions, save
+from gingham.tables import duration
 from gingham.training import fit
 
 DRAWS = 2000  # of the bootstrap
@@ -86,7 +87,7 @@ class Trials:
             lines.append(f"dead      {_seeds(self.dead)}: no better than always naming the commonest class")
         for seed, reason in self.failed.items():
             lines.append(f"failed    seed {seed}, not in the mean: {reason}")
-        lines.append(f"time      {values['train_seconds']:.3g} s of training a seed (median)")
+        lines.append(f"time      {duration(values['train_seconds'])} of training a seed (median)")
         return "\n".join(lines)
 
 

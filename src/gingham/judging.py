@@ -8,6 +8,7 @@ import typer
 
 from gingham.errors import DataError, GinghamError, suggest
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, parse_settings
+from gingham.tables import duration
 from gingham.terminal import (
     DEFAULT_DATA,
     Device,
@@ -65,7 +66,7 @@ def trials(
         else:
             accuracy = run.metrics.get("validation_accuracy")
             shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
-            say(f"{done}{', there already' * kept}:{shown}  {run.metrics.get('train_seconds', 0):.3g} s")
+            say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds', 0))}")
 
     try:
         found = run_trials(

@@ -23,6 +23,7 @@ from gingham.evaluation import Report, measure
 from gingham.files import write_text
 from gingham.inspection import summarize
 from gingham.storage import Run, load_predictions
+from gingham.tables import duration
 
 SHOWN_CLASSES = 30  # tables of more than these are cut
 EACH = 8  # sample pictures a class
@@ -48,7 +49,7 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
     # Class names come from folders and files: everything that is put in is escaped.
     loader = jinja2.PackageLoader("gingham", "page")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "safe_svg": _markup}
+    environment.filters |= {"percent": _percent, "duration": duration, "safe_svg": _markup}
     facts = _facts(run, train, validation, test)
     write_text(file, environment.get_template("report.html").render(facts))
     return file

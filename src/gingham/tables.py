@@ -34,3 +34,17 @@ def count(number: float, unit: str = "") -> str:
         if value >= 1:
             return f"{value:,.{max(0, 3 - len(str(int(value))))}f} {letter}{unit}"
     raise AssertionError(number)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them.
+
+    >>> duration(0.5731), duration(57.94), duration(1181.7)
+    ('0.57 s', '57.9 s', '19 min 42 s')
+    """
+    if seconds < 10:
+        return f"{seconds:.2f} s"
+    if seconds < 119.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
