@@ -8,7 +8,8 @@ import torch
 import gingham
 from conftest import make_dataset
 from gingham import GinghamError, RunError
-from gingham.comparison import _compare_runs, _compare_trials, right_answers
+from gingham.comparison import _compare_runs, _compare_trials, _spread
+from gingham.evaluation import right_answers
 
 TINY = gingham.RECIPES["fast-90"].replace(epochs=1.2, batch_size=64, validation_images=60)
 
@@ -180,7 +181,8 @@ def test_the_seeds_that_are_missing_are_about_right():
     a, b = (made(3, 20_000, accuracy, generator, spread=0.004, shared=hard) for accuracy in (0.930, 0.934))
     found = _compare_trials(a, b, ["a", "b"], "validation")
     assert found.p_value > 0.05
-    assert found.more_seeds is not None
+    spread = _spread(a, b)
+    assert spread.with_more(found.more_seeds).reach < abs(found.difference) <= spread.with_more(found.more_seeds - 1).reach
     assert f"about {found.more_seeds} more seed" in found.verdict
 
 

@@ -57,6 +57,11 @@ def test_a_loss_stuck_at_ln_k(data, capsys):
     assert any("guessing gives ln 4 = 1.386" in line for line in said)
 
 
+def test_a_stuck_loss_is_told_where_nothing_is_held_out(data, capsys):
+    gingham.fit(ARTICLE, data.train, network=Zero)
+    assert "the loss is stuck at ln 4" in capsys.readouterr().err
+
+
 def test_softmax_twice(data, capsys):
     found, said = diagnosed(ARTICLE, data, capsys, TwiceSoftmax)
     assert "softmax is applied twice" in found

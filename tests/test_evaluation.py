@@ -5,7 +5,7 @@ import torch
 
 import gingham
 from gingham import DataError, GinghamError
-from gingham.evaluation import calibrate, measure
+from gingham.evaluation import calibrate, measure, right_answers
 from gingham.storage import load_predictions
 
 
@@ -152,3 +152,18 @@ def test_predictions_are_kept(saved):
     assert torch.allclose(kept["confidence"], answers.probabilities.max(dim=1).values)
     assert load_predictions(run, "validation", "another") is None
     assert load_predictions(run, "test", data.fingerprint) is None
+
+
+def test_predictions_that_cannot_be_kept_cost_no_result(saved, monkeypatch):
+    run, data, folder = saved
+
+    def refuse(*_):
+        raise GinghamError("cannot write")
+
+    monkeypatch.setattr("gingham.evaluation.save_predictions", refuse)
+    report = gingham.evaluate(run, data.validation)
+    assert report.total == 40
+    assert int(right_answers(run, data.validation).sum()) == report.correct
+    assert not (folder / "predictions-validation.safetensors").exists()
+    gingham.evaluate(run, data.test)
+    assert len(gingham.load(folder).test_openings) == 1, "the opening is written down all the same"

@@ -19,7 +19,7 @@ FLOORS = [
     {"evaluation", "inspection", "catalogue", "progress"},
     {"diagnosis"},
     {"training"},
-    {"comparison", "examination", "figures"},
+    {"repetition", "comparison", "examination", "figures"},
     {"reporting"},
     {"terminal"},
     {"commands", "judging"},

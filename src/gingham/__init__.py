@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from gingham.comparison import Comparison, Trials, compare, trials
+    from gingham.comparison import Comparison, compare
     from gingham.datasets import Data, Split, load_data
     from gingham.diagnosis import Finding, diagnose_run
     from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError, TrainingError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gingham.layer_table import Summary
     from gingham.models import NETWORKS, Classifier, Predictions
     from gingham.recipe import RECIPES, Recipe
+    from gingham.repetition import Trials, trials
     from gingham.reporting import write_report
     from gingham.storage import Run, load, save
     from gingham.training import fit
@@ -49,7 +50,7 @@ _HOME = {
     "Split": "datasets",
     "Summary": "layer_table",
     "TrainingError": "errors",
-    "Trials": "comparison",
+    "Trials": "repetition",
     "compare": "comparison",
     "diagnose_run": "diagnosis",
     "evaluate": "evaluation",
@@ -59,7 +60,7 @@ _HOME = {
     "load_data": "datasets",
     "save": "storage",
     "summarize": "inspection",
-    "trials": "comparison",
+    "trials": "repetition",
     "write_report": "reporting",
 }
 

@@ -60,25 +60,34 @@ def diagnose_run(run: Run, train: Split, validation: Split | None = None) -> lis
     model, recipe = run.model, run.recipe
     losses = torch.tensor([entry["loss"] for entry in run.history if "learning_rate" in entry])
     epochs = [entry for entry in run.history if "epoch" in entry]
-    images, labels = _sample(train)
-    story = check_history(recipe, len(train), len(model.classes), losses, epochs)
-    rest = check_model(model, images, recipe)
-    little = _learned_little(losses, recipe, len(train), len(model.classes))
-    # Muon's steps have the length of its rate, so they tell of themselves.
-    slow = check_rate(model, recipe, len(losses), images, labels) if little or recipe.optimizer == "muon" else []
-    found = explain(story, [*rest, *slow])
+    found = _check_all(model, recipe, train, losses, epochs, len(losses), over=True)
     mixed = check_labels(train, validation)
     if mixed:
         found = [finding for finding in found if not finding.finding.startswith(STUCK)]  # a consequence
-    return [*mixed, *found, *check_batches(recipe, len(train), model)]
+    return [*mixed, *found, *check_batches(recipe, len(train), model.network)]
 
 
 STUCK = "the loss is stuck"
 
 
-def explain(story: Sequence[Finding], causes: Sequence[Finding]) -> list[Finding]:
-    """Put together what the losses and the model show, without a stuck loss that dead ReLUs or a tiny learning rate explain."""
+def _check_all(
+    model: Classifier,
+    recipe: Recipe,
+    train: Split,
+    losses: torch.Tensor,
+    epochs: Sequence[dict[str, Any]],
+    steps: int,
+    *,
+    over: bool,
+) -> list[Finding]:
+    """What model and losses show together, without a stuck loss that dead ReLUs, softmax or a tiny learning rate explain."""
+    images, labels = _sample(train)
+    causes = check_model(model, images, recipe)
+    # Muon's steps have the length of its rate, so they tell of themselves.
+    if recipe.optimizer == "muon" or _learned_little(losses, recipe, len(train), len(model.classes)):
+        causes += check_rate(model, recipe, steps, images, labels)
     known = any(cause.finding.startswith(("all ReLUs", "the learning rate", "softmax")) for cause in causes)
+    story = check_history(recipe, len(train), len(model.classes), losses, epochs, over)
     return [*causes, *(finding for finding in story if not (known and finding.finding.startswith(STUCK)))]
 
 
@@ -304,7 +313,7 @@ def check_batches(recipe: Recipe, images: int, network: nn.Module) -> list[Findi
         Finding(
             "a batch of one picture goes through BatchNorm",
             f"{alone[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the statistics of "
-            f"{norms[0]} and {len(norms) - 1} more then come from one picture",
+            f"{norms[0]}{f' and {len(norms) - 1} more' * (len(norms) > 1)} then come from one picture",
             f"choose another batch size: --set batch_size={size}",
         )
     ]
@@ -357,19 +366,13 @@ class Watch:
     def end_epoch(self, done: int) -> None:
         """Look at the history up to step `done`, at its first end also at the model, and once nothing is learned at the labels."""
         entries = self.history.epochs
-        if not entries[-1]["validation_loss"] and len(entries) > 1:
-            return
-        classes = len(self.model.classes)
+        looks = self.history.looks()
+        if looks and looks[-1] is not entries[-1]:
+            return  # between looks at the validation split there is little news
         losses = self.history.losses[:done].cpu()
-        found = check_history(self.recipe, len(self.train), classes, losses, entries, over=False)
+        found = check_history(self.recipe, len(self.train), len(self.model.classes), losses, entries, over=False)
         stuck = any(finding.finding.startswith(STUCK) for finding in found)
         if len(entries) == 1 or stuck:
-            images, labels = _sample(self.train)
-            little = _learned_little(losses, self.recipe, len(self.train), classes)
             steps = self.history.sampler.steps
-            suspect = little or self.recipe.optimizer == "muon"
-            slow = check_rate(self.model, self.recipe, steps, images, labels) if suspect else []
-            found = explain(found, [*check_model(self.model, images, self.recipe), *slow])
-            if stuck:
-                found = check_labels(self.train, None) or found
-        self.tell(found)
+            found = _check_all(self.model, self.recipe, self.train, losses, entries, steps, over=False)
+        self.tell((check_labels(self.train, None) if stuck else []) or found)

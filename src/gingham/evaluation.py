@@ -1,5 +1,6 @@
 """Predictions over a split -> a Report. The only place that opens the test split, and it writes down that it did."""
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gingham.datasets import Split
-from gingham.errors import DataError
+from gingham.errors import DataError, GinghamError
 from gingham.metrics import (
     calibration_error,
     confusion_matrix,
@@ -17,7 +18,7 @@ from gingham.metrics import (
     reliability,
     threshold_for_risk,
 )
-from gingham.storage import Run, record_opening, save_predictions
+from gingham.storage import Run, load_predictions, record_opening, save_predictions
 from gingham.tables import render
 
 
@@ -111,6 +112,23 @@ def evaluate(run: Run, split: Split) -> Report:
         DataError: the split's classes or picture shape are not the model's, or it is empty.
         GinghamError: the opening cannot be written into the run's folder.
     """
+    logits = _answers(run, split)
+    return measure(logits, split, list(run.test_openings), float(run.model.temperature), float(run.model.threshold))
+
+
+def right_answers(run: Run, split: Split) -> torch.Tensor:
+    """Return which pictures of a split a run gets right, bool (N,): from the predictions it keeps, or computed as `evaluate` does.
+
+    Raises
+        DataError, GinghamError: as `evaluate`.
+    """
+    kept = load_predictions(run, split.name, split.fingerprint)
+    predicted = kept["predicted"] if kept and len(kept["labels"]) == len(split) else _answers(run, split).argmax(dim=1)
+    return predicted == split.labels.cpu()
+
+
+def _answers(run: Run, split: Split) -> torch.Tensor:
+    """The logits of a run on a split, float (N, K); an opening is written down before, what was predicted after."""
     model = run.model
     shape = tuple(split.images.shape[1:])
     if shape != model.input_shape or split.classes != model.classes:
@@ -126,8 +144,9 @@ def evaluate(run: Run, split: Split) -> Report:
         record_opening(run, {"date": date, "dataset": split.dataset, "images": len(split)})
     logits = model.logits(split.images)
     if run.folder is not None and split.fingerprint == run.data.get("fingerprint"):
-        save_predictions(run, split.name, split.fingerprint, logits, split.labels)
-    return measure(logits, split, list(run.test_openings), float(model.temperature), float(model.threshold))
+        with contextlib.suppress(GinghamError):  # a folder that cannot be written to can be measured all the same
+            save_predictions(run, split.name, split.fingerprint, logits, split.labels)
+    return logits
 
 
 def calibrate(run: Run, validation: Split) -> None:

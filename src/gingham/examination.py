@@ -20,13 +20,13 @@ LISTED = 40  # pictures, or groups of them, a finding shows
 Place = tuple[str, int]  # a split's name and a picture's index in it
 
 
-def examine(data: Data) -> list[Finding]:
+def examine(data: Data, odd_files: Sequence[tuple[str, str]] = ()) -> list[Finding]:
     """Return what is wrong with a dataset, the gravest first; an empty list if nothing is found.
 
     Looks for classes that a split lacks or that are rare, pictures of one value, exact and near duplicates within and
     across the splits, labels that do not belong to the pictures, and single labels that are likely wrong. For the last a
     small network is trained on each half of the training pictures and asked about the other half; of test pictures
-    only the pixels are looked at.
+    only the pixels are looked at. `odd_files` are what reading the data found odd, as (file, reason).
 
         for finding in gingham.examine(gingham.load_data("fashion-mnist")):
             print(finding)
@@ -39,7 +39,20 @@ def examine(data: Data) -> list[Finding]:
     found += _describe_copies(data, copies, "exact")
     found += _describe_copies(data, _near(parts, copies), "near")
     mixed = check_labels(data.train, data.validation)
-    return [*mixed, *found, *([] if mixed else _check_single_labels(data))]
+    return [*_describe_files(odd_files), *mixed, *found, *([] if mixed else _check_single_labels(data))]
+
+
+def _describe_files(odd: Sequence[tuple[str, str]]) -> list[Finding]:
+    unreadable = [row for row in odd if row[1].startswith("cannot be read")]
+    kinds = (
+        (unreadable, "not to be read as pictures", "take them out, or replace those that should be pictures"),
+        ([row for row in odd if row not in unreadable], "odd", "see whether they are what they should be"),
+    )
+    return [
+        Finding(f"{_count(len(rows), 'file')} {_is(len(rows))} {title}", _listed([" ".join(row) for row in rows], 8), fix)
+        for rows, title, fix in kinds
+        if rows
+    ]
 
 
 def _check_classes(data: Data, parts: Sequence[Split]) -> list[Finding]:

@@ -54,8 +54,8 @@ def trials(
     own = f"-{model.rpartition(':')[2]}" if model else ""
     folder = out or Path("runs") / f"{chosen.name}{own}-trials"
     require_split(split)
-    from gingham.comparison import trials as run_trials
     from gingham.datasets import load_data
+    from gingham.repetition import trials as run_trials
 
     wanted = range(first_seed, first_seed + seeds)
 
@@ -182,7 +182,7 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
         )
     ]
     if split is not None:
-        from gingham.comparison import right_answers
+        from gingham.evaluation import right_answers
         from gingham.examination import leaking
 
         chosen = split_of(run, folder, None, split)
@@ -201,7 +201,6 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
 
 def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
     from gingham.datasets import FILES, NAMED, load_data, look_into_folder
-    from gingham.diagnosis import Finding
     from gingham.examination import examine
     from gingham.readers import find_idx
 
@@ -217,16 +216,7 @@ def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
     else:
         data = load_data(what, validation=0)
     say("looking for duplicates, then training two small networks to doubt single labels")
-    found = examine(data)
-    if odd:
-        unreadable = [(name, reason) for name, reason in odd if reason.startswith("cannot be read")]
-        for rows, title, fix in (
-            ([row for row in odd if row not in unreadable], "odd", "see whether they are what they should be"),
-            (unreadable, "not to be read as pictures", "take them out, or replace those that should be pictures"),
-        ):
-            lines = "; ".join(f"{name} {reason}" for name, reason in rows[:8]) + f"; and {len(rows) - 8} more" * (len(rows) > 8)
-            if rows:
-                found.insert(0, Finding(f"{len(rows)} file{' is' if len(rows) == 1 else 's are'} {title}", lines, fix))
+    found = examine(data, odd)
     notes = []
     if not any("exact" in finding.finding for finding in found):
         notes.append("no exact duplicate, within the splits or across them")

@@ -267,13 +267,10 @@ def build(
     made = construct(network, factory, input_shape[0], len(classes))
     model = Classifier(made, classes, input_shape, mean, std, views)
     shape = "x".join(map(str, input_shape))
+    failures: type[Exception] = RuntimeError if factory is None else Exception  # a user's forward may fail in any way
     try:
         got = tuple(model.logits(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape)
-    except ModelError:
-        raise
-    except Exception as error:
-        if factory is None and not isinstance(error, RuntimeError):
-            raise
+    except failures as error:
         raise ModelError(
             f"the network {network!r} cannot take pictures of {shape} ({one_line(error)}); "
             f"gingham summary {network} --input {shape} names the layer"

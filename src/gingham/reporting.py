@@ -22,6 +22,7 @@ from gingham.diagnosis import diagnose_run
 from gingham.evaluation import Report, measure
 from gingham.files import write_text
 from gingham.inspection import summarize
+from gingham.metrics import proportion_interval
 from gingham.storage import Run, load_predictions
 from gingham.tables import duration
 
@@ -68,7 +69,6 @@ def _percent(value: float | None, digits: int = 1) -> str:
 def _facts(run: Run, train: Split, validation: Split | None, test: Split | None) -> dict[str, Any]:
     model = run.model
     results = []
-    logits = None
     if validation is not None:
         logits = model.logits(validation.images)
         report = measure(logits, validation, run.test_openings, float(model.temperature), float(model.threshold))
@@ -144,8 +144,6 @@ def _mistakes(split: Split, probabilities: torch.Tensor) -> list[dict[str, Any]]
 
 
 def _test_result(kept: dict[str, torch.Tensor]) -> dict[str, Any]:
-    from gingham.metrics import proportion_interval
-
     correct, total = int((kept["predicted"] == kept["labels"]).sum()), len(kept["labels"])
     return {"accuracy": correct / total, "interval": proportion_interval(correct, total), "total": total}
 

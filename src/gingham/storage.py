@@ -131,10 +131,12 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 def _why_not_there(folder: Path) -> str:
     if (folder / CHECKPOINT).exists():
         saved = load_checkpoint(folder)
-        recipe = (saved[1].get("recipe") if saved else None) or {}
+        facts = saved[1].get("recipe") if saved else None
+        recipe = facts if isinstance(facts, dict) else {}
+        own = f" --model {recipe['network']}" if ":" in str(recipe.get("network")) else ""
         return (
             f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham train "
-            f"--recipe {recipe.get('name')} --seed {recipe.get('seed')} --resume --out {folder}"
+            f"--recipe {recipe.get('name')} --seed {recipe.get('seed')}{own} --resume --out {folder}"
         )
     inner = sorted(path.parent for path in folder.glob(f"*/{FACTS}"))
     if (folder / TRIALS).exists():

@@ -95,7 +95,8 @@ def fit(
         stack.enter_context(kept_pages())
         display = stack.enter_context(Display(history, start, progress))
         tracker = _tracker(track, history, folder, start)
-        stack.callback(tracker.close if tracker else lambda: None)
+        if tracker:
+            stack.callback(tracker.close)
         watch = Watch(recipe, model, history, train, display.warn)
         if network is not None:
             stack.enter_context(torch.random.fork_rng())  # its dropout draws from torch's own stream
