@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 import gingham
 import records
-from gingham.datasets import FILES
+from gingham.readers import FILES
 from gingham.storage import describe_environment
 from gingham.training import choose_device
 

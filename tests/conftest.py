@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import gingham
-from gingham.datasets import FILES, locate
+from gingham.published import locate
+from gingham.readers import FILES
 
 ROOT = Path(__file__).resolve().parent.parent
 

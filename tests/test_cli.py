@@ -183,7 +183,7 @@ WRONG = {
     "small input": (["summary", "article", "--input", "1x20x20"], "too small: it ran out at conv8 (Conv2d), which got 10x3x3"),
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
-    "folder": (["show", "."], "train-images-idx3-ubyte is missing"),
+    "folder": (["show", "."], "holds no class folders with pictures in them; put the pictures of each class"),
     "long name": (["evaluate", "x" * 300], "(File name too long); check the path"),
 }  # fmt: skip
 

@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import http.server
 import shutil
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 import gingham
 from conftest import make_dataset, write_idx
 from gingham import DataError, load_data
-from gingham.datasets import FILES, NAMED, _stratify, count_duplicates, describe, locate
+from gingham.datasets import _stratify, count_duplicates, describe
+from gingham.published import NAMED, locate
+from gingham.readers import FILES
 
 
 @pytest.fixture
@@ -21,8 +24,8 @@ def alone(monkeypatch, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     monkeypatch.setenv("GINGHAM_DATA", str(own))
-    monkeypatch.setattr("gingham.datasets.cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr("gingham.datasets.SYSTEM_FOLDER", tmp_path / "system")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("gingham.published.SYSTEM_FOLDER", tmp_path / "system")
     return own
 
 
@@ -116,14 +119,15 @@ def test_mnist_in_fashion_mnists_place(alone, monkeypatch):
     from gingham.readers import idx_sha256, read_idx
 
     found = idx_sha256(read_idx(alone / "fashion-mnist" / FILES[0], 3))
-    monkeypatch.setattr("gingham.datasets.MNIST_SHA256", {found})
-    with pytest.raises(DataError, match="is MNIST, not fashion-mnist"):
+    mnist = dataclasses.replace(NAMED["mnist"], sha256=(found, *NAMED["mnist"].sha256[1:]))
+    monkeypatch.setitem(NAMED, "mnist", mnist)
+    with pytest.raises(DataError, match="is mnist, not fashion-mnist"):
         load_data("fashion-mnist")
 
 
 def test_places_are_tried_in_order(alone, tmp_path):
     assert locate() is None
-    places = [tmp_path / "system" / "fashion-mnist", tmp_path / "cache" / "fashion-mnist", alone, alone / "FashionMNIST" / "raw",
+    places = [tmp_path / "system" / "fashion-mnist", tmp_path / "gingham" / "fashion-mnist", alone, alone / "FashionMNIST" / "raw",
               alone / "fashion-mnist"]  # fmt: skip
     for place in places:
         make_dataset(place, train=8, test=8)
@@ -140,14 +144,14 @@ class Mirror(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    """A web server on this machine in the place of torchvision's."""
+    """A web server on this machine in the place of those that datasets are published on."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: Mirror(*args, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    from torchvision.datasets import FashionMNIST
-
-    monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    for name, known in NAMED.items():
+        here = (f"http://127.0.0.1:{server.server_port}/",)
+        monkeypatch.setitem(NAMED, name, dataclasses.replace(known, mirrors=here))
     yield folder
     server.shutdown()
 
@@ -155,18 +159,13 @@ def mirror(tmp_path, monkeypatch):
 def test_a_download_is_verified_and_kept(fashion_mnist_folder, alone, mirror, tmp_path, capsys):
     for file in FILES:
         shutil.copy(fashion_mnist_folder / f"{file}.gz", mirror)
-    import hashlib
-
-    from torchvision.datasets import FashionMNIST
-
-    sums = [(f"{file}.gz", hashlib.md5((mirror / f"{file}.gz").read_bytes()).hexdigest()) for file in FILES]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FashionMNIST, "resources", sums)  # Debian packs the same files with another gzip
-        data = load_data("fashion-mnist")
+    data = load_data("fashion-mnist")
     assert len(data.train) == 55000
-    assert data.source == str(tmp_path / "cache" / "fashion-mnist")
-    assert locate() == tmp_path / "cache" / "fashion-mnist"
-    assert sorted(path.name for path in (tmp_path / "cache").rglob("*")) == sorted(["fashion-mnist", *FILES])
+    assert data.source == str(tmp_path / "gingham" / "fashion-mnist")
+    assert locate() == tmp_path / "gingham" / "fashion-mnist"
+    assert sorted(path.name for path in (tmp_path / "gingham").rglob("*")) == sorted(
+        ["fashion-mnist", *(f"{file}.gz" for file in FILES)]
+    )
     assert capsys.readouterr().out == ""
 
 
@@ -223,10 +222,23 @@ def test_a_close_name_is_offered():
         load_data("fasion-mnist")
 
 
-@pytest.mark.parametrize("validation", [-1, 300, 10**9])
-def test_too_large_a_validation_split(quadrants, validation):
-    with pytest.raises(DataError, match=r"validation pictures were asked of the 300 training pictures.*allowed: 0 to 299"):
-        load_data(str(quadrants), validation=validation)
+def test_a_negative_validation_split(quadrants):
+    with pytest.raises(DataError, match=r"-1 validation pictures were asked of the 300 training pictures.*allowed: 0 to 299"):
+        load_data(str(quadrants), validation=-1)
+
+
+def test_too_large_a_validation_split_of_a_published_set(fashion_mnist_folder):
+    with pytest.raises(
+        DataError, match=r"60000 validation pictures were asked of the 60000 training pictures.*allowed: 0 to 59999"
+    ):
+        load_data("fashion-mnist", validation=60000)
+
+
+def test_of_data_of_ones_own_a_fifth_at_most_is_held_out(quadrants):
+    data = load_data(str(quadrants))
+    assert (len(data.train), len(data.validation)) == (240, 60)
+    assert data.notes == ("60 of the 300 training pictures are held out for validation, a fifth, not 5000",)
+    assert load_data(str(quadrants), validation=60).notes == ()
 
 
 def test_planted_duplicates_are_counted(quadrants):
@@ -270,7 +282,8 @@ def test_stratified_splits_are_fair(labels, draw):
 
 def test_known_datasets_have_a_checksum_for_every_file():
     for known in NAMED.values():
-        assert len({*known.sha256}) == len(FILES)
+        assert all(len(value) == 32 for value in known.md5.values())
+        assert len({*known.sha256}) in (0, len(FILES))
     assert gingham.load_data is load_data
 
 
@@ -280,8 +293,8 @@ def test_known_datasets_have_a_checksum_for_every_file():
 @pytest.fixture
 def little_memory(monkeypatch, tmp_path):
     monkeypatch.setattr("gingham.readers.free_memory", lambda: 100_000)
-    monkeypatch.setattr("gingham.datasets.cache_folder", lambda: tmp_path / "cache")
-    return tmp_path / "cache" / "packs"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "gingham" / "packs"
 
 
 def test_pictures_larger_than_memory_are_mapped_and_the_same(quadrants, little_memory, monkeypatch):

@@ -10,7 +10,7 @@ from PIL import Image
 import gingham
 from conftest import make_dataset
 from gingham import DataError
-from gingham.datasets import look_into_folder
+from gingham.datasets import look_into
 from gingham.examination import leaking
 
 
@@ -132,10 +132,10 @@ def folder(tmp_path):
 
 
 def test_a_folder_of_pictures(folder):
-    data, odd = look_into_folder(folder)
+    data, odd = look_into(folder)
     assert data.classes == ("Boots", "bags")
     assert (len(data.train), len(data.test), odd) == (24, 8, [])
-    assert data.train.images.shape == (24, 1, 28, 28)
+    assert data.train.images.shape == (24, 1, 32, 32)
     assert data.train.files[0] == "train/Boots/0.png"
 
 
@@ -148,7 +148,7 @@ def test_odd_files_are_named(folder, command):
     Image.new("RGB", (300, 20)).save(train / "bags" / "wide.png")
     Image.new("L", (40, 40), 9).save(train / "bags" / "really.gif", "PNG")
     (train / "bags" / "0.png").write_bytes((folder / "test" / "bags" / "2.png").read_bytes())
-    _, odd = look_into_folder(folder)
+    _, odd = look_into(folder)
     reasons = dict(odd)
     assert reasons["train/Boots/empty.png"] == "cannot be read: it is empty"
     assert set(reasons) == {"train/Boots/empty.png", "train/Boots/notes.txt", "train/bags/torn.png", "train/bags/wide.png",
@@ -165,8 +165,8 @@ def test_odd_files_are_named(folder, command):
 
 def test_a_folder_without_pictures(tmp_path):
     with pytest.raises(DataError, match="no class folders with pictures"):
-        look_into_folder(tmp_path)
+        look_into(tmp_path)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "a.png").write_text("no")
     with pytest.raises(DataError, match="holds no file that can be read"):
-        look_into_folder(tmp_path)
+        look_into(tmp_path)

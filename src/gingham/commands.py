@@ -10,10 +10,12 @@ import typer
 from gingham.errors import GinghamError
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, parse_settings
 from gingham.terminal import (
+    DATA_HELP,
     DEFAULT_DATA,
     Device,
     Json,
     Model,
+    SkipUnreadable,
     drawn,
     factory_of,
     print_json,
@@ -21,6 +23,7 @@ from gingham.terminal import (
     process_start,
     require_split,
     say,
+    say_notes,
     seconds,
     split_of,
     times,
@@ -36,7 +39,8 @@ FIELDS = ", ".join(item.name for item in dataclasses.fields(Recipe))
 
 def train(
     recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
-    data: Annotated[str, typer.Option(help="A dataset's name, or a folder with its four IDX files.")] = DEFAULT_DATA,
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = DEFAULT_DATA,
+    skip_unreadable: SkipUnreadable = False,
     seed: Annotated[int | None, typer.Option(help="Decides every random draw; 0 unless told.")] = None,
     epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
     settings: Annotated[
@@ -71,7 +75,7 @@ def train(
         run = load(folder, factory_of(model))
         say(f"{folder} is finished already; nothing to resume")
     else:
-        run = _train(chosen, data, folder, device, resume, factory_of(model), track)
+        run = _train(chosen, data, skip_unreadable, folder, device, resume, factory_of(model), track)
     result = {"run": str(folder), **run.metrics}
     if as_json:
         print_json(result)
@@ -118,6 +122,7 @@ def _validation(accuracy: float | None, images: int) -> str:
 def _train(
     recipe: Recipe,
     data: str,
+    skip_unreadable: bool,
     folder: Path,
     device: str,
     resume: bool,
@@ -135,8 +140,9 @@ def _train(
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
-    source = load_data(data, recipe.validation_images)
+    source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     require_writable(folder)
+    say_notes(source)
     if resume and not (folder / CHECKPOINT).exists():
         say(f"nothing to resume in {folder}; starting")
     with locked(folder, wait=False):
@@ -164,7 +170,7 @@ def _train(
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str | None, typer.Option(help="Other data than the run's own: a name or a folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other data than the run's own: a name or a place, as train takes.")] = None,
     split: Annotated[str, typer.Option(help="validation or test. Every look at test is written into the run.")] = "validation",
     model: Model = None,
     device: Device = "auto",
@@ -199,7 +205,8 @@ def evaluate(
 
 
 def show(
-    data: Annotated[str, typer.Argument(help="A dataset's name, or a folder with its four IDX files.")] = DEFAULT_DATA,
+    data: Annotated[str, typer.Argument(help=DATA_HELP)] = DEFAULT_DATA,
+    skip_unreadable: SkipUnreadable = False,
     batch: Annotated[int | None, typer.Option(min=1, help="Show one training batch of N as the loop sees it.")] = None,
     out: Annotated[Path | None, typer.Option(help="The PNG to write; <name>.png here unless told.")] = None,
     as_json: Json = False,
@@ -207,7 +214,8 @@ def show(
     """Print a dataset's facts and draw its pictures."""
     from gingham.datasets import describe, load_data
 
-    source = load_data(data, validation=0)
+    source = load_data(data, validation=0, skip_unreadable=skip_unreadable)
+    say_notes(source)
     stem = Path(source.name).resolve().name
     facts = describe(source)
     if batch is None:

@@ -1,58 +1,39 @@
-"""Datasets by name or folder: find, verify, download; the fixed validation split; the fingerprint."""
+"""Datasets as they are trained on: from a name or a place of one's own, with fixed splits and a fingerprint."""
 
-import contextlib
+import dataclasses
 import hashlib
-import os
-import socket
-import sys
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import platformdirs
 import torch
 
-from gingham.errors import DataError, one_line, suggest
-from gingham.readers import find_idx, idx_sha256, map_rows, read_idx, read_pictures
+from gingham.errors import DataError, suggest
+from gingham.files import cache_folder
+from gingham.folders import list_pictures, raw_of_files, read_files
+from gingham.pictures import resize_pictures
+from gingham.published import NAMED, read_named
+from gingham.readers import (
+    FILES,
+    Labels,
+    Pixels,
+    Raw,
+    find_cifar,
+    find_idx,
+    free_memory,
+    map_rows,
+    raw_of,
+    read_cifar,
+    read_idx_folder,
+    read_npz,
+)
 
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-SYSTEM_FOLDER = Path("/usr/share/datasets")
 BLOCK_BYTES = 1 << 16  # read together from disk
-
-
-@dataclass(frozen=True)
-class _Named:
-    classes: tuple[str, ...]
-    torchvision_class: str
-    debian_package: str
-    sha256: tuple[str, str, str, str]  # of the decompressed IDX files, in the order of FILES
-
-
-# The checksums are those of the clean release of 31 August 2017; the first one held duplicates across train and test.
-NAMED = {
-    "fashion-mnist": _Named(
-        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        "FashionMNIST",
-        "dataset-fashion-mnist",
-        (
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        ),
-    )
-}
-
-# MNIST's files have the same names; these are the checksums of their decompressed content.
-MNIST_SHA256 = {
-    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
+TEST_PERCENT = 15
+FEWEST_CLASSES, MOST_CLASSES = 2, 10_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +43,7 @@ class Split:
     `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` holds the K names. `name` is
     "train", "validation" or "test", and decides what may open it: `fit` refuses "test". `block` is above 1 for pictures
     that stay on disk: how many neighbours are read together. `files` names the file of each picture, where they have files
-    of their own.
+    of their own. `size` and `skip_unreadable` are what `load_data` was asked for; a run keeps them, to load the same again.
     """
 
     name: str
@@ -73,6 +54,8 @@ class Split:
     fingerprint: str
     block: int = 1
     files: tuple[str, ...] = ()
+    size: int = 0
+    skip_unreadable: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -86,7 +69,7 @@ class Split:
 @dataclass(frozen=True)
 class Data:
     """A dataset's splits. `validation` is None when nothing is held out; `fingerprint` is a SHA-256 of all pictures,
-    labels and class names, the same whatever is held out."""
+    labels and class names, the same whatever is held out. `notes` are sentences that whoever loads it should read."""
 
     name: str
     train: Split
@@ -95,241 +78,288 @@ class Data:
     classes: tuple[str, ...]
     fingerprint: str
     source: str
+    notes: tuple[str, ...] = ()
 
 
-def load_data(name: str = "fashion-mnist", validation: int = 5000, classes: tuple[str, ...] | None = None) -> Data:
+def load_data(
+    name: str = "fashion-mnist",
+    validation: int = 5000,
+    classes: tuple[str, ...] | None = None,
+    *,
+    size: int = 0,
+    skip_unreadable: bool = False,
+) -> Data:
     """Return a dataset's training, validation and test split.
 
-    `name` is a known dataset, verified by its checksums, or a folder with the four IDX files of MNIST's layout, checked
-    for structure only. `validation` pictures, stratified by class and fixed per dataset whatever the seed, are cut from
-    the training data; 0 holds none out. `classes` names the labels 0 to K-1 of a folder, whose files have numbers alone.
+    `name` is a published dataset, verified by its checksums (fashion-mnist, mnist, kmnist, qmnist, emnist-balanced and its
+    other splits, cifar-10), or data of one's own: a folder with a folder of pictures for each class, in it or in train,
+    validation and test folders in it; a `.csv` table of paths and labels; a `.npz` file of arrays; a folder with the four
+    IDX files of MNIST's layout, or with CIFAR-10's binary files.
 
-    A known dataset is looked for in `$GINGHAM_DATA`, the user's cache, the system package, and then downloaded.
+    `validation` pictures, stratified by class and fixed per dataset whatever the seed, are cut from the training data; 0
+    holds none out. Of data of one's own at most a fifth is held out, and a validation split it comes with is taken whole, or
+    joined to the training data with 0. Where there is no test split, 15 % of each class become one, chosen by a hash of
+    class and file name, so that a picture's split depends on nothing else.
+
+    `size` is the side in pixels of the square pictures that image files become, in their own proportions (`fit_square`); 0
+    keeps their own where all are squares of one size up to 64, and is 28 otherwise. Other data is resized only if `size`
+    says so. An image file that cannot be read is an error, or left out with `skip_unreadable`. `classes` names the labels
+    0 to K-1 of data that has numbers alone, and gives the order where it has names.
+
+    A published dataset is looked for in `$GINGHAM_DATA`, the user's cache, the system package, and then downloaded.
 
         data = load_data("fashion-mnist")
         len(data.train), len(data.validation), len(data.test)   # 55000, 5000, 10000
+        data.train.images.shape, data.train.images.dtype        # (55000, 1, 28, 28), uint8
 
     Raises
-        DataError: an unknown name; a file missing, unreadable, damaged or of another dataset; too few pictures.
+        DataError: an unknown name; a file missing, unreadable, damaged or of another dataset; classes that a split lacks;
+            too few pictures.
 
     Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747).
     """
     if name in NAMED:
-        folder = locate(name) or _download(name, cache_folder() / name)
-        arrays = _read(folder)
-        names = NAMED[name].classes
-        _verify(name, folder, arrays)
-    elif name and Path(name).is_dir():
-        folder = Path(name).resolve()
-        arrays = _read(folder)
-        highest = int(max(arrays[1].max(), arrays[3].max()))
-        names = classes or tuple(str(label) for label in range(highest + 1))
-        if highest >= len(names):
-            raise DataError(
-                f"{folder} has labels up to {highest}, where {len(names)} classes are known; allowed: 0 to {len(names) - 1}"
-            )
+        raw, folder = read_named(name)
+        source = str(folder)
     else:
-        raise DataError(f"unknown dataset {name!r}{suggest(name, NAMED)}, or a folder with the files {', '.join(FILES)}")
-    return _cut(name if name in NAMED else str(folder), str(folder), arrays, names, validation)
+        raw = _read_own(name, size, skip_unreadable)
+        source = name = str(Path(name).resolve())
+        if classes is not None:
+            raw = _renamed(raw, classes, name)
+        if not FEWEST_CLASSES <= len(raw.classes) <= MOST_CLASSES:
+            raise DataError(f"{name} has {len(raw.classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}")
+    raw = _resized(raw, size, name)
+    return _cut(raw, name, source, validation, size, skip_unreadable)
 
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+def _read_own(name: str, size: int, skip_unreadable: bool) -> Raw:
+    place = Path(name).resolve() if name else None
+    if place is None or not place.exists():
+        raise DataError(
+            f"unknown dataset {name!r}{suggest(name, NAMED)}, a folder of class folders, a .csv of paths and labels, a .npz file, "
+            f"or a folder with the files {', '.join(FILES)}"
+        )
+    if is_pictures(place):
+        raw = raw_of_files(place, size, skip_unreadable=skip_unreadable)
+    elif place.suffix.lower() == ".npz":
+        raw = read_npz(place)
+    elif cifar := find_cifar(place):
+        return read_cifar(cifar, NAMED["cifar-10"].classes)
+    elif place.is_dir():
+        arrays = read_idx_folder(place)
+        return raw_of(arrays, tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1)))
+    else:
+        raise DataError(
+            f"{place} is no dataset; give a folder of class folders, a .csv of paths and labels, a .npz file, a folder of IDX "
+            f"files, or one of: {', '.join(NAMED)}"
+        )
+    _require_all_classes(raw, str(place))
+    return raw
 
 
-def look_into_folder(folder: Path, side: int = 28) -> tuple[Data, list[tuple[str, str]]]:
-    """Return a folder of pictures, one folder a class, as data to be examined, and what is odd about its files.
+def is_pictures(place: Path) -> bool:
+    """Return whether a place holds pictures in files of their own: a `.csv` table, or a folder of no other kind."""
+    if place.is_dir():
+        return all(find_idx(place, file) is None for file in FILES) and find_cifar(place) is None
+    return place.suffix.lower() == ".csv" and place.exists()
 
-    The class folders lie in `folder`, or in train, validation and test folders in it. Every picture is read and shrunk to
-    `side` pixels square, grey where all are grey. What is odd is a list of (file, reason), files named from `folder`.
+
+def look_into(name: str) -> tuple[Data, list[tuple[str, str]]]:
+    """Return data to be examined, its validation split apart, and what is odd about its files, as (file, reason).
+
+    Unlike `load_data`, a folder or table of pictures is taken as it is: files that cannot be read are left out, classes
+    may be missing, and no test split is cut.
 
     Raises
-        DataError: no class folders with pictures in them, or no picture that can be read.
+        DataError: as `load_data`, but for that; no picture that can be read.
     """
-    top = sorted(place for place in folder.iterdir() if place.is_dir() and not place.name.startswith("."))
-    halls = [(SPLIT_FOLDERS[place.name.lower()], place) for place in top if place.name.lower() in SPLIT_FOLDERS]
-    found: dict[str, list[tuple[str, Path]]] = {"train": [], "validation": [], "test": []}
-    for split, hall in halls or [("train", folder)]:
-        for room in sorted(place for place in hall.iterdir() if place.is_dir() and not place.name.startswith(".")):
-            found[split] += [(room.name, file) for file in sorted(room.rglob("*")) if file.is_file()]
-    if not any(found.values()):
-        raise DataError(f"{folder} holds no class folders with pictures in them; put the pictures of each class into a folder")
-    classes = tuple(sorted({name for files in found.values() for name, _ in files}))
-    odd: list[tuple[str, str]] = []
-    read = {split: read_pictures([file for _, file in files], side) for split, files in found.items()}
-    if not any(len(pictures.kept) for pictures in read.values()):
-        raise DataError(f"{folder} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files")
-    grey = all(pictures.grey for pictures in read.values())
+    place = Path(name).resolve()
+    if name in NAMED or not is_pictures(place):
+        return load_data(name, validation=0), []
+    listing = list_pictures(place)
+    found = read_files(place, listing, 0)
+    number = {label: k for k, label in enumerate(listing.classes)}
     splits = {}
-    for split, pictures in read.items():
-        files = found[split]
-        odd += [(str(file.relative_to(folder)), reason) for file, reason in pictures.odd]
-        images = torch.from_numpy(pictures.images[:, :1].copy() if grey else pictures.images)
-        labels = torch.tensor([classes.index(files[k][0]) for k in pictures.kept], dtype=torch.long)
-        names = tuple(str(files[k][1].relative_to(folder)) for k in pictures.kept)
-        splits[split] = Split(split, images, labels, classes, str(folder), "", files=names)
-    validation = splits["validation"] if len(splits["validation"]) else None
-    return Data(str(folder), splits["train"], validation, splits["test"], classes, "", str(folder)), odd
+    for title in ("train", "validation", "test"):
+        rows = [k for k, entry in enumerate(found.entries) if entry.split == title]
+        start, stop = (rows[0], rows[-1] + 1) if rows else (0, 0)  # a listing is ordered by split
+        entries = found.entries[start:stop]
+        labels = np.array([number[entry.label] for entry in entries], np.int64)
+        names = tuple(entry.name for entry in entries)
+        splits[title] = _split(title, found.images[start:stop], labels, listing.classes, str(place), names)
+    odd = [*found.odd, *((folder, "is a class folder without a picture") for folder in listing.empty)]
+    held_out = splits["validation"] if len(splits["validation"]) else None
+    return Data(str(place), splits["train"], held_out, splits["test"], listing.classes, "", str(place)), odd
 
 
-Arrays = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+def _renamed(raw: Raw, classes: tuple[str, ...], name: str) -> Raw:
+    """The labels by the names that a model has for them, where they are numbers or a part of those names."""
+    if set(raw.classes) <= set(classes):
+        order = np.array([classes.index(label) for label in raw.classes], np.int64)
+    elif all(label.isdecimal() for label in raw.classes):
+        order = np.array([int(label) for label in raw.classes], np.int64)
+        if order.max() >= len(classes):
+            raise DataError(
+                f"{name} has labels up to {order.max()}, where {len(classes)} classes are known; allowed: 0 to {len(classes) - 1}"
+            )
+    else:
+        return raw
+    test_labels = None if raw.test_labels is None else order[raw.test_labels]
+    return dataclasses.replace(raw, labels=order[raw.labels], test_labels=test_labels, classes=classes)
 
 
-def _cut(name: str, source: str, arrays: Arrays, classes: tuple[str, ...], validation: int) -> Data:
-    train_images, train_labels, test_images, test_labels = arrays
-    fingerprint = _fingerprint(arrays, classes)
-    kept, held_out = _stratify(train_labels, validation, name)
+def _require_all_classes(raw: Raw, name: str) -> None:
+    train = len(raw.labels) - raw.validation
+    parts = {"training": raw.labels[:train], "validation": raw.labels[train:], "test": raw.test_labels}
+    for title, labels in parts.items():
+        if labels is None or (title == "validation" and not raw.validation):
+            continue
+        missing = np.flatnonzero(np.bincount(labels, minlength=len(raw.classes)) == 0)
+        if len(missing):
+            names = ", ".join(raw.classes[k] for k in missing[:3]) + (
+                f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            )
+            raise DataError(
+                f"the {title} split of {name} has no picture of {names}, one of its classes; add some, or take the class out of "
+                "every split"
+            )
 
-    def split(title: str, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8]) -> Split:
-        block = max(1, BLOCK_BYTES // images[0].nbytes) if isinstance(images, np.memmap) else 1
-        tensors = torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
-        return Split(title, *tensors, classes, name, fingerprint, block)
 
-    validation_split = None
-    if len(held_out):
-        validation_split = split("validation", np.array(train_images[held_out]), train_labels[held_out])
-        if isinstance(train_images, np.memmap):
-            pack = cache_folder() / "packs" / f"{fingerprint[:32]}-{validation}"
-            train_images = map_rows(train_images, kept, pack)
-        else:
-            train_images = _compact(train_images, kept)
+def _resized(raw: Raw, size: int, name: str) -> Raw:
+    if size == 0 or raw.images.shape[2:] == (size, size):
+        return raw
+    count = len(raw.images) + len(raw.test_images if raw.test_images is not None else ())
+    if (bytes_needed := count * raw.images.shape[1] * size * size) > free_memory() // 2:
+        raise DataError(
+            f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the memory free here; set a smaller size, or 0"
+        )
+    test = None if raw.test_images is None else resize_pictures(raw.test_images, size)
+    return dataclasses.replace(raw, images=resize_pictures(raw.images, size), test_images=test)
+
+
+def _cut(raw: Raw, name: str, source: str, validation: int, size: int, skip_unreadable: bool) -> Data:
+    fingerprint = _fingerprint(raw)
+    notes = list(raw.notes)
+    own = len(raw.labels) - raw.validation
+    train, given = np.arange(own), np.arange(own, len(raw.labels))
+    test_images, test_labels, test_files = raw.test_images, raw.test_labels, raw.test_files
+    if test_images is None or test_labels is None:
+        train, tested = _hold_out_test(raw, own, name)
+        test_images = _rows(raw.images, tested, f"{fingerprint[:32]}-test")
+        test_labels, test_files = raw.labels[tested], _named(raw.files, tested)
+    if len(given) and validation >= 0:
+        train, held_out = (train, given) if validation else (np.concatenate([train, given]), given[:0])
+        held_out_images = raw.images[own:]
+    else:
+        if name not in NAMED and validation > (most := len(train) // 5):
+            notes.append(f"{most} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}")
+            validation = most
+        kept, taken = _stratify(raw.labels[train], validation, name)
+        train, held_out = train[kept], train[taken]
+        held_out_images = _rows(raw.images, held_out)
+
+    def split(title: str, images: Pixels, labels: Labels, files: tuple[str, ...]) -> Split:
+        made = _split(title, images, labels, raw.classes, name, files)
+        return dataclasses.replace(made, fingerprint=fingerprint, size=size, skip_unreadable=skip_unreadable)
+
+    labels, files = raw.labels[held_out], _named(raw.files, held_out)
+    validation_split = split("validation", held_out_images, labels, files) if len(held_out) else None
+    pack = f"{fingerprint[:32]}-{len(held_out)}"
     return Data(
         name=name,
-        train=split("train", train_images, train_labels[kept]),
+        train=split("train", _rows(raw.images, train, pack, last=True), raw.labels[train], _named(raw.files, train)),
         validation=validation_split,
-        test=split("test", test_images, test_labels),
-        classes=classes,
+        test=split("test", test_images, test_labels, test_files),
+        classes=raw.classes,
         fingerprint=fingerprint,
         source=source,
+        notes=tuple(notes),
     )
 
 
-def _compact(array: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
-    """Move ascending rows to the front, in place: indexing would hold all pictures twice."""
-    for start in range(0, len(rows), 4096):
+def _split(title: str, images: Pixels, labels: Labels, classes: tuple[str, ...], name: str, files: tuple[str, ...]) -> Split:
+    mapped = isinstance(images, np.memmap) and len(images)
+    block = max(1, BLOCK_BYTES // images[0].nbytes) if mapped else 1
+    return Split(title, torch.from_numpy(images), torch.from_numpy(labels), classes, name, "", block, files)
+
+
+def _named(files: tuple[str, ...], rows: npt.NDArray[np.intp]) -> tuple[str, ...]:
+    return tuple(files[row] for row in rows.tolist()) if files else ()
+
+
+def _rows(images: Pixels, rows: npt.NDArray[np.intp], pack: str = "", *, last: bool = False) -> Pixels:
+    """A copy of some rows, ascending; of the `last` ones wanted without one: where they lie, or moved to the front.
+
+    Of pictures on disk those with a `pack` are copied to a file of that name.
+    """
+    if last and rows[-1] - rows[0] + 1 == len(rows):
+        return images[rows[0] : rows[-1] + 1]
+    if isinstance(images, np.memmap) and pack:
+        return map_rows(images, rows, cache_folder() / "packs" / pack)
+    if not last:
+        return np.array(images[rows])
+    for start in range(0, len(rows), 4096):  # indexing would hold all pictures twice
         part = rows[start : start + 4096]
-        array[start : start + len(part)] = array[part]
-    return array[: len(rows)]
+        images[start : start + len(part)] = images[part]
+    return images[: len(rows)]
 
 
-def locate(name: str = "fashion-mnist") -> Path | None:
-    """Return the first folder that holds any of a known dataset's files, in the order `load_data` looks, or None."""
-    folders = []
-    if own := os.environ.get("GINGHAM_DATA"):
-        if not Path(own).is_dir():
-            raise DataError(f"GINGHAM_DATA is {own}, which is no folder; point it at one that holds {name}, or unset it")
-        folders += [Path(own) / name, Path(own) / NAMED[name].torchvision_class / "raw", Path(own)]
-    folders += [cache_folder() / name, SYSTEM_FOLDER / name]
-    return next((folder for folder in folders if any(find_idx(folder, file) for file in FILES)), None)
+def _by_class(labels: Labels) -> Sequence[npt.NDArray[np.intp]]:
+    """The places of each label's pictures, ascending, for labels from 0 to the highest."""
+    return np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
 
 
-def cache_folder() -> Path:
-    """Return the folder of the user's cache that datasets are kept in (`~/.cache/gingham` on Linux)."""
-    return platformdirs.user_cache_path("gingham")
-
-
-def _download(name: str, folder: Path) -> Path:
-    known = NAMED[name]
-    way_out = (
-        f"with a network, try again; on Debian or Ubuntu: apt-get install {known.debian_package}; "
-        f"or put {FILES[0]}.gz and its three siblings into a folder and set GINGHAM_DATA to it"
-    )
-    import torchvision.datasets  # only a download needs it, and it takes a second to import
-
-    timeout = socket.getdefaulttimeout()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as side:
-            # torchvision opens its connections without a timeout and prints to stdout, where results belong.
-            socket.setdefaulttimeout(20)
-            print(f"downloading {name}, 30 MB, once", file=sys.stderr)
-            with contextlib.redirect_stdout(sys.stderr):
-                getattr(torchvision.datasets, known.torchvision_class)(side, download=True)
-            raw = Path(side) / known.torchvision_class / "raw"
-            _verify(name, raw, _read(raw))
-            whole = Path(side) / name
-            whole.mkdir()
-            for file in FILES:
-                (raw / file).rename(whole / file)
-            if folder.is_dir():
-                folder.rmdir()  # none of the files is in it, or there had been no download
-            whole.rename(folder)  # all four at once, or none
-        return folder
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{name} is not on this machine and its download failed ({one_line(error)}); {way_out}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-def _read(folder: Path) -> Arrays:
-    arrays = []
-    for file in FILES:
-        path = find_idx(folder, file)
-        if path is None and any(place.suffix.lower() in PICTURE_SUFFIXES for place in folder.glob("*/*")):
-            raise DataError(
-                f"{folder} holds folders of pictures, which gingham cannot train on yet (gingham diagnose looks at them); a dataset "
-                f"needs the files {', '.join(FILES)}"
-            )
-        if path is None:
-            raise DataError(f"{folder / file} is missing (nor is there {file}.gz); a dataset needs {', '.join(FILES)}")
-        arrays.append(read_idx(path, dimensions=3 if "images" in file else 1))
-    for images, labels, files in ((arrays[0], arrays[1], FILES[:2]), (arrays[2], arrays[3], FILES[2:])):
-        if len(images) != len(labels):
-            raise DataError(
-                f"{folder / files[1]} holds {len(labels)} labels for the {len(images)} pictures of {files[0]}; "
-                "they must be as many: take both files from their source again"
-            )
-    if arrays[0].shape[1:] != arrays[2].shape[1:]:
+def _hold_out_test(raw: Raw, own: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Places kept and held out, each ascending: of each class those whose hash of class and file name is lowest."""
+    counts = np.bincount(raw.labels[:own], minlength=len(raw.classes))
+    if len(few_of := np.flatnonzero((counts > 0) & (counts < 3))):
+        few = int(few_of[0])
         raise DataError(
-            f"{folder / FILES[2]} holds pictures of {arrays[2].shape[1]}x{arrays[2].shape[2]}, the training ones are "
-            f"{arrays[0].shape[1]}x{arrays[0].shape[2]}; take both files from the same source"
+            f"the class {raw.classes[few]} of {name} has {counts[few]} training pictures, too few to hold some out for a test; "
+            "allowed: 3 or more: add pictures, or a test split, or leave the class out"
         )
-    return arrays[0], arrays[1], arrays[2], arrays[3]
+    held_out = np.zeros(own, bool)
+    for places in filter(len, _by_class(raw.labels[:own])):
+        label = raw.classes[int(raw.labels[places[0]])]
+        texts = [f"{label}\0{raw.files[place] if raw.files else place}" for place in places.tolist()]
+        order = sorted(range(len(places)), key=lambda k: hashlib.sha256(texts[k].encode("utf-8", "replace")).digest())
+        share = max((TEST_PERCENT * len(places) + 50) // 100, int(len(places) >= 4))
+        held_out[places[order[:share]]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _verify(name: str, folder: Path, arrays: Arrays) -> None:
-    for file, array, expected in zip(FILES, arrays, NAMED[name].sha256, strict=True):
-        found = idx_sha256(array)
-        if found == expected:
-            continue
-        path = find_idx(folder, file)
-        if found in MNIST_SHA256:
-            raise DataError(
-                f"{path} is MNIST, not {name} (their files have the same names); remove it, or point GINGHAM_DATA "
-                f"at a folder with {name}, or use this one as it is with --data {folder}"
-            )
-        raise DataError(
-            f"{path} is not {name}: its SHA-256 begins {found[:12]}, not {expected[:12]} (altered, another dataset such as "
-            f"MNIST under the same name, or the withdrawn release of August 2017); remove it and load again, or use it "
-            f"as it is with --data {folder}"
-        )
-
-
-def _stratify(labels: npt.NDArray[np.uint8], validation: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Indices kept and held out, each ascending; every class gives its share, largest remainders rounded up."""
+def _stratify(labels: Labels, validation: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Places kept and held out, each ascending; every class gives its share, largest remainders rounded up."""
     if not 0 <= validation < len(labels):
         raise DataError(
             f"{validation} validation pictures were asked of the {len(labels)} training pictures of {name}; "
             f"allowed: 0 to {len(labels) - 1} (--set validation_images=N)"
         )
-    counts = np.bincount(labels)
-    exact = counts * (validation / len(labels))
+    exact = np.bincount(labels) * (validation / len(labels))
     shares = np.floor(exact).astype(int)
     for label in np.argsort(shares - exact, kind="stable")[: validation - shares.sum()]:
         shares[label] += 1
     # RandomState's stream is frozen by numpy's compatibility policy (NEP 19): the split never moves.
     random = np.random.RandomState(0)
     held_out = np.zeros(len(labels), bool)
-    for label, share in enumerate(shares):
-        held_out[random.permutation(np.flatnonzero(labels == label))[:share]] = True
+    for places, share in zip(_by_class(labels), shares, strict=True):
+        held_out[random.permutation(places)[:share]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _fingerprint(arrays: Arrays, classes: tuple[str, ...]) -> str:
-    digest = hashlib.sha256("\0".join(classes).encode())
-    for array in arrays:
+def _fingerprint(raw: Raw) -> str:
+    digest = hashlib.sha256("\0".join(raw.classes).encode())
+    for array in (raw.images, raw.labels, raw.test_images, raw.test_labels):
+        if array is None:
+            continue
+        if array.ndim == 1:
+            array = array.astype(np.uint8 if len(raw.classes) <= 256 else "<i8")  # noqa: PLW2901
+        elif array.shape[1] == 1:
+            array = array[:, 0]  # noqa: PLW2901  # as IDX files hold it
         digest.update(repr(array.shape).encode())
         digest.update(np.ascontiguousarray(array).data)
+    if raw.validation:
+        digest.update(f"{raw.validation} for validation".encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from gingham.errors import GinghamError, RunError, one_line
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user's cache that datasets and packs are kept in (`~/.cache/gingham` on Linux)."""
+    return platformdirs.user_cache_path("gingham")
 
 
 @contextmanager

@@ -10,16 +10,19 @@ from gingham.errors import DataError, GinghamError, suggest
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, find_recipe, parse_settings
 from gingham.tables import duration
 from gingham.terminal import (
+    DATA_HELP,
     DEFAULT_DATA,
     Device,
     Json,
     Model,
+    SkipUnreadable,
     data_of,
     drawn,
     factory_of,
     print_json,
     require_split,
     say,
+    say_notes,
     split_of,
 )
 
@@ -36,7 +39,8 @@ def trials(
     seeds: Annotated[int, typer.Option(min=1, help="How many; more can be added to the same folder later.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
     split: Split = "validation",
-    data: Annotated[str, typer.Option(help="A dataset's name, or a folder with its four IDX files.")] = DEFAULT_DATA,
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = DEFAULT_DATA,
+    skip_unreadable: SkipUnreadable = False,
     epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the recipe; may be repeated.")
@@ -68,10 +72,12 @@ def trials(
             shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
             say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds', 0))}")
 
+    source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
+    say_notes(source)
     try:
         found = run_trials(
             chosen,
-            load_data(data, chosen.validation_images),
+            source,
             wanted,
             folder,
             split=split,
@@ -133,7 +139,7 @@ def report(
 
 
 def diagnose(
-    what: Annotated[str, typer.Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name or a folder of data.")],
+    what: Annotated[str, typer.Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name or a place of data.")],
     split: Annotated[
         str | None, typer.Option(help="Of a run: also the accuracy with and without pictures of this split that leak.")
     ] = None,
@@ -200,21 +206,16 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
 
 
 def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
-    from gingham.datasets import FILES, NAMED, load_data, look_into_folder
+    from gingham.datasets import look_into
     from gingham.examination import examine
-    from gingham.readers import find_idx
+    from gingham.published import NAMED
 
-    odd: list[tuple[str, str]] = []
-    folder = Path(what)
-    if what not in NAMED and not folder.is_dir():
+    if what not in NAMED and not Path(what).exists():
         raise DataError(
-            f"{what} is no run, dataset or folder{suggest(what, NAMED)}; give a run folder, a dataset's name, or a folder with IDX "
-            "files or with a folder of pictures for each class"
+            f"{what} is no run, dataset or folder{suggest(what, NAMED)}; give a run folder, a dataset's name, a folder with a folder of "
+            "pictures for each class or with IDX files, a .csv or a .npz"
         )
-    if folder.is_dir() and all(find_idx(folder, file) is None for file in FILES):
-        data, odd = look_into_folder(folder)
-    else:
-        data = load_data(what, validation=0)
+    data, odd = look_into(what)
     say("looking for duplicates, then training two small networks to doubt single labels")
     found = examine(data, odd)
     notes = []

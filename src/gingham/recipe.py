@@ -66,6 +66,9 @@ class Recipe:
     precision: str = _choice("auto", PRECISIONS)
     mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
     std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
+    size: int = _number(
+        0, 0, 4096, "the side of the square pictures in pixels, up to 4096; 0 keeps a common size up to 64, else takes 28"
+    )
     validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
     patience: int = _number(
         0, 0, 10**6, "how many looks at the validation split may pass without a better one; 0 trains to the end"

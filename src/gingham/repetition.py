@@ -158,7 +158,8 @@ def _split(data: Data, name: str, recipe: Recipe) -> Split:
 def _claim(folder: Path, recipe: Recipe, data: Data) -> None:
     """Write down what the trials in a folder are of, or see that it is the same."""
     held_out = len(data.validation) if data.validation else 0
-    settings = {**recipe.replace(validation_images=held_out).to_dict(), "seed": None, "checkpoint_seconds": None}
+    known = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
+    settings = {**known, "seed": None, "checkpoint_seconds": None}
     now = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint}
     if not (folder / TRIALS).exists():
         if any(folder.glob("*/" + FACTS)) or (folder / FACTS).exists():
@@ -168,6 +169,7 @@ def _claim(folder: Path, recipe: Recipe, data: Data) -> None:
     before = read_json(folder / TRIALS)
     theirs = before.get("recipe") if isinstance(before.get("recipe"), dict) else {}
     assert isinstance(theirs, dict)
+    theirs = {**Recipe().to_dict(), **theirs}  # a field they do not have yet
     changed = [f"{key} {theirs.get(key)}, not {value}" for key, value in settings.items() if theirs.get(key) != value]
     changed += [f"data {before.get('data')}, not {data.name}"] * (before.get("fingerprint") != data.fingerprint)
     if changed:

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 STARTED = time.time()
 
 DEFAULT_DATA = "fashion-mnist"
+DATA_HELP = (
+    "A dataset's name (fashion-mnist, mnist, kmnist, qmnist, emnist-balanced, cifar-10, ...), a folder with a folder of pictures "
+    "for each class, a .csv of paths and labels, a .npz file, or a folder of IDX files."
+)
+SkipUnreadable = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Leave out image files that cannot be read, and say so, in place of an error.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.")]
 Model = Annotated[
@@ -51,6 +58,12 @@ def process_start() -> float:
 def say(text: str) -> None:
     """Print to stderr, where everything goes that is not a result."""
     print(text, file=sys.stderr)
+
+
+def say_notes(data: "Data") -> None:
+    """Print what loading data has to tell, a line each."""
+    for note in data.notes:
+        say(note)
 
 
 def print_json(value: object) -> None:
@@ -94,13 +107,26 @@ def data_of(run: "Run", folder: Path, data: str | None = None, held_out: int | N
 
     name = data or run.data.get("name")
     if not isinstance(name, str):
-        raise DataError(f"{folder} does not say what it was trained on; give --data NAME-OR-FOLDER")
+        raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
     # A folder of IDX files has numbers for classes; here they are the model's.
-    source = load_data(name, run.recipe.validation_images if held_out is None else held_out, run.model.classes)
+    _, height, width = run.model.input_shape
+    source = load_data(
+        name,
+        run.recipe.validation_images if held_out is None else held_out,
+        run.model.classes,
+        # Other pictures are made as large as those the model knows.
+        size=run.recipe.size if data is None or height != width else height,
+        skip_unreadable=run.data.get("skip_unreadable") is True,
+    )
     if data is None and source.fingerprint != run.data.get("fingerprint"):
         raise DataError(
             f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "
             f"restore it, or say --data {name} to measure on it as it is now"
+        )
+    if data is None and held_out is None and len(source.validation or ()) != run.recipe.validation_images:
+        raise DataError(
+            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where {len(source.validation or ())} "
+            "are held out now; train again, or use --split test"
         )
     return source
 
@@ -125,5 +151,6 @@ def split_of(run: "Run", folder: Path, data: str | None, split: str) -> "Split":
         )
     source = data_of(run, folder, data, None if split == "validation" else 0)
     chosen = source.test if split == "test" else source.validation
-    assert chosen is not None
+    if chosen is None:
+        raise DataError(f"{source.name} has too few pictures to hold some out for validation; use --split test")
     return chosen

@@ -62,7 +62,8 @@ def fit(
         GinghamError: an unknown device, a loss that is no longer finite, or a checkpoint of another recipe.
     """
     _refuse_wrong_splits(train, validation)
-    recipe = recipe.replace(validation_images=len(validation) if validation else 0)  # what was held out, not what was meant
+    # What was held out and how it was read, not what was meant.
+    recipe = recipe.replace(validation_images=len(validation) if validation else 0, size=train.size)
     if recipe.patience and validation is None:
         raise GinghamError(
             f"patience is {recipe.patience}, and no validation split is held out to look at; "
@@ -164,7 +165,9 @@ def fit(
         "chosen_epoch": history.kept()["epoch"],  # the last but with patience
         "resumed_from_step": start or None,
     }
-    data = {"name": train.dataset, "fingerprint": train.fingerprint, "train_images": len(train)}
+    data: dict[str, Any] = {"name": train.dataset, "fingerprint": train.fingerprint, "train_images": len(train)}
+    if train.skip_unreadable:
+        data["skip_unreadable"] = True
     run = Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
     if validation is not None:
         calibrate(run, validation)
