@@ -221,7 +221,7 @@ def check_history(
                 )
             )
     looks = [entry for entry in epochs if entry["validation_loss"] is not None]
-    if len(looks) >= 3:
+    if len(looks) >= 3 and len(losses) >= FEWEST_STEPS:
         best = min(looks, key=lambda entry: entry["validation_loss"])
         end = looks[-1]
         gap = end["train_accuracy"] - end["validation_accuracy"]

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import sys
@@ -69,7 +70,9 @@ def _list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     top = _folders(folder)
     halls = [place for place in top if place.name.lower() in SPLITS and _folders(place)]
     if halls:
-        others = [place for place in top if place not in halls and any(_is_picture(file) for file in place.iterdir())]
+        others = [
+            place for place in top if place not in halls and any(file.suffix.lower() in SUFFIXES for file, _ in _inside(place))
+        ]
         if others:
             names = ", ".join(place.name for place in others[:3])
             raise DataError(
@@ -85,7 +88,7 @@ def _list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     ]
     entries, empty = [], []
     for split, room in rooms:
-        files = list(_files(room, ()))
+        files = list(_files(room))
         label = unicodedata.normalize("NFC", room.name)
         entries += [
             Entry(split, label, unicodedata.normalize("NFC", file.relative_to(folder).as_posix()), file) for file in files
@@ -98,35 +101,37 @@ def _list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
 
 def _folders(folder: Path) -> list[Path]:
     """The folders in a folder that may be splits or classes: not hidden ones, nor what gingham has written there."""
-    try:
-        places = [place for place in folder.iterdir() if _shown(place) and place.is_dir()]
-    except OSError as error:
-        raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
-    runs = ("model.json", "checkpoint", "trials.json", "*/model.json", "*/checkpoint", "*/trials.json")
-    return [place for place in places if not any(any(place.glob(name)) for name in runs)]
+    return [place for place, is_folder in _inside(folder) if is_folder and not _holds_runs(place)]
 
 
-def _files(folder: Path, above: Sequence[tuple[int, int]]) -> Iterator[Path]:
+def _holds_runs(folder: Path) -> bool:
+    places = [folder, *(place for place, is_folder in _inside(folder) if is_folder)]
+    return any((place / name).exists() for place in places for name in ("model.json", "checkpoint", "trials.json"))
+
+
+def _files(folder: Path, above: Sequence[tuple[int, int]] = ()) -> Iterator[Path]:
     """All files in a folder and in those in it; `above` are the folders it lies in, so that a link to one of them ends."""
-    try:
-        status = folder.stat()
-        own = (status.st_dev, status.st_ino)
-        places = [] if own in above else [place for place in folder.iterdir() if _shown(place)]
-    except OSError as error:
-        raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
-    for place in places:
-        if place.is_dir():
+    inside = _inside(folder)
+    status = folder.stat()
+    own = (status.st_dev, status.st_ino)
+    for place, is_folder in inside if own not in above else []:
+        if is_folder:
             yield from _files(place, (*above, own))
         else:
             yield place
 
 
-def _shown(place: Path) -> bool:
-    return not place.name.startswith(".") and place.name.lower() not in IGNORED
+def _inside(folder: Path) -> list[tuple[Path, bool]]:
+    """What a folder holds but for hidden things, and which of it are folders, or links to some."""
+    try:
+        with os.scandir(folder) as entries:
+            return [(folder / entry.name, entry.is_dir()) for entry in entries if _shown(entry.name)]
+    except OSError as error:
+        raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
 
 
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and _shown(file)
+def _shown(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in IGNORED
 
 
 def _list_table(path: Path) -> tuple[list[Entry], list[str]]:
@@ -134,12 +139,13 @@ def _list_table(path: Path) -> tuple[list[Entry], list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
-        rows = list(csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count), strict=True))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+        rows = [(reader.line_num, row) for row in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is not a table in UTF-8 ({one_line(error)}); it needs {head}") from error
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
-    header = [name.strip().lower() for name in rows[0]] if rows else []
+    header = [name.strip().lower() for name in rows[0][1]] if rows else []
     columns = [next((header.index(name) for name in names if name in header), None) for names in
                (("path", "file", "image"), ("label", "class"), ("split",))]  # fmt: skip
     at, label_at, split_at = columns
@@ -147,7 +153,7 @@ def _list_table(path: Path) -> tuple[list[Entry], list[str]]:
         raise DataError(f"{path} begins with {', '.join(header[:6]) or 'nothing'}; it needs {head}")
     entries: list[Entry] = []
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows[1:], 2):
+    for line, row in rows[1:]:
         cells = [unicodedata.normalize("NFC", cell.strip()) for cell in row]
         if not any(cells):
             continue

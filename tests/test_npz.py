@@ -1,0 +1,144 @@
+"""Arrays in .npz files, as load_data takes them."""
+
+import numpy as np
+import pytest
+import torch
+
+from gingham import DataError, load_data
+
+
+def pictures(count, *shape, seed=0):
+    return np.random.RandomState(seed).randint(0, 256, (count, *shape)).astype(np.uint8)
+
+
+def write(tmp_path, **arrays):
+    np.savez(tmp_path / "data.npz", **arrays)
+    return str(tmp_path / "data.npz")
+
+
+def test_keras_names(tmp_path):
+    train, test = pictures(40, 28, 28), pictures(10, 28, 28, seed=1)
+    path = write(tmp_path, x_train=train, y_train=np.arange(40) % 5, x_test=test, y_test=np.arange(10) % 5)
+    data = load_data(path, validation=5)
+    assert data.classes == tuple("01234")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [35, 5, 10]
+    assert torch.equal(data.test.images[:, 0], torch.from_numpy(test))
+    assert data.train.labels.dtype == torch.int64
+
+
+def test_medmnist_names_and_colour(tmp_path):
+    parts = {}
+    for number, (split, count) in enumerate((("train", 30), ("val", 6), ("test", 9))):
+        parts[f"{split}_images"] = pictures(count, 28, 28, 3, seed=number)
+        parts[f"{split}_labels"] = (np.arange(count) % 3)[:, None].astype(np.uint8)
+    path = write(tmp_path, **parts)
+    data, joined = load_data(path), load_data(path, validation=0)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [30, 6, 9]
+    assert torch.equal(data.validation.images, torch.from_numpy(parts["val_images"].transpose(0, 3, 1, 2)))
+    assert (len(joined.train), joined.validation, joined.fingerprint) == (36, None, data.fingerprint)
+
+
+def test_plain_names_channels_first_and_class_names(tmp_path):
+    images = pictures(40, 3, 20, 20)
+    path = write(tmp_path, images=images, labels=np.arange(40) % 2, class_names=np.array(["zebra", "ant"]))
+    data = load_data(path, validation=0)
+    assert data.classes == ("zebra", "ant"), "the file's own order"
+    assert data.test.counts() == {"zebra": 3, "ant": 3}
+    again = load_data(path, validation=0)
+    assert torch.equal(again.test.images, data.test.images)
+
+
+def test_text_labels_are_sorted_and_kept(tmp_path):
+    labels = np.array(["b10", "b9", "a"])[np.arange(30) % 3]
+    for given in (labels, labels.astype("S")):
+        data = load_data(write(tmp_path, images=pictures(30, 8, 8), labels=given), validation=0)
+        assert data.classes == ("a", "b9", "b10")
+    named = load_data(write(tmp_path, images=pictures(30, 8, 8), labels=labels, classes=np.array(["b10", "a", "b9"])), 0)
+    assert named.classes == ("b10", "a", "b9")
+    places = {
+        image.numpy().tobytes(): named.classes[label]
+        for image, label in zip(named.train.images, named.train.labels, strict=True)
+    }
+    assert all(data.classes[label] == places.get(image.numpy().tobytes(), data.classes[label])
+               for image, label in zip(data.train.images, data.train.labels, strict=True))  # fmt: skip
+
+
+def test_labels_need_not_begin_at_0_nor_end_at_255(tmp_path):
+    labels = np.repeat(np.arange(1, 401), 3)
+    data = load_data(write(tmp_path, images=pictures(1200, 4, 4), labels=labels), validation=0)
+    assert (data.classes[0], data.classes[-1], int(data.train.labels.max())) == ("1", "400", 399)
+
+
+def test_arrays_can_be_resized(tmp_path):
+    path = write(tmp_path, images=pictures(12, 9, 5), labels=np.arange(12) % 2)
+    assert load_data(path, validation=0).train.images.shape[1:] == (1, 9, 5)
+    assert load_data(path, validation=0, size=16).train.images.shape[1:] == (1, 16, 16)
+
+
+GOOD = {"images": pictures(12, 8, 8), "labels": np.arange(12) % 2}
+WRONG = {
+    "names": ({"data": pictures(9, 8, 8)}, "holds data; it needs x_train and y_train"),
+    "half": ({"images": pictures(9, 8, 8)}, "has images and no labels"),
+    "floats": (GOOD | {"images": pictures(12, 8, 8) / 255}, "images of .* holds float64, where whole numbers from 0 to 255"),
+    "shape": (GOOD | {"images": pictures(12, 8, 8, 4)}, r"has the shape \(12, 8, 8, 4\); allowed"),
+    "flat": (GOOD | {"images": pictures(12, 64)}, r"has the shape \(12, 64\); allowed"),
+    "count": (GOOD | {"labels": np.arange(11) % 2}, "has 11 train labels for 12 train pictures"),
+    "one-hot": (GOOD | {"labels": np.eye(2, dtype=int)[np.arange(12) % 2]}, r"take labels.argmax\(axis=1\)"),
+    "float labels": (GOOD | {"labels": np.arange(12) / 2}, "holds float64 of the shape"),
+    "negative": (GOOD | {"labels": np.arange(12) % 2 - 1}, "has labels down to -1"),
+    "few names": (GOOD | {"labels": np.arange(12) % 3, "classes": np.array(["a", "b"])}, "0 to 1"),
+    "other names": (GOOD | {"labels": np.array(["a", "c"] * 6), "classes": np.array(["a", "b"])}, "allowed: their names"),
+    "one name twice": (GOOD | {"classes": np.array(["a", "a"])}, "gives one name to two classes"),
+    "objects": (GOOD | {"labels": np.array([{}] * 12, object)}, "it holds Python objects, which are not loaded"),
+    "nothing": (GOOD | {"images": pictures(0, 8, 8), "labels": np.arange(0)}, "and so no pixel"),
+    "test lacks": (GOOD | {"x_test": pictures(3, 8, 8), "y_test": np.zeros(3, int)}, "the test split of .* no picture of 1"),
+    "other size": (GOOD | {"x_test": pictures(2, 9, 9), "y_test": np.arange(2)}, "they must be alike"),
+    "class lacks": (GOOD | {"classes": np.array(["a", "b", "c"])}, "the training split of .* has no picture of c"),
+    "one class": (GOOD | {"labels": np.zeros(12, int)}, "has 1 classes; allowed: 2 to 10,000"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_used_is_one_sentence(tmp_path, name):
+    arrays, message = WRONG[name]
+    with pytest.raises(DataError, match=message) as caught:
+        load_data(write(tmp_path, **arrays))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", "cut"])
+def test_a_damaged_file_is_one_sentence(tmp_path, content):
+    path = tmp_path / "data.npz"
+    if content == "cut":
+        np.savez_compressed(path, **GOOD)
+        content = bytearray(path.read_bytes())
+        content[200:260] = bytes(60)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cannot read"):
+        load_data(str(path))
+
+
+def test_more_than_memory_is_one_sentence(tmp_path, monkeypatch):
+    path = write(tmp_path, **GOOD)
+    monkeypatch.setattr("gingham.readers.free_memory", lambda: 1000)
+    with pytest.raises(DataError, match="more than half of the memory free here; save it as four IDX files"):
+        load_data(path)
+
+
+def test_a_run_on_an_npz_goes_through_the_commands(command, tmp_path):
+    images = pictures(60, 12, 12) // 3
+    labels = np.arange(60) % 2
+    images[labels == 1, :6] += 120
+    path = write(tmp_path, images=images, labels=labels, classes=np.array(["low", "high"]))
+    command("train", "--recipe", "fast-90", "--data", path, "--epochs", 4, "--set", "batch_size=16")
+    for extra in ((), ("--split", "test")):
+        assert "high" in command("evaluate", "runs/fast-90-0", *extra).stdout
+    command("report", "runs/fast-90-0")
+    command("show", path)
+    command("diagnose", path)
+
+
+def test_a_file_of_another_kind(tmp_path):
+    (tmp_path / "data.txt").write_text("hello")
+    with pytest.raises(DataError, match=r"data.txt is no dataset; give a folder of class folders, a .csv"):
+        load_data(str(tmp_path / "data.txt"))

@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from gingham.pictures import fit_square, read_picture, resize_pictures
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(MODES), st.integers(1, 90), st.integers(1, 90), st.integers(1, 70))
+def test_any_picture_becomes_a_square(mode, width, height, size):
+    image = Image.new(mode, (width, height))
+    square = fit_square(image, size)
+    assert square.size == (size, size)
+    assert square.mode == ("L" if mode in ("1", "L", "LA", "I;16", "I") else "RGB")
+    assert image.size == (width, height)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 40), st.integers(0, 255))
+def test_a_picture_of_one_colour_stays_so(width, height, size, grey):
+    assert (np.asarray(fit_square(Image.new("L", (width, height), grey), size)) == grey).all()
+
+
+def test_proportions_are_kept_and_the_rest_takes_the_borders_median_colour():
+    pixels = np.full((40, 80, 3), (200, 30, 10), np.uint8)  # a red picture, twice as wide as high
+    pixels[10:30, 20:60] = (0, 0, 255)  # with a blue middle
+    square = np.asarray(fit_square(Image.fromarray(pixels), 40))
+    assert (square[:10] == (200, 30, 10)).all()
+    assert (square[30:] == (200, 30, 10)).all()
+    blue = (square[..., 2] > 128).nonzero()
+    assert (blue[0].min(), blue[0].max(), blue[1].min(), blue[1].max()) == (15, 24, 10, 29)
+
+
+def test_a_few_bright_pixels_do_not_colour_the_border():
+    pixels = np.zeros((20, 40), np.uint8)
+    pixels[0, :8] = 255
+    assert np.asarray(fit_square(Image.fromarray(pixels), 40))[0].max() == 0
+
+
+def test_shrinking_is_antialiased():
+    stripes = np.zeros((280, 280), np.uint8)
+    stripes[:, ::2] = 255
+    small = np.asarray(fit_square(Image.fromarray(stripes), 28)).astype(int)
+    assert abs(small - 127).max() < 20, "nearest neighbours would be 0 or 255"
+
+
+def test_a_picture_of_the_right_size_stays_byte_for_byte(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (28, 28)).astype(np.uint8)
+    assert (np.asarray(fit_square(Image.fromarray(pixels), 28)) == pixels).all()
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (np.asarray(read_picture(tmp_path / "a.png", 28)) == pixels).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(tmp_path, orientation):
+    upright = Image.fromarray(np.random.RandomState(0).randint(0, 256, (30, 20, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright.save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as stored:
+        turned = ImageOps.exif_transpose(stored)
+    assert (np.asarray(read_picture(tmp_path / "a.png", 24)) == np.asarray(fit_square(turned, 24))).all()
+    assert turned.size == ((20, 30) if orientation < 5 else (30, 20))
+
+
+def test_transparent_pixels_are_white():
+    clear = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
+    assert (np.asarray(fit_square(clear, 10)) == 255).all()
+    assert (np.asarray(fit_square(Image.new("LA", (10, 10), (0, 0)), 10)) == 255).all()
+    palette = Image.new("P", (10, 10), 0)
+    palette.putpalette([255, 0, 0])
+    palette.info["transparency"] = 0
+    assert (np.asarray(fit_square(palette, 10)) == 255).all()
+
+
+def test_sixteen_bits_become_eight():
+    deep = Image.fromarray(np.array([[0, 256, 65535]], np.uint16))
+    assert np.asarray(fit_square(deep, 3))[1].tolist() == [0, 1, 255]
+
+
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(ValueError, match="floating-point"):
+        fit_square(Image.new("F", (4, 4)), 4)
+
+
+def test_a_large_jpeg_is_about_what_it_would_be_without_the_shortcut(tmp_path, fashion_mnist):
+    picture = Image.fromarray(fashion_mnist.train.images[0, 0].numpy()).resize((1600, 1600), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as whole:
+        slow = np.asarray(fit_square(whole, 28)).astype(int)
+    assert abs(np.asarray(read_picture(tmp_path / "a.jpg", 28)).astype(int) - slow).max() <= 8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_are_resized_alike(channels):
+    pictures = np.random.RandomState(0).randint(0, 256, (3, channels, 32, 20)).astype(np.uint8)
+    resized = resize_pictures(pictures, 16)
+    assert (resized.shape, resized.dtype) == ((3, channels, 16, 16), np.uint8)
+    image = Image.fromarray(pictures[1, 0] if channels == 1 else pictures[1].transpose(1, 2, 0))
+    expected = np.asarray(fit_square(image, 16))
+    assert (resized[1] == (expected if channels == 1 else expected.transpose(2, 0, 1))).all()
