@@ -309,7 +309,7 @@ def raw_of_files(place: Path, size: int, *, skip_unreadable: bool) -> Raw:
     if unreadable and not skip_unreadable:
         raise DataError(
             f"{len(unreadable)} of the {len(listing.entries)} files of {place} cannot be read as pictures: {named}; mend or "
-            "remove them, or leave them out with --skip-unreadable"
+            "remove them, or leave them out with --skip-unreadable (of train, trials and show)"
         )
     notes = [f"{len(unreadable)} of the {len(listing.entries)} files are left out: {named}"] if unreadable else []
     if not (found.from_pack or sys.stderr.isatty()):
