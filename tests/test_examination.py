@@ -168,5 +168,16 @@ def test_a_folder_without_pictures(tmp_path):
         look_into(tmp_path)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "a.png").write_text("no")
+    with pytest.raises(DataError, match="has 1 classes; allowed: 2"):
+        look_into(tmp_path)
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "dogs" / "a.png").write_text("no")
     with pytest.raises(DataError, match="holds no file that can be read"):
+        look_into(tmp_path)
+    (tmp_path / "train").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
+        (tmp_path / "test" / name).mkdir(parents=True)
+        Image.new("L", (9, 9)).save(tmp_path / "test" / name / "b.png")
+    with pytest.raises(DataError, match="holds no training picture that can be read"):
         look_into(tmp_path)

@@ -233,6 +233,12 @@ def test_a_common_small_size_is_kept_and_others_become_28(tmp_path):
     assert load_data(str(tmp_path / "a"), size=40).train.images.shape[1:] == (1, 40, 40)
 
 
+@pytest.mark.parametrize("size", [-1, 5000])
+def test_a_size_that_no_picture_has(shoes, size):
+    with pytest.raises(DataError, match=f"pictures of size {size} were asked for; allowed: 1 to 4096"):
+        load_data(str(shoes), size=size)
+
+
 def test_grey_among_colour_is_spread_over_three_channels(tmp_path):
     fill(tmp_path / "d", {"x": 4, "y": 4})
     grey = load_data(str(tmp_path / "d"), validation=0)

@@ -34,6 +34,7 @@ from gingham.readers import (
 BLOCK_BYTES = 1 << 16  # read together from disk
 TEST_PERCENT = 15
 FEWEST_CLASSES, MOST_CLASSES = 2, 10_000
+LARGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,10 @@ def load_data(
 
     Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747).
     """
+    if not 0 <= size <= LARGEST_SIDE:
+        raise DataError(
+            f"pictures of size {size} were asked for; allowed: 1 to {LARGEST_SIDE} pixels, or 0 to leave it to the data"
+        )
     if name in NAMED:
         raw, folder = read_named(name)
         source = str(folder)
@@ -126,8 +131,7 @@ def load_data(
         source = name = str(Path(name).resolve())
         if classes is not None:
             raw = _renamed(raw, classes, name)
-        if not FEWEST_CLASSES <= len(raw.classes) <= MOST_CLASSES:
-            raise DataError(f"{name} has {len(raw.classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}")
+        _require_classes(raw.classes, name)
     raw = _resized(raw, size, name)
     return _cut(raw, name, source, validation, size, skip_unreadable)
 
@@ -177,7 +181,10 @@ def look_into(name: str) -> tuple[Data, list[tuple[str, str]]]:
     if name in NAMED or not is_pictures(place):
         return load_data(name, validation=0), []
     listing = list_pictures(place)
+    _require_classes(listing.classes, str(place))
     found = read_files(place, listing, 0)
+    if found.entries[0].split != "train":
+        raise DataError(f"{place} holds no training picture that can be read; see that its files are whole")
     number = {label: k for k, label in enumerate(listing.classes)}
     splits = {}
     for title in ("train", "validation", "test"):
@@ -194,8 +201,9 @@ def look_into(name: str) -> tuple[Data, list[tuple[str, str]]]:
 
 def _renamed(raw: Raw, classes: tuple[str, ...], name: str) -> Raw:
     """The labels by the names that a model has for them, where they are numbers or a part of those names."""
-    if set(raw.classes) <= set(classes):
-        order = np.array([classes.index(label) for label in raw.classes], np.int64)
+    number = {label: k for k, label in enumerate(classes)}
+    if set(raw.classes) <= set(number):
+        order = np.array([number[label] for label in raw.classes], np.int64)
     elif all(label.isdecimal() for label in raw.classes):
         order = np.array([int(label) for label in raw.classes], np.int64)
         if order.max() >= len(classes):
@@ -206,6 +214,13 @@ def _renamed(raw: Raw, classes: tuple[str, ...], name: str) -> Raw:
         return raw
     test_labels = None if raw.test_labels is None else order[raw.test_labels]
     return dataclasses.replace(raw, labels=order[raw.labels], test_labels=test_labels, classes=classes)
+
+
+def _require_classes(classes: Sequence[str], name: str) -> None:
+    if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
+        raise DataError(
+            f"{name} has {len(classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}: give each class its folder, or its label"
+        )
 
 
 def _require_all_classes(raw: Raw, name: str) -> None:
