@@ -304,6 +304,27 @@ def test_unreadable_files_are_counted_and_named_or_left_out(shoes):
     assert reasons["gone.png"] == "cannot be read: No such file or directory"
 
 
+def test_damaged_bytes_are_named_and_nothing_else_is_printed(tmp_path, capfd):
+    random = np.random.RandomState(0)
+    noise = Image.fromarray(random.randint(0, 256, (40, 50, 3)).astype(np.uint8))
+    fill(tmp_path / "d", {"a": 9, "b": 9})
+    for suffix in ("png", "jpg", "gif", "tif", "webp", "bmp"):
+        noise.save(tmp_path / f"whole.{suffix}")
+        content = (tmp_path / f"whole.{suffix}").read_bytes()
+        for k in range(40):
+            damaged = bytearray(content)
+            reach = min(len(content), [40, 200, len(content)][k % 3])
+            damaged[random.randint(reach)] = random.randint(256)
+            (tmp_path / "d" / "a" / f"{suffix}{k}.{suffix}").write_bytes(
+                damaged[: random.randint(len(content)) if k % 5 == 0 else None]
+            )
+    data = load_data(str(tmp_path / "d"), validation=0, skip_unreadable=True)
+    left_out = int(data.notes[-1].split()[0])
+    assert 50 < left_out < 240
+    assert len(data.train) + len(data.test) == 258 - left_out
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_class_of_unreadable_files_is_not_lost_in_silence(shoes):
     for file in (shoes / "boot").iterdir():
         file.write_text("no")

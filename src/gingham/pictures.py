@@ -1,5 +1,7 @@
 """Image files -> square uint8 pictures: decoded in threads, upright, on white, in their own proportions."""
 
+import contextlib
+import logging
 import os
 import stat
 import sys
@@ -189,12 +191,18 @@ def _threads() -> int:
     return min(8, 2 * (os.cpu_count() or 1))  # Pillow lets go of Python's lock while it decodes
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801  # reads as a context
-    """Pillow warns of metadata and of pictures that are merely large: neither is the user's concern."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of metadata and of pictures that are merely large, and logs what it then raises: no concern of the user's."""
+    logger = logging.getLogger("PIL")
+    level = logger.level
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 def _bar(count: int, title: str) -> "tqdm[None]":
