@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gingham.inspection import summarize
     from gingham.layer_table import Summary
     from gingham.models import NETWORKS, Classifier, Predictions
+    from gingham.prediction import Answer, evaluate_photographs, load_packaged, predict
     from gingham.recipe import RECIPES, Recipe
     from gingham.repetition import Trials, trials
     from gingham.reporting import write_report
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # Each public name and the module it lives in, imported on first use: `import gingham` alone takes no time.
 _HOME = {
+    "Answer": "prediction",
     "Classifier": "models",
     "Comparison": "comparison",
     "Data": "datasets",
@@ -54,10 +56,13 @@ _HOME = {
     "compare": "comparison",
     "diagnose_run": "diagnosis",
     "evaluate": "evaluation",
+    "evaluate_photographs": "prediction",
     "examine": "examination",
     "fit": "training",
     "load": "storage",
     "load_data": "datasets",
+    "load_packaged": "prediction",
+    "predict": "prediction",
     "save": "storage",
     "summarize": "inspection",
     "trials": "repetition",
@@ -67,6 +72,7 @@ _HOME = {
 __all__ = [
     "NETWORKS",
     "RECIPES",
+    "Answer",
     "Classifier",
     "Comparison",
     "Data",
@@ -88,10 +94,13 @@ __all__ = [
     "compare",
     "diagnose_run",
     "evaluate",
+    "evaluate_photographs",
     "examine",
     "fit",
     "load",
     "load_data",
+    "load_packaged",
+    "predict",
     "save",
     "summarize",
     "trials",

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gingham import __version__, commands, judging
+from gingham import __version__, answering, commands, judging
 from gingham.errors import GinghamError, one_line
 from gingham.terminal import say
 
@@ -41,6 +41,7 @@ def _root(
 for command in (
     commands.train,
     commands.evaluate,
+    answering.predict,
     commands.show,
     commands.summary,
     judging.trials,

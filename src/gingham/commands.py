@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from gingham.terminal import (
     say_notes,
     seconds,
     split_of,
+    suited,
     times,
 )
 
@@ -75,7 +77,7 @@ def train(
         run = load(folder, factory_of(model))
         say(f"{folder} is finished already; nothing to resume")
     else:
-        run = _train(chosen, data, skip_unreadable, folder, device, resume, factory_of(model), track)
+        run = _train(chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), track)
     result = {"run": str(folder), **run.metrics}
     if as_json:
         print_json(result)
@@ -121,6 +123,7 @@ def _validation(accuracy: float | None, images: int) -> str:
 
 def _train(
     recipe: Recipe,
+    given: Collection[str],
     data: str,
     skip_unreadable: bool,
     folder: Path,
@@ -143,6 +146,7 @@ def _train(
     source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     require_writable(folder)
     say_notes(source)
+    recipe = suited(recipe, len(source.train), given)
     if resume and not (folder / CHECKPOINT).exists():
         say(f"nothing to resume in {folder}; starting")
     with locked(folder, wait=False):
@@ -170,14 +174,20 @@ def _train(
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str | None, typer.Option(help="Other data than the run's own: a name or a place, as train takes.")] = None,
-    split: Annotated[str, typer.Option(help="validation or test. Every look at test is written into the run.")] = "validation",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Other data than the run's own: a folder of photographs, one folder a class, or what train takes."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="validation (unless told) or test. Every look at test is written into the run."),
+    ] = None,
     model: Model = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a run: accuracy, table by class, confusion."""
-    require_split(split)
+    require_split(split or "validation")
     from gingham.evaluation import evaluate as measure
     from gingham.storage import load
     from gingham.training import choose_device
@@ -185,23 +195,41 @@ def evaluate(
     place = choose_device(device)
     loaded = load(run, factory_of(model))
     loaded.model.to(place)
-    report = measure(loaded, split_of(loaded, run, data, split))
+    unreadable = {}
+    if data is not None and _are_photographs(data, loaded):
+        from gingham.prediction import evaluate_photographs
+
+        report, bad = evaluate_photographs(loaded, data, split)
+        unreadable = {"unreadable": [one.to_dict() for one in bad]}
+        for one in bad:
+            say(f"left out: {one.error}")
+    else:
+        report = measure(loaded, split_of(loaded, run, data, split or "validation"))
 
     from gingham.figures import draw_confusion
 
-    figure = drawn(draw_confusion, report, run / f"confusion-{split}.png")
+    figure = drawn(draw_confusion, report, run / f"confusion-{report.split}.png")
     if as_json:
-        print_json({**report.to_dict(), "file": figure})
+        print_json({**report.to_dict(), **unreadable, "file": figure})
         return
     print(report.confusion)
     print()
     print(report)
-    if split == "test":
+    if report.split == "test":
         print(f"the test split has been opened {times(len(report.test_openings))} by this run")
     seconds = loaded.metrics.get("train_seconds")
     if isinstance(seconds, (int, float)):
         print(f"trained in {seconds:.1f} s (train_seconds) on {loaded.environment.get('hardware', 'unknown hardware')}")
     print(f"figure: {figure or 'not written'}")
+
+
+def _are_photographs(data: str, run: "Run") -> bool:
+    """Whether `data` is a place of picture files other than the run's own, to be prepared as `predict` does."""
+    from gingham.datasets import is_pictures
+    from gingham.published import NAMED
+
+    place = Path(data).resolve()
+    return data not in NAMED and place.exists() and is_pictures(place) and str(place) != run.data.get("name")
 
 
 def show(

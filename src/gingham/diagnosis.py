@@ -24,6 +24,7 @@ SAMPLE = 512  # pictures that are looked at
 DEAD_SHARE = 0.5  # of a layer's channels
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 FEWEST_STEPS = 50  # before which a loss says little
+FEWEST_LOOKED_AT = 100  # validation pictures from which a rising loss is more than chance while training goes on
 SLOW_START = 500  # steps that a healthy network without BatchNorm may need to leave ln K
 
 
@@ -221,7 +222,9 @@ def check_history(
                 )
             )
     looks = [entry for entry in epochs if entry["validation_loss"] is not None]
-    if len(looks) >= 3 and len(losses) >= FEWEST_STEPS:
+    # On few validation pictures the loss jumps from look to look: only the last one says something.
+    telling = over or recipe.validation_images >= FEWEST_LOOKED_AT
+    if telling and len(looks) >= 3 and len(losses) >= FEWEST_STEPS:
         best = min(looks, key=lambda entry: entry["validation_loss"])
         end = looks[-1]
         gap = end["train_accuracy"] - end["validation_accuracy"]

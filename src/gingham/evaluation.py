@@ -1,6 +1,7 @@
 """Predictions over a split -> a Report. The only place that opens the test split, and it writes down that it did."""
 
 import contextlib
+import statistics
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -48,7 +49,8 @@ class Confusion:
 class Report:
     """How a run did on a split.
 
-    `accuracy` and its 95 % Wilson `interval` are fractions, `loss` is the mean negative log-likelihood in nats,
+    `accuracy` and its 95 % Wilson `interval` are fractions; `balanced_accuracy` is the mean of the accuracies of the classes
+    that have pictures, so that a class with many does not count for more; `loss` is the mean negative log-likelihood in nats,
     `calibration_error` the expected calibration error, and `calibration_error_before` what it would be without the
     model's temperature; `reliability` and `reliability_before` are the rows of their diagrams. Of the pictures
     `unsure_share` are below the model's threshold, and `sure_error`, null if there are none, is the share of wrong answers
@@ -59,6 +61,7 @@ class Report:
 
     split: str
     accuracy: float
+    balanced_accuracy: float
     interval: tuple[float, float]
     loss: float
     correct: int
@@ -92,6 +95,9 @@ class Report:
             f"{self.accuracy:.2%} of {self.total:,} {self.split} pictures right (95 % interval {low:.2%} to {high:.2%})"
         )
         before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
+        totals = {row["total"] for row in self.per_class.values()}
+        if len(totals) > 1:
+            lines.append(f"balanced accuracy {self.balanced_accuracy:.2%}: the mean over the classes that have pictures")
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
             of_the_sure = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
@@ -206,6 +212,7 @@ def measure(
     return Report(
         split=split.name,
         accuracy=correct / total,
+        balanced_accuracy=statistics.fmean(right[k] / true[k] for k in range(len(true)) if true[k]),
         interval=proportion_interval(correct, total),
         loss=float(F.cross_entropy(logits, labels)),
         correct=correct,

@@ -34,14 +34,14 @@ def draw_contact_sheet(data: Data, file: Path, each: int = 12) -> Path:
             axes = figure.add_subplot(grid[row, column])
             axes.axis("off")
             if column < len(chosen):
-                _draw_picture(axes, split.images[chosen[column]])
+                draw_picture(axes, split.images[chosen[column]])
             if column == 0:
                 axes.text(-0.15, 0.5, name, transform=axes.transAxes, ha="right", va="center", fontsize=11, color=INK)
     rest = f", the first {len(classes)} of {len(data.classes)} classes" if len(classes) < len(data.classes) else ""
     title = f"{Path(data.name).name}: training pictures by class{rest}"
     grey = " (bright pixels shown dark, as ink on paper)" if split.images.shape[1] != 3 else ""
     figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title + grey, fontsize=12, color=INK, va="center")
-    return _write(figure, file)
+    return write_figure(figure, file)
 
 
 def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
@@ -50,11 +50,11 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
     for place, (picture, name) in enumerate(zip(images[:6], names, strict=False)):
         axes = figure.add_subplot(2, 3, place + 1)
         axes.axis("off")
-        _draw_picture(axes, picture)
+        draw_picture(axes, picture)
         axes.set_title(name, fontsize=12, color=INK)
     title = f"the first {min(6, len(images))} of a batch of {len(images)} (bright pixels shown dark, as ink on paper)"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    return _write(figure, file)
+    return write_figure(figure, file)
 
 
 def draw_curves(run: Run, file: Path) -> Path:
@@ -91,7 +91,7 @@ def draw_curves(run: Run, file: Path) -> Path:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     title = f"{run.recipe.name}, seed {run.recipe.seed}, {run.metrics['train_seconds']:.0f} s"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
-    return _write(figure, file)
+    return write_figure(figure, file)
 
 
 def draw_findings(findings: Sequence[Finding], data: Data, file: Path) -> Path:
@@ -120,13 +120,13 @@ def draw_findings(findings: Sequence[Finding], data: Data, file: Path) -> Path:
                 split = splits[name]
                 axes = figure.add_axes((left / 10, (top - 0.9) / (height + 0.3), 0.085, 0.85 / (height + 0.3)))
                 axes.axis("off")
-                _draw_picture(axes, split.images[index])
+                draw_picture(axes, split.images[index])
                 label = f"{split.classes[int(split.labels[index])][:11]}\n{name} {index}"
                 axes.text(0.5, -0.04, label, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=INK)
                 left += 0.88
             left += 0.12
         top -= 1.25
-    return _write(figure, file)
+    return write_figure(figure, file)
 
 
 def draw_confusion(report: Report, file: Path) -> Path:
@@ -149,10 +149,10 @@ def draw_confusion(report: Report, file: Path) -> Path:
     axes.spines[:].set_visible(False)
     title = f"{report.accuracy:.2%} of {report.total:,} {report.split} pictures right; each row in percent"
     axes.set_title(title, loc="left", fontsize=12, color=INK, weight="bold")
-    return _write(figure, file)
+    return write_figure(figure, file)
 
 
-def _draw_picture(axes: Any, picture: torch.Tensor) -> None:
+def draw_picture(axes: Any, picture: torch.Tensor) -> None:
     pixels = picture.permute(1, 2, 0).numpy()
     if pixels.shape[-1] == 3:
         axes.imshow(pixels)
@@ -160,7 +160,7 @@ def _draw_picture(axes: Any, picture: torch.Tensor) -> None:
         axes.imshow(pixels[..., 0], cmap="gray_r", vmin=0, vmax=255)
 
 
-def _write(figure: Figure, file: Path) -> Path:
+def write_figure(figure: Figure, file: Path) -> Path:
     """Save with our mark inside; a file of that name that Gingham did not draw is left alone."""
     if file.suffix.lower() != ".png":
         raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name with --out")

@@ -49,13 +49,15 @@ class Listing:
     empty: tuple[str, ...] = ()
 
 
-def list_pictures(place: Path) -> Listing:
+def list_pictures(place: Path, *, training: bool = True) -> Listing:
     """Return the picture files of a folder of class folders, or of a `.csv` table of paths and labels.
+
+    With `training` some of them must be to train on; photographs to measure a model on may all lie in a test folder.
 
     Raises
         DataError: no class folders, folders that could be either splits or classes, or a table that is none.
     """
-    entries, empty = _list_table(place) if place.is_file() else _list_folder(place)
+    entries, empty = _list_table(place, training) if place.is_file() else _list_folder(place, training)
     for entry in entries:
         if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in entry.label) or not entry.label:
             raise DataError(f"{place} has a class of the name {entry.label!r}; rename it, in plain letters of UTF-8")
@@ -65,7 +67,7 @@ def list_pictures(place: Path) -> Listing:
     return Listing(tuple(entries), tuple(classes), tuple(empty))
 
 
-def _list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
+def _list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
     wanted = "put the pictures of each class into a folder of its own, in it or in train, validation and test folders in it"
     top = _folders(folder)
     halls = [place for place in top if place.name.lower() in SPLITS and _folders(place)]
@@ -79,7 +81,7 @@ def _list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
                 f"{folder} holds pictures in {names} beside the split folder {halls[0].name}; move them into class folders in "
                 "train, validation or test, or elsewhere"
             )
-        if not any(SPLITS[hall.name.lower()] == "train" for hall in halls):
+        if training and not any(SPLITS[hall.name.lower()] == "train" for hall in halls):
             raise DataError(f"{folder} has class folders in {halls[0].name} and none in train; {wanted}")
     elif all(place.name.lower() in SPLITS for place in top):
         top = []  # train and test with pictures and no classes in them
@@ -134,7 +136,7 @@ def _shown(name: str) -> bool:
     return not name.startswith(".") and name.lower() not in IGNORED
 
 
-def _list_table(path: Path) -> tuple[list[Entry], list[str]]:
+def _list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
     head = "a first line with the columns path (or file, image) and label (or class), and, if you like, split"
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -167,7 +169,7 @@ def _list_table(path: Path) -> tuple[list[Entry], list[str]]:
         if (before := lines.setdefault(cells[at], line)) != line:
             raise DataError(f"lines {before} and {line} of {path} both name {cells[at]}; name each picture once")
         entries.append(Entry(split, cells[label_at], cells[at], path.parent / row[at].strip()))
-    if not any(entry.split == "train" for entry in entries):
+    if training and not any(entry.split == "train" for entry in entries):
         raise DataError(f"{path} names no training picture; it needs {head}, and a line for each picture")
     return entries, []
 

@@ -24,6 +24,7 @@ from gingham.terminal import (
     say,
     say_notes,
     split_of,
+    suited,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def trials(
 
     source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
     say_notes(source)
+    chosen = suited(chosen, len(source.train), changes)
     try:
         found = run_trials(
             chosen,

@@ -106,6 +106,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "small": partial(residual, widths=(16, 32, 64), blocks=(0, 1, 1)),
     "medium": partial(residual, widths=(32, 64, 128), blocks=(0, 1, 1)),
     "large": partial(residual, widths=(32, 64, 128), blocks=(1, 1, 1)),
+    "broad": partial(residual, widths=(40, 80, 160), blocks=(1, 1, 1)),
     "huge": partial(residual, widths=(48, 96, 192), blocks=(2, 1, 1)),
 }
 

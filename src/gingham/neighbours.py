@@ -76,3 +76,13 @@ def agreement(queries: torch.Tensor, labels: torch.Tensor, base: torch.Tensor, b
     for part, wanted in zip(torch.split(queries, BLOCK), torch.split(labels, BLOCK), strict=True):
         right += int((base_labels[(part @ base.T).argmax(dim=1)] == wanted).sum())
     return right, len(labels)
+
+
+def nearest(queries: torch.Tensor, base: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the places in `base` (B, D) of the `count` vectors most like each of `queries` (Q, D), by cosine, best first: int64 (Q, count).
+
+    >>> nearest(torch.tensor([[1.0, 0.1]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]), 2).tolist()
+    [[1, 2]]
+    """
+    likeness = F.normalize(queries, dim=1) @ F.normalize(base, dim=1).T
+    return likeness.topk(min(count, len(base)), dim=1).indices

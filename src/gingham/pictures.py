@@ -41,10 +41,10 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
         OSError: the image's file is damaged, which Pillow notices only now.
         ValueError: the pixels are floating-point numbers, of no range that is known.
     """
-    plain = _plain(ImageOps.exif_transpose(image))
-    width, height = (max(1, round(side * size / max(plain.size))) for side in plain.size)
+    flat = plain(ImageOps.exif_transpose(image))
+    width, height = (max(1, round(side * size / max(flat.size))) for side in flat.size)
     # Large ones are first shrunk in whole steps, to three times the size: quicker, and hardly to be told apart.
-    small = plain if plain.size == (width, height) else plain.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    small = flat if flat.size == (width, height) else flat.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     if width == height:
         return small
     square = Image.new(small.mode, (size, size), _border_colour(small))
@@ -52,7 +52,12 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
+    """Return an image with 8 bits a channel and nothing transparent, of mode "L" if it is grey by its kind, else "RGB".
+
+    Raises
+        ValueError: the pixels are floating-point numbers.
+    """
     if image.mode == "I" or image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image.convert("I")).clip(0, 65535) >> 8).astype(np.uint8))
     if image.mode == "F":

@@ -62,9 +62,12 @@ class Run:
         }
 
 
-def save(run: Run, folder: str | Path) -> Path:
+def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     """Write a run folder and return it: `model.safetensors`, `history.jsonl`, and last `model.json`, which makes it
     finished. The checkpoint of its training is then removed.
+
+    With `halved` filters and matrices are kept in 16 bits (IEEE half precision), in half the room; call `halve` first, so that
+    what is kept is what was measured.
 
         gingham.save(run, "runs/fast")
 
@@ -75,12 +78,27 @@ def save(run: Run, folder: str | Path) -> Path:
     folder = Path(folder).resolve()
     if (folder / FACTS).exists() and run.folder != folder:
         raise RunError(f"{folder} already holds a finished run; choose another folder")
-    write_tensors(folder / WEIGHTS, run.model.state_dict())
+    tensors = run.model.state_dict()
+    if halved:
+        tensors = {name: tensor.half() if _is_filter(tensor) else tensor for name, tensor in tensors.items()}
+    write_tensors(folder / WEIGHTS, tensors)
     write_text(folder / HISTORY, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
     run.folder = folder
     write_json(folder / FACTS, {**run.facts(), "weights_sha256": _sha256(folder / WEIGHTS)})
     remove_checkpoint(folder)
     return folder
+
+
+def halve(model: Classifier) -> None:
+    """Round a model's filters and matrices to what 16 bits hold, in place, for `save` with `halved`."""
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if _is_filter(tensor):
+                tensor.copy_(tensor.half().float())
+
+
+def _is_filter(tensor: torch.Tensor) -> bool:
+    return tensor.dtype == torch.float32 and tensor.dim() >= 2 and tensor.numel() > 100
 
 
 def record_opening(run: Run, opening: dict[str, Any]) -> None:
@@ -216,6 +234,7 @@ def _sha256(path: Path) -> str:
 def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     way_out = "restore the file from a copy or train again"
     wanted = model.state_dict()
+    tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
     for name, tensor in wanted.items():
         if name not in tensors:
             raise RunError(f"{path} lacks the tensor {name}; {way_out}")

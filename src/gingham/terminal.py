@@ -4,13 +4,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gingham.errors import DataError, GinghamError
+from gingham.recipe import Recipe
 
 if TYPE_CHECKING:
     from gingham.datasets import Data, Split
@@ -64,6 +65,18 @@ def say_notes(data: "Data") -> None:
     """Print what loading data has to tell, a line each."""
     for note in data.notes:
         say(note)
+
+
+def suited(recipe: Recipe, images: int, given: Collection[str]) -> Recipe:
+    """Return the recipe as it suits that many training pictures, and say so; unless one of the fields that change was given."""
+    few = recipe.for_few(images)
+    changed = [name for name in ("batch_size", "epochs", "hard_share") if getattr(few, name) != getattr(recipe, name)]
+    if not changed or {"batch_size", "epochs", "hard_share"} & set(given):
+        return recipe
+    now = ", ".join(f"{name} {getattr(few, name):g}" for name in changed)
+    before = ", ".join(f"{getattr(recipe, name):g}" for name in changed)
+    say(f"{images:,} training pictures are few for {recipe.name}: {now} in place of {before} (set any of these, and all stay)")
+    return few
 
 
 def print_json(value: object) -> None:

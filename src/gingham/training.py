@@ -22,6 +22,7 @@ from gingham.evaluation import calibrate
 from gingham.inspection import summarize
 from gingham.models import NETWORKS, Classifier, NetworkFactory, build, construct, name_of
 from gingham.optimization import build_optimizer, lr_at
+from gingham.photo_augmentation import photograph_some
 from gingham.progress import Display, History, Tracker
 from gingham.recipe import Recipe
 from gingham.sampling import Sampler
@@ -69,6 +70,11 @@ def fit(
             f"patience is {recipe.patience}, and no validation split is held out to look at; "
             "hold pictures out (--set validation_images=5000), or set patience=0"
         )
+    if recipe.photo_share and train.images.shape[1] != 1:
+        raise GinghamError(
+            f"photo_share is {recipe.photo_share:g}, and the pictures have {train.images.shape[1]} channels; it is for grey pictures of "
+            "objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
+        )
     if network is not None:
         recipe = recipe.replace(network=name_of(network))
     place = choose_device(device)
@@ -113,6 +119,8 @@ def fit(
                 group["lr"] = rate * group["scale"]
             epoch, _ = sampler.position(step)
             pictures = augment(images[batch.to(images.device)].to(place), batch, recipe, epoch, step)
+            if recipe.photo_share:
+                pictures = photograph_some(pictures, labels[batch], train.classes, recipe, step)
             if network is not None:
                 torch.manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))  # so that training can go on at any step
             loss, logits = learn(model, optimizer, pictures, labels[batch], recipe, precision)
@@ -166,6 +174,7 @@ def fit(
         "resumed_from_step": start or None,
     }
     data: dict[str, Any] = {"name": train.dataset, "fingerprint": train.fingerprint, "train_images": len(train)}
+    data["background"] = _background(train)
     if train.skip_unreadable:
         data["skip_unreadable"] = True
     run = Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
@@ -317,6 +326,13 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 def _shape(split: Split) -> tuple[int, int, int]:
     _, channels, height, width = split.images.shape
     return channels, height, width
+
+
+def _background(split: Split) -> float:
+    """The median value around the pictures, 0 to 255: a photograph is to be prepared for the same background."""
+    some = split.images[:: max(1, len(split) // 1000)]
+    edges = (some[..., 0, :], some[..., -1, :], some[..., 0], some[..., -1])
+    return float(torch.cat([edge.flatten() for edge in edges]).median())
 
 
 def _refuse_wrong_splits(train: Split, validation: Split | None) -> None:

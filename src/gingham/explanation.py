@@ -1,0 +1,119 @@
+"""Why a model says of a photograph what it says: each step, what moved the decision, the training pictures most like it."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from gingham.datasets import Split
+from gingham.figures import BLUE, INK, PAPER, RUST, write_figure
+from gingham.models import Classifier
+from gingham.neighbours import nearest
+from gingham.prediction import Answer, occlusion
+
+NEIGHBOURS, SAMPLE = 6, 6000  # looking at every training picture would take ten seconds
+
+
+def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) -> Path:
+    """Write a PNG that explains an answer about a photograph, and return it.
+
+    Above, every step of the preparation; below, the probabilities, the picture with what speaks for (blue) and against
+    (rust) the class given, and, with the training split, the training pictures most like it and their classes.
+
+    Raises
+        GinghamError: a file of that name that Gingham did not draw, or that cannot be written.
+    """
+    assert answer.prepared is not None
+    assert answer.probabilities is not None
+    steps = answer.prepared.steps
+    columns = max(len(steps), NEIGHBOURS)
+    figure = Figure(figsize=(1.75 * columns, 6.4), facecolor=PAPER)
+    head = (
+        f"{Path(answer.image).name}: "
+        + ("not sure, perhaps " if answer.unsure else "")
+        + f"{answer.label} ({answer.confidence:.0%})"
+    )
+    figure.text(0.012, 0.972, head, fontsize=14, color=INK, weight="bold", va="center")
+    for place, step in enumerate(steps):
+        axes = figure.add_axes(((place + 0.06) / columns, 0.63, 0.88 / columns, 0.28))
+        axes.axis("off")
+        axes.imshow(step.picture, interpolation="nearest" if max(step.picture.shape) < 100 else "antialiased", aspect="equal")
+        axes.set_anchor("S")
+        text = textwrap.fill(f"{place + 1}. {step.note}", 27)
+        figure.text((place + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
+
+    best = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
+    bars = figure.add_axes((0.115, 0.07, 0.2, 0.33))
+    bars.barh(range(len(best)), [share for _, share in best], color=[BLUE] + [_pale(BLUE)] * (len(best) - 1))
+    bars.set_yticks(range(len(best)), [name[:14] for name, _ in best], fontsize=9, color=INK)
+    bars.invert_yaxis()
+    bars.set_xlim(0, 1)
+    bars.set_xticks([])
+    bars.spines[:].set_visible(False)
+    bars.tick_params(length=0)
+    for row, (_, share) in enumerate(best):
+        bars.text(share + 0.02, row, f"{share:.0%}", va="center", fontsize=9, color=INK)
+    if float(model.threshold):
+        bars.axvline(float(model.threshold), color=INK, lw=0.9, ls=":")
+        bars.text(float(model.threshold), len(best) - 0.42, "sure from here", fontsize=7.5, color=INK, ha="center", va="top")
+    _title(figure, 0.012, "What the model answers")
+
+    picture = torch.from_numpy(answer.prepared.picture)
+    moved = occlusion(model, picture, model.classes.index(answer.label)).numpy()
+    axes = figure.add_axes((0.36, 0.06, 0.2, 0.35))
+    axes.axis("off")
+    _show(axes, picture)
+    reach = max(float(np.abs(moved).max()), 0.02)
+    shade = np.zeros((*moved.shape, 4))
+    shade[..., :3] = np.where(moved[..., None] > 0, _rgb(BLUE), _rgb(RUST))
+    shade[..., 3] = 0.85 * np.abs(moved) / reach
+    axes.imshow(shade, interpolation="bilinear")
+    _title(figure, 0.36, f"For {answer.label} (blue), against it (rust)")
+
+    if train is not None and train.images.shape[1:] == picture.shape:
+        some = torch.arange(0, len(train), max(1, len(train) // SAMPLE))
+        places = nearest(_seen(model, picture[None]), _seen(model, train.images[some]), NEIGHBOURS)
+        _title(figure, 0.62, f"Of {len(some):,} training pictures, most like it to the network")
+        for k, index in enumerate(some[places[0]].tolist()):
+            axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
+            axes.axis("off")
+            _show(axes, train.images[index])
+            name = train.classes[int(train.labels[index])][:16]
+            axes.text(0.5, -0.05, name, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)  # fmt: skip
+    return write_figure(figure, file)
+
+
+def _seen(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """What a network makes of pictures, float (N, D): what goes into its last linear layer or, where it has none, its logits."""
+    last = next((module for module in reversed(list(model.network.modules())) if isinstance(module, torch.nn.Linear)), None)
+    found: list[torch.Tensor] = []
+    handle = None if last is None else last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1)))
+    try:
+        logits = torch.cat([model.logits(part) for part in images.split(500)])
+    finally:
+        if handle is not None:
+            handle.remove()
+    if not found:
+        return logits
+    views = len(found) // -(-len(images) // 500)  # the mirror image comes after each batch
+    return torch.cat(found[::views])
+
+
+def _show(axes: Any, picture: torch.Tensor) -> None:
+    pixels = picture.permute(1, 2, 0).numpy()
+    axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)  # as the model sees it
+
+
+def _title(figure: Figure, left: float, text: str) -> None:
+    figure.text(left, 0.445, text, fontsize=10, color=INK, weight="bold", va="center")
+
+
+def _rgb(colour: str) -> tuple[float, ...]:
+    return tuple(int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
+
+
+def _pale(colour: str) -> tuple[float, ...]:
+    return tuple(0.5 + part / 2 for part in _rgb(colour))

@@ -1,0 +1,216 @@
+"""Photographs prepared: drawn garments, whose true shape is known, on grounds of every kind."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from gingham.errors import DataError
+from gingham.photos import open_photo, prepare_garment, prepare_plain
+
+SHIRT = [(30, 20), (70, 20), (98, 45), (88, 60), (76, 52), (76, 100), (24, 100), (24, 52), (12, 60), (2, 45)]  # of 100 by 120
+
+
+def drawn(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0.0):
+    """A shirt on a ground, and where it is."""
+    random = np.random.default_rng(0)
+    there = Image.new("1", size)
+    ImageDraw.Draw(there).polygon([(corner[0] + scale * x, corner[1] + scale * y) for x, y in SHIRT], fill=1)
+    mask = np.asarray(there)
+    pixels = np.where(mask[..., None], np.array(colour, float), np.array(ground, float))
+    pixels = pixels + random.normal(0, texture, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), mask
+
+
+def silhouette(prepared):
+    return prepared.picture[0] > 30
+
+
+def overlap(one, other):
+    return (one & other).sum() / (one | other).sum()
+
+
+def expected_silhouette():
+    """The shirt alone, filling the frame as the dataset's do."""
+    mask = drawn((0, 0, 0), (255, 255, 255))[1]
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    part = Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    width, height = part.size
+    scale = 28 / max(width, height)
+    small = part.convert("L").resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
+    frame = Image.new("L", (28, 28))
+    frame.paste(small, ((28 - small.width) // 2, (28 - small.height) // 2))
+    return np.asarray(frame) > 100
+
+
+GROUNDS = [
+    ((40, 60, 120), (255, 255, 255)),  # dark on white
+    ((230, 230, 225), (60, 30, 20)),  # light on dark
+    ((200, 40, 40), (150, 150, 150)),  # a colour of the ground's brightness
+    ((120, 120, 120), (200, 180, 150)),
+    ((20, 20, 20), (90, 120, 70)),
+]
+
+
+@pytest.mark.parametrize(("colour", "ground"), GROUNDS)
+@pytest.mark.parametrize("corner", [(50, 80), (95, 155), (20, 20)])
+def test_the_garment_is_found_whatever_its_colour_and_place(colour, ground, corner):
+    photo, _ = drawn(colour, ground, corner=corner, texture=6)
+    prepared = prepare_garment(photo)
+    assert prepared.picture.shape == (1, 28, 28)
+    assert prepared.picture.dtype == np.uint8
+    assert overlap(silhouette(prepared), expected_silhouette()) > 0.85
+    shirt = prepared.picture[0][silhouette(prepared)]
+    assert np.median(shirt) >= 65  # light on black, whatever it was
+    assert (prepared.picture[0][~expected_silhouette()] == 0).mean() > 0.8
+
+
+def test_every_step_is_kept_and_says_what_it_did():
+    prepared = prepare_garment(drawn((40, 60, 120), (255, 255, 255))[0])
+    assert [step.name for step in prepared.steps] == ["photo", "garment", "crop", "tone", "contrast", "size", "narrower"]
+    assert prepared.notes[0] == "read 300x400 pixels"
+    assert "made negative" in prepared.notes[3]
+    for step in prepared.steps:
+        assert step.picture.dtype == np.uint8
+        assert step.picture.shape[2] == 3
+    assert np.array_equal(prepared.steps[5].picture[..., 0], prepared.picture[0])
+    assert prepared.framings.shape == (2, 1, 28, 28)
+    widths = [np.flatnonzero((framing[0] > 30).any(axis=0)) for framing in prepared.framings]
+    assert np.ptp(widths[1]) < np.ptp(widths[0])
+
+
+def test_dark_cloth_turns_lighter_than_light_cloth():
+    """As in the dataset, which is negative: what is compared is one shirt with a dark and a light half."""
+    photo, mask = drawn((90, 90, 90), (255, 255, 255))
+    pixels = np.array(photo)
+    pixels[:, 150:][mask[:, 150:]] = 20
+    picture = prepare_garment(Image.fromarray(pixels)).picture[0]
+    assert picture[12:20, 16:19].mean() > picture[12:20, 9:12].mean() + 60
+
+
+def test_a_picture_that_is_negative_already_is_not_turned_again():
+    photo, mask = drawn((90, 90, 90), (0, 0, 0))
+    pixels = np.array(photo)
+    pixels[:, 150:][mask[:, 150:]] = 240
+    prepared = prepare_garment(Image.fromarray(pixels))
+    assert "kept" in prepared.notes[3]
+    assert prepared.picture[0][12:20, 16:19].mean() > prepared.picture[0][12:20, 9:12].mean() + 60
+
+
+def test_the_same_photo_gives_the_same_picture():
+    photo, _ = drawn((200, 40, 40), (150, 150, 150), texture=20)
+    first = prepare_garment(photo)
+    for _ in range(3):
+        prepare_garment(drawn((1, 2, 3), (99, 99, 99), texture=9)[0])
+        assert np.array_equal(prepare_garment(photo).framings, first.framings)
+
+
+def test_proportions_are_kept():
+    photo = Image.new("RGB", (400, 300), "white")
+    ImageDraw.Draw(photo).rectangle((100, 120, 299, 219), fill=(30, 60, 90))
+    rows, columns = np.nonzero(prepare_garment(photo).picture[0] > 30)
+    assert np.ptp(columns) + 1 == 28
+    assert abs(np.ptp(rows) + 1 - 14) <= 1
+    assert abs((rows.min() + rows.max()) / 2 - 13.5) <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_data_says(tmp_path, orientation):
+    upright, _ = drawn((40, 60, 120), (255, 255, 255))
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.png", exif=exif)
+    assert np.array_equal(np.asarray(open_photo(tmp_path / "photo.png")), np.asarray(upright))
+
+
+def test_transparency_is_taken_as_the_cut_out():
+    """A white shirt on white, which nothing but its alpha channel can find."""
+    photo, mask = drawn((255, 255, 255), (255, 255, 255))
+    photo.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
+    prepared = prepare_garment(photo)
+    assert "cut out already" in prepared.notes[1]
+    assert overlap(silhouette(prepared), expected_silhouette()) > 0.9
+
+
+@pytest.mark.parametrize(
+    "photo",
+    [
+        Image.new("RGB", (1, 1), "red"),
+        Image.new("RGB", (500, 1), "red"),
+        Image.new("RGB", (3, 400), "blue"),
+        Image.new("RGB", (300, 300), "white"),
+        Image.new("RGB", (5, 5), "white"),
+        Image.new("RGBA", (60, 60), (0, 0, 0, 0)),
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)),
+    ],
+    ids=["one pixel", "a row", "a column", "one colour", "tiny", "all transparent", "noise"],
+)
+def test_a_photo_without_a_garment_is_taken_whole_or_in_part_and_never_fails(photo):
+    prepared = prepare_garment(photo)
+    assert prepared.picture.shape == (1, 28, 28)
+    assert prepared.picture.max() > 0
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "1", "I;16", "RGBA", "YCbCr"])
+def test_every_kind_of_pixel_is_read(tmp_path, mode):
+    photo, _ = drawn((40, 40, 40), (250, 250, 250))
+    grey = np.asarray(photo.convert("L")).astype(np.uint16)
+    photo = Image.fromarray(grey * 257) if mode == "I;16" else photo.convert(mode)
+    file = tmp_path / ("photo.tif" if mode in ("CMYK", "I;16", "YCbCr") else "photo.png")
+    photo.save(file)
+    assert overlap(silhouette(prepare_garment(open_photo(file))), expected_silhouette()) > 0.85
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
+def test_every_format_is_read(tmp_path, suffix):
+    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / f"photo.{suffix}")
+    assert overlap(silhouette(prepare_garment(open_photo(tmp_path / f"photo.{suffix}"))), expected_silhouette()) > 0.85
+
+
+def test_a_file_that_is_no_picture_gets_one_sentence(tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
+    for name, reason in (("text.jpg", "cannot identify"), ("empty.png", "it is empty"), ("torn.png", "truncated")):
+        with pytest.raises(DataError, match=f"cannot read .*{name} as a picture .*{reason}.*give a file of the formats PNG"):
+            open_photo(tmp_path / name)
+    with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; name a picture"):
+        open_photo(tmp_path / "nowhere.jpg")
+    with pytest.raises(DataError, match="is a folder; name the pictures in it"):
+        open_photo(tmp_path)
+
+
+def test_a_picture_too_large_to_open_is_refused(tmp_path):
+    Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")
+    with pytest.raises(DataError, match="20000x7000 pixels; allowed: 120,000,000"):
+        open_photo(tmp_path / "huge.png")
+
+
+def test_other_models_see_the_whole_picture():
+    photo = Image.new("RGB", (100, 50), (10, 200, 30))
+    picture = prepare_plain(photo, (3, 32, 32)).picture
+    assert picture.shape == (3, 32, 32)
+    assert (picture == np.array([10, 200, 30])[:, None, None]).all()
+
+
+def test_a_digit_on_paper_becomes_light_on_black_as_such_models_learned_it():
+    paper = Image.new("RGB", (200, 200), (220, 215, 205))
+    ImageDraw.Draw(paper).line((60, 40, 140, 160), fill=(30, 30, 60), width=14)
+    picture = prepare_plain(paper, (1, 28, 28), background=0.0).picture[0]
+    assert picture[0, 0] == picture[-1, -1] == 0
+    assert picture[14, 14] > 200
+    light = prepare_plain(paper, (1, 28, 28), background=240.0).picture[0]
+    assert light[0, 0] > 200
+    assert light[14, 14] < 80
+    assert np.array_equal(prepare_plain(paper, (1, 28, 28)).picture[0], light)
