@@ -3,7 +3,7 @@
 # make check    formatter, linter, type checker
 # make data     get Fashion-MNIST alone; needs no root
 # make wheel    build the wheel, install it elsewhere, use it
-# make model    train the model that comes in the package anew (a quarter of an hour), and let it in if it is no worse
+# make model    train the model that comes in the package anew (twenty minutes), and let it in if it is no worse
 
 PYTHON ?= python3
 VENV   ?= .venv

@@ -40,9 +40,7 @@ def main() -> None:
     calibrate(run, data.validation)
     new = scores(run, data, arguments.photos)
     if (PACKAGED / FACTS).exists():
-        before = load_packaged()
-        before.folder = None  # the package stays as it is
-        old = scores(before, data, arguments.photos)
+        old = scores(load_packaged(), data, arguments.photos)
         for name, value in new.items():
             print(f"{name:<32} {value:.2%}, packaged {old[name]:.2%}")
         worse = [name for name, value in new.items() if value < old[name]]

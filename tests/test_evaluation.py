@@ -36,6 +36,8 @@ def test_a_report_against_a_loop(small_run):
         for other, column in enumerate(data.classes):
             expected = int(((data.test.labels == k) & (predicted.labels == other)).sum())
             assert report.confusion[name, column] == expected
+    recalls = [row["accuracy"] for row in report.per_class.values()]
+    assert report.balanced_accuracy == pytest.approx(sum(recalls) / 4)
     assert 0 <= report.calibration_error <= 1
 
 

@@ -9,6 +9,8 @@ from PIL import Image
 
 import gingham
 from conftest import make_dataset
+from gingham.explanation import _seen
+from gingham.models import build
 from gingham.prediction import PACKAGED, average, occlusion, prepare_for
 from test_photos import drawn
 
@@ -227,6 +229,21 @@ def test_a_folder_of_photographs_is_measured(command, tmp_path, packaged):
     assert "balanced accuracy" in command("evaluate", "run", "--data", folder).stdout
 
 
+def test_the_packaged_model_is_measured_on_photographs_alone(command, tmp_path, packaged):
+    folder = photographs(tmp_path / "mine", packaged, {"bag": 2, "coat": 1})
+    report = json.loads(command("evaluate", "packaged", "--data", folder, "--json").stdout)
+    assert (report["total"], report["file"]) == (3, "confusion-photographs.png")
+    assert "give --data FOLDER" in command("evaluate", "packaged", "--split", "test", code=2).stderr
+    assert {file.name for file in PACKAGED.iterdir()} == {"model.json", "model.safetensors"}, "nothing is written there"
+
+
+def test_a_batch_of_the_recipe_photo_can_be_looked_at(command, fashion_mnist_folder):
+    plain = json.loads(command("show", "--batch", 64, "--recipe", "fast-94", "--out", "plain.png", "--json").stdout)["batch"]
+    made = json.loads(command("show", "--batch", 64, "--recipe", "photo", "--out", "made.png", "--json").stdout)["batch"]
+    assert plain["labels"] == made["labels"]
+    assert (command.folder / "plain.png").read_bytes() != (command.folder / "made.png").read_bytes()
+
+
 def test_a_split_of_photographs_alone_may_be_asked_for(tmp_path, packaged):
     folder = photographs(tmp_path / "mine", packaged, {"bag": 2}, nested="test")
     assert gingham.evaluate_photographs(packaged, folder)[0].total == 2
@@ -252,3 +269,20 @@ def test_data_of_one_s_own_is_no_folder_of_photographs(tmp_path, command):
     command("train", "--recipe", "article", "--data", tmp_path / "quadrants", "--epochs", 0.2, "--out", "run")
     report = json.loads(command("evaluate", "run", "--data", tmp_path / "quadrants", "--split", "test", "--json").stdout)
     assert report["split"] == "test"
+
+
+@pytest.mark.parametrize(("network", "views", "width"), [("tiny", "flip", 64), ("tiny", "one", 64), ("article", "one", 10)])
+def test_pictures_are_compared_as_the_network_sees_them(network, views, width):
+    """By what goes into its last linear layer, of the picture and not of its mirror image; by its logits without one."""
+    model = build(network, [str(k) for k in range(10)], (1, 28, 28), views=views)
+    images = torch.randint(256, (1203, 1, 28, 28), dtype=torch.uint8)
+    seen = _seen(model, images)
+    assert seen.shape == (1203, width)
+    model.eval()
+    alone = [_seen(model, image[None])[0] for image in images[[0, 700, 1202]]]
+    assert torch.allclose(seen[[0, 700, 1202]], torch.stack(alone), atol=1e-4)
+    if network == "tiny":
+        with torch.no_grad():
+            pixels = (images[:5].float() / 255 - model.mean) / model.std
+            expected = model.network[:-1](pixels)
+        assert torch.allclose(seen[:5], expected, atol=1e-4)

@@ -69,3 +69,23 @@ def test_a_recipe_survives_json():
 def test_unknown_recipe():
     with pytest.raises(RecipeError, match=r"unknown recipe 'articel'; did you mean 'article'\? \(known: "):
         find_recipe("articel")
+
+
+@pytest.mark.parametrize("images", [1, 7, 136, 2000, 9999])
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_for_few_pictures_takes_steps_enough(name, images):
+    few = RECIPES[name].for_few(images)
+    assert few.epochs * -(-images // few.batch_size) >= 500
+    assert few.epochs >= RECIPES[name].epochs
+    assert few.batch_size <= RECIPES[name].batch_size
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_recipe_for_many_pictures_stays(name):
+    assert RECIPES[name].for_few(10_000) == RECIPES[name]
+    assert RECIPES[name].for_few(55_000) == RECIPES[name]
+
+
+def test_a_recipe_that_takes_steps_enough_stays():
+    recipe = RECIPES["fast"].replace(batch_size=8, epochs=200, hard_share=1)
+    assert recipe.for_few(136) == recipe

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import gingham
 from gingham import RunError
-from gingham.storage import load_checkpoint, save_checkpoint
+from gingham.storage import halve, load_checkpoint, save_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -173,3 +173,23 @@ def test_a_folder_of_runs_says_which_are_there(saved):
     (folder.parent / "empty").mkdir()
     with pytest.raises(RunError, match="no run in"):
         gingham.load(folder.parent / "empty")
+
+
+def test_a_halved_run_is_what_was_measured_and_half_as_large(tmp_path, small_run):
+    run, data = small_run
+    whole = gingham.save(run, tmp_path / "whole")
+    run.folder = None
+    halve(run.model)
+    expected = run.model.predict(data.validation.images).probabilities
+    halved = gingham.save(run, tmp_path / "halved", halved=True)
+    assert torch.equal(gingham.load(halved).model.predict(data.validation.images).probabilities, expected)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, halved)]
+    assert 0.5 < sizes[1] / sizes[0] < 0.55
+
+
+def test_halving_moves_an_answer_by_less_than_a_hundredth(small_run):
+    run, data = small_run
+    before = run.model.predict(data.validation.images).probabilities
+    halve(run.model)
+    after = run.model.predict(data.validation.images).probabilities
+    assert 0 < float((after - before).abs().max()) < 1e-2

@@ -1,8 +1,7 @@
 """The commands that use a model on one's own pictures: predict."""
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,15 +9,17 @@ from gingham.errors import DataError, GinghamError
 from gingham.terminal import Device, Json, Model, data_of, factory_of, print_json, say
 
 if TYPE_CHECKING:
+    from gingham.datasets import Split
     from gingham.prediction import Answer
     from gingham.storage import Run
 
-SHOWN = 3  # classes named where the model is not sure
+SHOWN = 3  # classes named where the model is not sure; errors told in full
+TOGETHER = 64  # pictures answered at a time: their steps take half a megabyte each
 
 
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files: PNG, JPEG, WEBP, BMP, GIF or TIFF.")],
-    run: Annotated[Path | None, typer.Option(help="A run folder; the model that comes in the package unless told.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run folder; the model that comes with Gingham unless told.")] = None,
     prepare: Annotated[
         str,
         typer.Option(
@@ -52,58 +53,60 @@ def predict(
         from gingham.training import choose_device
 
         loaded.model.to(choose_device(device))
-    answers = answer(loaded, images, prepare)
-    figures = _explained(answers, loaded, run, out or Path()) if explain else {}
+    train = _training_pictures(loaded, run) if explain else None
+    entries: list[dict[str, Any]] = []
+    drawn: set[Path] = set()
+    for start in range(0, len(images), TOGETHER):
+        for one in answer(loaded, images[start : start + TOGETHER], prepare):
+            entry = one.to_dict()
+            if explain and one.error is None:
+                entry["file"] = _explained(one, loaded, train, out or Path(), drawn)
+            entries.append(entry)
+            if not as_json and one.error is None:
+                _print(one, entry.get("file"), notes=explain or len(images) <= SHOWN)
     if as_json:
-        print_json([one.to_dict() | ({"file": figures[k]} if k in figures else {}) for k, one in enumerate(answers)])
-    else:
-        for k, one in enumerate(answers):
-            _print(one, figures.get(k), notes=explain or len(answers) <= SHOWN)
-    errors = [one.error for one in answers if one.error is not None]
+        print_json(entries)
+    errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
-        of_them = f"{len(errors)} of {len(answers)} pictures were not answered: " if len(answers) > 1 else ""
-        raise DataError(of_them + "; ".join(errors[:SHOWN]) + (f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN)))
+        of_them = f"{len(errors)} of {len(entries)} pictures were not answered: " if len(entries) > 1 else ""
+        raise DataError(of_them + "; ".join(errors[:SHOWN]) + f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN))
 
 
 def _print(answer: "Answer", figure: str | None, *, notes: bool) -> None:
-    if answer.probabilities is None or answer.prepared is None:
-        return  # the errors come together at the end
-    best = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])
+    assert answer.probabilities is not None
+    assert answer.prepared is not None
     if answer.unsure:
-        print(f"{answer.image}: not sure; " + ", ".join(f"{name} {share:.0%}" for name, share in best[:SHOWN]))
+        best = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:SHOWN]
+        print(f"{answer.image}: not sure; " + ", ".join(f"{name} {share:.0%}" for name, share in best))
     else:
         print(f"{answer.image}: {answer.label} ({answer.confidence:.0%})")
-    if notes:
-        for note in answer.prepared.notes:
-            print(f"  {note}")
+    for note in answer.prepared.notes if notes else ():
+        print(f"  {note}")
     if figure:
         print(f"  figure: {figure}")
 
 
-def _explained(answers: "list[Answer]", loaded: "Run", run: Path | None, out: Path) -> dict[int, str]:
-    from gingham.explanation import explain
+def _training_pictures(loaded: "Run", run: Path | None) -> "Split | None":
     from gingham.published import NAMED, locate
 
-    train = None
     name = loaded.data.get("name")
-    if name not in NAMED or locate(name) is not None:  # nothing is downloaded for a drawing
-        try:
-            train = data_of(loaded, run or Path("the packaged model")).train
-        except GinghamError as error:
-            say(f"gingham: without the nearest training pictures: {error}")
-    else:
+    if name in NAMED and locate(str(name)) is None:  # nothing is downloaded for a drawing
         say(f"gingham: without the nearest training pictures: {name} is not on this machine (gingham show {name} gets it)")
-    out.mkdir(parents=True, exist_ok=True)
-    files: dict[int, str] = {}
-    for k, one in enumerate(answers):
-        if one.error is None:
-            stem = Path(one.image).stem
-            taken = set(files.values())
-            file = out / f"{stem}-explained.png"
-            number = 2
-            while str(file) in taken:
-                file, number = out / f"{stem}-explained-{number}.png", number + 1
-            files[k] = str(explain(loaded.model, one, train, file))
-    if sys.stderr.isatty() and len(files) > SHOWN:
-        say(f"{len(files)} figures drawn")
-    return files
+        return None
+    try:
+        return data_of(loaded, run or Path("the packaged model")).train
+    except GinghamError as error:
+        say(f"gingham: without the nearest training pictures: {error}")
+        return None
+
+
+def _explained(answer: "Answer", loaded: "Run", train: "Split | None", folder: Path, drawn: set[Path]) -> str:
+    """Draw why into a file named after the picture, or one beside it where two pictures have one name."""
+    from gingham.explanation import explain
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stem, number = Path(answer.image).stem, 1
+    while (file := folder / f"{stem}-explained{f'-{number}' * (number > 1)}.png") in drawn:
+        number += 1
+    drawn.add(file)
+    return str(explain(loaded.model, answer, train, file))

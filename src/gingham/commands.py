@@ -173,7 +173,9 @@ def _train(
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run folder; or packaged: the model that comes with Gingham, on the photographs of --data.")
+    ],
     data: Annotated[
         str | None,
         typer.Option(help="Other data than the run's own: a folder of photographs, one folder a class, or what train takes."),
@@ -193,10 +195,21 @@ def evaluate(
     from gingham.training import choose_device
 
     place = choose_device(device)
-    loaded = load(run, factory_of(model))
+    packaged = str(run) == "packaged" and not run.exists()
+    if packaged:
+        from gingham.prediction import load_packaged
+
+        loaded = load_packaged()
+    else:
+        loaded = load(run, factory_of(model))
     loaded.model.to(place)
+    photographs = data is not None and _are_photographs(data, loaded)
+    if packaged and not photographs:
+        raise GinghamError(
+            "the packaged model is measured on photographs: give --data FOLDER, with a folder of them for each class"
+        )
     unreadable = {}
-    if data is not None and _are_photographs(data, loaded):
+    if data is not None and photographs:
         from gingham.prediction import evaluate_photographs
 
         report, bad = evaluate_photographs(loaded, data, split)
@@ -208,7 +221,8 @@ def evaluate(
 
     from gingham.figures import draw_confusion
 
-    figure = drawn(draw_confusion, report, run / f"confusion-{report.split}.png")
+    beside = Path() if packaged else run
+    figure = drawn(draw_confusion, report, beside / f"confusion-{report.split}.png")
     if as_json:
         print_json({**report.to_dict(), **unreadable, "file": figure})
         return
@@ -236,6 +250,7 @@ def show(
     data: Annotated[str, typer.Argument(help=DATA_HELP)] = DEFAULT_DATA,
     skip_unreadable: SkipUnreadable = False,
     batch: Annotated[int | None, typer.Option(min=1, help="Show one training batch of N as the loop sees it.")] = None,
+    recipe: Annotated[str, typer.Option(help="With --batch: the recipe whose batch it is.")] = DEFAULT_RECIPE,
     out: Annotated[Path | None, typer.Option(help="The PNG to write; <name>.png here unless told.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -251,24 +266,26 @@ def show(
 
         facts["file"] = str(draw_contact_sheet(source, out or Path(f"{stem}.png")))
     else:
-        facts |= _show_batch(source, batch, out or Path(f"{stem}-batch.png"))
+        facts |= _show_batch(source, find_recipe(recipe).replace(batch_size=batch), out or Path(f"{stem}-batch.png"))
     if as_json:
         print_json(facts)
     else:
         _print_facts(facts)
 
 
-def _show_batch(source: "Data", size: int, file: Path) -> dict[str, Any]:
+def _show_batch(source: "Data", recipe: Recipe, file: Path) -> dict[str, Any]:
     from torch import nn
 
     from gingham.augmentation import augment
     from gingham.figures import draw_batch
     from gingham.models import Classifier
+    from gingham.photo_augmentation import photograph_some
     from gingham.sampling import Sampler
 
-    recipe = find_recipe(DEFAULT_RECIPE).replace(batch_size=size)
     indices = next(Sampler(recipe, len(source.train)).batches(0, 1))
     images, labels = augment(source.train.images[indices], indices, recipe, epoch=0, step=0), source.train.labels[indices]
+    if recipe.photo_share:
+        images = photograph_some(images, labels, source.classes, recipe, step=0)
     names = [source.classes[label] for label in labels.tolist()]
     channels, height, width = images.shape[1:]
     normalised = Classifier(nn.Identity(), source.classes, (channels, height, width), recipe.mean, recipe.std)(images)

@@ -92,7 +92,7 @@ def _seen(model: Classifier, images: torch.Tensor) -> torch.Tensor:
     found: list[torch.Tensor] = []
     handle = None if last is None else last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1)))
     try:
-        logits = torch.cat([model.logits(part) for part in images.split(500)])
+        logits = torch.cat([model.logits(part) for part in torch.split(images, 500)])
     finally:
         if handle is not None:
             handle.remove()

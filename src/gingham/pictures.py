@@ -111,7 +111,7 @@ def common_side(files: Sequence[Path]) -> int:
     Only the headers are read, no further than to the first picture that differs; files that cannot be read do not count.
     """
     found = set()
-    with ThreadPoolExecutor(_threads()) as pool, _quiet():
+    with ThreadPoolExecutor(_threads()) as pool, quiet():
         for group in _groups(files):
             found |= {size for size in pool.map(_size, group) if size}
             if len(found) > 1:
@@ -147,7 +147,7 @@ def read_pictures(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     """
     kept, odd, grey, passing = list[int](), list[tuple[int, str]](), True, False
     size = images.shape[-1]
-    with _quiet(), ThreadPoolExecutor(_threads()) as pool, _bar(len(files), title) as bar:
+    with quiet(), ThreadPoolExecutor(_threads()) as pool, _bar(len(files), title) as bar:
         results = (result for group in _groups(files) for result in pool.map(_read, group, repeat(size)))
         for place, (pixels, reason, may_pass) in enumerate(results):
             if reason:
@@ -197,8 +197,8 @@ def _threads() -> int:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Pillow warns of metadata and of pictures that are merely large, and logs what it then raises: no concern of the user's."""
+def quiet() -> Iterator[None]:
+    """Silence what Pillow warns of and logs: metadata, pictures that are merely large, and errors that it then raises anyway."""
     logger = logging.getLogger("PIL")
     level = logger.level
     with warnings.catch_warnings():

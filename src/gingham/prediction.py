@@ -16,6 +16,7 @@ from gingham.evaluation import Report, measure
 from gingham.folders import list_pictures
 from gingham.models import Classifier
 from gingham.photos import Prepared, Step, is_grey, on_white, open_photo, prepare_garment, prepare_plain
+from gingham.pictures import quiet
 from gingham.storage import Run, load
 
 PACKAGED = Path(__file__).parent / "packaged"
@@ -56,9 +57,13 @@ class Answer:
 def load_packaged() -> Run:
     """Return the run of the model that comes in the package: trained on Fashion-MNIST by the recipe `photo`, seed 0.
 
-    load_packaged().model.classes        # ('T-shirt/top', 'Trouser', ...)
+    It has no folder: nothing is ever written beside what was installed.
+
+        load_packaged().model.classes        # ('T-shirt/top', 'Trouser', ...)
     """
-    return load(PACKAGED)
+    run = load(PACKAGED)
+    run.folder = None
+    return run
 
 
 def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto") -> list[Answer]:
@@ -101,17 +106,21 @@ def average(model: Classifier, prepared: Sequence[Prepared]) -> torch.Tensor:
     return torch.stack([part.mean(dim=0) for part in parts])
 
 
-def _prepare_all(run: Run, images: Sequence[str | Path | Image.Image], way: str) -> list[Prepared | DataError]:
+def _prepare_all(
+    run: Run, images: Sequence[str | Path | Image.Image], way: str, *, steps: bool = True
+) -> list[Prepared | DataError]:
     def one(image: str | Path | Image.Image) -> Prepared | DataError:
         try:
-            return prepare_for(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), way)
+            prepared = prepare_for(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), way)
         except DataError as error:
             return error
+        return prepared if steps else Prepared(prepared.framings, ())  # the steps of thousands would fill the memory
 
-    if len(images) == 1:
-        return [one(images[0])]
-    with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
-        return list(pool.map(one, images))
+    with quiet():
+        if len(images) == 1:
+            return [one(images[0])]
+        with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
+            return list(pool.map(one, images))
 
 
 def prepare_for(run: Run, photo: Image.Image, way: str = "auto") -> Prepared:
@@ -161,7 +170,7 @@ def evaluate_photographs(run: Run, folder: str | Path, split: str | None = None)
             )
     if not entries:
         raise DataError(f"{place} holds no photographs of the split {split}; leave --split out to take all there are")
-    results = _prepare_all(run, [entry.file for entry in entries], "auto")
+    results = _prepare_all(run, [entry.file for entry in entries], "auto", steps=False)
     read = [(entry, result) for entry, result in zip(entries, results, strict=True) if isinstance(result, Prepared)]
     bad = [Answer(str(entry.file), error=str(result)) for entry, result in zip(entries, results, strict=True)
            if not isinstance(result, Prepared)]  # fmt: skip
