@@ -1,11 +1,11 @@
 """How good are runs on photographs? On some made from the dataset's own pictures, and on folders of real ones.
 
     python benchmarks/photographs.py                                   # the packaged model
-    python benchmarks/photographs.py runs/photo-0 runs/fast-0 --photos ~/photographs
+    python benchmarks/photographs.py packaged runs/fast-0 --photos ~/photographs
 
 Photographs are made from validation pictures, enlarged, positive again and coloured: `product` on white, framed, a third of
 them squeezed from 3:4 to a square; `floor` on creased cloth or boards, turned, unevenly lit. Real ones lie in a folder a class; no run
-was trained on any. Beside the runs, of the first one what simple preparations get. Writes
+was trained on any. Beside what `gingham predict` prepares, what simple preparations get. Writes
 benchmarks/results/photographs-<hardware>-<date>.md.
 """
 
@@ -131,9 +131,10 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=40, help="photographs made a class")
     arguments = parser.parse_args()
     commit = records.clean_commit()
-    runs: dict[str, Run] = {str(folder): gingham.load(folder) for folder in arguments.runs}
-    runs = runs or {"packaged": load_packaged()}
-    name, first = next(iter(runs.items()))
+    runs: dict[str, Run] = {
+        str(name): load_packaged() if str(name) == "packaged" else gingham.load(name) for name in arguments.runs or ["packaged"]
+    }
+    first = next(iter(runs.values()))
     known = {"".join(filter(str.isalnum, label.lower())): k for k, label in enumerate(first.model.classes)}
     sets = {f"made: {kind}": make(kind, arguments.each) for kind in KINDS}
     for folder in arguments.photos:
@@ -147,21 +148,21 @@ def main() -> None:
             started = time.perf_counter()
             prepared.append(prepare_for(first, image, "photo"))
             times.append(time.perf_counter() - started)
-        rows += [f"| {title} | {len(images)} | {key} | {balanced(run, prepared, labels)} |" for key, run in runs.items()]
-        for way in SIMPLE:
-            simple = [Prepared(simply(image, way)[None], ()) for image in images]
-            rows.append(f"| {title} | {len(images)} | {name}, {way} | {balanced(first, simple, labels)} |")
+        ways = {"as predict does": prepared}
+        ways |= {way: [Prepared(simply(image, way)[None], ()) for image in images] for way in SIMPLE}
+        for name, run in runs.items():
+            rows += [f"| {title} | {len(images)} | {name} | {way} | {balanced(run, ways[way], labels)} |" for way in ways]
     environment = describe_environment(torch.device("cpu"))
     text = "\n".join(
         [
             "# Photographs",
             "",
-            f"Command: `python benchmarks/photographs.py {' '.join(map(str, arguments.runs))}`, commit {commit[:12]}.",
+            f"Command: `python benchmarks/photographs.py {' '.join(map(str, runs))}`, commit {commit[:12]}.",
             f"Hardware: {environment['hardware']}; torch {environment['torch']}. One seed a run.",
             f"Preparing a photograph took {1000 * statistics.median(times):.0f} ms, the median of {len(times)}.",
             "",
-            "| photographs | how many | run | balanced accuracy | not sure | wrong of the sure |",
-            "| --- | ---: | --- | ---: | ---: | ---: |",
+            "| photographs | how many | run | prepared | balanced accuracy | not sure | wrong of the sure |",
+            "| --- | ---: | --- | --- | ---: | ---: | ---: |",
             *rows,
             "",
         ]

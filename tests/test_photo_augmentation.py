@@ -135,7 +135,7 @@ def test_layers_are_turned_and_moved_as_their_matrix_says():
 
 def test_colour_is_refused_with_a_way_out():
     train = gingham.Split("train", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"), "made", "")
-    with pytest.raises(gingham.GinghamError, match=r"photo_share is 0.5, and the pictures have 3 channels; .* --recipe fast"):
+    with pytest.raises(gingham.GinghamError, match=r"photo_share is 0.4, and the pictures have 3 channels; .* --recipe fast"):
         gingham.fit(gingham.RECIPES["photo"], train, progress=False)
 
 

@@ -64,6 +64,8 @@ def train(
     changes = parse_settings(settings or [])
     changes |= {key: value for key, value in (("seed", seed), ("epochs", epochs)) if value is not None}
     chosen = find_recipe(recipe).replace(**changes)
+    if track not in (None, "tensorboard"):
+        raise GinghamError(f"--track got {track!r}; allowed: tensorboard")
     own = f"-{model.rpartition(':')[2]}" if model else ""
     folder = out or Path("runs") / f"{chosen.name}{own}-{chosen.seed}"
     if (folder / "model.json").exists():
