@@ -1,4 +1,4 @@
-from gingham.cli import main
+from gingham.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()
