@@ -27,24 +27,29 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
         GinghamError: a file of that name that Gingham did not draw, or that cannot be written.
     """
     assert answer.prepared is not None
-    assert answer.probabilities is not None
-    steps = answer.prepared.steps
-    columns = max(len(steps), NEIGHBOURS)
+    columns = max(len(answer.prepared.steps), NEIGHBOURS)
     figure = Figure(figsize=(1.75 * columns, 6.4), facecolor=PAPER)
-    head = (
-        f"{Path(answer.image).name}: "
-        + ("not sure, perhaps " if answer.unsure else "")
-        + f"{answer.label} ({answer.confidence:.0%})"
-    )
+    perhaps = "not sure, perhaps " if answer.unsure else ""
+    head = f"{Path(answer.image).name}: {perhaps}{answer.label} ({answer.confidence:.0%})"
     figure.text(0.012, 0.972, head, fontsize=14, color=INK, weight="bold", va="center")
-    for place, step in enumerate(steps):
+    for place, step in enumerate(answer.prepared.steps):
         axes = figure.add_axes(((place + 0.06) / columns, 0.63, 0.88 / columns, 0.28))
         axes.axis("off")
         axes.imshow(step.picture, interpolation="nearest" if max(step.picture.shape) < 100 else "antialiased", aspect="equal")
         axes.set_anchor("S")
         text = textwrap.fill(f"{place + 1}. {step.note}", 27)
         figure.text((place + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
+    picture = torch.from_numpy(answer.prepared.picture)
+    _draw_probabilities(figure, answer, float(model.threshold))
+    _draw_what_speaks(figure, model, picture, answer.label)
+    if train is not None and train.images.shape[1:] == picture.shape:
+        _draw_neighbours(figure, model, picture, train)
+    return write_figure(figure, file)
 
+
+def _draw_probabilities(figure: Figure, answer: Answer, threshold: float) -> None:
+    assert answer.probabilities is not None
+    _title(figure, 0.012, "What the model answers")
     best = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
     bars = figure.add_axes((0.115, 0.07, 0.2, 0.33))
     bars.barh(range(len(best)), [share for _, share in best], color=[BLUE] + [_pale(BLUE)] * (len(best) - 1))
@@ -56,34 +61,33 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
     bars.tick_params(length=0)
     for row, (_, share) in enumerate(best):
         bars.text(share + 0.02, row, f"{share:.0%}", va="center", fontsize=9, color=INK)
-    if float(model.threshold):
-        bars.axvline(float(model.threshold), color=INK, lw=0.9, ls=":")
-        bars.text(float(model.threshold), len(best) - 0.42, "sure from here", fontsize=7.5, color=INK, ha="center", va="top")
-    _title(figure, 0.012, "What the model answers")
+    if threshold:
+        bars.axvline(threshold, color=INK, lw=0.9, ls=":")
+        bars.text(threshold, len(best) - 0.42, "sure from here", fontsize=7.5, color=INK, ha="center", va="top")
 
-    picture = torch.from_numpy(answer.prepared.picture)
-    moved = occlusion(model, picture, model.classes.index(answer.label)).numpy()
+
+def _draw_what_speaks(figure: Figure, model: Classifier, picture: torch.Tensor, label: str) -> None:
+    _title(figure, 0.36, f"For {label} (blue), against it (rust)")
+    moved = occlusion(model, picture, model.classes.index(label)).numpy()
     axes = figure.add_axes((0.36, 0.06, 0.2, 0.35))
     axes.axis("off")
     _show(axes, picture)
-    reach = max(float(np.abs(moved).max()), 0.02)
     shade = np.zeros((*moved.shape, 4))
     shade[..., :3] = np.where(moved[..., None] > 0, _rgb(BLUE), _rgb(RUST))
-    shade[..., 3] = 0.85 * np.abs(moved) / reach
+    shade[..., 3] = 0.85 * np.abs(moved) / max(float(np.abs(moved).max()), 0.02)
     axes.imshow(shade, interpolation="bilinear")
-    _title(figure, 0.36, f"For {answer.label} (blue), against it (rust)")
 
-    if train is not None and train.images.shape[1:] == picture.shape:
-        some = torch.arange(0, len(train), max(1, len(train) // SAMPLE))
-        places = nearest(_seen(model, picture[None]), _seen(model, train.images[some]), NEIGHBOURS)
-        _title(figure, 0.62, f"Of {len(some):,} training pictures, most like it to the network")
-        for k, index in enumerate(some[places[0]].tolist()):
-            axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
-            axes.axis("off")
-            _show(axes, train.images[index])
-            name = train.classes[int(train.labels[index])][:16]
-            axes.text(0.5, -0.05, name, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)  # fmt: skip
-    return write_figure(figure, file)
+
+def _draw_neighbours(figure: Figure, model: Classifier, picture: torch.Tensor, train: Split) -> None:
+    some = torch.arange(0, len(train), max(1, len(train) // SAMPLE))
+    places = nearest(_seen(model, picture[None]), _seen(model, train.images[some]), NEIGHBOURS)
+    _title(figure, 0.62, f"Of {len(some):,} training pictures, most like it to the network")
+    for k, index in enumerate(some[places[0]].tolist()):
+        axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
+        axes.axis("off")
+        _show(axes, train.images[index])
+        name = train.classes[int(train.labels[index])][:16]
+        axes.text(0.5, -0.05, name, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
 
 
 def _seen(model: Classifier, images: torch.Tensor) -> torch.Tensor:
