@@ -226,7 +226,9 @@ def test_a_folder_of_photographs_is_measured(command, tmp_path, packaged):
     assert report["balanced_accuracy"] == pytest.approx(np.mean(recalls))
     assert report["per_class"]["Bag"]["accuracy"] is None
     assert report["test_openings"] == [], "photographs are not the dataset's test split"
-    assert "balanced accuracy" in command("evaluate", "run", "--data", folder).stdout
+    said = command("evaluate", "run", "--data", folder).stdout
+    assert "of 6 photographs right" in said
+    assert "balanced accuracy" in said
 
 
 def test_the_packaged_model_is_measured_on_photographs_alone(command, tmp_path, packaged):

@@ -78,6 +78,11 @@ class Report:
     sure_error: float | None
     test_openings: list[dict[str, Any]]
 
+    @property
+    def pictures(self) -> str:
+        """What was measured, in words: "validation pictures", "photographs"."""
+        return self.split if self.split == "photographs" else f"{self.split} pictures"
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; `confusion` becomes its rows, `classes` their names."""
         values = {**vars(self), "interval": list(self.interval), "classes": list(self.confusion.classes)}
@@ -91,9 +96,7 @@ class Report:
         lines = [render(["class", "accuracy", "precision", "correct", "total"], rows)]
         low, high = self.interval
         lines.append("")
-        lines.append(
-            f"{self.accuracy:.2%} of {self.total:,} {self.split} pictures right (95 % interval {low:.2%} to {high:.2%})"
-        )
+        lines.append(f"{self.accuracy:.2%} of {self.total:,} {self.pictures} right (95 % interval {low:.2%} to {high:.2%})")
         before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
         totals = {row["total"] for row in self.per_class.values()}
         if len(totals) > 1:

@@ -147,7 +147,7 @@ def draw_confusion(report: Report, file: Path) -> Path:
             color = PAPER if shares[row, column] > 55 else INK
             axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", fontsize=9, color=color)
     axes.spines[:].set_visible(False)
-    title = f"{report.accuracy:.2%} of {report.total:,} {report.split} pictures right; each row in percent"
+    title = f"{report.accuracy:.2%} of {report.total:,} {report.pictures} right; each row in percent"
     axes.set_title(title, loc="left", fontsize=12, color=INK, weight="bold")
     return write_figure(figure, file)
 

@@ -69,7 +69,7 @@ def open_photo(file: Path) -> Image.Image:
     except FileNotFoundError:
         raise DataError(f"there is no file {file}; name a picture: {', '.join(FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = one_line(error).replace(str(file), "it").replace("'", "")
+        reason = one_line(error).replace(str(file), "").strip(" '")
         if file.is_dir():
             raise DataError(f"{file} is a folder; name the pictures in it, such as {file}/*.jpg") from error
         raise DataError(
