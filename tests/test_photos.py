@@ -67,7 +67,7 @@ def test_the_garment_is_found_whatever_its_colour_and_place(colour, ground, corn
 def test_every_step_is_kept_and_says_what_it_did():
     prepared = prepare_garment(drawn((40, 60, 120), (255, 255, 255))[0])
     assert [step.name for step in prepared.steps] == ["photo", "garment", "crop", "tone", "contrast", "size", "narrower"]
-    assert prepared.notes[0] == "read 300x400 pixels"
+    assert prepared.notes[0] == "looked at 120x160 pixels"
     assert "made negative" in prepared.notes[3]
     for step in prepared.steps:
         assert step.picture.dtype == np.uint8

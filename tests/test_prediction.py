@@ -288,3 +288,21 @@ def test_pictures_are_compared_as_the_network_sees_them(network, views, width):
             pixels = (images[:5].float() / 255 - model.mean) / model.std
             expected = model.network[:-1](pixels)
         assert torch.allclose(seen[:5], expected, atol=1e-4)
+
+
+def test_a_figure_that_cannot_be_drawn_does_not_cost_the_answer(command):
+    drawn((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
+    (command.folder / "shirt-explained.png").write_text("the user's own")
+    done = command("predict", "shirt.png", "--explain")
+    assert done.stdout.startswith("shirt.png: ")
+    assert "is not one of gingham's figures and stays as it is" in done.stderr
+    assert (command.folder / "shirt-explained.png").read_text() == "the user's own"
+
+
+def test_a_batch_in_colour_is_not_photographed(command, tmp_path):
+    np.savez(tmp_path / "colours.npz", images=np.zeros((40, 8, 8, 3), np.uint8), labels=np.arange(40) % 2)
+    assert "3 channels" in command("show", tmp_path / "colours.npz", "--batch", 8, "--recipe", "photo", code=2).stderr
+
+
+def test_what_is_no_folder_of_photographs_is_named(command):
+    assert "nowhere is no folder of photographs" in command("evaluate", "packaged", "--data", "nowhere", code=2).stderr

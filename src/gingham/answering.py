@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gingham.errors import DataError, GinghamError
-from gingham.terminal import Device, Json, Model, data_of, factory_of, print_json, say
+from gingham.terminal import Device, Json, Model, data_of, drawn, factory_of, print_json, say
 
 if TYPE_CHECKING:
     from gingham.datasets import Split
@@ -55,12 +55,12 @@ def predict(
         loaded.model.to(choose_device(device))
     train = _training_pictures(loaded, run) if explain else None
     entries: list[dict[str, Any]] = []
-    drawn: set[Path] = set()
+    taken: set[Path] = set()
     for start in range(0, len(images), TOGETHER):
         for one in answer(loaded, images[start : start + TOGETHER], prepare):
             entry = one.to_dict()
             if explain and one.error is None:
-                entry["file"] = _explained(one, loaded, train, out or Path(), drawn)
+                entry["file"] = _explained(one, loaded, train, out or Path(), taken)
             entries.append(entry)
             if not as_json and one.error is None:
                 _print(one, entry.get("file"), notes=explain or len(images) <= SHOWN)
@@ -100,13 +100,13 @@ def _training_pictures(loaded: "Run", run: Path | None) -> "Split | None":
         return None
 
 
-def _explained(answer: "Answer", loaded: "Run", train: "Split | None", folder: Path, drawn: set[Path]) -> str:
+def _explained(answer: "Answer", loaded: "Run", train: "Split | None", folder: Path, taken: set[Path]) -> str | None:
     """Draw why into a file named after the picture, or one beside it where two pictures have one name."""
     from gingham.explanation import explain
 
     folder.mkdir(parents=True, exist_ok=True)
     stem, number = Path(answer.image).stem, 1
-    while (file := folder / f"{stem}-explained{f'-{number}' * (number > 1)}.png") in drawn:
+    while (file := folder / f"{stem}-explained{f'-{number}' * (number > 1)}.png") in taken:
         number += 1
-    drawn.add(file)
-    return str(explain(loaded.model, answer, train, file))
+    taken.add(file)
+    return drawn(explain, loaded.model, answer, train, file)

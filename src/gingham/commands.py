@@ -206,6 +206,8 @@ def evaluate(
         loaded = load(run, factory_of(model))
     loaded.model.to(place)
     photographs = data is not None and _are_photographs(data, loaded)
+    if packaged and data is not None and not photographs:
+        raise GinghamError(f"{data} is no folder of photographs; give --data FOLDER, with a folder of them for each class")
     if packaged and not photographs:
         raise GinghamError(
             "the packaged model is measured on photographs: give --data FOLDER, with a folder of them for each class"

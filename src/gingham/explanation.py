@@ -39,7 +39,7 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
         axes.set_anchor("S")
         text = textwrap.fill(f"{place + 1}. {step.note}", 27)
         figure.text((place + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
-    picture = torch.from_numpy(answer.prepared.picture)
+    picture = torch.tensor(answer.prepared.picture)
     _draw_probabilities(figure, answer, float(model.threshold))
     _draw_what_speaks(figure, model, picture, answer.label)
     if train is not None and train.images.shape[1:] == picture.shape:
@@ -81,7 +81,7 @@ def _draw_what_speaks(figure: Figure, model: Classifier, picture: torch.Tensor, 
 def _draw_neighbours(figure: Figure, model: Classifier, picture: torch.Tensor, train: Split) -> None:
     some = torch.arange(0, len(train), max(1, len(train) // SAMPLE))
     places = nearest(_seen(model, picture[None]), _seen(model, train.images[some]), NEIGHBOURS)
-    _title(figure, 0.62, f"Of {len(some):,} training pictures, most like it to the network")
+    _title(figure, 0.62, f"Most like it of {len(some):,} training pictures")
     for k, index in enumerate(some[places[0]].tolist()):
         axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
         axes.axis("off")

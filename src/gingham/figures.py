@@ -52,7 +52,8 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
         axes.axis("off")
         draw_picture(axes, picture)
         axes.set_title(name, fontsize=12, color=INK)
-    title = f"the first {min(6, len(images))} of a batch of {len(images)} (bright pixels shown dark, as ink on paper)"
+    grey = " (bright pixels shown dark, as ink on paper)" if images.shape[1] != 3 else ""
+    title = f"the first {min(6, len(images))} of a batch of {len(images)}{grey}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     return write_figure(figure, file)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from gingham.errors import GinghamError
 from gingham.recipe import Recipe
 
 # What a class is decides how it is photographed; a class of another name is turned, lit and cut out only.
@@ -64,7 +65,15 @@ def photograph_some(
     `images` is uint8 (B, 1, H, W) in random order, `labels` int64 (B,). Nothing but the recipe's seed and `step` decides the draws.
 
         batch = photograph_some(batch, labels, data.classes, recipe, step=0)
+
+    Raises
+        GinghamError: pictures in colour.
     """
+    if images.shape[1] != 1:
+        raise GinghamError(
+            f"photo_share is {recipe.photo_share:g}, and the pictures have {images.shape[1]} channels; it is for grey pictures of "
+            "objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
+        )
     count = round(len(images) * recipe.photo_share)
     generator = torch.Generator().manual_seed(zlib.crc32(f"photo {recipe.seed} {step}".encode()))
     return torch.cat([as_photographed(images[:count], labels[:count], classes, generator), images[count:]])

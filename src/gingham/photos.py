@@ -126,7 +126,7 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
     small = photo.copy()
     small.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
     colour = np.asarray(on_white(small))
-    steps = [Step("photo", f"read {photo.width}x{photo.height} pixels", colour)]
+    steps = [Step("photo", f"looked at {colour.shape[1]}x{colour.shape[0]} pixels", colour)]
     found, note = _find(small, colour)
     steps.append(Step("garment", note, _dimmed(colour, found)))
 

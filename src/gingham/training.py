@@ -70,11 +70,8 @@ def fit(
             f"patience is {recipe.patience}, and no validation split is held out to look at; "
             "hold pictures out (--set validation_images=5000), or set patience=0"
         )
-    if recipe.photo_share and train.images.shape[1] != 1:
-        raise GinghamError(
-            f"photo_share is {recipe.photo_share:g}, and the pictures have {train.images.shape[1]} channels; it is for grey pictures of "
-            "objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
-        )
+    if recipe.photo_share:
+        photograph_some(train.images[:0], train.labels[:0], train.classes, recipe, 0)  # refuses colour
     if network is not None:
         recipe = recipe.replace(network=name_of(network))
     place = choose_device(device)
