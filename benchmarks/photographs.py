@@ -26,7 +26,7 @@ import gingham
 import records
 from gingham.folders import list_pictures
 from gingham.photos import Prepared, open_photo
-from gingham.prediction import average, load_packaged, prepare_for
+from gingham.prediction import average, bare_name, load_packaged, prepare_for
 from gingham.storage import Run, describe_environment
 
 Picture = npt.NDArray[Any]  # OpenCV's type hints know no more
@@ -135,11 +135,11 @@ def main() -> None:
         str(name): load_packaged() if str(name) == "packaged" else gingham.load(name) for name in arguments.runs or ["packaged"]
     }
     first = next(iter(runs.values()))
-    known = {"".join(filter(str.isalnum, label.lower())): k for k, label in enumerate(first.model.classes)}
+    known = {bare_name(label): k for k, label in enumerate(first.model.classes)}
     sets = {f"made: {kind}": make(kind, arguments.each) for kind in KINDS}
     for folder in arguments.photos:
         entries = list_pictures(folder).entries
-        labels = torch.tensor([known["".join(filter(str.isalnum, entry.label.lower()))] for entry in entries])
+        labels = torch.tensor([known[bare_name(entry.label)] for entry in entries])
         sets[f"photographs: {folder.name}"] = ([open_photo(entry.file) for entry in entries], labels)
     rows, times = [], list[float]()
     for title, (images, labels) in sets.items():

@@ -64,8 +64,6 @@ def train(
     changes = parse_settings(settings or [])
     changes |= {key: value for key, value in (("seed", seed), ("epochs", epochs)) if value is not None}
     chosen = find_recipe(recipe).replace(**changes)
-    if track not in (None, "tensorboard"):
-        raise GinghamError(f"--track got {track!r}; allowed: tensorboard")
     own = f"-{model.rpartition(':')[2]}" if model else ""
     folder = out or Path("runs") / f"{chosen.name}{own}-{chosen.seed}"
     if (folder / "model.json").exists():
@@ -138,9 +136,10 @@ def _train(
     from gingham.figures import draw_curves
     from gingham.files import locked, require_writable
     from gingham.storage import CHECKPOINT, save
-    from gingham.training import choose_device, fit
+    from gingham.training import choose_device, fit, require_tracker
 
     choose_device(device)
+    require_tracker(track)
     if (folder / CHECKPOINT).exists() and not resume:
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"

@@ -17,10 +17,11 @@ from gingham.folders import list_pictures
 from gingham.models import Classifier
 from gingham.photos import Prepared, Step, is_grey, on_white, open_photo, prepare_garment, prepare_plain
 from gingham.pictures import quiet
+from gingham.published import NAMED
 from gingham.storage import Run, load
 
 PACKAGED = Path(__file__).parent / "packaged"
-GARMENTS = {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"}
+GARMENTS = set(NAMED["fashion-mnist"].classes)
 WAYS = ("auto", "none", "photo")
 
 
@@ -161,9 +162,9 @@ def evaluate_photographs(run: Run, folder: str | Path, split: str | None = None)
     entries = list_pictures(place, training=False).entries
     if split is not None and {entry.split for entry in entries} != {"train"}:
         entries = tuple(entry for entry in entries if entry.split == split)
-    known = {_bare(name): k for k, name in enumerate(run.model.classes)}
+    known = {bare_name(name): k for k, name in enumerate(run.model.classes)}
     for entry in entries:
-        if _bare(entry.label) not in known:
+        if bare_name(entry.label) not in known:
             raise DataError(
                 f"{place} has the class {entry.label}, which is none of the model's ({', '.join(run.model.classes[:20])}); rename it, "
                 "or take it out"
@@ -176,7 +177,7 @@ def evaluate_photographs(run: Run, folder: str | Path, split: str | None = None)
            if not isinstance(result, Prepared)]  # fmt: skip
     if not read:
         raise DataError(f"{place} holds no picture that can be read ({bad[0].error}); give photographs")
-    labels = torch.tensor([known[_bare(entry.label)] for entry, _ in read])
+    labels = torch.tensor([known[bare_name(entry.label)] for entry, _ in read])
     pictures = torch.from_numpy(np.stack([result.picture for _, result in read]))
     files = tuple(str(entry.file) for entry, _ in read)
     photographs = Split("photographs", pictures, labels, run.model.classes, str(place), "", files=files)
@@ -185,7 +186,12 @@ def evaluate_photographs(run: Run, folder: str | Path, split: str | None = None)
     return measure(logits, photographs, list(run.test_openings), temperature, threshold), bad
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """Return a class's name as folders are matched to it, without case and punctuation.
+
+    >>> bare_name("T-shirt/top")
+    'tshirttop'
+    """
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 

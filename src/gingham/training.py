@@ -191,11 +191,16 @@ def _build(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Clas
         raise
 
 
+def require_tracker(track: str | None) -> None:
+    """Raise a GinghamError for anything but "tensorboard" and None."""
+    if track not in (None, "tensorboard"):
+        raise GinghamError(f"--track got {track!r}; allowed: tensorboard")
+
+
 def _tracker(track: str | None, history: History, folder: str | Path | None, start: int) -> Tracker | None:
+    require_tracker(track)
     if track is None:
         return None
-    if track != "tensorboard":
-        raise GinghamError(f"--track got {track!r}; allowed: tensorboard")
     if folder is None:
         raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
     return Tracker(history, Path(folder) / "tensorboard", start)
