@@ -1,0 +1,264 @@
+"""photos.js in a browser against photos.py: the same file must become the same pictures, with the same words."""
+
+import base64
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+from test_photos import GROUNDS, drawn
+
+import gingham
+from gingham.photos import open_photo, prepare_garment, prepare_plain
+from gingham.pictures import fit_square
+
+pytestmark = pytest.mark.slow
+
+PHOTOS_JS = Path(gingham.__file__).parent / "page" / "photos.js"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+GARMENT = {"input_shape": [1, 28, 28], "garments": True, "background": None}
+# Until version 13 Pillow always began a resampling with the rows; what is rounded in between then differs now and then.
+ROUNDING = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
+SCRIPT = """async ([model, steps]) => {
+  const bytes = (data) => { let text = ''; for (const value of data) text += String.fromCharCode(value); return btoa(text); };
+  try {
+    const photo = await GinghamPhotos.open(document.querySelector('input').files[0]);
+    const result = GinghamPhotos.prepare(await cv, photo, model);
+    return {
+      size: [photo.width, photo.height],
+      transparent: photo.transparent,
+      count: result.count,
+      framings: bytes(result.framings),
+      steps: result.steps.map(({ name, note, width, height, rgba }) => ({ name, note, width, height, rgba: steps ? bytes(rgba) : null })),
+    };
+  } catch (error) {
+    return { error: String(error.message) };
+  }
+}"""
+
+
+def opencv_source() -> Path:
+    """Where OpenCV.js is; the test is skipped where it is not."""
+    found = os.environ.get("GINGHAM_TEST_OPENCV")
+    if not found:
+        pytest.skip("GINGHAM_TEST_OPENCV does not name opencv.js")
+    return Path(found).resolve()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    opencv = opencv_source()
+    api = pytest.importorskip("playwright.sync_api")
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)}")
+    scripts = "".join(f'<script src="{path.as_uri()}"></script>' for path in (PHOTOS_JS, opencv))
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    file.write_text(f'<!doctype html><meta charset="utf-8"><input type="file">{scripts}')
+    with api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        window = playwright.chromium.launch(executable_path=browser, args=arguments)
+        tab = window.new_page()
+        tab.goto(file.as_uri())
+        yield tab
+        window.close()
+
+
+def in_browser(page, file, model=GARMENT, steps=True):
+    page.set_input_files("input", file)
+    said = page.evaluate(SCRIPT, [model, steps])
+    if "error" not in said:
+        shape = [said["count"], *model["input_shape"]]
+        said["framings"] = np.frombuffer(base64.b64decode(said["framings"]), np.uint8).reshape(shape)
+    return said
+
+
+def in_python(file, model=GARMENT):
+    photo = open_photo(file)
+    shape = tuple(model["input_shape"])
+    return prepare_garment(photo, shape) if model["garments"] else prepare_plain(photo, shape, model["background"])
+
+
+def check_equal(page, file, model=GARMENT):
+    """Notes, framings and the picture of every step."""
+    said, prepared = in_browser(page, file, model), in_python(file, model)
+    assert [step["note"] for step in said["steps"]] == prepared.notes
+    assert [step["name"] for step in said["steps"]] == [step.name for step in prepared.steps]
+    for step, expected in zip(said["steps"], prepared.steps, strict=True):
+        shown = np.frombuffer(base64.b64decode(step["rgba"]), np.uint8).reshape(step["height"], step["width"], 4)
+        assert largest_difference(shown[..., :3], expected.picture) == 0, step["name"]
+        assert (shown[..., 3] == 255).all()
+    assert largest_difference(said["framings"], prepared.framings) == 0
+    return prepared
+
+
+def largest_difference(one, other):
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+@pytest.mark.parametrize(("colour", "ground"), GROUNDS)
+@pytest.mark.parametrize("corner", [(50, 80), (95, 155), (20, 20)])
+def test_a_drawn_garment(page, tmp_path, colour, ground, corner):
+    drawn(colour, ground, corner=corner, texture=6)[0].save(tmp_path / "photo.png")
+    check_equal(page, tmp_path / "photo.png")
+
+
+def photographed(picture, ground, tint, seed):
+    """A picture of the dataset as a photograph: its negative enlarged and tinted, on a ground."""
+    random = np.random.default_rng(seed)
+    large = np.asarray(Image.fromarray(picture).resize((280, 280), Image.Resampling.BICUBIC)).astype(float)
+    large = np.pad(large, ((60, 80), (90, 70)))
+    there = np.clip(large / 40, 0, 1)[..., None]
+    cloth = (255 - large[..., None]) / 255 * np.array(tint)
+    rows, columns = np.mgrid[: len(large), : len(large[0])]
+    grounds = {
+        "white": np.full((*large.shape, 3), 255.0),
+        "plain": np.full((*large.shape, 3), (150.0, 170.0, 140.0)),
+        "patterned": (np.sin(rows / 9) * np.cos(columns / 13))[..., None] * 40 + np.array((170.0, 140.0, 110.0)),
+    }
+    pixels = there * cloth + (1 - there) * grounds[ground] + random.normal(0, 3, (*large.shape, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("ground", ["white", "plain", "patterned"])
+def test_garments_of_the_dataset(page, tmp_path, fashion_mnist, ground):
+    for place in range(8):
+        picture = fashion_mnist.validation.images[place][0].numpy()
+        tint = [(60, 90, 160), (200, 60, 60), (230, 220, 200), (90, 90, 90)][place % 4]
+        photographed(picture, ground, tint, place).save(tmp_path / "photo.png")
+        check_equal(page, tmp_path / "photo.png")
+
+
+def test_transparent_files(page, tmp_path):
+    photo, mask = drawn((250, 250, 250), (255, 255, 255), texture=6)
+    photo.putalpha(Image.fromarray((mask * 255).astype(np.uint8)).resize(photo.size).rotate(3, Image.Resampling.BICUBIC))
+    photo.save(tmp_path / "photo.png")
+    assert "cut out already" in check_equal(page, tmp_path / "photo.png").notes[1]
+    for shape in ([3, 32, 32], [1, 28, 28]):
+        check_equal(page, tmp_path / "photo.png", {"input_shape": shape, "garments": False, "background": None})
+    photo.putalpha(255)
+    photo.save(tmp_path / "opaque.png")
+    assert not in_browser(page, tmp_path / "opaque.png")["transparent"]
+    check_equal(page, tmp_path / "opaque.png")
+
+
+def test_a_picture_that_is_negative_already(page, tmp_path):
+    drawn((140, 140, 140), (0, 0, 0), texture=4)[0].convert("L").save(tmp_path / "photo.png")
+    assert "kept" in check_equal(page, tmp_path / "photo.png").notes[3]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (500, 1), (3, 200), (5, 5), (300, 300), (161, 160)])
+@pytest.mark.parametrize("kind", ["garment", "plain"])
+def test_pictures_of_one_colour_and_tiny_ones(page, tmp_path, size, kind):
+    Image.new("RGB", size, (180, 40, 90)).save(tmp_path / "photo.png")
+    model = GARMENT if kind == "garment" else {"input_shape": [3, 32, 32], "garments": False, "background": None}
+    check_equal(page, tmp_path / "photo.png", model)
+
+
+@pytest.mark.parametrize("background", [0, 7.5, 255, None])
+@pytest.mark.parametrize("shape", [[1, 28, 28], [3, 32, 32], [1, 20, 30]])
+@pytest.mark.skipif(ROUNDING > 0, reason="Pillow before 13 rounds otherwise")
+def test_other_models(page, tmp_path, shape, background):
+    model = {"input_shape": shape, "garments": False, "background": background}
+    random = np.random.default_rng(0)
+    for number, size in enumerate([(300, 400), (640, 97), (27, 31), (1600, 900)]):
+        small = Image.fromarray(random.integers(0, 256, (size[1] // 9 + 1, size[0] // 9 + 1, 3), dtype=np.uint8))
+        picture = small.resize(size) if number % 2 else drawn((30, 30, 60), (220, 215, 205), size=size, texture=5)[0]
+        picture.save(tmp_path / "photo.png")
+        check_equal(page, tmp_path / "photo.png", model)
+
+
+def test_a_picture_of_the_models_own_size_is_taken_as_it_is(page, tmp_path):
+    random = np.random.default_rng(0)
+    for shape, pixels in (([1, 28, 28], (28, 28)), ([3, 32, 32], (32, 32, 3))):
+        values = random.integers(0, 256, pixels, dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / "photo.png")
+        said = in_browser(page, tmp_path / "photo.png", {"input_shape": shape, "garments": True, "background": 0})
+        assert [(step["name"], step["note"]) for step in said["steps"]] == [("size", "taken as it is")]
+        assert np.array_equal(said["framings"][0], values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_as_its_exif_data_says(page, tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo, _ = drawn((40, 60, 120), (200, 180, 150), size=(310, 420), texture=6)
+    photo.save(tmp_path / "photo.jpg", exif=exif, quality=90)
+    check_equal(page, tmp_path / "photo.jpg")
+
+
+@pytest.mark.parametrize(("size", "factor"), [((1300, 1700), 2), ((2600, 3461), 4), ((5203, 5120), 8)])
+def test_a_large_jpeg(page, tmp_path, size, factor):
+    """Python has libjpeg shrink it, which is not the mean of its pixels to the last digit."""
+    photo, _ = drawn((40, 60, 120), (200, 180, 150), texture=9)
+    photo.resize(size, Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg", quality=85)
+    said, prepared = in_browser(page, tmp_path / "photo.jpg"), in_python(tmp_path / "photo.jpg")
+    assert said["size"] == [-(-side // factor) for side in size] == list(open_photo(tmp_path / "photo.jpg").size)
+    assert said["steps"][1]["note"] == prepared.notes[1]
+    print("large", np.abs(said["framings"].astype(int) - prepared.framings).max(), np.abs(said["framings"].astype(int) - prepared.framings).mean())
+
+
+def test_what_is_no_picture_gets_one_sentence(page, tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")
+    for name, reason in (
+        ("text.jpg", "text.jpg cannot be read as a picture"),
+        ("empty.png", "empty.png is empty, 0 bytes; allowed: "),
+        ("huge.png", "huge.png has 20000x7000 pixels; allowed: 120,000,000 in all; make it smaller"),
+    ):
+        said = in_browser(page, tmp_path / name)["error"]
+        assert said.startswith(reason)
+        assert "\n" not in said
+
+
+def test_resampling_is_pillows(page):
+    """Random sizes, shrunk and enlarged, with and without a first step in whole numbers, opaque and not."""
+    random = np.random.default_rng(0)
+    script = """([data, transparent, width, height, size, filter, gap]) => {
+      const image = { width, height, channels: 4, transparent, data: Uint8ClampedArray.from(atob(data), (c) => c.charCodeAt(0)) };
+      const small = size === null ? GinghamPhotos.thumbnail(image, 160) : GinghamPhotos.resize(image, ...size, GinghamPhotos[filter], gap);
+      return [small.width, small.height, btoa(String.fromCharCode(...small.data))];
+    }"""
+    for number in range(60):
+        width, height = (int(side) for side in random.integers(1, 700, 2))
+        size = [int(side) for side in random.integers(1, 60, 2)]
+        filter, gap = [("LANCZOS", 3), ("LANCZOS", None), ("BICUBIC", None)][number % 3]
+        pixels = random.integers(0, 256, (height, width, 4), dtype=np.uint8)
+        if transparent := number % 2 == 1:
+            pixels[..., 3] = random.choice([0, 255, 77], (height, width))
+        else:
+            pixels[..., 3] = 255
+        image = Image.fromarray(pixels)
+        if number % 4 == 0:
+            image.thumbnail((160, 160), Image.Resampling.LANCZOS)
+            size = None
+        else:
+            image = image.resize(size, Image.Resampling[filter], reducing_gap=gap)
+        said = page.evaluate(script, [base64.b64encode(pixels.tobytes()).decode(), transparent, width, height, size, filter, gap])
+        assert tuple(said[:2]) == image.size
+        got = np.frombuffer(base64.b64decode(said[2]), np.uint8).reshape(image.height, image.width, 4)
+        assert largest_difference(got, np.asarray(image)) <= ROUNDING, (width, height, size, filter, gap)
+
+
+def test_memory_does_not_grow(page, tmp_path):
+    drawn((40, 60, 120), (200, 180, 150), texture=6)[0].save(tmp_path / "photo.png")
+    page.set_input_files("input", tmp_path / "photo.png")
+    sizes = page.evaluate("""async (model) => {
+      const photo = await GinghamPhotos.open(document.querySelector('input').files[0]);
+      const module = await cv;
+      const sizes = [];
+      for (let time = 0; time < 60; time++) {
+        GinghamPhotos.prepare(module, photo, model);
+        const mat = new module.Mat(1, 1, module.CV_8UC1);
+        sizes.push(mat.data.buffer.byteLength);
+        mat.delete();
+      }
+      return sizes;
+    }""", GARMENT)
+    assert sizes[0] == sizes[-1]
+    print(sizes[0])
