@@ -171,6 +171,14 @@ def test_other_models(page, tmp_path, shape, background):
         check_equal(page, tmp_path / "photo.png", model)
 
 
+def test_a_border_between_two_values(page, tmp_path):
+    pixels = np.full((56, 56), 10, np.uint8)
+    pixels[:, 28:] = 11
+    pixels[20:36, 20:36] = 160
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    check_equal(page, tmp_path / "photo.png", {"input_shape": [1, 28, 28], "garments": False, "background": 0})
+
+
 def test_a_picture_of_the_models_own_size_is_taken_as_it_is(page, tmp_path):
     random = np.random.default_rng(0)
     for shape, pixels in (([1, 28, 28], (28, 28)), ([3, 32, 32], (32, 32, 3))):

@@ -88,7 +88,7 @@ var GinghamPhotos = (() => {
       }
       if (background < 16) {
         const lifted = (value) => Math.max(value - border - 8, 0);
-        const most = Math.max(...picture.data.map(lifted), 32);
+        const most = Math.max(...Array.from(picture.data, lifted), 32);
         picture = mapped(picture, (value) => Math.floor(Math.fround(Math.fround(lifted(value) / most) * 255))); // float32
         steps.push(step('contrast', 'its background made black, what stands out of it light', picture));
       }
