@@ -9,9 +9,8 @@ from PIL import Image
 
 import gingham
 from conftest import make_dataset
-from gingham.explanation import _seen
 from gingham.models import build
-from gingham.prediction import PACKAGED, average, occlusion, prepare_for
+from gingham.prediction import PACKAGED, average, features, occlusion, prepare_for
 from test_photos import drawn
 
 
@@ -117,6 +116,7 @@ def test_occlusion_finds_what_the_answer_rests_on():
     expected = torch.zeros(28, 28)
     expected[3:8, 7:12] = torch.sigmoid(torch.tensor(8.0)) - 0.5
     assert torch.allclose(moved, expected, atol=1e-6)
+    assert torch.equal(occlusion(model, picture, 0, side=5, stride=3), moved[::3, ::3]), "fewer places, the same answers"
 
 
 def test_predict_prints_a_line_a_picture_and_what_it_did(command):
@@ -278,10 +278,10 @@ def test_pictures_are_compared_as_the_network_sees_them(network, views, width):
     """By what goes into its last linear layer, of the picture and not of its mirror image; by its logits without one."""
     model = build(network, [str(k) for k in range(10)], (1, 28, 28), views=views)
     images = torch.randint(256, (1203, 1, 28, 28), dtype=torch.uint8)
-    seen = _seen(model, images)
+    seen = features(model, images)
     assert seen.shape == (1203, width)
     model.eval()
-    alone = [_seen(model, image[None])[0] for image in images[[0, 700, 1202]]]
+    alone = [features(model, image[None])[0] for image in images[[0, 700, 1202]]]
     assert torch.allclose(seen[[0, 700, 1202]], torch.stack(alone), atol=1e-4)
     if network == "tiny":
         with torch.no_grad():

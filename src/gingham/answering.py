@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gingham.errors import DataError, GinghamError
-from gingham.terminal import Device, Json, Model, data_of, drawn, factory_of, print_json, say
+from gingham.terminal import Device, Json, Model, RunFolder, drawn, print_json, run_or_packaged, training_pictures
 
 if TYPE_CHECKING:
     from gingham.datasets import Split
@@ -19,7 +19,7 @@ TOGETHER = 64  # pictures answered at a time: their steps take half a megabyte e
 
 def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files: PNG, JPEG, WEBP, BMP, GIF or TIFF.")],
-    run: Annotated[Path | None, typer.Option(help="A run folder; the model that comes with Gingham unless told.")] = None,
+    run: RunFolder = None,
     prepare: Annotated[
         str,
         typer.Option(
@@ -42,18 +42,14 @@ def predict(
     """Name what is in your own pictures."""
     if out is not None and not explain:
         raise GinghamError("--out is for the figures of --explain; give both, or neither")
-    if model is not None and run is None:
-        raise GinghamError("--model is for a run of your own network; give --run too")
-    from gingham.prediction import load_packaged
     from gingham.prediction import predict as answer
-    from gingham.storage import load
 
-    loaded = load_packaged() if run is None else load(run, factory_of(model))
+    loaded = run_or_packaged(run, model)
     if device != "auto":  # some pictures are answered on the CPU before a GPU has woken up
         from gingham.training import choose_device
 
         loaded.model.to(choose_device(device))
-    train = _training_pictures(loaded, run) if explain else None
+    train = training_pictures(loaded, run) if explain else None
     entries: list[dict[str, Any]] = []
     taken: set[Path] = set()
     for start in range(0, len(images), TOGETHER):
@@ -84,20 +80,6 @@ def _print(answer: "Answer", figure: str | None, *, notes: bool) -> None:
         print(f"  {note}")
     if figure:
         print(f"  figure: {figure}")
-
-
-def _training_pictures(loaded: "Run", run: Path | None) -> "Split | None":
-    from gingham.published import NAMED, locate
-
-    name = loaded.data.get("name")
-    if name in NAMED and locate(str(name)) is None:  # nothing is downloaded for a drawing
-        say(f"gingham: without the nearest training pictures: {name} is not on this machine (gingham show {name} gets it)")
-        return None
-    try:
-        return data_of(loaded, run or Path("the packaged model")).train
-    except GinghamError as error:
-        say(f"gingham: without the nearest training pictures: {error}")
-        return None
 
 
 def _explained(answer: "Answer", loaded: "Run", train: "Split | None", folder: Path, taken: set[Path]) -> str | None:

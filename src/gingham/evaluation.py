@@ -4,12 +4,13 @@ import contextlib
 import statistics
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from gingham.datasets import Split
+from gingham.datasets import Data, Split, load_data
 from gingham.errors import DataError, GinghamError
 from gingham.metrics import (
     calibration_error,
@@ -106,6 +107,39 @@ class Report:
             of_the_sure = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
             lines.append(f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{of_the_sure}")
         return "\n".join(lines)
+
+
+def data_of(run: Run, place: Path | None = None, data: str | None = None, held_out: int | None = None) -> Data:
+    """Return what a run was trained on, as it was, or other data of its classes; `place` is what errors call the run.
+
+    Raises
+        DataError: the data is not known or has changed since.
+    """
+    folder = place or run.folder or Path("the packaged model")
+    name = data or run.data.get("name")
+    if not isinstance(name, str):
+        raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
+    # A folder of IDX files has numbers for classes; here they are the model's.
+    _, height, width = run.model.input_shape
+    source = load_data(
+        name,
+        run.recipe.validation_images if held_out is None else held_out,
+        run.model.classes,
+        # Other pictures are made as large as those the model knows.
+        size=run.recipe.size if data is None or height != width else height,
+        skip_unreadable=run.data.get("skip_unreadable") is True,
+    )
+    if data is None and source.fingerprint != run.data.get("fingerprint"):
+        raise DataError(
+            f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "
+            f"restore it, or say --data {name} to measure on it as it is now"
+        )
+    if data is None and held_out is None and len(source.validation or ()) != run.recipe.validation_images:
+        raise DataError(
+            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where {len(source.validation or ())} "
+            "are held out now; train again, or use --split test"
+        )
+    return source
 
 
 def evaluate(run: Run, split: Split) -> Report:

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from gingham.datasets import Split
 from gingham.figures import BLUE, INK, PAPER, RUST, write_figure
 from gingham.models import Classifier
-from gingham.neighbours import nearest
-from gingham.prediction import Answer, occlusion
+from gingham.prediction import Answer, features, gallery, occlusion
 
 NEIGHBOURS, SAMPLE = 6, 6000  # looking at every training picture would take ten seconds
 
@@ -42,7 +41,7 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
     picture = torch.tensor(answer.prepared.picture)
     _draw_probabilities(figure, answer, float(model.threshold))
     _draw_what_speaks(figure, model, picture, answer.label)
-    if train is not None and train.images.shape[1:] == picture.shape:
+    if train is not None:
         _draw_neighbours(figure, model, picture, train)
     return write_figure(figure, file)
 
@@ -79,31 +78,17 @@ def _draw_what_speaks(figure: Figure, model: Classifier, picture: torch.Tensor, 
 
 
 def _draw_neighbours(figure: Figure, model: Classifier, picture: torch.Tensor, train: Split) -> None:
-    some = torch.arange(0, len(train), max(1, len(train) // SAMPLE))
-    places = nearest(_seen(model, picture[None]), _seen(model, train.images[some]), NEIGHBOURS)
-    _title(figure, 0.62, f"Most like it of {len(some):,} training pictures")
-    for k, index in enumerate(some[places[0]].tolist()):
+    some = gallery(model, train, SAMPLE)
+    if some is None:
+        return
+    places = some.like(features(model, picture[None])[0], NEIGHBOURS)
+    _title(figure, 0.62, f"Most like it of {len(some.images):,} training pictures")
+    for k, index in enumerate(places):
         axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
         axes.axis("off")
-        _show(axes, train.images[index])
-        name = train.classes[int(train.labels[index])][:16]
+        _show(axes, some.images[index])
+        name = some.labels[index][:16]
         axes.text(0.5, -0.05, name, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
-
-
-def _seen(model: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """What a network makes of pictures, float (N, D): what goes into its last linear layer or, where it has none, its logits."""
-    last = next((module for module in reversed(list(model.network.modules())) if isinstance(module, torch.nn.Linear)), None)
-    found: list[torch.Tensor] = []
-    handle = None if last is None else last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1)))
-    try:
-        logits = torch.cat([model.logits(part) for part in torch.split(images, 500)])
-    finally:
-        if handle is not None:
-            handle.remove()
-    if not found:
-        return logits
-    views = len(found) // -(-len(images) // 500)  # the mirror image comes after each batch
-    return torch.cat(found[::views])
 
 
 def _show(axes: Any, picture: torch.Tensor) -> None:

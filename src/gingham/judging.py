@@ -16,7 +16,6 @@ from gingham.terminal import (
     Json,
     Model,
     SkipUnreadable,
-    data_of,
     drawn,
     factory_of,
     print_json,
@@ -128,6 +127,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write a run's report: one HTML file that opens offline."""
+    from gingham.evaluation import data_of
     from gingham.reporting import write_report
     from gingham.storage import load
 
@@ -179,6 +179,7 @@ def diagnose(
 
 def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[list[Finding], Data, list[str]]":
     from gingham.diagnosis import diagnose_run
+    from gingham.evaluation import data_of
     from gingham.storage import load
 
     run = load(folder, factory_of(model))

@@ -49,32 +49,38 @@ class Prepared:
         return [step.note for step in self.steps]
 
 
-def open_photo(file: Path) -> Image.Image:
+def open_photo(file: Path | bytes, name: str | None = None, largest: int = LARGEST_PIXELS) -> Image.Image:
     """Return an image file upright, as its EXIF data says: RGB, or RGBA where it has transparency; the first frame alone.
 
-    A large JPEG is decoded at a fraction of its size, never below four times what the garment is looked for at.
+    `file` is a path or what is in a file; `name` is what errors call it. A large JPEG is decoded at a fraction of its size,
+    never below four times what the garment is looked for at.
 
     Raises
-        DataError: missing, no picture, damaged, or of more than 120 million pixels.
+        DataError: missing, no picture, damaged, or of more than `largest` pixels (120 million unless told).
     """
+    called = name or ("the picture" if isinstance(file, bytes) else str(file))
     try:
         with open_picture(file) as image:
             width, height = image.size
-            if width * height > LARGEST_PIXELS:
+            if width * height > largest:
                 raise DataError(
-                    f"{file} has {width}x{height} pixels; allowed: {LARGEST_PIXELS:,} in all; make it smaller, 1000 a side are plenty"
+                    f"{called} has {width}x{height} pixels; allowed: {largest:,} in all; make it smaller, 1000 a side are plenty"
                 )
             image.draft(None, (4 * WORKING_SIDE, 4 * WORKING_SIDE))
             return _upright(image)
     except FileNotFoundError:
-        raise DataError(f"there is no file {file}; name a picture: {', '.join(FORMATS)}") from None
+        raise DataError(f"there is no file {called}; name a picture: {', '.join(FORMATS)}") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = one_line(error).replace(str(file), "").strip(" '")
-        if file.is_dir():
-            raise DataError(f"{file} is a folder; name the pictures in it, such as {file}/*.jpg") from error
+        if isinstance(file, Path) and file.is_dir():
+            raise DataError(f"{called} is a folder; name the pictures in it, such as {called}/*.jpg") from error
         raise DataError(
-            f"cannot read {file} as a picture ({reason}); give a file of the formats {', '.join(FORMATS)}"
+            f"cannot read {called} as a picture ({_reason(error, called)}); give a file of the formats {', '.join(FORMATS)}"
         ) from error
+
+
+def _reason(error: Exception, called: str) -> str:
+    text = one_line(error)
+    return "it is of no known format" if "BytesIO" in text else text.replace(called, "").strip(" '")
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """Image files -> square uint8 pictures: decoded in threads, upright, on white, in their own proportions."""
 
 import contextlib
+import io
 import logging
 import os
 import stat
@@ -77,17 +78,17 @@ def _border_colour(image: Image.Image) -> int | tuple[int, ...]:
     return int(colour) if image.mode == "L" else tuple(colour.tolist())
 
 
-def open_picture(file: Path) -> Image.Image:
-    """Open an image file of one of FORMATS; its pixels are decoded where they are first used.
+def open_picture(file: Path | bytes) -> Image.Image:
+    """Open an image file, or what is in one, of one of FORMATS; its pixels are decoded where they are first used.
 
     Raises
         OSError: it is missing, empty, not readable, no plain file, or not of these formats.
     """
-    if not stat.S_ISREG(file.stat().st_mode):
+    if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
         raise OSError("it is no plain file")  # a pipe would be waited for without end
-    if not file.stat().st_size:
+    if not (len(file) if isinstance(file, bytes) else file.stat().st_size):
         raise OSError("it is empty")
-    return Image.open(file, formats=FORMATS)
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
 
 
 def read_picture(file: Path, size: int) -> Image.Image:

@@ -15,6 +15,7 @@ from gingham.errors import DataError, GinghamError
 from gingham.evaluation import Report, measure
 from gingham.folders import list_pictures
 from gingham.models import Classifier
+from gingham.neighbours import nearest
 from gingham.photos import Prepared, Step, is_grey, on_white, open_photo, prepare_garment, prepare_plain
 from gingham.pictures import quiet
 from gingham.published import NAMED
@@ -81,21 +82,28 @@ def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str =
     """
     if prepare not in WAYS:
         raise GinghamError(f"--prepare got {prepare!r}; allowed: {', '.join(WAYS)}")
+    names = [str(image) if isinstance(image, (str, Path)) else f"picture {number}" for number, image in enumerate(images, 1)]
     results = _prepare_all(run, images, prepare)
-    model = run.model
-    said = iter(average(model, [result for result in results if isinstance(result, Prepared)]))
-    answers = []
-    for number, (image, result) in enumerate(zip(images, results, strict=True), 1):
-        name = str(image) if isinstance(image, (str, Path)) else f"picture {number}"
+    read = [result for result in results if isinstance(result, Prepared)]
+    return answers(run.model, names, results, average(run.model, read))
+
+
+def answers(
+    model: Classifier, names: Sequence[str], results: Sequence[Prepared | DataError], probabilities: torch.Tensor
+) -> list[Answer]:
+    """Return an answer for each name: from the probabilities (M, K) of the M results that could be prepared, in their order."""
+    said = iter(probabilities)
+    found = []
+    for name, result in zip(names, results, strict=True):
         if not isinstance(result, Prepared):
-            answers.append(Answer(name, error=str(result)))
+            found.append(Answer(name, error=str(result)))
             continue
-        probabilities = next(said)
-        confidence, top = (float(value) for value in probabilities.max(dim=0))
-        by_name = dict(zip(model.classes, probabilities.tolist(), strict=True))
-        unsure = bool(probabilities.max() < model.threshold.cpu())
-        answers.append(Answer(name, model.classes[int(top)], confidence, by_name, unsure, result))
-    return answers
+        shares = next(said)
+        confidence, top = (float(value) for value in shares.max(dim=0))
+        by_name = dict(zip(model.classes, shares.tolist(), strict=True))
+        unsure = bool(shares.max() < model.threshold.cpu())
+        found.append(Answer(name, model.classes[int(top)], confidence, by_name, unsure, result))
+    return found
 
 
 def average(model: Classifier, prepared: Sequence[Prepared]) -> torch.Tensor:
@@ -138,10 +146,16 @@ def prepare_for(run: Run, photo: Image.Image, way: str = "auto") -> Prepared:
         pixels = np.asarray(small)
         picture = pixels[None] if grey else pixels.transpose(2, 0, 1)
         return Prepared(np.ascontiguousarray(picture)[None], (Step("size", note, np.asarray(small.convert("RGB"))),))
-    if grey and (run.data.get("name") == "fashion-mnist" or set(run.model.classes) == GARMENTS):
+    if takes_garments(run):
         return prepare_garment(photo, run.model.input_shape)
     background = run.data.get("background")
     return prepare_plain(photo, run.model.input_shape, background if isinstance(background, (int, float)) else None)
+
+
+def takes_garments(run: Run) -> bool:
+    """Return whether a run's model knows garments, light on black, as Fashion-MNIST has them."""
+    named = run.data.get("name") == "fashion-mnist" or set(run.model.classes) == GARMENTS
+    return run.model.input_shape[0] == 1 and named
 
 
 def evaluate_photographs(run: Run, folder: str | Path, split: str | None = None) -> tuple[Report, list[Answer]]:
@@ -195,9 +209,10 @@ def bare_name(name: str) -> str:
     return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
-def occlusion(model: Classifier, picture: torch.Tensor, label: int, side: int = 5) -> torch.Tensor:
+def occlusion(model: Classifier, picture: torch.Tensor, label: int, side: int = 5, stride: int = 1) -> torch.Tensor:
     """Return how much each place of a picture speaks for a class, float32 (H, W): its share of the probability that is
-    lost, from -1 to 1, while a square of `side` pixels around the place is blacked out.
+    lost, from -1 to 1, while a square of `side` pixels around the place is blacked out. With a `stride` only every so
+    many places down and across are tried.
 
     `picture` is uint8 (C, H, W).
 
@@ -205,8 +220,58 @@ def occlusion(model: Classifier, picture: torch.Tensor, label: int, side: int = 
     """
     _, height, width = picture.shape
     rows, columns = torch.arange(height), torch.arange(width)
-    near_row = (rows[:, None] - rows).abs() <= side // 2
-    near_column = (columns[:, None] - columns).abs() <= side // 2
+    near_row = (rows[::stride, None] - rows).abs() <= side // 2
+    near_column = (columns[::stride, None] - columns).abs() <= side // 2
     hidden = (near_row[:, None, :, None] & near_column[None, :, None, :]).reshape(-1, 1, height, width)
     covered = model.predict(picture[None].masked_fill(hidden, 0)).probabilities[:, label]
-    return (model.predict(picture[None]).probabilities[0, label] - covered).reshape(height, width)
+    return (model.predict(picture[None]).probabilities[0, label] - covered).reshape(len(near_row), len(near_column))
+
+
+def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+    """Return what a network makes of pictures, float (N, D): what goes into its last linear layer or, where it has none, its
+    logits. Pictures that are alike to the network lie close together in it.
+
+    `images` is uint8 (N, C, H, W).
+    """
+    last = last_linear(model)
+    found: list[torch.Tensor] = []
+    handle = None if last is None else last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1)))
+    try:
+        logits = torch.cat([model.logits(part) for part in torch.split(images, 500)])
+    finally:
+        if handle is not None:
+            handle.remove()
+    if not found:
+        return logits
+    views = len(found) // -(-len(images) // 500)  # the mirror image comes after each batch
+    return torch.cat(found[::views]).cpu()
+
+
+def last_linear(model: Classifier) -> torch.nn.Linear | None:
+    """Return a network's last linear layer, None where it has none."""
+    layers = [module for module in model.network.modules() if isinstance(module, torch.nn.Linear)]
+    return layers[-1] if layers else None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Training pictures to compare others with: `images` uint8 (M, C, H, W), their `labels` by name, and `features` (M, D)."""
+
+    images: torch.Tensor
+    labels: tuple[str, ...]
+    features: torch.Tensor
+
+    def like(self, seen: torch.Tensor, count: int) -> list[int]:
+        """Return the places of the pictures most like one of features (D,), best first."""
+        places: list[int] = nearest(seen[None], self.features, count)[0].tolist()
+        return places
+
+
+def gallery(model: Classifier, train: Split, count: int) -> Gallery | None:
+    """Return about `count` of the training pictures, evenly spread over the split; None where they are not of the model's shape."""
+    if tuple(train.images.shape[1:]) != model.input_shape or not count:
+        return None
+    some = torch.arange(0, len(train), max(1, len(train) // count))[:count]
+    images = train.images[some].cpu()
+    labels = tuple(train.classes[label] for label in train.labels[some].tolist())
+    return Gallery(images, labels, features(model, images))

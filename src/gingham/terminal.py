@@ -29,6 +29,7 @@ SkipUnreadable = Annotated[
     bool, typer.Option("--skip-unreadable", help="Leave out image files that cannot be read, and say so, in place of an error.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout, and nothing else.")]
+RunFolder = Annotated[Path | None, typer.Option(help="A run folder; the model that comes with Gingham unless told.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.")]
 Model = Annotated[
     str | None,
@@ -43,6 +44,36 @@ def factory_of(model: str | None) -> "NetworkFactory | None":
     from gingham.catalogue import import_network
 
     return import_network(model)
+
+
+def run_or_packaged(run: Path | None, model: str | None) -> "Run":
+    """Return the run in a folder, or the model that comes in the package where none is named.
+
+    Raises
+        GinghamError: --model without --run.
+    """
+    if model is not None and run is None:
+        raise GinghamError("--model is for a run of your own network; give --run too")
+    from gingham.prediction import load_packaged
+    from gingham.storage import load
+
+    return load_packaged() if run is None else load(run, factory_of(model))
+
+
+def training_pictures(loaded: "Run", run: Path | None) -> "Split | None":
+    """Return what a run was trained on, to find the pictures most like another; None, and why on stderr, where it is not at hand."""
+    from gingham.evaluation import data_of
+    from gingham.published import NAMED, locate
+
+    name = loaded.data.get("name")
+    if name in NAMED and locate(str(name)) is None:  # nothing is downloaded for them
+        say(f"gingham: without the nearest training pictures: {name} is not on this machine (gingham show {name} gets it)")
+        return None
+    try:
+        return data_of(loaded, run).train
+    except GinghamError as error:
+        say(f"gingham: without the nearest training pictures: {error}")
+        return None
 
 
 def process_start() -> float:
@@ -110,40 +141,6 @@ def drawn(draw: Callable[..., Path], *what: Any) -> str | None:
         return None
 
 
-def data_of(run: "Run", folder: Path, data: str | None = None, held_out: int | None = None) -> "Data":
-    """Return what a run was trained on, as it was, or other data of its classes.
-
-    Raises
-        DataError: the data is not known or has changed since.
-    """
-    from gingham.datasets import load_data
-
-    name = data or run.data.get("name")
-    if not isinstance(name, str):
-        raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
-    # A folder of IDX files has numbers for classes; here they are the model's.
-    _, height, width = run.model.input_shape
-    source = load_data(
-        name,
-        run.recipe.validation_images if held_out is None else held_out,
-        run.model.classes,
-        # Other pictures are made as large as those the model knows.
-        size=run.recipe.size if data is None or height != width else height,
-        skip_unreadable=run.data.get("skip_unreadable") is True,
-    )
-    if data is None and source.fingerprint != run.data.get("fingerprint"):
-        raise DataError(
-            f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "
-            f"restore it, or say --data {name} to measure on it as it is now"
-        )
-    if data is None and held_out is None and len(source.validation or ()) != run.recipe.validation_images:
-        raise DataError(
-            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where {len(source.validation or ())} "
-            "are held out now; train again, or use --split test"
-        )
-    return source
-
-
 def require_split(split: str) -> None:
     """Raise a GinghamError for anything but validation and test."""
     if split not in ("validation", "test"):
@@ -162,6 +159,8 @@ def split_of(run: "Run", folder: Path, data: str | None, split: str) -> "Split":
             f"{folder} held no pictures out for validation (recipe {run.recipe.name}, validation_images=0); "
             f"use --split test, or train with --set validation_images=5000"
         )
+    from gingham.evaluation import data_of
+
     source = data_of(run, folder, data, None if split == "validation" else 0)
     chosen = source.test if split == "test" else source.validation
     if chosen is None:
