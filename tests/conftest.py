@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import gingham
+from gingham.browser import library_files
 from gingham.published import locate
 from gingham.readers import FILES
 
@@ -62,6 +64,30 @@ def fashion_mnist_folder() -> Path:
 @pytest.fixture(scope="session")
 def fashion_mnist(fashion_mnist_folder: Path) -> "gingham.Data":
     return gingham.load_data("fashion-mnist")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real browser. CI installs one, so that nothing is skipped there."""
+    api = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip(f"there is no browser: none of {', '.join(names)}")
+    with api.sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        window = playwright.chromium.launch(executable_path=found, args=arguments)
+        yield window
+        window.close()
+
+
+@pytest.fixture(scope="session")
+def browser_libraries() -> dict[str, bytes]:
+    """ONNX Runtime and OpenCV for browsers: from the cache, or downloaded."""
+    try:
+        return library_files()
+    except gingham.DataError as error:
+        pytest.skip(str(error))
 
 
 class Done:

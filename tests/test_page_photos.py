@@ -1,8 +1,6 @@
 """photos.js in a browser against photos.py: the same file must become the same pictures, with the same words."""
 
 import base64
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,6 @@ from test_photos import GROUNDS, drawn
 pytestmark = pytest.mark.slow
 
 PHOTOS_JS = Path(gingham.__file__).parent / "page" / "photos.js"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 GARMENT = {"input_shape": [1, 28, 28], "garments": True, "background": None}
 # Until version 13 Pillow always began a resampling with the rows; what is rounded in between then differs now and then.
 ROUNDING = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
@@ -39,31 +36,17 @@ SCRIPT = """async ([model, steps]) => {
 }"""
 
 
-def opencv_source() -> Path:
-    """Where OpenCV.js is; the test is skipped where it is not."""
-    found = os.environ.get("GINGHAM_TEST_OPENCV")
-    if not found:
-        pytest.skip("GINGHAM_TEST_OPENCV does not name opencv.js")
-    return Path(found).resolve()
-
-
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    opencv = opencv_source()
-    api = pytest.importorskip("playwright.sync_api")
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"there is no browser: none of {', '.join(BROWSERS)}")
+def page(tmp_path_factory, browser, browser_libraries):
+    opencv = tmp_path_factory.mktemp("libraries") / "opencv.js"
+    opencv.write_bytes(browser_libraries["opencv.js"])
     scripts = "".join(f'<script src="{path.as_uri()}"></script>' for path in (PHOTOS_JS, opencv))
     file = tmp_path_factory.mktemp("page") / "page.html"
     file.write_text(f'<!doctype html><meta charset="utf-8"><input type="file">{scripts}')
-    with api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        window = playwright.chromium.launch(executable_path=browser, args=arguments)
-        tab = window.new_page()
-        tab.goto(file.as_uri())
-        yield tab
-        window.close()
+    tab = browser.new_page()
+    tab.goto(file.as_uri())
+    yield tab
+    tab.close()
 
 
 def in_browser(page, file, model=GARMENT, steps=True):

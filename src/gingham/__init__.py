@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError, TrainingError
     from gingham.evaluation import Report, evaluate
     from gingham.examination import examine
+    from gingham.exporting import Exported, export
     from gingham.inspection import summarize
     from gingham.layer_table import Summary
     from gingham.models import NETWORKS, Classifier, Predictions
@@ -38,6 +39,7 @@ _HOME = {
     "Comparison": "comparison",
     "Data": "datasets",
     "DataError": "errors",
+    "Exported": "exporting",
     "Finding": "diagnosis",
     "GinghamError": "errors",
     "ModelError": "errors",
@@ -58,6 +60,7 @@ _HOME = {
     "evaluate": "evaluation",
     "evaluate_photographs": "prediction",
     "examine": "examination",
+    "export": "exporting",
     "fit": "training",
     "load": "storage",
     "load_data": "datasets",
@@ -77,6 +80,7 @@ __all__ = [
     "Comparison",
     "Data",
     "DataError",
+    "Exported",
     "Finding",
     "GinghamError",
     "ModelError",
@@ -96,6 +100,7 @@ __all__ = [
     "evaluate",
     "evaluate_photographs",
     "examine",
+    "export",
     "fit",
     "load",
     "load_data",

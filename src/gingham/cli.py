@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from gingham import __version__, answering, commands, judging
+from gingham import __version__, answering, commands, judging, publishing
 from gingham.errors import GinghamError, one_line
 from gingham.terminal import say
 
@@ -51,6 +51,8 @@ for command in (
     judging.compare,
     judging.report,
     judging.diagnose,
+    publishing.export,
+    publishing.serve,
 ):
     app.command()(command)
 

@@ -1,0 +1,440 @@
+"""A run behind HTTP: pictures in, the answers of `predict` out, and the page to try it on."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, Response
+from fastapi_offline import FastAPIOffline
+from PIL import Image
+from pydantic import BaseModel
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from gingham import __version__
+from gingham.datasets import Split
+from gingham.errors import DataError, GinghamError
+from gingham.pages import facts_of, served_page
+from gingham.photos import Bytes, Prepared, open_photo
+from gingham.pictures import quiet
+from gingham.prediction import Answer, Gallery, answers, average, features, gallery, occlusion, prepare_for
+from gingham.storage import Run
+
+MEGABYTE = 1 << 20
+BODY_BYTES, HELD_BYTES = 32 * MEGABYTE, 256 * MEGABYTE  # of one request; of all that are being received and answered
+PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which then takes 200 MB while it is read
+STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all of it
+TOGETHER = 128  # pictures that the model answers at a time
+NEIGHBOURS, GALLERY = 6, 2000
+GRACE_SECONDS = 30  # for what is in flight when the server is told to end
+
+
+class Step(BaseModel):
+    """One step of a preparation, in words; with `explain`, the picture after it as a PNG in a data URL."""
+
+    step: str
+    note: str
+    picture: str | None = None
+
+
+class Neighbour(BaseModel):
+    """A training picture, and its class."""
+
+    label: str
+    picture: str
+
+
+class Explanation(BaseModel):
+    """Why: what is lost of the probability while a place is hidden, by rows, and the training pictures most like it."""
+
+    moved: list[list[float]]
+    neighbours: list[Neighbour]
+
+
+class Prediction(BaseModel):
+    """What the model says of one picture; `image` and `error` alone where it could not be read."""
+
+    image: str
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    unsure: bool
+    steps: list[Step]
+    explanation: Explanation | None = None
+
+
+class Predictions(BaseModel):
+    """An entry a picture, in the order they were sent."""
+
+    predictions: list[Prediction]
+
+
+class Refusal(BaseModel):
+    """What was got, what is allowed, what to do. The pictures of the request that could be read are answered beside it."""
+
+    error: str
+    predictions: list[dict[str, Any]] | None = None
+
+
+class Health(BaseModel):
+    """That the server answers."""
+
+    status: str
+
+
+class Batches:
+    """Answers pictures of many requests together: whoever is waiting when a thread is free goes into its next batch."""
+
+    def __init__(self, run: Run, threads: int) -> None:
+        self.run = run
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
+        self.waiting: deque[tuple[list[Prepared], Future[torch.Tensor]]] = deque()
+
+    async def answer(self, prepared: list[Prepared]) -> torch.Tensor:
+        """Return the probabilities (N, K) of prepared pictures."""
+        if not prepared:
+            return average(self.run.model, [])
+        said: Future[torch.Tensor] = Future()
+        self.waiting.append((prepared, said))
+        self.pool.submit(self._next)
+        return await asyncio.wrap_future(said)
+
+    def _next(self) -> None:
+        taken: list[tuple[list[Prepared], Future[torch.Tensor]]] = []
+        while sum(len(prepared) for prepared, _ in taken) < TOGETHER:
+            try:
+                taken.append(self.waiting.popleft())
+            except IndexError:
+                break
+        if not taken:  # another thread has taken it along
+            return
+        try:
+            said = average(self.run.model, [one for prepared, _ in taken for one in prepared])
+            for (_, future), part in zip(taken, torch.split(said, [len(prepared) for prepared, _ in taken]), strict=True):
+                future.set_result(part)
+        except Exception as error:  # noqa: BLE001  # whoever waits must hear of it
+            for _, future in taken:
+                if not future.done():
+                    future.set_exception(error)
+
+
+class _Service:
+    """What the requests share: the run, its threads, the pictures to compare with, and how much is being held."""
+
+    def __init__(self, run: Run, train: Callable[[], Split | None]) -> None:
+        self.run, self.held = run, 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.batches = Batches(run, cores if run.model.mean.device.type == "cpu" else 1)
+        self.preparing = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
+        self.gallery: Future[Gallery | None] = self.batches.pool.submit(self._gallery, train)
+
+    def _gallery(self, train: Callable[[], Split | None]) -> Gallery | None:
+        split = train()
+        return None if split is None else gallery(self.run.model, split, GALLERY)
+
+    async def receive(self, request: Request) -> bytes:
+        """Return a request's body; what is too large, or too slow, is refused before it is all there."""
+        declared = request.headers.get("content-length", "")
+        received, parts = int(declared) if declared.isdigit() else 0, []
+        if received > BODY_BYTES:
+            raise _too_large(received)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                stream = request.stream()
+                received = 0
+                while part := await asyncio.wait_for(anext(stream, b""), STALL_SECONDS):
+                    received += len(part)
+                    self.held += len(part)
+                    parts.append(part)
+                    if received > BODY_BYTES:
+                        raise _too_large(received)
+                    if self.held > HELD_BYTES:
+                        raise HTTPException(503, "too many large requests at once; try again in a second", {"Retry-After": "1"})
+            return b"".join(parts)
+        except TimeoutError:
+            raise HTTPException(
+                408, f"the body did not arrive within {STALL_SECONDS} s a piece and {BODY_SECONDS} s in all; send it again"
+            ) from None
+        finally:
+            self.held -= received if parts else 0
+
+    async def answer(self, request: Request, *, explain: bool) -> tuple[list[Answer], list[dict[str, Any]]]:
+        """Return the answers to a request's pictures, and each as JSON values."""
+        body = await self.receive(request)
+        self.held += len(body)
+        try:
+            loop = asyncio.get_running_loop()
+            kind = request.headers.get("content-type", "")
+            names, results = await loop.run_in_executor(self.preparing, self.prepare, body, kind, explain)
+            read = [result for result in results if isinstance(result, Prepared)]
+            found = answers(self.run.model, names, results, await self.batches.answer(read))
+            entries = [answer.to_dict() for answer in found]
+            if explain:
+                nearby = await asyncio.wrap_future(self.gallery)
+                for answer, entry in zip(found, entries, strict=True):
+                    if answer.prepared is not None:
+                        why = await loop.run_in_executor(self.batches.pool, _explain, self.run, answer, nearby)
+                        entry["explanation"] = why
+                        for step, shown in zip(answer.prepared.steps, entry["steps"], strict=True):
+                            shown["picture"] = _png(step.picture)
+            return found, entries
+        finally:
+            self.held -= len(body)
+
+    def prepare(self, body: bytes, kind: str, explain: bool) -> tuple[list[str], list[Prepared | DataError]]:
+        """Return the names of the pictures in a body, and each prepared, or why it cannot be."""
+        pictures = pictures_of(body, kind)
+        with quiet():
+            return [name for name, _ in pictures], [self._prepare(name, content) for name, content in pictures]
+
+    def _prepare(self, name: str, content: bytes) -> Prepared | DataError:
+        try:
+            return prepare_for(self.run, open_photo(content, name, PIXELS))
+        except DataError as error:
+            return error
+
+
+def _too_large(size: int) -> HTTPException:
+    return HTTPException(
+        413,
+        f"the request has {size / MEGABYTE:.0f} MB or more; allowed: {BODY_BYTES // MEGABYTE} MB; send fewer or smaller pictures",
+    )
+
+
+def pictures_of(body: bytes, kind: str) -> list[tuple[str, bytes]]:
+    """Return the pictures in a request's body, by name: the files of a form, or the body itself.
+
+    `kind` is the Content-Type: multipart/form-data, image/... or application/octet-stream.
+
+    Raises
+        HTTPException: 415 for another type, 422 for a form that is broken or holds no file, 413 for more than 256.
+    """
+    media, options = parse_options_header(kind)
+    if media == b"multipart/form-data":
+        found = _files(body, options.get(b"boundary", b""))
+    elif media.startswith(b"image/") or media == b"application/octet-stream":
+        found = [("picture 1", body)] if body else []
+    else:
+        raise HTTPException(
+            415,
+            f"got the content type {kind[:80] or '(none)'}; allowed: multipart/form-data with a file a picture, or a picture as the body "
+            "with its own type, such as image/jpeg",
+        )
+    if not found:
+        raise HTTPException(
+            422, "the request holds no picture; send a form with a file for each, such as curl -F images=@coat.jpg"
+        )
+    if len(found) > PICTURES:
+        raise HTTPException(
+            413, f"the request holds {len(found):,} pictures; allowed: {PICTURES}; send them in several requests"
+        )
+    return found
+
+
+def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
+    """The files of a form, in memory: nothing that someone sends is ever written to a disk."""
+    parts: list[tuple[dict[bytes, bytes], list[bytes]]] = []
+    header: list[bytes] = [b"", b""]
+
+    def ended() -> None:
+        parts[-1][0][header[0].lower()] = header[1]
+        header[:] = [b"", b""]
+
+    def field(data: bytes, start: int, end: int) -> None:
+        header[0] += data[start:end]
+
+    def value(data: bytes, start: int, end: int) -> None:
+        header[1] += data[start:end]
+
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": lambda: parts.append(({}, [])),
+                "on_header_field": field,
+                "on_header_value": value,
+                "on_header_end": ended,
+                "on_part_data": lambda data, start, end: parts[-1][1].append(data[start:end]),
+            },
+        )
+        parser.write(body)
+        parser.finalize()
+    except MultipartParseError as error:
+        raise HTTPException(422, f"the form is broken ({error}); send it again as multipart/form-data") from None
+    found: list[tuple[str, bytes]] = []
+    for headers, content in parts:
+        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        if b"filename" in options:
+            name = options[b"filename"].decode("utf-8", "replace") or f"picture {len(found) + 1}"
+            found.append((name, b"".join(content)))
+    return found
+
+
+def _explain(run: Run, answer: Answer, nearby: Gallery | None) -> dict[str, Any]:
+    assert answer.prepared is not None
+    picture = torch.tensor(answer.prepared.picture)
+    stride = max(1, max(picture.shape[1:]) // 14)
+    moved = occlusion(run.model, picture, run.model.classes.index(answer.label), max(5, 2 * stride + 1), stride)
+    like = nearby.like(features(run.model, picture[None])[0], NEIGHBOURS) if nearby else []
+    return {
+        "moved": [[round(value, 4) for value in row] for row in moved.tolist()],
+        "neighbours": [{"label": nearby.labels[k], "picture": _png(nearby.images[k].numpy())} for k in like] if nearby else [],
+    }
+
+
+def _png(pixels: Bytes) -> str:
+    """Pixels (H, W, 3) or (C, H, W) as a data URL."""
+    if pixels.shape[0] in (1, 3) and pixels.shape[-1] != 3:
+        pixels = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> FastAPI:
+    """Return the web application of a run: `POST /predict`, `GET /model`, `GET /health`, `GET /` (the page), `GET /docs`.
+
+    `train` gives the training pictures that `explain` finds the nearest of, where there are some; it is called once, on another thread.
+
+        app = gingham.serving.application(gingham.load_packaged())
+    """
+    app = FastAPIOffline(
+        title="Gingham",
+        version=__version__,
+        description=f"Names what is in pictures: {', '.join(run.model.classes[:20])}.",
+        redoc_url=None,
+    )
+    service = _Service(run, train)
+    html, policy = served_page(run)
+    facts = facts_of(run) | {
+        "limits": {"request_bytes": BODY_BYTES, "pictures": PICTURES, "pixels": PIXELS},
+        "gingham": __version__,
+    }
+
+    @app.post("/predict", responses=_RESPONSES, openapi_extra=_BODY, response_class=Response, tags=["answers"])
+    async def predict(request: Request, explain: bool = False) -> Response:
+        """Name what is in one picture or many: a form with a file for each, or one picture as the body.
+
+        `explain` adds the picture after each step, what moved the decision, and the training pictures most like it.
+        """
+        found, entries = await service.answer(request, explain=explain)
+        errors = [answer.error for answer in found if answer.error is not None]
+        if errors:
+            more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
+            return _json({"error": f"{errors[0]}{more}", "predictions": entries}, 422)
+        return _json({"predictions": entries})
+
+    @app.get("/model", tags=["about"])
+    async def model() -> dict[str, Any]:
+        """What answers: its classes, the shape of its pictures, its threshold for "not sure", how it was trained and measured."""
+        return facts
+
+    @app.get("/health", response_model=Health, tags=["about"])
+    async def health() -> dict[str, str]:
+        """Whether the server answers."""
+        return {"status": "ok"}
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+        return HTMLResponse(html, headers=headers)
+
+    @app.exception_handler(AnyHTTPException)
+    async def refused(request: Request, error: AnyHTTPException) -> Response:
+        said = error.detail
+        if error.status_code == 404:
+            said = f"there is nothing at {request.url.path[:80]}; POST /predict, GET /model, /health, /docs and / are"
+        elif error.status_code == 405:
+            said = f"{request.url.path[:80]} does not take {request.method}; /docs says what it takes"
+        return _json({"error": said}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        return _json(
+            {"error": f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"},
+            422,
+        )
+
+    return app
+
+
+def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
+    return Response(json.dumps(value, ensure_ascii=False), status, headers, "application/json")
+
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": Predictions, "description": "every picture is answered"},
+    408: {"model": Refusal, "description": "the body came too slowly"},
+    413: {"model": Refusal, "description": "too many bytes or pictures"},
+    415: {"model": Refusal, "description": "no form and no picture"},
+    422: {"model": Refusal, "description": "some pictures cannot be read; the others are answered"},
+    503: {"model": Refusal, "description": "too much at once"},
+}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
+            },
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png", "image/webp")},
+        },
+    }
+}
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens; port 0 takes any that is free.
+
+    Raises
+        GinghamError: the port is taken, or the address is not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise GinghamError(
+            f"cannot listen on {host} port {port} ({reason}); choose another --port, or 127.0.0.1 as --host"
+        ) from None
+
+
+def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] = lambda: None) -> None:
+    """Answer requests until the process is told to end by SIGTERM or Ctrl-C; what is in flight then is answered first.
+
+    `listening` is what `listen` gives.
+    """
+    import uvicorn
+
+    # A thread a core, each answering a batch of its own: sharing each batch among the cores makes them wait for each other.
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    config = uvicorn.Config(
+        application(run, train),
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+        backlog=2048,
+    )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn passes the signal on once all is answered
+    uvicorn.Server(config).run(sockets=[listening])
