@@ -176,13 +176,15 @@ def graph_of(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
                 dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
                 verbose=False,
             )
+        assert program is not None
+        graph: onnx.ModelProto = program.model_proto
+        if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+            raise ValueError("it depends on the number of pictures")
     except Exception as error:  # a network of the user's own may be anything
         raise GinghamError(
             f"the network {run.recipe.network} has no ONNX form ({one_line(error)}); use operations that torch.onnx.export knows, "
-            "and none that depend on the number of pictures"
+            "and none that depend on the pictures' number or values"
         ) from error
-    assert program is not None
-    graph: onnx.ModelProto = program.model_proto
     _strip(graph)
     graph.producer_name, graph.producer_version = "gingham", __version__
     for name, value in _metadata(run).items():

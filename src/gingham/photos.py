@@ -70,7 +70,9 @@ def open_photo(file: Path | bytes, name: str | None = None, largest: int = LARGE
             return _upright(image)
     except FileNotFoundError:
         raise DataError(f"there is no file {called}; name a picture: {', '.join(FORMATS)}") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:  # Pillow's own limit comes first where it is lower
+        raise DataError(f"{called} has far too many pixels; allowed: {largest:,} in all; make it smaller") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         if isinstance(file, Path) and file.is_dir():
             raise DataError(f"{called} is a folder; name the pictures in it, such as {called}/*.jpg") from error
         raise DataError(

@@ -1,5 +1,6 @@
 """Files in, prepared pictures, answers out: one's own photographs, by a run or by the model that comes in the package."""
 
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -233,9 +234,13 @@ def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 
     `images` is uint8 (N, C, H, W).
     """
-    last = last_linear(model)
-    found: list[torch.Tensor] = []
-    handle = None if last is None else last.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].flatten(1)))
+    last, found, here = last_linear(model), list[torch.Tensor](), threading.get_ident()
+
+    def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if threading.get_ident() == here:  # a server's other threads ask the same network other things
+            found.append(inputs[0].flatten(1))
+
+    handle = None if last is None else last.register_forward_pre_hook(keep)
     try:
         logits = torch.cat([model.logits(part) for part in torch.split(images, 500)])
     finally:

@@ -22,9 +22,10 @@ from fastapi.responses import HTMLResponse, Response
 from fastapi_offline import FastAPIOffline
 from PIL import Image
 from pydantic import BaseModel
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.requests import ClientDisconnect
 
 from gingham import __version__
 from gingham.datasets import Split
@@ -138,6 +139,7 @@ class _Service:
 
     def __init__(self, run: Run, train: Callable[[], Split | None]) -> None:
         self.run, self.held = run, 0
+        run.model.eval()  # once and for all: threads that switch it to and fro would answer in each other's mode
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.batches = Batches(run, cores if run.model.mean.device.type == "cpu" else 1)
         self.preparing = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
@@ -166,6 +168,8 @@ class _Service:
                     if self.held > HELD_BYTES:
                         raise HTTPException(503, "too many large requests at once; try again in a second", {"Retry-After": "1"})
             return b"".join(parts)
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection was closed before the body was all there") from None  # nobody reads it
         except TimeoutError:
             raise HTTPException(
                 408, f"the body did not arrive within {STALL_SECONDS} s a piece and {BODY_SECONDS} s in all; send it again"
@@ -249,7 +253,7 @@ def pictures_of(body: bytes, kind: str) -> list[tuple[str, bytes]]:
 def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
     """The files of a form, in memory: nothing that someone sends is ever written to a disk."""
     parts: list[tuple[dict[bytes, bytes], list[bytes]]] = []
-    header: list[bytes] = [b"", b""]
+    header, ends = [b"", b""], []
 
     def ended() -> None:
         parts[-1][0][header[0].lower()] = header[1]
@@ -270,11 +274,13 @@ def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
                 "on_header_value": value,
                 "on_header_end": ended,
                 "on_part_data": lambda data, start, end: parts[-1][1].append(data[start:end]),
+                "on_end": lambda: ends.append(True),
             },
         )
         parser.write(body)
-        parser.finalize()
-    except MultipartParseError as error:
+        if not ends:
+            raise FormParserError("its end is missing")
+    except FormParserError as error:
         raise HTTPException(422, f"the form is broken ({error}); send it again as multipart/form-data") from None
     found: list[tuple[str, bytes]] = []
     for headers, content in parts:
