@@ -111,7 +111,7 @@ def resident(process: int) -> float:
 
 async def at_a_rate(port: int, requests: list[bytes], rate: float, seconds: float) -> Load:
     """Requests that arrive at random, so many a second, whether or not the ones before have been answered."""
-    load, idle, tasks = Load(), [Client(port) for _ in range(8)], []
+    load, idle, tasks = Load(), [Client(port) for _ in range(8)], list[asyncio.Task[None]]()
     arrivals, started = random.Random(0), time.perf_counter()  # noqa: S311
     due = started
 
@@ -209,12 +209,12 @@ def main() -> None:
         [sys.executable, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True, check=True
     )
     versions = {entry["name"]: entry["version"] for entry in json.loads(packages.stdout)}
+    command = f"{' '.join(arguments.runs)} --seconds {arguments.seconds:g} --repeats {arguments.repeats}"
     text = "\n".join(
         [
             "# Serving",
             "",
-            f"Command: `python benchmarks/serve.py {' '.join(arguments.runs)} --seconds {arguments.seconds:g} --repeats {arguments.repeats}`, commit "
-            f"{commit[:12]}.",
+            f"Command: `python benchmarks/serve.py {command}`, commit {commit[:12]}.",
             f"Hardware: {environment['hardware']}, shared by the server and its clients; torch {environment['torch']}, "
             + ", ".join(f"{name} {versions[name]}" for name in ("fastapi", "uvicorn")) + ".",
             "Each repeat has a server of its own, the runs taking turns. Latencies in milliseconds.",
