@@ -1,6 +1,7 @@
 """Exported models against the models they were made from: the same answers, or no file."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -8,11 +9,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 import gingham
-from conftest import make_dataset
+from conftest import ROOT, make_dataset
 from gingham.models import NETWORKS
 from gingham.prediction import features
+from test_photos import drawn
 
 
 def answer(file, images):
@@ -206,6 +209,25 @@ def test_export_as_a_command(quadrants, command):
     assert "has changed since run was trained on it" in command("export", "other.onnx", "--run", "run", code=2).stderr
     assert not (command.folder / "other.onnx").exists()
     command("export", "other.onnx", "--run", "run", "--data", quadrants)
+
+
+def test_the_example_answers_as_predict_does_without_torch(tmp_path, fashion_mnist):
+    run = gingham.load_packaged()
+    gingham.export(run, tmp_path / "model.onnx", fashion_mnist)
+    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
+    drawn((200, 40, 40), (150, 150, 150), texture=6)[0].save(tmp_path / "other.jpg")
+    Image.fromarray(fashion_mnist.train.images[0, 0].numpy()).save(tmp_path / "own.png")
+    files = ["shirt.png", "other.jpg", "own.png"]
+    script = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    example = ROOT / "examples" / "onnx_answers.py"
+    done = subprocess.run(
+        [sys.executable, "-c", script, example, "model.onnx", *files], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    expected = gingham.predict(run, [tmp_path / name for name in files])
+    assert done.stdout.splitlines() == [
+        f"{name}: {'not sure, perhaps ' if said.unsure else ''}{said.label} ({said.confidence:.1%})"
+        for name, said in zip(files, expected, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(

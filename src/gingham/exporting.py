@@ -200,12 +200,13 @@ def _metadata(run: Run) -> dict[str, Any]:
         "threshold": float(run.model.threshold),
         "temperature": float(run.model.temperature),
         "input_shape": list(run.model.input_shape),
-        "photographs": "garment on black, two framings averaged" if takes_garments(run) else "whole, in a square",
+        "preparation": "garment" if takes_garments(run) else "plain",  # which of prepare_garment and prepare_plain
+        "background": run.data.get("background"),
         "recipe": run.recipe.name,
         "network": run.recipe.network,
         "seed": run.recipe.seed,
-        "dataset": str(run.data.get("name")),
-        "fingerprint": str(run.data.get("fingerprint")),
+        "dataset": run.data.get("name"),
+        "fingerprint": run.data.get("fingerprint"),
         "gingham": __version__,
     }
 
