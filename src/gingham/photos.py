@@ -52,8 +52,8 @@ class Prepared:
 def open_photo(file: Path | bytes, name: str | None = None, largest: int = LARGEST_PIXELS) -> Image.Image:
     """Return an image file upright, as its EXIF data says: RGB, or RGBA where it has transparency; the first frame alone.
 
-    `file` is a path or what is in a file; `name` is what errors call it. A large JPEG is decoded at a fraction of its size,
-    never below four times what the garment is looked for at.
+    `file` is a path or what is in a file; `name` is what errors call it. A JPEG is decoded whole: at a
+    fraction of its size would be quicker, but a browser cannot, and a page is to answer the same.
 
     Raises
         DataError: missing, no picture, damaged, or of more than `largest` pixels (120 million unless told).
@@ -66,7 +66,6 @@ def open_photo(file: Path | bytes, name: str | None = None, largest: int = LARGE
                 raise DataError(
                     f"{called} has {width}x{height} pixels; allowed: {largest:,} in all; make it smaller, 1000 a side are plenty"
                 )
-            image.draft(None, (4 * WORKING_SIDE, 4 * WORKING_SIDE))
             return _upright(image)
     except FileNotFoundError:
         raise DataError(f"there is no file {called}; name a picture: {', '.join(FORMATS)}") from None

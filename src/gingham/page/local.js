@@ -5,7 +5,8 @@ const GinghamEngine = (() => {
   const model = JSON.parse(document.getElementById('facts').textContent);
   const [channels, height, width] = model.input_shape;
   const size = channels * height * width;
-  let ready = null;
+  let loading = null;
+  let loaded = false;
 
   // Each part stands in the page as gzip in base64, in an element of its own, which is emptied once it has been read.
   async function part(name) {
@@ -13,7 +14,8 @@ const GinghamEngine = (() => {
     if (!element) return null;
     const text = atob(element.textContent.trim());
     element.textContent = '';
-    const bytes = Uint8Array.from(text, (letter) => letter.charCodeAt(0));
+    const bytes = new Uint8Array(text.length);
+    for (let k = 0; k < text.length; k++) bytes[k] = text.charCodeAt(k);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
@@ -30,6 +32,7 @@ const GinghamEngine = (() => {
     const session = await ort.InferenceSession.create(await part('model.onnx'), { executionProviders: ['wasm'] });
     const pictures = await part('gallery');
     const features = await part('features');
+    loaded = true;
     return { cv, ort, session, pictures, features: features && new Int8Array(features.buffer) };
   }
 
@@ -50,8 +53,8 @@ const GinghamEngine = (() => {
   }
 
   function start() {
-    ready ??= load();
-    return ready;
+    loading ??= load();
+    return loading;
   }
 
   async function run(pictures, count) {
@@ -157,5 +160,5 @@ const GinghamEngine = (() => {
     return canvas.toDataURL();
   }
 
-  return { local: true, start, answer, explain };
+  return { local: true, ready: () => loaded, start, answer, explain };
 })();

@@ -19,21 +19,25 @@
     const number = ++asked;
     if (!drawn) preview(blob);
     if (!drawn || $('said').hidden) {
-      $('doing').textContent = 'Looking';
+      $('doing').textContent = GinghamEngine.ready() ? 'Looking' : 'Getting ready, which takes a few seconds once';
       show('working');
     }
     try {
       const entry = await GinghamEngine.answer(blob);
       if (number !== asked) return;
       render(entry);
+      if (!drawn) $('answer').scrollIntoView({ block: 'nearest' }); // on a phone it lies below
       const why = await GinghamEngine.explain(entry);
       if (number === asked) explain(entry, why);
     } catch (error) {
-      if (number !== asked) return;
-      $('error').textContent = error.message;
-      $('why').hidden = true;
-      show('error');
+      if (number === asked) refuse(error.message);
     }
+  }
+
+  function refuse(text) {
+    $('error').textContent = text;
+    $('why').hidden = true;
+    show('error');
   }
 
   function preview(blob) {
@@ -143,8 +147,7 @@
     if (pictures.length) {
       ask(pictures[0]);
     } else if (files.length) {
-      $('error').textContent = `${files[0].name || 'That'} is no picture; give a photograph, such as a JPEG or PNG file.`;
-      show('error');
+      refuse(`${files[0].name || 'That'} is no picture; give a photograph, such as a JPEG or PNG file.`);
     }
   }
 
@@ -154,6 +157,10 @@
       event.target.value = '';
     });
   }
+  $('shown').addEventListener('error', () => {
+    $('shown').hidden = true;
+    $('invitation').hidden = false;
+  });
   $('choose').addEventListener('click', () => $('file').click());
   document.addEventListener('paste', (event) => take(event.clipboardData.files));
   for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop']) {
@@ -171,8 +178,7 @@
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     } catch {
-      $('error').textContent = 'The camera cannot be used: there is none, or it was not allowed. Choose a picture in its place.';
-      return show('error');
+      return refuse('The camera cannot be used: there is none, or it was not allowed. Choose a picture in its place.');
     }
     $('video').srcObject = stream;
     $('camera').showModal();

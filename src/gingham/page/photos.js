@@ -8,7 +8,8 @@ var GinghamPhotos = (() => {
   const LARGEST_PIXELS = 120_000_000;
   const NARROWER = 0.85;
   const FLOOR = 65;
-  const KEPT_PIXELS = 16_000_000; // of a file that is no JPEG: 64 MB, which a phone has to spare
+  // What a phone has memory for, 100 MB; Python takes larger pictures whole too, and they come out slightly different.
+  const KEPT_PIXELS = 25_000_000;
   const STRIP = 256; // rows copied out of a decoded picture at a time, a multiple of 8
 
   // A picture is {width, height, channels, data}, of 1 channel or of 4; of 4, `transparent` says whether the last one counts.
@@ -27,19 +28,10 @@ var GinghamPhotos = (() => {
         const allowed = `allowed: ${LARGEST_PIXELS.toLocaleString('en')} in all; make it smaller, 1000 a side are plenty`;
         throw new Error(`${name} has ${width}x${height} pixels; ${allowed}`);
       }
-      const start = new Uint8Array(await blob.slice(0, 2).arrayBuffer());
-      return read(bitmap, factorOf(width, height, start[0] === 0xff && start[1] === 0xd8));
+      return read(bitmap, [1, 2, 4].find((factor) => width * height <= KEPT_PIXELS * factor ** 2));
     } finally {
       bitmap.close();
     }
-  }
-
-  // How many pixels a side become one. Python has libjpeg decode a large JPEG at half, a quarter or an eighth of its size,
-  // never below four times what the garment is looked for at, and libjpeg then gives the mean of as many pixels, but for
-  // rounding. Anything else Python takes whole, and so does this, up to what a phone has memory for.
-  function factorOf(width, height, jpeg) {
-    if (jpeg) return [8, 4, 2].find((factor) => Math.min(width, height) >= factor * 4 * WORKING_SIDE) || 1;
-    return [1, 2, 4].find((factor) => width * height <= KEPT_PIXELS * factor ** 2);
   }
 
   // In strips: a canvas as large as a phone's photograph is more than some browsers allow.
