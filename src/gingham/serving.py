@@ -286,7 +286,7 @@ def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
     for headers, content in parts:
         _, options = parse_options_header(headers.get(b"content-disposition", b""))
         if b"filename" in options:
-            name = options[b"filename"].decode("utf-8", "replace") or f"picture {len(found) + 1}"
+            name = options[b"filename"].decode("utf-8", "replace")[:200] or f"picture {len(found) + 1}"
             found.append((name, b"".join(content)))
     return found
 
