@@ -199,7 +199,12 @@ def test_a_bad_file_is_refused_in_a_sentence_and_the_others_are_answered(client,
             "the request holds no picture",
         ),
         (form([("a.png", b"")] * 257), FORM["content-type"], 413, "the request holds 257 pictures; allowed: 256"),
-        (bytes(serving.BODY_BYTES + 1), "image/png", 413, "the request has 32 MB or more; allowed: 32 MB"),
+        (
+            bytes(serving.BODY_BYTES + 1),
+            "image/png",
+            413,
+            "the request has more than 32 MB, which is what is allowed; send fewer or smaller pictures",
+        ),
     ],
 )
 def test_a_request_that_cannot_be_answered_says_why(client, content, kind, code, said):
@@ -308,7 +313,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
 def test_a_body_is_refused_before_it_is_all_there(listening):
     status, said = answered(listening, HEAD + b"Content-Length: 99999999999\r\n\r\n")
     assert status == 413
-    assert said["error"].startswith("the request has 95367 MB or more")
+    assert said["error"].startswith("the request has more than 32 MB")
     piece = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
     status, _ = answered(listening, HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[piece] * 33)
     assert status == 413
@@ -388,11 +393,44 @@ def test_told_to_end_it_answers_what_is_in_flight(process, sent, code):
     assert "Traceback" not in started.stderr.read()
 
 
+def test_what_does_not_end_in_time_is_told_so(tmp_path):
+    script = "import gingham.serving as s; s.GRACE_SECONDS = 1; from gingham.cli import main; main(['serve', '--port', '0'])"
+    started = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    port = int(re.search(r":(\d+)/ ", started.stderr.readline())[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
+        line.sendall(HEAD + b"Content-Length: 100\r\n\r\nabc")
+        time.sleep(1)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(timeout=30) == 0
+        assert b"the server is ending" in line.recv(10_000)
+    assert "Traceback" not in started.stderr.read()
+    started.stderr.close()
+
+
+def test_large_pictures_are_read_one_at_a_time(listening, monkeypatch):
+    """Whatever the number of threads: each takes hundreds of megabytes."""
+    reading, most = [], []
+
+    def open_slowly(*arguments):
+        reading.append(1)
+        most.append(len(reading))
+        time.sleep(0.2)
+        reading.pop()
+        raise gingham.DataError("enough seen")
+
+    monkeypatch.setattr(serving, "open_photo", open_slowly)
+    content = encoded(Image.new("1", (4001, 4000)))
+    request = HEAD + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert [status for status, _ in pool.map(lambda _: answered(listening, request), range(6))] == [422] * 6
+    assert most == [1] * 6
+
+
 def test_what_serve_cannot_do_it_says(command, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = command("serve", "--port", port, code=2).stderr
-    assert said.startswith(f"gingham: cannot listen on 127.0.0.1 port {port} (")
+    assert said.startswith(f"gingham: cannot listen on 127.0.0.1 port {port} (Address already in use); choose another --port")
     assert "cannot listen on nowhere.invalid port 8000" in command("serve", "--host", "nowhere.invalid", code=2).stderr
     assert "there is no folder nowhere" in command("serve", "--run", "nowhere", code=2).stderr
     monkeypatch.delitem(sys.modules, "gingham.serving")

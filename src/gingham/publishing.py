@@ -1,5 +1,7 @@
 """The commands that take a model out into the world: export and serve."""
 
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,6 +78,8 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """Serve a model over HTTP, and a page to try it on, until Ctrl-C."""
+    # From now on: the first process of a container does not hear a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         from gingham import serving
     except ImportError as error:

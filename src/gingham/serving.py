@@ -2,12 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
-import signal
 import socket
-import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,13 +32,15 @@ from gingham.datasets import Split
 from gingham.errors import DataError, GinghamError
 from gingham.pages import facts_of, served_page
 from gingham.photos import Bytes, Prepared, open_photo
-from gingham.pictures import quiet
+from gingham.pictures import open_picture, quiet
 from gingham.prediction import Answer, Gallery, answers, average, features, gallery, occlusion, prepare_for
 from gingham.storage import Run
 
 MEGABYTE = 1 << 20
 BODY_BYTES, HELD_BYTES = 32 * MEGABYTE, 256 * MEGABYTE  # of one request; of all that are being received and answered
-PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which then takes 200 MB while it is read
+PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which takes up to 0.6 GB while it is read
+LARGE = 16_000_000  # pixels; more than an ordinary photograph of a phone, and read one at a time
+THREADS = 8  # at most: more would wait for Python's lock
 STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all of it
 TOGETHER = 128  # pictures that the model answers at a time
 NEIGHBOURS, GALLERY = 6, 2000
@@ -140,7 +142,8 @@ class _Service:
     def __init__(self, run: Run, train: Callable[[], Split | None]) -> None:
         self.run, self.held = run, 0
         run.model.eval()  # once and for all: threads that switch it to and fro would answer in each other's mode
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = min(THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        self.large = threading.Lock()
         self.batches = Batches(run, cores if run.model.mean.device.type == "cpu" else 1)
         self.preparing = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
         self.gallery: Future[Gallery | None] = self.batches.pool.submit(self._gallery, train)
@@ -154,7 +157,7 @@ class _Service:
         declared = request.headers.get("content-length", "")
         received, parts = int(declared) if declared.isdigit() else 0, []
         if received > BODY_BYTES:
-            raise _too_large(received)
+            raise _too_large()
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 stream = request.stream()
@@ -164,7 +167,7 @@ class _Service:
                     self.held += len(part)
                     parts.append(part)
                     if received > BODY_BYTES:
-                        raise _too_large(received)
+                        raise _too_large()
                     if self.held > HELD_BYTES:
                         raise HTTPException(503, "too many large requests at once; try again in a second", {"Retry-After": "1"})
             return b"".join(parts)
@@ -208,15 +211,25 @@ class _Service:
 
     def _prepare(self, name: str, content: bytes) -> Prepared | DataError:
         try:
-            return prepare_for(self.run, open_photo(content, name, PIXELS))
+            with self.large if _pixels(content) > LARGE else contextlib.nullcontext():
+                return prepare_for(self.run, open_photo(content, name, PIXELS))
         except DataError as error:
             return error
 
 
-def _too_large(size: int) -> HTTPException:
+def _pixels(content: bytes) -> int:
+    """How many pixels a picture says it has, before any is read; 0 for what is no picture."""
+    try:
+        with open_picture(content) as image:
+            return image.width * image.height
+    except Exception:  # noqa: BLE001  # in a damaged file Pillow meets errors of nearly any type
+        return 0
+
+
+def _too_large() -> HTTPException:
     return HTTPException(
         413,
-        f"the request has {size / MEGABYTE:.0f} MB or more; allowed: {BODY_BYTES // MEGABYTE} MB; send fewer or smaller pictures",
+        f"the request has more than {BODY_BYTES // MEGABYTE} MB, which is what is allowed; send fewer or smaller pictures",
     )
 
 
@@ -338,7 +351,10 @@ def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> F
 
         `explain` adds the picture after each step, what moved the decision, and the training pictures most like it.
         """
-        found, entries = await service.answer(request, explain=explain)
+        try:
+            found, entries = await service.answer(request, explain=explain)
+        except asyncio.CancelledError:  # its time to end in is over
+            raise HTTPException(503, "the server is ending; ask again in a while") from None
         errors = [answer.error for answer in found if answer.error is not None]
         if errors:
             more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
@@ -418,7 +434,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None) or 0  # below 0 where a name was not found
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
         raise GinghamError(
             f"cannot listen on {host} port {port} ({reason}); choose another --port, or 127.0.0.1 as --host"
         ) from None
@@ -427,7 +444,7 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] = lambda: None) -> None:
     """Answer requests until the process is told to end by SIGTERM or Ctrl-C; what is in flight then is answered first.
 
-    `listening` is what `listen` gives.
+    `listening` is what `listen` gives. At the end the signal is passed on to whoever handled it before.
     """
     import uvicorn
 
@@ -442,5 +459,4 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
         timeout_graceful_shutdown=GRACE_SECONDS,
         backlog=2048,
     )
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn passes the signal on once all is answered
     uvicorn.Server(config).run(sockets=[listening])
