@@ -3,16 +3,18 @@
     python benchmarks/serve.py                        # the packaged model
     python benchmarks/serve.py packaged runs/fast-0
 
-Pictures are Fashion-MNIST's validation pictures as PNG files, asked in forms as a browser or curl would. Four loads, each with a server just
+Pictures are Fashion-MNIST's validation pictures as PNG files, asked in forms as a browser or curl would. Five loads, each with a server just
 started and warm: single pictures, arriving at random 200 times a second, each latency counted from when the request was due, so that a
 queue counts; 64 pictures a request from two clients that ask again at once; 10,000 requests of one picture from 64 clients that ask again at
-once, with /health asked beside them; photographs of 640x480, one a request, from four. Writes benchmarks/results/serve-<hardware>-<date>.md.
+once, with /health asked beside them; photographs of 640x480, one a request, from four; PNGs of 50 megapixels from eight, for the memory they
+take (with MALLOC_MMAP_THRESHOLD_ set as docs/deploy.md has it). Writes benchmarks/results/serve-<hardware>-<date>.md.
 """
 
 import argparse
 import asyncio
 import io
 import json
+import os
 import random
 import re
 import statistics
@@ -24,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -95,13 +98,19 @@ def server(run: str) -> Iterator[tuple[int, int]]:
     """A server of a run on a free port: the port and its process."""
     named = [] if run == "packaged" else ["--run", run]
     command = [sys.executable, "-m", "gingham", "serve", "--port", "0", *named]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "16000000"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:
         yield int(re.search(r"127\.0\.0\.1:(\d+)", process.stderr.readline())[1]), process.pid  # type: ignore[index]
     finally:
         process.terminate()
         process.wait()
+
+
+def most(process: int) -> float:
+    """The most memory a process has held, in MB."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) * 1024 / 1e6  # type: ignore[index]
 
 
 def resident(process: int) -> float:
@@ -174,6 +183,17 @@ async def loads(port: int, process: int, pictures: list[bytes], photograph: byte
     row("1 picture, 64 clients", load, 1, f"/health: {health.errors} errors of {len(health.latencies)}, p99 {health.at(0.99):.0f} ms; memory "
         f"{before:.0f} to {resident(process):.0f} MB")  # fmt: skip
     row("1 photograph, 4 clients", (await at_once(port, [form([photograph])], 4, 200))[0], 1)
+    huge = np.zeros((7000, 7000, 4), np.uint8)
+    huge[..., 3], huge[2000:5000, 2500:4500, 0], huge[:9, :, 3] = 255, 90, 0
+    file, before = io.BytesIO(), resident(process)
+    Image.fromarray(huge).save(file, "PNG", compress_level=1)
+    load = (await at_once(port, [form([file.getvalue()])], 8, 16))[0]
+    row(
+        "1 PNG of 49 megapixels, 8 clients",
+        load,
+        1,
+        f"memory {before:.0f} to {resident(process):.0f} MB, at most {most(process):.0f} MB",
+    )
     return rows
 
 

@@ -85,10 +85,12 @@ def _reason(error: Exception, called: str) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turned = ImageOps.exif_transpose(image)
-    if turned.mode == "I" or turned.mode.startswith("I;16"):
-        return plain(turned).convert("RGB")
-    return turned.convert("RGBA" if turned.has_transparency_data else "RGB")
+    ImageOps.exif_transpose(image, in_place=True)  # and no conversion for nothing: each copy may take 200 MB
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return plain(image).convert("RGB")
+    wanted = "RGBA" if image.has_transparency_data else "RGB"
+    image.load()
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: float | None = None) -> Prepared:
