@@ -225,6 +225,7 @@ def _session(content: bytes) -> "InferenceSession":
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would keep torch's waiting
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 

@@ -186,6 +186,8 @@ def _stretch(tone: Bytes, low: float, high: float) -> Bytes:
 
 def is_grey(image: Image.Image) -> bool:
     """Return whether no pixel of an image has a colour."""
+    if image.mode == "L":
+        return True
     pixels = np.asarray(image.convert("RGB"))
     return bool((pixels == pixels[..., :1]).all())
 

@@ -93,17 +93,17 @@ def answers(
     model: Classifier, names: Sequence[str], results: Sequence[Prepared | DataError], probabilities: torch.Tensor
 ) -> list[Answer]:
     """Return an answer for each name: from the probabilities (M, K) of the M results that could be prepared, in their order."""
-    said = iter(probabilities)
+    top, labels = probabilities.max(dim=1) if len(probabilities) else (torch.empty(0), torch.empty(0))
+    unsure = top < model.threshold.cpu()
+    said = zip(probabilities.tolist(), top.tolist(), labels.tolist(), unsure.tolist(), strict=True)
     found = []
     for name, result in zip(names, results, strict=True):
         if not isinstance(result, Prepared):
             found.append(Answer(name, error=str(result)))
             continue
-        shares = next(said)
-        confidence, top = (float(value) for value in shares.max(dim=0))
-        by_name = dict(zip(model.classes, shares.tolist(), strict=True))
-        unsure = bool(shares.max() < model.threshold.cpu())
-        found.append(Answer(name, model.classes[int(top)], confidence, by_name, unsure, result))
+        shares, confidence, label, doubt = next(said)
+        by_name = dict(zip(model.classes, shares, strict=True))
+        found.append(Answer(name, model.classes[label], confidence, by_name, doubt, result))
     return found
 
 
@@ -112,6 +112,8 @@ def average(model: Classifier, prepared: Sequence[Prepared]) -> torch.Tensor:
     if not prepared:
         return torch.empty(0, len(model.classes))
     said = model.predict(np.concatenate([one.framings for one in prepared])).probabilities
+    if len(said) == len(prepared):
+        return said
     parts = torch.split(said, [len(one.framings) for one in prepared])
     return torch.stack([part.mean(dim=0) for part in parts])
 

@@ -44,6 +44,7 @@ THREADS = 8  # at most: more would wait for Python's lock
 STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all of it
 TOGETHER = 128  # pictures that the model answers at a time
 NEIGHBOURS, GALLERY = 6, 2000
+KEPT_SECONDS = 75  # for a connection that asks nothing: longer than proxies keep theirs, so that it is they who close it
 GRACE_SECONDS = 30  # for what is in flight when the server is told to end
 
 
@@ -457,6 +458,7 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=KEPT_SECONDS,
         backlog=2048,
     )
     uvicorn.Server(config).run(sockets=[listening])
