@@ -3,8 +3,8 @@
     python benchmarks/export.py                       # the packaged model
     python benchmarks/export.py packaged runs/fast-0
 
-`gingham export` is timed as a command, from start to exit; with the libraries for the page already in the cache. Answers are timed in one process, PyTorch, ONNX and
-8 bits taking turns, for one picture and for 64. Writes benchmarks/results/export-<hardware>-<date>.md.
+`gingham export` is timed as a command, from start to exit; with the libraries for the page already in the cache. Answers are timed in one process with one thread, PyTorch, ONNX and
+8 bits taking turns (with several the three would keep each other waiting), for one picture and for 64. Writes benchmarks/results/export-<hardware>-<date>.md.
 """
 
 import argparse
@@ -63,23 +63,20 @@ def main() -> None:
                     f"| {name} | {kind} | {said['bytes'] / 1e6:.2f} MB | {statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}) | "
                     f"{said['agreement']:.1%} of {said['pictures']:,} | {said['max_difference']:.1g} | {loss} |"
                 )
-            for threads in sorted({1, torch.get_num_threads()}):
-                torch.set_num_threads(threads)
-                options = onnxruntime.SessionOptions()
-                options.intra_op_num_threads = threads
-                sessions = [
-                    onnxruntime.InferenceSession(str(Path(folder, KINDS[kind][0])), options) for kind in ("ONNX", "8 bits")
-                ]
-                for count in (1, 64):
-                    pictures = validation.images[:count].numpy()
-                    ways: list[Callable[[], object]] = [lambda run=run, pictures=pictures: run.model.predict(pictures)]  # type: ignore[misc]
-                    ways += [lambda one=one, pictures=pictures: one.run(None, {"images": pictures}) for one in sessions]  # type: ignore[misc]
-                    times = [list[float]() for _ in ways]
-                    for _ in range(60):
-                        for act, taken in zip(ways, times, strict=True):
-                            timed(act, taken)
-                    middles = " | ".join(f"{statistics.median(taken[10:]):.2f}" for taken in times)
-                    speeds.append(f"| {name} | {count} | {threads} | {middles} |")
+            torch.set_num_threads(1)
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = 1
+            sessions = [onnxruntime.InferenceSession(str(Path(folder, KINDS[kind][0])), options) for kind in ("ONNX", "8 bits")]
+            for count in (1, 64):
+                pictures = validation.images[:count].numpy()
+                ways: list[Callable[[], object]] = [lambda run=run, pictures=pictures: run.model.predict(pictures)]  # type: ignore[misc]
+                ways += [lambda one=one, pictures=pictures: one.run(None, {"images": pictures}) for one in sessions]  # type: ignore[misc]
+                times = [list[float]() for _ in ways]
+                for _ in range(60):
+                    for act, taken in zip(ways, times, strict=True):
+                        timed(act, taken)
+                middles = " | ".join(f"{statistics.median(taken[10:]):.2f}" for taken in times)
+                speeds.append(f"| {name} | {count} | {middles} |")
     environment = describe_environment(torch.device("cpu"))
     text = "\n".join(
         [
@@ -93,10 +90,10 @@ def main() -> None:
             "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
             *files,
             "",
-            "Milliseconds for the answers, the median of 50, taking turns:",
+            "Milliseconds for the answers with one thread, the median of 50, taking turns:",
             "",
-            "| run | pictures | threads | PyTorch | ONNX Runtime | 8 bits |",
-            "| --- | ---: | ---: | ---: | ---: | ---: |",
+            "| run | pictures | PyTorch | ONNX Runtime | 8 bits |",
+            "| --- | ---: | ---: | ---: | ---: |",
             *speeds,
             "",
         ]
