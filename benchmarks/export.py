@@ -43,7 +43,7 @@ def main() -> None:
     library_files()
     validation = gingham.load_data("fashion-mnist").validation
     assert validation is not None
-    files, speeds = [], []
+    files, speeds, environment = [], [], describe_environment(torch.device("cpu"))
     for name in arguments.runs:
         named = [] if name == "packaged" else ["--run", str(Path(name).resolve())]
         run = gingham.load_packaged() if name == "packaged" else gingham.load(name)
@@ -77,7 +77,6 @@ def main() -> None:
                         timed(act, taken)
                 middles = " | ".join(f"{statistics.median(taken[10:]):.2f}" for taken in times)
                 speeds.append(f"| {name} | {count} | {middles} |")
-    environment = describe_environment(torch.device("cpu"))
     text = "\n".join(
         [
             "# Exporting",

@@ -256,7 +256,7 @@ def _cost(model: Classifier, session: "InferenceSession", split: Split) -> dict[
     places = _some(split, MEASURED)
     images, labels = split.images[places].cpu(), split.labels[places].cpu().numpy()
     after = _answers(session, images).argmax(axis=1) == labels  # first: torch's threads stay busy for a while after their work
-    before = model.predict(images).labels.numpy() == labels
+    before = model.predict(images, 125).labels.numpy() == labels
     return {
         "accuracy": float(before.mean()),
         "accuracy_int8": float(after.mean()),
