@@ -4,7 +4,7 @@
     python examples/onnx_answers.py model.onnx coat.png boot.jpg
 
 A picture of the model's own size and colours is taken as it is; all that is done to its values is inside the file. Photographs are prepared by
-gingham.photos, which needs OpenCV and no torch either: pip install --no-deps gingham opencv-python-headless tqdm platformdirs
+gingham.photos, which needs OpenCV and no torch either: pip install --no-deps . opencv-python-headless tqdm platformdirs
 """
 
 import json
@@ -37,13 +37,19 @@ def prepared(file: Path, shape: tuple[int, int, int], facts: dict[str, str]) -> 
 
 
 def main() -> None:
+    if len(sys.argv) < 3:
+        sys.exit("give an exported model and pictures: python onnx_answers.py model.onnx coat.png")
     session = onnxruntime.InferenceSession(sys.argv[1])
     facts = session.get_modelmeta().custom_metadata_map
     classes, threshold = json.loads(facts["classes"]), float(facts["threshold"])
     channels, height, width = json.loads(facts["input_shape"])
     for file in map(Path, sys.argv[2:]):
         shape = (channels, height, width)
-        pictures = as_it_is(file, shape)
+        try:
+            pictures = as_it_is(file, shape)
+        except OSError as error:  # what Pillow raises for a file that is missing or no picture
+            print(f"{file}: {error}", file=sys.stderr)
+            continue
         if pictures is None:
             pictures = prepared(file, shape, facts)
         probabilities = session.run(["probabilities"], {"images": pictures})[0].mean(axis=0)

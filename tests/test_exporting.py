@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import gingham
+import gingham.pages
 from conftest import ROOT, make_dataset
 from gingham.models import NETWORKS
 from gingham.prediction import features
@@ -167,11 +168,11 @@ def test_what_does_not_answer_the_same_is_not_written(quadrants, tmp_path, netwo
         gingham.RECIPES["article"].replace(network=f"tests:{network.__name__}", validation_images=40),
     )
     file = tmp_path / "model.onnx"
-    file.write_text("the one before")
+    file.write_text("an export of gingham before")
     with pytest.raises(gingham.GinghamError, match=said) as caught:
         gingham.export(run, file, data)
     assert "\n" not in str(caught.value)
-    assert file.read_text() == "the one before"
+    assert file.read_text() == "an export of gingham before"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -244,6 +245,36 @@ def test_the_example_answers_as_predict_does_without_torch(tmp_path, fashion_mni
 def test_what_export_cannot_do_it_says(command, arguments, said):
     assert said in command("export", *arguments, code=2).stderr
     assert not list(command.folder.iterdir())
+
+
+def test_a_file_of_the_user_s_is_not_overwritten(command):
+    (command.folder / "notes.html").write_text("my own")
+    assert "notes.html is there already and is no export of gingham's" in command("export", "notes.html", code=2).stderr
+    assert (command.folder / "notes.html").read_text() == "my own"
+
+
+def test_no_place_of_this_machine_is_told(quadrants, command):
+    command(
+        "train", "--recipe", "article", "--data", quadrants, "--epochs", 0.2, "--set", "validation_images=40", "--out", "run"
+    )
+    command("export", "model.onnx", "--run", "run")
+    assert metadata(command.folder / "model.onnx")["dataset"] == "quadrants"
+    assert str(quadrants.parent).encode() not in (command.folder / "model.onnx").read_bytes()
+    assert gingham.pages.facts_of(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
+    quadrants.rename(quadrants.parent / "moved")
+    said = command("export", "model.onnx", "--run", "run", code=2).stderr
+    assert (
+        "which run was trained on, is not there any more; put it back (evaluate and export take another place with --data)"
+        in said
+    )
+    command("export", "model.onnx", "--run", "run", "--data", quadrants.parent / "moved")
+
+
+def test_data_of_another_shape_is_refused(small_run, tmp_path):
+    run, _ = small_run
+    other = gingham.load_data(str(make_dataset(tmp_path / "other", side=20)), validation=10)
+    with pytest.raises(gingham.DataError, match="has pictures of 1x20x20, the model takes 1x28x28"):
+        gingham.export(run, tmp_path / "model.onnx", other)
 
 
 def test_missing_packages_are_named(command, monkeypatch):

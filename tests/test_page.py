@@ -200,6 +200,10 @@ def test_a_drawing_is_made_and_answered_with_the_keyboard_alone(page):
     assert page.is_enabled("#undo")
     page.click("#undo")
     assert page.is_disabled("#undo")
+    assert page.is_visible("#empty"), "an empty paper has no answer"
+    assert page.is_hidden("#why")
+    page.click("#leave")
+    assert page.evaluate("document.activeElement.id") == "draw"
 
 
 def test_a_drawing_is_made_with_a_pointer(page):

@@ -20,6 +20,7 @@ from gingham.metrics import (
     reliability,
     threshold_for_risk,
 )
+from gingham.published import NAMED
 from gingham.storage import Run, load_predictions, record_opening, save_predictions
 from gingham.tables import render
 
@@ -119,6 +120,10 @@ def data_of(run: Run, place: Path | None = None, data: str | None = None, held_o
     name = data or run.data.get("name")
     if not isinstance(name, str):
         raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
+    if data is None and name not in NAMED and not Path(name).exists():
+        raise DataError(
+            f"{name}, which {folder} was trained on, is not there any more; put it back (evaluate and export take another place with --data)"
+        )
     # A folder of IDX files has numbers for classes; here they are the model's.
     _, height, width = run.model.input_shape
     source = load_data(

@@ -18,12 +18,12 @@ import torch
 
 from gingham import __version__
 from gingham.datasets import Data, Split
-from gingham.errors import GinghamError, one_line
+from gingham.errors import DataError, GinghamError, one_line
 from gingham.evaluation import data_of
 from gingham.files import replacing
-from gingham.metrics import mean_interval
+from gingham.metrics import paired_interval
 from gingham.models import Classifier
-from gingham.pages import write_page
+from gingham.pages import dataset_of, write_page
 from gingham.prediction import gallery, last_linear, takes_garments
 from gingham.storage import Run
 
@@ -95,6 +95,9 @@ def export(
     split = (
         source.validation if source.validation is not None and len(source.validation) else source.train
     )  # never the test split
+    if (shape := tuple(split.images.shape[1:])) != run.model.input_shape:
+        got, wanted = ("x".join(map(str, sides)) for sides in (shape, run.model.input_shape))
+        raise DataError(f"{source.name} has pictures of {got}, the model takes {wanted}; give data of the model's own kind")
     page = file.suffix.lower() == ".html"
     graph = graph_of(run, with_features=page)
     content = graph.SerializeToString()
@@ -122,11 +125,13 @@ def export(
 
 
 def require_exportable(file: Path, *, int8: bool) -> None:
-    """Raise a GinghamError for a file of another kind than KINDS, for int8 in a page, and where packages are missing."""
+    """Raise a GinghamError for a file of another kind than KINDS, one that someone else made, int8 in a page, and missing packages."""
     if file.suffix.lower() not in KINDS:
         raise GinghamError(
             f"{file} ends in {file.suffix or 'nothing'}; allowed: {', '.join(KINDS)}; name it model.onnx or page.html"
         )
+    if file.exists() and not _is_export(file):
+        raise GinghamError(f"{file} is there already and is no export of gingham's; choose another name, or move it away")
     if int8 and file.suffix.lower() == ".html":
         raise GinghamError("int8 is for .onnx files; leave it out, as a page answers as predict does")
     try:
@@ -135,6 +140,14 @@ def require_exportable(file: Path, *, int8: bool) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise GinghamError(f"exporting needs the package {error.name}; pip install 'gingham[export]'") from error
+
+
+def _is_export(file: Path) -> bool:
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return False
+    return (b"GinghamEngine" if file.suffix.lower() == ".html" else b"gingham") in content
 
 
 class _Answering(torch.nn.Module):
@@ -207,7 +220,7 @@ def _metadata(run: Run) -> dict[str, Any]:
         "recipe": run.recipe.name,
         "network": run.recipe.network,
         "seed": run.recipe.seed,
-        "dataset": run.data.get("name"),
+        "dataset": dataset_of(run),
         "fingerprint": run.data.get("fingerprint"),
         "gingham": __version__,
     }
@@ -261,7 +274,7 @@ def _cost(model: Classifier, session: "InferenceSession", split: Split) -> dict[
         "accuracy": float(before.mean()),
         "accuracy_int8": float(after.mean()),
         "measured": len(labels),
-        "interval": mean_interval((before.astype(float) - after.astype(float)).tolist()),
+        "interval": paired_interval(int((before & ~after).sum()), int((after & ~before).sum()), len(labels)),
     }
 
 

@@ -134,6 +134,23 @@ def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[
     return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
+def paired_interval(lost: int, gained: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of the difference of two shares of the same pictures: right before and wrong after less the other way round.
+
+    It has a width even where no picture changed sides.
+
+    >>> [round(edge, 3) for edge in paired_interval(0, 0, 20)]
+    [-0.089, 0.089]
+
+    Source: Agresti & Min, "Simple improved confidence intervals for comparing matched proportions" (2005): half a pair is
+    added to each of the four kinds.
+    """
+    count, z = total + 2, statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    middle = (lost - gained) / count
+    reach = z * math.sqrt((lost + gained + 1) / count - middle**2) / math.sqrt(count)
+    return middle - reach, middle + reach
+
+
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Return Student's t interval of the mean of independent values; infinite for fewer than two.
 

@@ -34,11 +34,17 @@ def facts_of(run: Run) -> dict[str, Any]:
         "network": run.recipe.network,
         "seed": run.recipe.seed,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "dataset": run.data.get("name"),
+        "dataset": dataset_of(run),
         "fingerprint": run.data.get("fingerprint"),
         "validation_accuracy": run.metrics.get("validation_accuracy"),
         "test_openings": len(run.test_openings),
     }
+
+
+def dataset_of(run: Run) -> str | None:
+    """Return what a run's data is called: a dataset's name or the last part of a place, since the rest is nobody else's business."""
+    name = run.data.get("name")
+    return Path(name).name if isinstance(name, str) else None
 
 
 def served_page(run: Run) -> tuple[str, str]:

@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import logging
 import os
 import socket
 import threading
@@ -452,6 +453,7 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
     # A thread a core, each answering a batch of its own: sharing each batch among the cores answers a sixth fewer (records/LOG.md).
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # whoever sent a broken form is told
     config = uvicorn.Config(
         application(run, train),
         log_level="error",

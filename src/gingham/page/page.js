@@ -56,7 +56,7 @@
     $('verdict').textContent = entry.label;
     $('meaning').textContent = entry.unsure
       ? `Below ${percent(model.threshold)} it does not commit itself.` + (model.garments ? ' One garment alone, whole, on a ground of another colour helps.' : '')
-      : `Of held-out pictures answered like this, about ${Math.round(100 * entry.confidence)} in 100 are right. Photographs are harder.`;
+      : `Its confidence was calibrated on pictures held out from its training.${model.garments ? ' Photographs are harder.' : ''}`;
     const best = Object.entries(entry.probabilities).sort((one, other) => other[1] - one[1]).slice(0, SHOWN);
     $('bars').replaceChildren(...best.map(([name, share]) => {
       const bar = make('div', { className: 'bar', ariaHidden: 'true' }, make('i'));
@@ -144,6 +144,8 @@
 
   function take(files) {
     const pictures = [...files].filter((file) => file.type.startsWith('image/'));
+    $('note').textContent = `This is the first of ${pictures.length} pictures; give the others one by one.`;
+    $('note').hidden = pictures.length < 2;
     if (pictures.length) {
       ask(pictures[0]);
     } else if (files.length) {
@@ -208,7 +210,8 @@
     $('sketch').hidden = $('pencils').hidden = false;
     $('sources').hidden = true;
     $('stage').classList.add('sketching');
-    if (!done.length) wipe();
+    $('note').hidden = true;
+    if (done.length) look(); else clear();
     paper.focus();
   }
 
@@ -216,6 +219,14 @@
     $('sketch').hidden = $('pencils').hidden = true;
     $('sources').hidden = false;
     $('stage').classList.remove('sketching');
+  }
+
+  // An empty paper has no answer, and whatever is still being asked is no longer wanted.
+  function clear() {
+    wipe();
+    asked++;
+    $('why').hidden = true;
+    show('empty');
   }
 
   function wipe() {
@@ -320,17 +331,15 @@
   $('leave').addEventListener('click', () => {
     stopDrawing();
     paper.toBlob((blob) => { if (done.length) preview(blob); else $('invitation').hidden = false; });
+    $('draw').focus();
   });
   $('undo').addEventListener('click', () => {
     cancel();
-    if (done.length) look();
+    if (done.length) look(); else clear();
   });
   $('clear').addEventListener('click', () => {
     remember();
-    wipe();
-    asked++;
-    $('why').hidden = true;
-    show('empty');
+    clear();
   });
 
   // What takes seconds is begun before it is needed.
