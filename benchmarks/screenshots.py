@@ -1,4 +1,5 @@
-"""Takes the pictures of the page that the documents show: docs/images/page.png, on a desktop and a phone, light and dark.
+"""Takes the pictures of answers that the documents show: docs/images/page.png, the page on a desktop and a phone, light and dark, and
+docs/images/explained.png, what `gingham predict coat.jpg --explain` draws; it prints what that says.
 
     python benchmarks/screenshots.py
 
@@ -8,6 +9,8 @@ google-chrome, and takes the page from disk, as `gingham export page.html` write
 
 import io
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -61,11 +64,21 @@ def drawn(page: Page, address: str) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
 
 
+def explain(folder: Path) -> None:
+    """Draw docs/images/explained.png, as the command does, and print what the command prints."""
+    with Image.open(io.BytesIO(photograph(floor, "Coat", 6, 3))) as photo:
+        photo.convert("RGB").save(folder / "coat.jpg", quality=92)
+    command = [sys.executable, "-m", "gingham", "predict", "coat.jpg", "--explain"]
+    print(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
+    shutil.copy(folder / "coat-explained.png", records.ROOT / "docs" / "images" / "explained.png")
+
+
 def main() -> None:
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
         raise SystemExit(f"there is no browser: install one of {', '.join(NAMES)}")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        explain(Path(folder))
         address = gingham.export(gingham.load_packaged(), Path(folder, "page.html")).file.as_uri()
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
         desktop = answered(

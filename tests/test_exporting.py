@@ -1,5 +1,6 @@
 """Exported models against the models they were made from: the same answers, or no file."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from PIL import Image
 
 import gingham
 import gingham.pages
+import gingham.publishing
 from conftest import ROOT, make_dataset
 from gingham.models import NETWORKS
-from gingham.prediction import features
+from gingham.prediction import GALLERY, features
 from test_photos import drawn
 
 
@@ -275,6 +277,13 @@ def test_data_of_another_shape_is_refused(small_run, tmp_path):
     other = gingham.load_data(str(make_dataset(tmp_path / "other", side=20)), validation=10)
     with pytest.raises(gingham.DataError, match="has pictures of 1x20x20, the model takes 1x28x28"):
         gingham.export(run, tmp_path / "model.onnx", other)
+
+
+def test_the_command_and_the_function_put_as_many_pictures_into_a_page():
+    given = [
+        inspect.signature(export).parameters["neighbours"].default for export in (gingham.export, gingham.publishing.export)
+    ]
+    assert given == [GALLERY, GALLERY]
 
 
 def test_missing_packages_are_named(command, monkeypatch):

@@ -14,8 +14,7 @@ from PIL import Image
 
 import gingham
 from gingham import serving
-from gingham.exporting import NEIGHBOURS
-from gingham.prediction import features, gallery, occlusion, prepare_for
+from gingham.prediction import GALLERY, features, gallery, occlusion, prepare_for
 from test_photos import GROUNDS, drawn
 
 pytestmark = pytest.mark.slow
@@ -110,7 +109,7 @@ def test_it_answers_as_predict_does(page, packaged, fashion_mnist, tmp_path):
 
 
 def test_it_explains_as_predict_does(page, packaged, fashion_mnist, tmp_path):
-    some = gallery(packaged.model, fashion_mnist.train, NEIGHBOURS)
+    some = gallery(packaged.model, fashion_mnist.train, GALLERY)
     for file in photographs(tmp_path / "photographs", fashion_mnist)[:14:3]:
         said = ask(page, file, explain=True)
         prepared = prepare_for(packaged, Image.open(file))
@@ -239,7 +238,7 @@ def test_the_file_holds_all_it_needs_and_may_send_nothing(one_file, packaged):
     assert not re.findall(r"""<[^>]+(?:src|href|action)=["']?(?:https?:)?//""", text)
     facts = json.loads(re.search(r'id="facts">(.*?)</script>', text)[1])
     assert facts["classes"] == list(packaged.model.classes)
-    assert len(facts["labels"]) == facts["gallery"] == NEIGHBOURS
+    assert len(facts["labels"]) == GALLERY
 
 
 def test_a_page_of_own_data_in_colour(browser, browser_libraries, tmp_path):

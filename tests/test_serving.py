@@ -23,7 +23,7 @@ from PIL import Image
 
 import gingham
 from gingham import serving
-from gingham.prediction import features, gallery, occlusion, prepare_for
+from gingham.prediction import ALIKE, GALLERY, features, gallery, occlusion, prepare_for
 from test_photos import drawn
 
 BOUNDARY = "a-boundary"
@@ -264,9 +264,10 @@ def test_an_explanation_shows_what_predict_draws(packaged, fashion_mnist):
     picture = torch.tensor(prepared.picture)
     moved = occlusion(packaged.model, picture, packaged.model.classes.index(entry["label"]), 5, 2)
     assert np.allclose(entry["explanation"]["moved"], moved.numpy(), atol=1e-4)
-    some = gallery(packaged.model, fashion_mnist.train, serving.GALLERY)
-    like = some.like(features(packaged.model, picture[None])[0], serving.NEIGHBOURS)
+    some = gallery(packaged.model, fashion_mnist.train, GALLERY)
+    like = some.like(features(packaged.model, picture[None])[0], ALIKE)
     assert [one["label"] for one in entry["explanation"]["neighbours"]] == [some.labels[k] for k in like]
+    assert entry["explanation"]["among"] == GALLERY
 
 
 def test_without_training_pictures_there_are_no_neighbours(client):
@@ -360,7 +361,7 @@ def test_too_much_at_once_is_put_off(client, monkeypatch):
 
 
 def test_a_run_of_own_data_is_served_as_predict_answers(small_run, tmp_path):
-    run, _ = small_run
+    run, data = small_run
     picture = Image.fromarray(np.random.RandomState(3).randint(256, size=(60, 40, 3)).astype(np.uint8))
     picture.save(tmp_path / "own.png")
     (expected,) = gingham.predict(run, [tmp_path / "own.png"])
@@ -370,6 +371,9 @@ def test_a_run_of_own_data_is_served_as_predict_answers(small_run, tmp_path):
         ]
         assert "What is this?" in client.get("/").text
     same(entry, expected)
+    with TestClient(serving.application(run, lambda: data.train)) as client:
+        said = client.post("/predict?explain=true", content=encoded(picture), headers={"content-type": "image/png"}).json()
+        assert said["predictions"][0]["explanation"]["among"] == len(data.train), "all there are, where they are few"
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

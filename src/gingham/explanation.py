@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from gingham.datasets import Split
 from gingham.figures import BLUE, INK, PAPER, RUST, write_figure
 from gingham.models import Classifier
-from gingham.prediction import Answer, features, gallery, occlusion
+from gingham.prediction import ALIKE, Answer, features, gallery, occlusion
 
-NEIGHBOURS, SAMPLE = 6, 6000  # looking at every training picture would take ten seconds
+SAMPLE = 6000  # looking at every training picture would take ten seconds
 
 
 def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) -> Path:
@@ -26,7 +26,7 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
         GinghamError: a file of that name that Gingham did not draw, or that cannot be written.
     """
     assert answer.prepared is not None
-    columns = max(len(answer.prepared.steps), NEIGHBOURS)
+    columns = max(len(answer.prepared.steps), ALIKE)
     figure = Figure(figsize=(1.75 * columns, 6.4), facecolor=PAPER)
     perhaps = "not sure, perhaps " if answer.unsure else ""
     head = f"{Path(answer.image).name}: {perhaps}{answer.label} ({answer.confidence:.0%})"
@@ -81,7 +81,7 @@ def _draw_neighbours(figure: Figure, model: Classifier, picture: torch.Tensor, t
     some = gallery(model, train, SAMPLE)
     if some is None:
         return
-    places = some.like(features(model, picture[None])[0], NEIGHBOURS)
+    places = some.like(features(model, picture[None])[0], ALIKE)
     _title(figure, 0.62, f"Most like it of {len(some.images):,} training pictures")
     for k, index in enumerate(places):
         axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))

@@ -24,7 +24,8 @@ from gingham.files import replacing
 from gingham.metrics import paired_interval
 from gingham.models import Classifier
 from gingham.pages import dataset_of, write_page
-from gingham.prediction import gallery, last_linear, takes_garments
+from gingham.prediction import GALLERY, entering_last_layer, gallery, takes_garments
+from gingham.sampling import evenly
 from gingham.storage import Run
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 KINDS = (".onnx", ".html")
-NEIGHBOURS = 2000
 OPSET = 18  # read by ONNX Runtime from 1.14 (2023) and by every browser's
 COMPARED = 1000  # pictures
 TOLERANCE = 1e-4  # of a probability
@@ -66,9 +66,7 @@ class Exported:
         return {name: str(value) if name == "file" else value for name, value in asdict(self).items() if value is not None}
 
 
-def export(
-    run: Run, file: str | Path, data: Data | None = None, *, int8: bool = False, neighbours: int = NEIGHBOURS
-) -> Exported:
+def export(run: Run, file: str | Path, data: Data | None = None, *, int8: bool = False, neighbours: int = GALLERY) -> Exported:
     """Write a run's model as one file that answers the same without gingham: `.onnx`, or `.html`, a page for a browser.
 
     ONNX: `images` uint8 (N, C, H, W) in, N being any number, `probabilities` float32 (N, K) out. Normalisation, both views and
@@ -101,7 +99,7 @@ def export(
     page = file.suffix.lower() == ".html"
     graph = graph_of(run, with_features=page)
     content = graph.SerializeToString()
-    images = split.images[_some(split, COMPARED)].cpu()
+    images = split.images[evenly(len(split), COMPARED)].cpu()
     expected = run.model.predict(images).probabilities.numpy()
     exported = _compare(expected, _session(content), images)
     if exported["max_difference"] > TOLERANCE or exported["agreement"] < 1:
@@ -161,12 +159,8 @@ class _Answering(torch.nn.Module):
         if not self.with_features:
             answers: torch.Tensor = self.model(images).softmax(dim=1)
             return answers
-        seen: list[torch.Tensor] = []
-        last = last_linear(self.model)
-        handle = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1))) if last else None
-        logits = self.model(images)
-        if handle is not None:
-            handle.remove()
+        with entering_last_layer(self.model) as seen:
+            logits = self.model(images)
         return logits.softmax(dim=1), seen[0] if seen else logits
 
 
@@ -244,17 +238,10 @@ def _session(content: bytes) -> "InferenceSession":
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _some(split: Split, count: int) -> torch.Tensor:
-    """About `count` places of a split, evenly spread."""
-    return torch.arange(0, len(split), max(1, len(split) // count))[:count]
-
-
 def _answers(session: "InferenceSession", images: torch.Tensor) -> npt.NDArray[np.float32]:
     """A session's probabilities, (N, K), of batches of several sizes, as the file is for any."""
-    sizes = [size for size in (1, 7) if size < len(images)]
-    parts = torch.split(images, [*sizes, len(images) - sum(sizes)]) if sum(sizes) < len(images) else (images,)
-    small = [part for whole in parts for part in torch.split(whole, 250)]
-    return np.concatenate([session.run(["probabilities"], {"images": part.numpy()})[0] for part in small])
+    parts = torch.tensor_split(images, [1, 8, *range(258, len(images), 250)])
+    return np.concatenate([session.run(["probabilities"], {"images": part.numpy()})[0] for part in parts if len(part)])
 
 
 def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", images: torch.Tensor) -> dict[str, Any]:
@@ -266,7 +253,7 @@ def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", ima
 
 
 def _cost(model: Classifier, session: "InferenceSession", split: Split) -> dict[str, Any]:
-    places = _some(split, MEASURED)
+    places = evenly(len(split), MEASURED)
     images, labels = split.images[places].cpu(), split.labels[places].cpu().numpy()
     after = _answers(session, images).argmax(axis=1) == labels  # first: torch's threads stay busy for a while after their work
     before = model.predict(images, 125).labels.numpy() == labels
@@ -300,7 +287,7 @@ def _in_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
         given, whole, small = (Path(folder, name) for name in ("given.onnx", "whole.onnx", "int8.onnx"))
         onnx.save(graph, given)
         quant_pre_process(given, whole, skip_symbolic_shape=True)
-        calibration = _Calibration(train.images[_some(train, CALIBRATED)].cpu())
+        calibration = _Calibration(train.images[evenly(len(train), CALIBRATED)].cpu())
         quantize_static(whole, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
         quantised = ir.load(small)
         DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)  # the mirror image's branch got filters of its own

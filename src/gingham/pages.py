@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def served_page(run: Run) -> tuple[str, str]:
         f"default-src 'none'; script-src '{_hash(script)}'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return _render(run, script, policy, payload={}, gallery=2000), policy
+    return _render(run, script), policy
 
 
 def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> Path:
@@ -79,7 +80,7 @@ def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> P
         f"default-src 'none'; script-src '{_hash(script)}' blob: 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
         "connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
-    write_text(file, _render(run, script, policy, payload, len(labels), {"labels": labels}))
+    write_text(file, _render(run, script, policy, payload, labels))
     return file
 
 
@@ -98,14 +99,14 @@ def _script(*names: str) -> str:
 
 def _hash(script: str) -> str:
     """How a policy names a script that stands in the page."""
-    # Browsers hash the element's text after turning every line end into \\n.
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _render(
-    run: Run, script: str, policy: str, payload: dict[str, str], gallery: int, more: dict[str, Any] | None = None
+    run: Run, script: str, policy: str | None = None, payload: dict[str, str] | None = None, labels: Sequence[int] = ()
 ) -> str:
-    facts = facts_of(run) | {"gallery": gallery} | (more or {})
+    """The page with its script; alone, also with its own policy, the parts it is made of, and the labels of its training pictures."""
+    facts = facts_of(run) | {"labels": labels}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -115,7 +116,7 @@ def _render(
         facts=json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c"),
         script=script,
         policy=policy,
-        payload=payload,
+        payload=payload or {},
         libraries=LIBRARIES,
         version=__version__,
     )

@@ -1,7 +1,8 @@
 """Files in, prepared pictures, answers out: one's own photographs, by a run or by the model that comes in the package."""
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,13 @@ from gingham.neighbours import nearest
 from gingham.photos import Prepared, Step, is_grey, on_white, open_photo, prepare_garment, prepare_plain
 from gingham.pictures import quiet
 from gingham.published import NAMED
+from gingham.sampling import evenly
 from gingham.storage import Run, load
 
 PACKAGED = Path(__file__).parent / "packaged"
 GARMENTS = set(NAMED["fashion-mnist"].classes)
 WAYS = ("auto", "none", "photo")
+GALLERY, ALIKE = 2000, 6  # training pictures that a page or a server compares with, and how many of them are shown
 
 
 @dataclass(frozen=True)
@@ -236,28 +239,30 @@ def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 
     `images` is uint8 (N, C, H, W).
     """
-    last, found, here = last_linear(model), list[torch.Tensor](), threading.get_ident()
-
-    def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if threading.get_ident() == here:  # a server's other threads ask the same network other things
-            found.append(inputs[0].flatten(1))
-
-    handle = None if last is None else last.register_forward_pre_hook(keep)
-    try:
+    with entering_last_layer(model) as found:
         logits = torch.cat([model.logits(part) for part in torch.split(images, 500)])
-    finally:
-        if handle is not None:
-            handle.remove()
     if not found:
         return logits
     views = len(found) // -(-len(images) // 500)  # the mirror image comes after each batch
     return torch.cat(found[::views]).cpu()
 
 
-def last_linear(model: Classifier) -> torch.nn.Linear | None:
-    """Return a network's last linear layer, None where it has none."""
+@contextlib.contextmanager
+def entering_last_layer(model: Classifier) -> Iterator[list[torch.Tensor]]:
+    """Collect what goes into a network's last linear layer while this thread asks it, (N, D) a call; nothing where it has none."""
     layers = [module for module in model.network.modules() if isinstance(module, torch.nn.Linear)]
-    return layers[-1] if layers else None
+    found, here = list[torch.Tensor](), threading.get_ident()
+
+    def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if threading.get_ident() == here:  # a server's other threads ask the same network other things
+            found.append(inputs[0].flatten(1))
+
+    handles = [layer.register_forward_pre_hook(keep) for layer in layers[-1:]]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -275,10 +280,10 @@ class Gallery:
 
 
 def gallery(model: Classifier, train: Split, count: int) -> Gallery | None:
-    """Return about `count` of the training pictures, evenly spread over the split; None where they are not of the model's shape."""
+    """Return `count` of the training pictures, or all, evenly spread over the split; None where they are not of the model's shape."""
     if tuple(train.images.shape[1:]) != model.input_shape or not count:
         return None
-    some = torch.arange(0, len(train), max(1, len(train) // count))[:count]
+    some = evenly(len(train), count)
     images = train.images[some].cpu()
     labels = tuple(train.classes[label] for label in train.labels[some].tolist())
     return Gallery(images, labels, features(model, images))

@@ -9,6 +9,16 @@ from gingham.recipe import Recipe
 BLOCKS_A_WINDOW = 1024
 
 
+def evenly(total: int, count: int) -> torch.Tensor:
+    """Return `count` places among `total`, evenly spread over all of them, or all where there are fewer: int64.
+
+    >>> evenly(10, 4).tolist(), evenly(3, 4).tolist()
+    ([0, 2, 5, 7], [0, 1, 2])
+    """
+    count = min(count, total)
+    return torch.arange(count) * total // max(count, 1)
+
+
 class Sampler:
     """Cuts a run into epochs and batches of indices.
 

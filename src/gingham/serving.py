@@ -34,7 +34,7 @@ from gingham.errors import DataError, GinghamError
 from gingham.pages import facts_of, served_page
 from gingham.photos import Bytes, Prepared, open_photo
 from gingham.pictures import open_picture, quiet
-from gingham.prediction import Answer, Gallery, answers, average, features, gallery, occlusion, prepare_for
+from gingham.prediction import ALIKE, GALLERY, Answer, Gallery, answers, average, features, gallery, occlusion, prepare_for
 from gingham.storage import Run
 
 MEGABYTE = 1 << 20
@@ -44,7 +44,6 @@ LARGE = 16_000_000  # pixels; more than an ordinary photograph of a phone, and r
 THREADS = 8  # at most: more would wait for Python's lock
 STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all of it
 TOGETHER = 128  # pictures that the model answers at a time
-NEIGHBOURS, GALLERY = 6, 2000
 KEPT_SECONDS = 75  # for a connection that asks nothing: longer than proxies keep theirs, so that it is they who close it
 GRACE_SECONDS = 30  # for what is in flight when the server is told to end
 
@@ -65,9 +64,10 @@ class Neighbour(BaseModel):
 
 
 class Explanation(BaseModel):
-    """Why: what is lost of the probability while a place is hidden, by rows, and the training pictures most like it."""
+    """Why: what is lost of the probability while a place is hidden, by rows, and the training pictures most like it, of how many."""
 
     moved: list[list[float]]
+    among: int
     neighbours: list[Neighbour]
 
 
@@ -157,13 +157,13 @@ class _Service:
     async def receive(self, request: Request) -> bytes:
         """Return a request's body; what is too large, or too slow, is refused before it is all there."""
         declared = request.headers.get("content-length", "")
-        received, parts = int(declared) if declared.isdigit() else 0, []
-        if received > BODY_BYTES:
+        if declared.isdigit() and int(declared) > BODY_BYTES:
             raise _too_large()
+        received = 0
+        parts = []
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 stream = request.stream()
-                received = 0
                 while part := await asyncio.wait_for(anext(stream, b""), STALL_SECONDS):
                     received += len(part)
                     self.held += len(part)
@@ -180,32 +180,26 @@ class _Service:
                 408, f"the body did not arrive within {STALL_SECONDS} s a piece and {BODY_SECONDS} s in all; send it again"
             ) from None
         finally:
-            self.held -= received if parts else 0
+            self.held -= received
 
-    async def answer(self, request: Request, *, explain: bool) -> tuple[list[Answer], list[dict[str, Any]]]:
-        """Return the answers to a request's pictures, and each as JSON values."""
+    async def answer(self, request: Request, *, explain: bool) -> list[dict[str, Any]]:
+        """Return the answers to a request's pictures as JSON values."""
         body = await self.receive(request)
         self.held += len(body)
         try:
             loop = asyncio.get_running_loop()
             kind = request.headers.get("content-type", "")
-            names, results = await loop.run_in_executor(self.preparing, self.prepare, body, kind, explain)
+            names, results = await loop.run_in_executor(self.preparing, self.prepare, body, kind)
             read = [result for result in results if isinstance(result, Prepared)]
             found = answers(self.run.model, names, results, await self.batches.answer(read))
-            entries = [answer.to_dict() for answer in found]
-            if explain:
-                nearby = await asyncio.wrap_future(self.gallery)
-                for answer, entry in zip(found, entries, strict=True):
-                    if answer.prepared is not None:
-                        why = await loop.run_in_executor(self.batches.pool, _explain, self.run, answer, nearby)
-                        entry["explanation"] = why
-                        for step, shown in zip(answer.prepared.steps, entry["steps"], strict=True):
-                            shown["picture"] = _png(step.picture)
-            return found, entries
+            if not explain:
+                return [answer.to_dict() for answer in found]
+            nearby = await asyncio.wrap_future(self.gallery)
+            return [await loop.run_in_executor(self.batches.pool, _explained, self.run, answer, nearby) for answer in found]
         finally:
             self.held -= len(body)
 
-    def prepare(self, body: bytes, kind: str, explain: bool) -> tuple[list[str], list[Prepared | DataError]]:
+    def prepare(self, body: bytes, kind: str) -> tuple[list[str], list[Prepared | DataError]]:
         """Return the names of the pictures in a body, and each prepared, or why it cannot be."""
         pictures = pictures_of(body, kind)
         with quiet():
@@ -306,16 +300,26 @@ def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
     return found
 
 
-def _explain(run: Run, answer: Answer, nearby: Gallery | None) -> dict[str, Any]:
-    assert answer.prepared is not None
+def _explained(run: Run, answer: Answer, nearby: Gallery | None) -> dict[str, Any]:
+    """An answer as JSON values with its reasons, and the picture after each step."""
+    entry = answer.to_dict()
+    if answer.prepared is None:
+        return entry
+    for step, shown in zip(answer.prepared.steps, entry["steps"], strict=True):
+        shown["picture"] = _png(step.picture)
     picture = torch.tensor(answer.prepared.picture)
     stride = max(1, max(picture.shape[1:]) // 14)
     moved = occlusion(run.model, picture, run.model.classes.index(answer.label), max(5, 2 * stride + 1), stride)
-    like = nearby.like(features(run.model, picture[None])[0], NEIGHBOURS) if nearby else []
-    return {
+    why: dict[str, Any] = {
         "moved": [[round(value, 4) for value in row] for row in moved.tolist()],
-        "neighbours": [{"label": nearby.labels[k], "picture": _png(nearby.images[k].numpy())} for k in like] if nearby else [],
+        "among": 0,
+        "neighbours": [],
     }
+    if nearby is not None:
+        why["among"] = len(nearby.labels)
+        for k in nearby.like(features(run.model, picture[None])[0], ALIKE):
+            why["neighbours"].append({"label": nearby.labels[k], "picture": _png(nearby.images[k].numpy())})
+    return entry | {"explanation": why}
 
 
 def _png(pixels: Bytes) -> str:
@@ -354,10 +358,10 @@ def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> F
         `explain` adds the picture after each step, what moved the decision, and the training pictures most like it.
         """
         try:
-            found, entries = await service.answer(request, explain=explain)
+            entries = await service.answer(request, explain=explain)
         except asyncio.CancelledError:  # its time to end in is over
             raise HTTPException(503, "the server is ending; ask again in a while") from None
-        errors = [answer.error for answer in found if answer.error is not None]
+        errors = [entry["error"] for entry in entries if "error" in entry]
         if errors:
             more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
             return _json({"error": f"{errors[0]}{more}", "predictions": entries}, 422)

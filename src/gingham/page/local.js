@@ -110,6 +110,7 @@ const GinghamEngine = (() => {
     const places = features ? nearest(whole.features, features) : [];
     return {
       moved,
+      among: model.labels.length,
       neighbours: places.map((k) => ({
         label: model.classes[model.labels[k]],
         picture: dataUrl(inColour(pictures.subarray(k * size, (k + 1) * size)), width, height),

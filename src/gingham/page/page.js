@@ -6,6 +6,7 @@
   const model = JSON.parse($('facts').textContent);
   const SHOWN = 10; // classes with a bar
   let asked = 0; // an answer that comes after a newer question is not shown
+  let paintings = 0; // likewise of what moved it
   let url = null;
 
   const percent = (share) => (share > 0.99 && share < 1 ? '> 99 %' : `${Math.round(100 * share)} %`);
@@ -75,7 +76,7 @@
     $('for').textContent = `speaks for ${entry.label}`;
     $('where').textContent = '';
     $('like').replaceChildren();
-    $('likes').hidden = !model.gallery;
+    $('likes').hidden = false;
     $('among').textContent = 'Looking through the training pictures';
     drawMoved(entry.steps.findLast((step) => step.step !== 'narrower').picture, null, entry.label);
     $('why').hidden = false;
@@ -87,7 +88,7 @@
     $('where').textContent = where(why.moved);
     $('likes').hidden = !why.neighbours.length;
     const alike = why.neighbours.filter((one) => one.label === entry.label).length;
-    $('among').textContent = `Of ${model.gallery.toLocaleString('en')} training pictures. ${alike} of these ${why.neighbours.length} ${alike === 1 ? 'is' : 'are'} ${entry.label}.`;
+    $('among').textContent = `Of ${why.among.toLocaleString('en')} training pictures. ${alike} of these ${why.neighbours.length} ${alike === 1 ? 'is' : 'are'} ${entry.label}.`;
     $('like').replaceChildren(...why.neighbours.map((one) => make('li', {},
       make('div', { className: 'tile' }, image(one.picture, `Training picture: ${one.label}`)), make('span', {}, one.label))));
   }
@@ -96,11 +97,11 @@
   async function drawMoved(source, moved, label) {
     const canvas = $('moved');
     const pen = canvas.getContext('2d');
-    const number = asked;
+    const turn = ++paintings;
     const picture = new Image();
     picture.src = source;
     await picture.decode();
-    if (number !== asked) return;
+    if (turn !== paintings) return;
     pen.imageSmoothingEnabled = false;
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
