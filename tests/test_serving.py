@@ -83,8 +83,10 @@ def listening(packaged):
 @pytest.fixture
 def process(tmp_path):
     """`gingham serve` as a user starts it, on a free port."""
+    # Where the tests run in the background, Ctrl-C is ignored, and would be in there.
+    heard = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('gingham', run_name='__main__')"
     started = subprocess.Popen(
-        [sys.executable, "-m", "gingham", "serve", "--port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", heard, "serve", "--port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )
     line = started.stderr.readline()
     yield started, int(re.search(r"http://127\.0\.0\.1:(\d+)/ ", line)[1])
