@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except Terminated:
-        sys.exit(128 + signal.SIGTERM)
+        raise
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except (BrokenPipeError, SystemExit):

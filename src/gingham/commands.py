@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gingham.errors import GinghamError
+from gingham.errors import GinghamError, Terminated
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, parse_settings
 from gingham.terminal import (
     DATA_HELP,
@@ -184,7 +184,7 @@ def _train(
                 network=network,
                 track=track,
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             again = (
                 "go on with the same command and --resume"
                 if has_checkpoint(folder)

@@ -1,6 +1,7 @@
 """The errors a user can mend. Each message is one sentence: what was got, what is allowed, what to do next."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -33,8 +34,11 @@ class TrainingError(GinghamError):
     """A training cannot go on: its loss is no longer finite."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which schedulers and service managers ask a process to end before they end it."""
+class Terminated(SystemExit):  # no error of anyone's
+    """SIGTERM, by which schedulers and service managers ask a process to end before they end it; exits with 143, as shells say it."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
