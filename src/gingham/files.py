@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,13 @@ from gingham.errors import GinghamError, RunError, one_line
 def cache_folder() -> Path:
     """Return the folder of the user's cache that datasets and packs are kept in (`~/.cache/gingham` on Linux)."""
     return platformdirs.user_cache_path("gingham")
+
+
+def require_plain(path: Path) -> None:
+    """Raise an OSError unless `path` is a plain file or a folder: a pipe is waited for without end, and a device may have none."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # what opens a folder says so itself
+        raise OSError(None, "it is no plain file", str(path))
 
 
 @contextmanager
@@ -111,6 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing, unreadable, over 64 MiB, not JSON, or not an object.
     """
     try:
+        require_plain(path)
         if path.stat().st_size > 64 << 20:
             raise RunError(f"{path} is over 64 MiB; a run's JSON is far smaller, so take the file from its source again")
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gingham.errors import DataError, GinghamError, one_line
-from gingham.files import replacing
+from gingham.files import replacing, require_plain
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UBYTE, INT = 0x08, 0x0C  # the IDX type codes of unsigned bytes and of integers of four bytes
 LARGEST_BYTES = 1 << 40
+DEFLATE_RATIO = 1032  # no compressed byte holds more (https://zlib.net/zlib_tech.html)
 CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 CIFAR_BYTES = 10_000 * (1 + 3 * 32 * 32)  # of each file: a label and a picture, channel by channel, 10,000 times
 
@@ -88,6 +89,8 @@ def read_idx(path: Path, dimensions: int, kind: int = UBYTE, file: BinaryIO | No
     """
     again = "take the file from its source again"
     try:
+        if file is None:
+            require_plain(path)
         with file or (cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")) as opened:
             head = opened.read(4)
             if len(head) < 4 or head[:2] != b"\0\0":
@@ -105,6 +108,13 @@ def read_idx(path: Path, dimensions: int, kind: int = UBYTE, file: BinaryIO | No
             expected = math.prod(shape)
             if not 0 < expected <= LARGEST_BYTES:
                 raise DataError(f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {again}")
+            if file is None and path.suffix == ".gz" and expected > DEFLATE_RATIO * path.stat().st_size:
+                raise DataError(
+                    f"{path} is truncated: its header announces {expected} bytes, more than its {path.stat().st_size} compressed "
+                    f"ones can hold; {again}"
+                )
+            if file is None and path.suffix != ".gz" and (there := path.stat().st_size - opened.tell()) < expected:
+                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {there} are there; {again}")
             array, found = _content(opened, path, expected)
             if found < expected:
                 raise DataError(f"{path} is truncated: its header announces {expected} bytes, {found} are there; {again}")
@@ -239,6 +249,7 @@ def read_npz(path: Path) -> Raw:
     """
     wanted = "x_train and y_train, train_images and train_labels, or images and labels"
     try:
+        require_plain(path)
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > free_memory() // 2:
