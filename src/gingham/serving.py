@@ -33,14 +33,13 @@ from gingham.datasets import Split
 from gingham.errors import DataError, GinghamError
 from gingham.pages import facts_of, served_page
 from gingham.photos import Bytes, Prepared, open_photo
-from gingham.pictures import open_picture, quiet
+from gingham.pictures import LARGE, open_picture, quiet
 from gingham.prediction import ALIKE, GALLERY, Answer, Gallery, answers, average, features, gallery, occlusion, prepare_for
 from gingham.storage import Run
 
 MEGABYTE = 1 << 20
 BODY_BYTES, HELD_BYTES = 32 * MEGABYTE, 256 * MEGABYTE  # of one request; of all that are being received and answered
 PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which takes up to 0.6 GB while it is read
-LARGE = 16_000_000  # pixels; more than an ordinary photograph of a phone, and read one at a time
 THREADS = 8  # at most: more would wait for Python's lock
 STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all of it
 TOGETHER = 128  # pictures that the model answers at a time
