@@ -12,7 +12,8 @@ import hypothesis
 from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.strategies import SearchStrategy
 
-from stress.fuzzed_files import IdxFiles
+from stress.fuzzed_files import IdxFiles, Npz, Tables
+from stress.fuzzed_pictures import Pictures
 from stress.outcomes import Check, Outcome
 from stress.verdicts import Judge, judging
 
@@ -106,6 +107,9 @@ def _search(name: str, judge: Judge, aim: Target, size: int, seed: int, outcome:
 
 TARGETS: dict[str, Callable[[Judge], Target]] = {
     "IDX files": IdxFiles,
+    "npz files": Npz,
+    "pictures": Pictures,
+    "tables and folders": Tables,
 }
 CHECKS = [
     Check(f"{name}, {way}", make(f"{name}, {way}", target), short=300, long=10_000)

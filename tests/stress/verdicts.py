@@ -153,6 +153,21 @@ def peak_bytes() -> int:
 
 
 @contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Say nothing on stderr: the libraries that read pictures complain there of each that is damaged, in C."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextlib.contextmanager
 def judging(seconds: float = SECONDS, growth: int = GROWTH) -> Iterator[Judge]:
     """Yield a Judge with a folder of its own, an alarm, a limit to memory and the audit hook; only in the main thread."""
     if not _HOOKED:
@@ -164,7 +179,7 @@ def judging(seconds: float = SECONDS, growth: int = GROWTH) -> Iterator[Judge]:
 
     heard = signal.signal(signal.SIGALRM, ring)
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    with tempfile.TemporaryDirectory(prefix="gingham-stress-") as root:
+    with tempfile.TemporaryDirectory(prefix="gingham-stress-") as root, _silent():
         judge = Judge(Path(root), seconds, growth)
         cache = mock.patch.object(platformdirs, "user_cache_path", lambda name: judge.place / "cache" / name)
         with contextlib.chdir(judge.place), cache, mock.patch.dict(os.environ, GINGHAM_DATA=str(judge.place / "data")):
