@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -153,6 +154,15 @@ def peak_bytes() -> int:
 
 
 @contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    root = tempfile.mkdtemp(prefix="gingham-stress-")
+    try:
+        yield Path(root)
+    finally:
+        subprocess.run(["rm", "-rf", root], check=True)  # Python removes no folders that lie as deep in each other as some here
+
+
+@contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Say nothing on stderr: the libraries that read pictures complain there of each that is damaged, in C."""
     sys.stderr.flush()
@@ -179,8 +189,8 @@ def judging(seconds: float = SECONDS, growth: int = GROWTH) -> Iterator[Judge]:
 
     heard = signal.signal(signal.SIGALRM, ring)
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    with tempfile.TemporaryDirectory(prefix="gingham-stress-") as root, _silent():
-        judge = Judge(Path(root), seconds, growth)
+    with _folder() as root, _silent():
+        judge = Judge(root, seconds, growth)
         cache = mock.patch.object(platformdirs, "user_cache_path", lambda name: judge.place / "cache" / name)
         with contextlib.chdir(judge.place), cache, mock.patch.dict(os.environ, GINGHAM_DATA=str(judge.place / "data")):
             if sys.platform == "linux":  # elsewhere what a process has mapped says little
