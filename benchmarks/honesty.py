@@ -14,9 +14,9 @@ from pathlib import Path
 
 import gingham
 import records
+from gingham.devices import choose_device
 from gingham.recipe import find_recipe, parse_settings
 from gingham.storage import describe_environment
-from gingham.training import choose_device
 
 
 def main() -> None:

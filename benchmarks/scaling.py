@@ -27,9 +27,9 @@ import torch.nn.functional as F
 
 import gingham
 import records
+from gingham.devices import choose_device
 from gingham.readers import FILES
 from gingham.storage import describe_environment
-from gingham.training import choose_device
 
 RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, views="one", shift_pixels=1)
 COUNTS = (6_000, 60_000, 600_000)

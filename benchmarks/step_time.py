@@ -20,11 +20,12 @@ from torch import nn
 
 import gingham
 import records
+from gingham.devices import choose_device, choose_precision, kept_pages
 from gingham.models import MeanPool, build
 from gingham.optimization import build_optimizer
 from gingham.recipe import find_recipe
 from gingham.storage import describe_environment
-from gingham.training import choose_device, choose_precision, kept_pages, learn
+from gingham.training import learn
 
 WITHOUT = {
     "as it is": "everything on",

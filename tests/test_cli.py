@@ -247,7 +247,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(command, quadrants, tmp_path):
 
     process = subprocess.Popen(line, cwd=command.folder, stderr=subprocess.PIPE, text=True, preexec_fn=listen)  # noqa: PLW1509
     deadline = time.monotonic() + 60
-    while not (command.folder / "run/checkpoint/state.safetensors").exists() and time.monotonic() < deadline:
+    while not list(command.folder.glob("run/checkpoint/step-*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)

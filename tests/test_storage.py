@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import gingham
 from gingham import RunError
-from gingham.storage import halve, load_checkpoint, save_checkpoint
+from gingham.checkpoints import save_checkpoint
+from gingham.storage import halve
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -123,7 +124,7 @@ def test_damage_is_one_sentence(saved, name):
 def test_no_run_and_an_unfinished_one(tmp_path):
     with pytest.raises(RunError, match=r"there is no folder .*train one with gingham train --out"):
         gingham.load(tmp_path / "nowhere")
-    save_checkpoint(tmp_path, {"x": torch.zeros(1)}, {"step": 3})
+    save_checkpoint(tmp_path, 3, {"x": torch.zeros(1)}, {"step": 3})
     with pytest.raises(RunError, match="is not finished; go on with the command that began it and --resume"):
         gingham.load(tmp_path)
 
@@ -132,21 +133,6 @@ def test_a_run_without_its_history_still_loads(saved):
     folder, _, _ = saved
     (folder / "history.jsonl").unlink()
     assert gingham.load(folder).history == []
-
-
-def test_checkpoints_go_round_and_damage_is_named(tmp_path):
-    assert load_checkpoint(tmp_path) is None
-    save_checkpoint(tmp_path, {"x": torch.arange(3.0)}, {"step": 3})
-    tensors, facts = load_checkpoint(tmp_path)
-    assert torch.equal(tensors["x"], torch.arange(3.0))
-    assert facts["step"] == 3
-    path = tmp_path / "checkpoint" / "state.safetensors"
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(RunError, match="cannot read"):
-        load_checkpoint(tmp_path)
-    save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(RunError, match=r"is not a checkpoint .*remove"):
-        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.glob("run-*")), ids=lambda folder: folder.name)

@@ -46,7 +46,7 @@ def predict(
 
     loaded = run_or_packaged(run, model)
     if device != "auto":  # some pictures are answered on the CPU before a GPU has woken up
-        from gingham.training import choose_device
+        from gingham.devices import choose_device
 
         loaded.model.to(choose_device(device))
     train = training_pictures(loaded, run) if explain else None

@@ -58,11 +58,20 @@ def erase(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tenso
     return images.masked_fill(inside, 0)
 
 
-def augment(images: torch.Tensor, indices: torch.Tensor, recipe: Recipe, epoch: int, step: int) -> torch.Tensor:
-    """Return a training batch as the recipe's augmentation makes it.
+def augment(
+    images: torch.Tensor,
+    indices: torch.Tensor,
+    recipe: Recipe,
+    epoch: int,
+    step: int,
+    part: slice = slice(None),
+    count: int | None = None,
+) -> torch.Tensor:
+    """Return a training batch as the recipe's augmentation makes it, or the `part` of one of `count` pictures that `images` are.
 
     `images` is uint8 (B, C, H, W), `indices` int64 (B,): their places in the training split. Nothing but the recipe's
-    seed, `step`, `epoch` (both counted from 0) and the indices decides the draws, so training can go on at any step.
+    seed, `step`, `epoch` (both counted from 0) and the indices decides the draws, so training can go on at any step; and they
+    are made for the whole batch, so that a picture looks the same however many processes share it.
 
     With flip "alternating" a picture is mirrored in every other epoch, half of the pictures in the even ones: both sides
     of each are seen within two epochs, where coins would show one side twice in half of the cases.
@@ -73,18 +82,19 @@ def augment(images: torch.Tensor, indices: torch.Tensor, recipe: Recipe, epoch: 
     """
     if recipe.flip == "none" and not recipe.shift_pixels and not recipe.erase_pixels:
         return images
-    count, _, height, width = images.shape
+    height, width = images.shape[2:]
+    count = len(images) if count is None else count
     device = images.device
     # On the CPU, for the same draws on every device. Its generator uses 32 bits of a seed, so both numbers go into those.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))
     if recipe.flip == "random":
-        images = flip(images, torch.rand(count, generator=generator).to(device) < 0.5)
+        images = flip(images, torch.rand(count, generator=generator)[part].to(device) < 0.5)
     elif recipe.flip == "alternating":
         # A bit of a multiplicative hash: half of the pictures, whatever order or number they come in.
         images = flip(images, ((indices * 2654435761 + recipe.seed * 40503) >> 16) % 2 == epoch % 2)
     if limit := recipe.shift_pixels:
-        images = shift(images, torch.randint(-limit, limit + 1, (count, 2), generator=generator).to(device))
+        images = shift(images, torch.randint(-limit, limit + 1, (count, 2), generator=generator)[part].to(device))
     if side := recipe.erase_pixels:
-        centres = [torch.randint(size, (count,), generator=generator) for size in (height, width)]
+        centres = [torch.randint(size, (count,), generator=generator)[part] for size in (height, width)]
         images = erase(images, torch.stack(centres, dim=1).to(device), side)
     return images

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -11,8 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gingham import __version__, answering, commands, judging, publishing
-from gingham.errors import GinghamError, one_line
-from gingham.terminal import say
+from gingham.errors import GinghamError, Terminated, one_line
 
 app = typer.Typer(
     name="gingham",
@@ -39,6 +39,8 @@ def _root(
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
+    elif context.invoked_subcommand != "train" and "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise GinghamError(f"torchrun is for gingham train; start gingham {context.invoked_subcommand} by itself")
 
 
 for command in (
@@ -69,6 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(str(error))
     except typer.Exit as stop:
         code = stop.exit_code
+    except Terminated:
+        sys.exit(128 + signal.SIGTERM)
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except (BrokenPipeError, SystemExit):
@@ -90,7 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(message: str) -> None:
     line = " ".join(message.split())
-    say(f"gingham: {line}")
+    rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    who = "gingham" if rank == "0" or size == "1" else f"gingham (process {rank} of {size})"
+    print(f"{who}: {line}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -33,6 +33,7 @@ from gingham.terminal import (
 
 if TYPE_CHECKING:
     from gingham.datasets import Data
+    from gingham.distributed import Crew
     from gingham.models import NetworkFactory
     from gingham.storage import Run
 
@@ -66,18 +67,25 @@ def train(
     chosen = find_recipe(recipe).replace(**changes)
     own = f"-{model.rpartition(':')[2]}" if model else ""
     folder = out or Path("runs") / f"{chosen.name}{own}-{chosen.seed}"
-    if (folder / "model.json").exists():
-        if not resume:
-            raise GinghamError(
-                f"{folder} already holds a finished run; give another --out or --seed, or look at it with "
-                f"gingham evaluate {folder}"
-            )
-        from gingham.storage import load
+    from gingham.distributed import joined, restarted
 
-        run = load(folder, factory_of(model))
-        say(f"{folder} is finished already; nothing to resume")
-    else:
-        run = _train(chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), track)
+    finished, resume = (folder / "model.json").exists(), resume or restarted()
+    if finished and not resume:
+        raise GinghamError(
+            f"{folder} already holds a finished run; give another --out or --seed, or look at it with gingham evaluate {folder}"
+        )
+    with joined() as crew:
+        if crew.any(crew.leads and finished)[0]:
+            if not crew.leads:
+                return
+            from gingham.storage import load
+
+            run = load(folder, factory_of(model))
+            say(f"{folder} is finished already; nothing to resume")
+        else:
+            run = _train(chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), track, crew)
+            if not crew.leads:
+                return
     result = {"run": str(folder), **run.metrics}
     if as_json:
         print_json(result)
@@ -93,6 +101,7 @@ def train(
             "time",
             f"{seconds(result['train_seconds'])} train_seconds, {seconds(result['wall_seconds'])} wall_seconds{_resumed(result)}",
         ),
+        ("throughput", _throughput(result)),
         ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result['precision']}"),
         ("validation", _validation(result["validation_accuracy"], run.recipe.validation_images)),
         (
@@ -105,6 +114,13 @@ def train(
 
 def _seen(result: dict[str, Any]) -> str:
     return f" ({result['images_seen']:,} pictures seen)" if "images_seen" in result else ""
+
+
+def _throughput(result: dict[str, Any]) -> str:
+    rate, processes = result.get("images_per_second_per_process"), result.get("processes", 1)
+    if rate is None:
+        return "-"
+    return f"{rate:,.0f} pictures a second" + (f" in each of {processes} processes" if processes > 1 else "")
 
 
 def _resumed(result: dict[str, Any]) -> str:
@@ -131,24 +147,30 @@ def _train(
     resume: bool,
     network: "NetworkFactory | None",
     track: str | None,
+    crew: "Crew",
 ) -> "Run":
+    from gingham.checkpoints import has_checkpoint
     from gingham.datasets import load_data
+    from gingham.devices import choose_device
     from gingham.figures import draw_curves
     from gingham.files import locked, require_writable
-    from gingham.storage import CHECKPOINT, save
-    from gingham.training import choose_device, fit, require_tracker
+    from gingham.storage import save
+    from gingham.training import fit, require_tracker
 
-    choose_device(device)
+    choose_device(device, crew.local_rank if crew.size > 1 else None)
     require_tracker(track)
-    if (folder / CHECKPOINT).exists() and not resume:
+    if crew.leads and has_checkpoint(folder) and not resume:
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
-    source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
-    require_writable(folder)
+    with crew.in_turn():
+        source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     say_notes(source)
     recipe = suited(recipe, len(source.train), given)
-    if resume and not (folder / CHECKPOINT).exists():
+    if not crew.leads:
+        return fit(recipe, source.train, source.validation, folder=folder, resume=resume, device=device, network=network)
+    require_writable(folder)
+    if resume and not has_checkpoint(folder):
         say(f"nothing to resume in {folder}; starting")
     with locked(folder, wait=False):
         try:
@@ -163,8 +185,11 @@ def _train(
                 track=track,
             )
         except KeyboardInterrupt:
-            kept = (folder / CHECKPOINT).exists()
-            again = "go on with the same command and --resume" if kept else "no checkpoint was due yet, so nothing is kept"
+            again = (
+                "go on with the same command and --resume"
+                if has_checkpoint(folder)
+                else "no step was done yet, so nothing is kept"
+            )
             say(f"\ninterrupted; {again}")
             raise
         run.metrics["wall_seconds"] = time.time() - process_start()  # all but the writing that follows
@@ -191,9 +216,9 @@ def evaluate(
 ) -> None:
     """Measure a run: accuracy, table by class, confusion."""
     require_split(split or "validation")
+    from gingham.devices import choose_device
     from gingham.evaluation import evaluate as measure
     from gingham.storage import load
-    from gingham.training import choose_device
 
     place = choose_device(device)
     packaged = str(run) == "packaged" and not run.exists()

@@ -52,6 +52,10 @@ class TrainingError(GinghamError):
     """A training cannot go on: its loss is no longer finite."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which schedulers and service managers ask a process to end before they end it."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'? (known: a, b)`: the tail of a message about a name that does not exist.
 

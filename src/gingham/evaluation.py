@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from gingham.datasets import Data, Split, load_data
+from gingham.distributed import ALONE, Crew
 from gingham.errors import DataError, GinghamError
 from gingham.metrics import (
     calibration_error,
@@ -197,11 +198,11 @@ def _answers(run: Run, split: Split) -> torch.Tensor:
     return logits
 
 
-def calibrate(run: Run, validation: Split) -> None:
+def calibrate(run: Run, validation: Split, crew: Crew = ALONE) -> None:
     """Fit a run's temperature and its threshold for "not sure" to the validation split, in place.
 
     The threshold is the lowest at which at most the recipe's `risk` of the answers the model is sure of are wrong. The
-    run's metrics say what both came to.
+    run's metrics say what both came to. Processes that train together share the pictures, and end with the same.
 
     Raises
         DataError: given the test split.
@@ -211,7 +212,7 @@ def calibrate(run: Run, validation: Split) -> None:
     model, risk = run.model, run.recipe.risk
     labels = validation.labels.cpu()
     model.temperature.fill_(1.0)
-    logits = model.logits(validation.images)
+    logits = crew.shared(model.logits, validation.images)
     model.temperature.fill_(fit_temperature(logits, labels))
     # In float32 as the model divides, so that a picture at the threshold falls on the same side in predict.
     confidence, predicted = (logits / model.temperature.cpu()).softmax(dim=1).max(dim=1)

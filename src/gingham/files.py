@@ -1,17 +1,21 @@
 """Files that are whole or not there: written to the side, synced to disk, renamed."""
 
+import hashlib
 import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from gingham.errors import GinghamError, RunError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cache_folder() -> Path:
@@ -130,3 +134,37 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunError(f"{path} holds a JSON {type(value).__name__}, not an object; restore it from a copy or train again")
     return value
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None) -> None:
+    """Replace the file at `path` by named tensors, as safetensors, in one step."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as side:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(plain, side, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # it wraps the system's error when the disk is full
+            raise GinghamError(f"cannot write {path} ({one_line(error)}); free some room and go on with --resume") from error
+
+
+def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
+    """Return the tensors of a safetensors file and its metadata.
+
+    Raises
+        RunError: the file is missing, unreadable, truncated or not safetensors.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy or train again") from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of the file at `path`, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from gingham.datasets import Split
+from gingham.distributed import Crew
 from gingham.errors import GinghamError, TrainingError
 from gingham.models import Classifier
 from gingham.optimization import lr_at
@@ -30,9 +31,9 @@ class History:
         self.epochs: list[dict[str, Any]] = []
         self.steps = sampler.steps  # fewer once the training stops early
 
-    def note(self, step: int, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        self.losses[step] = loss.detach()
-        self.hits[step] = (logits.argmax(dim=1) == labels).sum()
+    def note(self, step: int, loss: torch.Tensor, hits: torch.Tensor) -> None:
+        self.losses[step] = loss
+        self.hits[step] = hits
 
     def mean(self, start: int, stop: int) -> tuple[float, float]:
         """Loss and accuracy over the pictures of some steps."""
@@ -40,7 +41,7 @@ class History:
         images = self.sizes[span].sum()
         return float((self.losses[span] * self.sizes[span]).sum() / images), float(self.hits[span].sum() / images)
 
-    def end_epoch(self, done: int, model: Classifier, validation: Split | None) -> None:
+    def end_epoch(self, done: int, model: Classifier, validation: Split | None, crew: Crew) -> None:
         loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
         entry = {"epoch": self.sampler.epochs(done), "step": done, "train_loss": loss, "train_accuracy": accuracy}
         held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
@@ -48,7 +49,8 @@ class History:
         before = next((earlier["step"] for earlier in reversed(self.epochs) if earlier["validation_loss"] is not None), 0)
         due = done == self.sampler.steps or float(self.sizes[before:done].sum()) >= self.sampler.images
         if validation is not None and due:
-            logits, labels = model.logits(validation.images), validation.labels
+            crew.follow(model.buffers())  # each process has gathered BatchNorm's statistics from its own pictures
+            logits, labels = crew.shared(model.logits, validation.images), validation.labels
             held_out["validation_loss"] = float(F.cross_entropy(logits, labels))
             held_out["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
         self.epochs.append({**entry, **held_out})
@@ -67,14 +69,24 @@ class History:
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
 
     def require_finite(self, done: int, model: Classifier) -> None:
+        """See that the training still is one, `done` steps in.
+
+        Raises
+            TrainingError: a loss of the epoch under way or a weight is not finite; it names the step and its pictures.
+        """
         bad = (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
         if not bad and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
             bad = [done - 1]  # the last update was the one: its loss would only show at the next step
         if bad:
-            rate = self.recipe.learning_rate
+            rate, (epoch, place) = self.recipe.learning_rate, self.sampler.position(bad[0])
+            size = self.recipe.batch_size
+            pictures = self.sampler.order[
+                place * size : (place + 1) * size
+            ].tolist()  # epochs end with this check: it is this one's
+            some = ", ".join(map(str, pictures[:5])) + (f" and {len(pictures) - 5} more" if len(pictures) > 5 else "")
             raise TrainingError(
-                f"the loss is no longer finite since step {bad[0] + 1} (batches of {self.recipe.batch_size}, learning "
-                f"rate {rate:g}); try a lower one and another --out, such as --set learning_rate={rate / 10:g}"
+                f"the loss is no longer finite since step {bad[0] + 1} (batch {place + 1} of epoch {epoch + 1}: the training pictures "
+                f"{some}; learning rate {rate:g}); try a lower one and another --out, such as --set learning_rate={rate / 10:g}"
             )
 
     def entries(self) -> list[dict[str, Any]]:

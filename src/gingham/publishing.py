@@ -89,7 +89,7 @@ def serve(
 
     loaded = run_or_packaged(run, model)
     if device != "auto":  # some pictures at a time are answered on the CPU as quickly
-        from gingham.training import choose_device
+        from gingham.devices import choose_device
 
         loaded.model.to(choose_device(device))
     listening = serving.listen(host, port)

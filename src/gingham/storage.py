@@ -1,6 +1,5 @@
-"""The Run: a trained model with all that is known of it; saved, loaded and checkpointed without pickle."""
+"""The Run: a trained model with all that is known of it; saved and loaded without pickle."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
@@ -9,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from gingham import __version__
+from gingham.checkpoints import has_checkpoint, load_checkpoint, remove_checkpoints
 from gingham.errors import GinghamError, RunError, one_line
-from gingham.files import locked, read_json, replacing, write_json, write_text
+from gingham.files import locked, read_json, read_tensors, sha256, write_json, write_tensors, write_text
 from gingham.models import NETWORKS, Classifier, NetworkFactory, build, name_of
 from gingham.recipe import Recipe
 
 FORMAT = 1
 TRIALS = "trials.json"  # of a folder of runs that differ in their seed
-WEIGHTS, FACTS, HISTORY, CHECKPOINT = "model.safetensors", "model.json", "history.jsonl", "checkpoint/state.safetensors"
+WEIGHTS, FACTS, HISTORY = "model.safetensors", "model.json", "history.jsonl"
 
 
 @dataclass
@@ -84,8 +82,8 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     write_tensors(folder / WEIGHTS, tensors)
     write_text(folder / HISTORY, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
     run.folder = folder
-    write_json(folder / FACTS, {**run.facts(), "weights_sha256": _sha256(folder / WEIGHTS)})
-    remove_checkpoint(folder)
+    write_json(folder / FACTS, {**run.facts(), "weights_sha256": sha256(folder / WEIGHTS)})
+    remove_checkpoints(folder)
     return folder
 
 
@@ -147,9 +145,8 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 
 
 def _why_not_there(folder: Path) -> str:
-    if (folder / CHECKPOINT).exists():
-        saved = load_checkpoint(folder)
-        facts = saved[1].get("recipe") if saved else None
+    if has_checkpoint(folder):
+        facts = load_checkpoint(folder).facts.get("recipe")
         recipe = facts if isinstance(facts, dict) else {}
         own = f" --model {recipe['network']}" if ":" in str(recipe.get("network")) else ""
         return (
@@ -222,13 +219,8 @@ def _require_agreement(run: Run, facts: Mapping[str, Any], folder: Path) -> None
             raise RunError(
                 f"{folder / FACTS} says {key} {facts[key]!r}, the recipe and weights beside it {now[key]!r}; restore it from a copy"
             )
-    if facts.get("weights_sha256") != _sha256(folder / WEIGHTS):
+    if facts.get("weights_sha256") != sha256(folder / WEIGHTS):
         raise RunError(f"{folder / WEIGHTS} is not the file that was saved (its SHA-256 differs); restore it from a copy")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -264,7 +256,7 @@ def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tenso
     assert run.folder is not None
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     tensors = {"predicted": predicted.int(), "confidence": confidence.float(), "labels": labels.cpu().int()}
-    facts = {"fingerprint": fingerprint, "weights": _sha256(run.folder / WEIGHTS)}
+    facts = {"fingerprint": fingerprint, "weights": sha256(run.folder / WEIGHTS)}
     write_tensors(run.folder / f"predictions-{split}.safetensors", tensors, facts)
 
 
@@ -279,64 +271,11 @@ def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.
     wanted = {"predicted", "confidence", "labels"}
     if (
         facts.get("fingerprint") != fingerprint
-        or facts.get("weights") != _sha256(run.folder / WEIGHTS)
+        or facts.get("weights") != sha256(run.folder / WEIGHTS)
         or set(tensors) != wanted
     ):
         return None
     return {name: tensor if name == "confidence" else tensor.long() for name, tensor in tensors.items()}
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, in one step."""
-    with replacing(path) as side:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        try:
-            save_file(plain, side, metadata=dict(metadata) if metadata else None)
-        except SafetensorError as error:  # it wraps the system's error when the disk is full
-            raise GinghamError(f"cannot write {path} ({one_line(error)}); free some room and go on with --resume") from error
-
-
-def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file and its metadata.
-
-    Raises
-        RunError: the file is missing, unreadable, truncated or not safetensors.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy or train again") from error
-
-
-def save_checkpoint(folder: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Replace the checkpoint of a training in progress: one file, tensors and facts together, in one step."""
-    write_tensors(folder / CHECKPOINT, tensors, {"facts": json.dumps({"format": FORMAT, **facts})})
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Return the tensors and facts of a training in progress, or None where there is none."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return None
-    tensors, metadata = read_tensors(path)
-    try:
-        facts = json.loads(metadata["facts"])
-        if facts["format"] > FORMAT:
-            raise ValueError(f"format {facts['format']} is newer than {FORMAT}, the newest this gingham reads: update gingham")
-        return tensors, facts
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} is not a checkpoint ({one_line(error)}); remove {path.parent} to start over") from error
-
-
-def remove_checkpoint(folder: Path) -> None:
-    """Remove what `save_checkpoint` wrote, and nothing else."""
-    path = folder / CHECKPOINT
-    path.unlink(missing_ok=True)
-    for side in path.parent.glob(f".{path.name}.*"):  # of a process killed while writing
-        side.unlink(missing_ok=True)
-    if path.parent.is_dir() and not any(path.parent.iterdir()):
-        path.parent.rmdir()
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -88,8 +88,9 @@ def process_start() -> float:
 
 
 def say(text: str) -> None:
-    """Print to stderr, where everything goes that is not a result."""
-    print(text, file=sys.stderr)
+    """Print to stderr, where everything goes that is not a result; of processes that train together the first speaks for all."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
 
 
 def say_notes(data: "Data") -> None:

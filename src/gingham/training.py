@@ -2,31 +2,35 @@
 
 import contextlib
 import copy
-import ctypes
-import sys
+import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from gingham.augmentation import augment
+from gingham.checkpoints import has_checkpoint, parse_checkpoint, read_checkpoint
 from gingham.datasets import Split
+from gingham.devices import autocast, choose_device, choose_precision, kept_pages
 from gingham.diagnosis import Watch
-from gingham.errors import DataError, GinghamError, ModelError, RunError, one_line
+from gingham.distributed import Crew, joined
+from gingham.errors import DataError, GinghamError, ModelError, one_line
 from gingham.evaluation import calibrate
 from gingham.inspection import summarize
+from gingham.interruption import postponed
 from gingham.models import NETWORKS, Classifier, NetworkFactory, build, construct, name_of
 from gingham.optimization import build_optimizer, lr_at
 from gingham.photo_augmentation import photograph_some
 from gingham.progress import Display, History, Tracker
 from gingham.recipe import Recipe
 from gingham.sampling import Sampler
-from gingham.storage import Run, describe_environment, load_checkpoint, save_checkpoint
+from gingham.state import State, environment_of
+from gingham.storage import Run, describe_environment
 
 
 def fit(
@@ -74,37 +78,44 @@ def fit(
         photograph_some(train.images[:0], train.labels[:0], train.classes, recipe, 0)  # refuses colour
     if network is not None:
         recipe = recipe.replace(network=name_of(network))
-    place = choose_device(device)
-    precision = choose_precision(recipe.precision, place)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        model = _build(recipe, train, network).to(place)
-    optimizer = build_optimizer(model, recipe)
-    sampler = Sampler(recipe, len(train), place, train.block)
-    history = History(recipe, sampler, place)
-    state = _State(recipe, train, model, optimizer, sampler, history)
-    start, seconds_before = state.restore(Path(folder)) if resume and folder is not None else (0, 0.0)
-
-    def seconds_so_far() -> float:
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)  # kernels still queued are training too
-        return seconds_before + time.perf_counter() - clock
-
-    def checkpoint(done: int, train_seconds: float) -> None:
-        if folder is not None:
-            state.save(Path(folder), done, train_seconds)
-
-    model.train()
     with contextlib.ExitStack() as stack:
+        crew = stack.enter_context(joined())
+        place = choose_device(device, crew.local_rank if crew.size > 1 else None)
+        precision = choose_precision(recipe.precision, place)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            model = _build(recipe, train, network).to(place)
+        optimizer = build_optimizer(model, recipe)
+        sampler = Sampler(recipe, len(train), place, train.block)
+        history = History(recipe, sampler, place)
+        state = State(recipe, train, model, optimizer, sampler, history, environment_of(place, precision, crew.size))
+        crew.require_same("recipe and data", json.dumps(state.identity()))
+        start, seconds_before, notes = _restore(state, folder, crew) if resume else (0, 0.0, [])
+
+        def seconds_so_far() -> float:
+            if place.type == "cuda":
+                torch.cuda.synchronize(place)  # kernels still queued are training too
+            return seconds_before + time.perf_counter() - clock
+
+        def checkpoint(done: int, train_seconds: float) -> None:
+            if folder is not None and crew.leads:
+                state.save(Path(folder), done, train_seconds)
+
+        model.train()
         stack.enter_context(kept_pages())
-        display = stack.enter_context(Display(history, start, progress))
-        tracker = _tracker(track, history, folder, start)
+        display = stack.enter_context(Display(history, start, progress and crew.leads))
+        tracker = _tracker(track, history, folder, start) if crew.leads else None
         if tracker:
             stack.callback(tracker.close)
+        for note in notes:
+            display.warn(note)
         watch = Watch(recipe, model, history, train, display.warn)
         if network is not None:
             stack.enter_context(torch.random.fork_rng())  # its dropout draws from torch's own stream
-        _warm_up(model, recipe, precision, sorted({*history.sizes.int().tolist()}), validation)
+        parts = sorted({*history.sizes.int().tolist()})
+        unused = _warm_up(model, recipe, precision, sorted({len(range(size)[crew.part(size)]) for size in parts}), validation)
+        learner = crew.wrap(model, unused=unused)
+        asked = stack.enter_context(postponed(patient=crew.size > 1))  # torchrun passes on what its children got too
         clock = time.perf_counter()
         images = train.images.to(place) if _fits(train, place) else train.images  # bytes, resident wherever they fit
         labels = train.labels.to(place)
@@ -115,30 +126,37 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             epoch, _ = sampler.position(step)
-            pictures = augment(images[batch.to(images.device)].to(place), batch, recipe, epoch, step)
+            part = crew.part(len(batch))
+            # What is photographed depends on the whole batch.
+            own, within = (batch, slice(None)) if recipe.photo_share else (batch[part], part)
+            pictures = augment(images[own.to(images.device)].to(place), own, recipe, epoch, step, within, len(batch))
             if recipe.photo_share:
-                pictures = photograph_some(pictures, labels[batch], train.classes, recipe, step)
+                pictures = photograph_some(pictures, labels[batch], train.classes, recipe, step)[part]
+            truth = labels[batch[part]]
             if network is not None:
-                torch.manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))  # so that training can go on at any step
-            loss, logits = learn(model, optimizer, pictures, labels[batch], recipe, precision)
+                # So that training can go on at any step; processes that share a batch drop out each its own.
+                torch.manual_seed(zlib.crc32(f"{recipe.seed} {step}{f' {crew.rank}' if crew.rank else ''}".encode()))
+            loss, logits = learn(learner, optimizer, pictures, truth, recipe, precision, crew.weight(len(batch)))
+            loss, hits, losses = _gathered(loss, logits, truth, len(batch), recipe, crew)
 
-            history.note(step, loss, logits, labels[batch])
-            if recipe.hard_share < 1:
-                sampler.note(batch, F.cross_entropy(logits.detach().float(), labels[batch], reduction="none"))
+            history.note(step, loss, hits)
+            if losses is not None:
+                sampler.note(batch, losses)
             done = step + 1
             display.update(done)
             ends_epoch = sampler.position(done)[1] == 0
             last = done == sampler.steps
-            due = time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds
-            if ends_epoch or due or last:
+            stops, due = crew.any(bool(asked), time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds)
+            keeps = ends_epoch or due or last or stops
+            if keeps:
                 history.require_finite(done, model)
             if last:
                 train_seconds = seconds_so_far()  # the weights are final; what follows only measures and keeps them
             if ends_epoch or last:
-                history.end_epoch(done, model, validation)
+                history.end_epoch(done, model, validation, crew)
                 if recipe.patience:
-                    stops = state.keep_best(done)
-                    if stops or last:  # which weights are final is known only now
+                    early = state.keep_best(done)
+                    if early or last:  # which weights are final is known only now
                         train_seconds, last = seconds_so_far(), True
                 display.end_epoch(train_seconds if last else seconds_so_far())
                 watch.end_epoch(done)
@@ -146,24 +164,37 @@ def fit(
                     tracker.end_epoch(done)
                 if on_epoch is not None and ends_epoch:
                     on_epoch(model, epoch + 1)
-            if ends_epoch or due or last:
+            if keeps:
                 checkpoint(done, train_seconds if last else seconds_so_far())
                 last_checkpoint = time.monotonic()
+            if stops:
+                asked.stop()
             if last:
                 break
+        crew.follow(model.buffers())
+        state.take_best()
+        model.eval()
+        run = _run_of(state, train_seconds, start, crew)
+        if validation is not None:
+            calibrate(run, validation, crew)
+        return run
 
-    state.take_best()
-    model.eval()
+
+def _run_of(state: State, train_seconds: float, start: int, crew: Crew) -> Run:
+    recipe, train, model, sampler, history = state.recipe, state.train, state.model, state.sampler, state.history
+    seen = int(history.sizes[: history.steps].sum())
     metrics = {
         "recipe": recipe.name,
         "seed": recipe.seed,
-        "device": str(place),
-        "precision": precision,
+        "device": state.environment["device"],
+        "precision": state.environment["precision"],
+        "processes": crew.size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_images": len(train),
         "epochs": sampler.epochs(history.steps),
         "steps": history.steps,
-        "images_seen": int(history.sizes[: history.steps].sum()),
+        "images_seen": seen,
+        "images_per_second_per_process": seen / train_seconds / crew.size if train_seconds else None,
         "train_seconds": train_seconds,
         "wall_seconds": None,  # the command line knows it
         "validation_accuracy": history.kept()["validation_accuracy"],
@@ -174,10 +205,41 @@ def fit(
     data["background"] = _background(train)
     if train.skip_unreadable:
         data["skip_unreadable"] = True
-    run = Run(model, recipe, history.entries(), metrics, data, describe_environment(place))
-    if validation is not None:
-        calibrate(run, validation)
-    return run
+    return Run(model, recipe, history.entries(), metrics, data, describe_environment(model.mean.device))
+
+
+def _restore(state: State, folder: str | Path | None, crew: Crew) -> tuple[int, float, list[str]]:
+    """Bring every process to the last checkpoint in the first one's folder: the step, the seconds spent, and what is to be said."""
+    if folder is None:
+        return 0, 0.0, []
+    data, notes = b"", []
+    if crew.leads and has_checkpoint(Path(folder)):
+        data, torn = read_checkpoint(Path(folder))
+        notes = [f"{sentence}; going on from the one before it" for sentence in torn]
+    data = crew.send(data)
+    if not data:
+        return 0, 0.0, []
+    checkpoint = parse_checkpoint(data, Path(folder))
+    step, seconds = state.restore(checkpoint, Path(folder))
+    return step, seconds, notes + state.inexact(checkpoint)
+
+
+def _gathered(
+    loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, count: int, recipe: Recipe, crew: Crew
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """A batch's loss, right answers and, where the sampler wants them, each picture's loss (B,), from what each process has of it."""
+    loss, logits = loss.detach(), logits.detach()
+    hits = (logits.argmax(dim=1) == labels).sum()
+    losses = F.cross_entropy(logits.float(), labels, reduction="none") if recipe.hard_share < 1 else None
+    if crew.size == 1:
+        return loss, hits, losses
+    told = torch.zeros(2 if losses is None else 2 + count, device=loss.device)
+    if crew.rank < count:  # else its picture is another's too
+        told[0], told[1] = loss / crew.size, hits
+        if losses is not None:
+            told[2:][crew.part(count)] = losses
+    crew.add(told)
+    return told[0], told[1], None if losses is None else told[2:]
 
 
 def _build(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Classifier:
@@ -207,51 +269,34 @@ def _tracker(track: str | None, history: History, folder: str | Path | None, sta
 
 
 def learn(
-    model: Classifier,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     images: torch.Tensor,
     labels: torch.Tensor,
     recipe: Recipe,
     precision: str,
+    weight: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of gradient descent on a batch: uint8 (B, C, H, W) and int64 (B,); returns the loss and the logits (B, K)."""
+    """One step of gradient descent on a batch: uint8 (B, C, H, W) and int64 (B,); returns the loss and the logits (B, K).
+
+    The loss is the mean over the batch, times the `weight` that this has among those of other processes.
+    """
     optimizer.zero_grad()
     with autocast(precision, images.device):
         logits = model(images)
     # The article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    if weight != 1:
+        loss = loss * weight
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return loss, logits
 
 
-@contextlib.contextmanager
-def kept_pages() -> Iterator[None]:
-    """Let the C library keep the memory it frees, for as long as a training lasts.
-
-    Each step frees its activations and asks for as much again; by default their pages go back to the system in between and
-    fault in anew, 3,000 of them a step of `fast`, which makes steps 1.2 times as long (benchmarks/step_time.py). glibc alone
-    has this setting.
-    """
-    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(mmap_threshold, 1 << 30)
-    try:
-        yield
-    finally:
-        libc.mallopt(trim_threshold, 64 << 20)  # where glibc's own adjustment ends
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.malloc_trim(0)
-
-
-def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int], validation: Split | None) -> None:
+def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int], validation: Split | None) -> bool:
     """Let a copy of the model learn noise, in batches of each size to come, and answer for some: no kernel is set up on the clock.
 
-    There is nothing to restore.
+    There is nothing to restore. Returns whether some parameters had no part in it.
     """
     twin = copy.deepcopy(model).train()
     optimizer = build_optimizer(twin, recipe)
@@ -276,6 +321,7 @@ def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int]
             ) from error
     if validation is not None:
         twin.logits(noise(min(len(validation), 500)))
+    return any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
 
 
 def _fits(split: Split, device: torch.device) -> bool:
@@ -283,46 +329,6 @@ def _fits(split: Split, device: torch.device) -> bool:
     if device.type != "cuda":
         return split.block == 1
     return split.block == 1 and split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU where there is one (CUDA, then Apple's mps), else the CPU.
-
-    Raises
-        GinghamError: a name torch does not know, or a device this machine does not have.
-    """
-    have = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in have))
-    try:
-        device = torch.device(name)
-        if device.type in have and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
-            return device
-    except RuntimeError:
-        pass
-    raise GinghamError(f"no device {name!r} here; allowed: auto, {', '.join(have)}")
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the hardware multiplies it natively."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":
-        # Private to torch, but there since 2.4; without AMX or AVX512-BF16 bfloat16 is emulated and slower.
-        native = any(
-            getattr(torch.cpu, test, lambda: False)() for test in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        )
-        return "bfloat16" if native else "float32"
-    return "float32"
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs at that precision."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _shape(split: Split) -> tuple[int, int, int]:
@@ -353,97 +359,3 @@ def _refuse_wrong_splits(train: Split, validation: Split | None) -> None:
             f"the training split is of {train.dataset} and the validation split of {validation.dataset}, or of another state "
             "of it; cut both from one dataset"
         )
-
-
-@dataclass
-class _State:
-    """All that changes while a network is trained, and what it is trained on."""
-
-    recipe: Recipe
-    train: Split
-    model: Classifier
-    optimizer: torch.optim.Optimizer
-    sampler: Sampler
-    history: History
-    best: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights of the best look, with patience
-
-    def keep_best(self, done: int) -> bool:
-        """Keep the weights if the validation split was never answered better; return whether patience has run out."""
-        looks = self.history.looks()
-        if not looks or looks[-1]["step"] != done:
-            return False
-        since = self.history.looks_since_best()
-        if since == 0:
-            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        if since >= self.recipe.patience:
-            self.history.steps = done
-        return since >= self.recipe.patience
-
-    def take_best(self) -> None:
-        if self.best:
-            self.model.load_state_dict(self.best)
-
-    def save(self, folder: Path, done: int, train_seconds: float) -> None:
-        """Write a checkpoint: weights, optimizer, order of the pictures, history. All other draws follow from seed and step."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {"sampler.order": self.sampler.order, "sampler.losses": self.sampler.losses}
-        tensors |= {"history.losses": self.history.losses[:done], "history.hits": self.history.hits[:done]}
-        facts = {"step": done, "train_seconds": train_seconds, "epochs": self.history.epochs, **self.identity()}
-        save_checkpoint(folder, tensors, facts)
-
-    def restore(self, folder: Path) -> tuple[int, float]:
-        """Restore what `save` wrote and return the step to go on from and the seconds spent; (0, 0.0) if there is none."""
-        saved = load_checkpoint(folder)
-        if saved is None:
-            return 0, 0.0
-        tensors, facts = saved
-        now = self.identity()
-        before = {
-            **Recipe().to_dict(),
-            **(facts.get("recipe") or {}),
-            **{key: facts.get(key) for key in ("fingerprint", "train_images")},
-        }
-        wanted = {**now.pop("recipe"), **now}
-        del wanted["checkpoint_seconds"]  # it does not touch the weights
-        if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
-            more = f" and {len(changed) - 3} more differences" if len(changed) > 3 else ""
-            raise RunError(
-                f"the checkpoint in {folder} was made with {' and '.join(changed[:3])}{more}; resume with the same settings "
-                f"(--recipe {before.get('name')} --seed {before.get('seed')}), or give another --out"
-            )
-        try:
-            self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
-            places = self.model.state_dict()
-            self.best = {
-                name[5:]: torch.empty_like(places[name[5:]]).copy_(tensor)
-                for name, tensor in tensors.items()
-                if name.startswith("best.")
-            }
-            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in tensors.items():
-                if name.startswith("optimizer."):
-                    _, index, key = name.split(".", 2)
-                    # In the parameter's own memory format: another one may take another kernel, and end in other bits.
-                    state.setdefault(int(index), {})[key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
-            self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-            done = int(facts["step"])
-            device = self.sampler.losses.device
-            self.sampler.order, self.sampler.losses = (tensors[f"sampler.{key}"].to(device) for key in ("order", "losses"))
-            self.history.losses[:done], self.history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
-            self.history.epochs = list(facts["epochs"])
-            if self.recipe.patience and self.history.looks_since_best() >= self.recipe.patience:
-                self.history.steps = done  # it had just stopped early
-            return done, float(facts["train_seconds"])
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(
-                f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
-            ) from error
-
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for a training to go on."""
-        facts = {"fingerprint": self.train.fingerprint, "train_images": len(self.train)}
-        return {"recipe": self.recipe.to_dict(), **facts}

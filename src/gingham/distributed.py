@@ -1,0 +1,185 @@
+"""The little that torchrun needs: which of how many processes this one is, and what they tell each other.
+
+Every process holds the whole model and all random draws; of each batch it takes its share. Alone, each function here gives back what it
+got, so that one loop serves one process and many.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gingham.errors import GinghamError, TrainingError, one_line
+
+PATIENCE = timedelta(hours=2)  # how long one process waits for another that is alive: the first may be packing a large dataset
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The processes that train one model together: this one is number `rank`, from 0, of `size`."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among those of this host
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """Which pictures of a batch of `count` are this process's: every `size`-th, and one that is not its own where it has none.
+
+        >>> Crew(1, 2).part(5), Crew(2, 3).part(2)
+        (slice(1, None, 2), slice(0, None, 3))
+        """
+        return slice(self.rank % count, None, self.size)
+
+    def weight(self, count: int) -> float:
+        """What the mean loss over `part` is to be multiplied with, so that the mean over processes is that over the batch."""
+        if self.size == 1:
+            return 1.0
+        return len(range(self.rank, count, self.size)) * self.size / count
+
+    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
+        """Return the model as it is to be trained: with gradients averaged over the processes. `unused`: some parameters get none."""
+        if self.size == 1:
+            return model
+        # Its start also sets every process's weights and buffers to the first's.
+        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
+
+    def add(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor, of one shape in each, over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def shared(self, answer: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tensor) -> torch.Tensor:
+        """Return what `answer` gives for pictures, float (N, K), each computed in one process and in no other."""
+        if self.size == 1:
+            return answer(pictures)
+        own = answer(pictures[self.rank :: self.size])
+        answers = torch.zeros(len(pictures), own.shape[1])
+        answers[self.rank :: self.size] = own
+        return self.add(answers)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return which of some flags are up in any process: all decide alike."""
+        if self.size == 1:
+            return flags
+        told = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in told.tolist())
+
+    def follow(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite tensors by the first process's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def send(self, data: bytes) -> bytes:
+        """Return the first process's bytes in every process."""
+        if self.size == 1:
+            return data
+        length = torch.tensor([len(data)])
+        dist.broadcast(length, 0)
+        told = (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.leads and data else torch.empty(0, dtype=torch.uint8)
+        )
+        if not self.leads:
+            told = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(told, 0)
+        return told.numpy().tobytes()
+
+    def require_same(self, what: str, value: str) -> None:
+        """See that a text, such as a fingerprint, is the same in every process.
+
+        Raises
+            GinghamError: it is not; in every process, so that none waits for another.
+        """
+        same = self.send(value.encode()).decode() == value
+        if self.any(not same)[0]:
+            raise GinghamError(
+                f"process {self.rank} of {self.size} has {'' if same else 'not '}the {what} of process 0, and all must have it; "
+                "start every process with the same command on the same data"
+            )
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let one process of each host go first, and the others after it: what it downloads or packs, they find."""
+        if self.size > 1 and self.local_rank > 0:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.local_rank == 0:  # where it failed the others are not let in: torchrun ends them with it
+            dist.barrier()
+
+
+ALONE = Crew()
+
+
+def launched() -> Crew:
+    """Return what torchrun, or whoever started this process, says of it: ALONE for a process on its own.
+
+    Raises
+        GinghamError: what the environment says does not fit together.
+    """
+    size = os.environ.get("WORLD_SIZE", "1")
+    if size == "1":
+        return ALONE
+    given = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    given["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
+    if not all(value.isdecimal() for value in given.values()) or not os.environ.get("MASTER_ADDR"):
+        said = ", ".join(f"{name}={value or 'not set'}" for name, value in given.items())
+        raise GinghamError(
+            f"WORLD_SIZE says that {size} processes train together, but {said}, MASTER_ADDR="
+            f"{os.environ.get('MASTER_ADDR') or 'not set'}; start them with torchrun, or unset WORLD_SIZE"
+        )
+    return Crew(int(given["RANK"]), int(size), int(given["LOCAL_RANK"]))
+
+
+def restarted() -> bool:
+    """Return whether torchrun has started this process in place of one that died."""
+    return launched().size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Crew]:
+    """Let this process meet the others, if there are any, for as long as the block lasts; within another such block, stay with them.
+
+    Tensors on the CPU go through gloo, those on NVIDIA's GPUs through nccl.
+
+    Raises
+        GinghamError: the others are not found, or one of them is lost.
+    """
+    crew = launched()
+    if crew.size == 1 or dist.is_initialized():
+        yield crew
+        return
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise GinghamError(
+            f"process {crew.rank} of {crew.size} does not find the others ({one_line(error)}); see that all are started, and that "
+            "MASTER_ADDR and MASTER_PORT name the first host, or leave both to torchrun"
+        ) from error
+    try:
+        yield crew
+    except RuntimeError as error:
+        if not _is_of_the_network(error):
+            raise
+        raise TrainingError(
+            f"process {crew.rank} of {crew.size} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them "
+            "again by itself, and the same command with --resume goes on from the last checkpoint"
+        ) from error
+    finally:
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Socket", "Connection"))

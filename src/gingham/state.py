@@ -1,0 +1,139 @@
+"""All that changes while a network is trained: kept in checkpoints, and restored from them to the same bits."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gingham.checkpoints import Checkpoint, save_checkpoint
+from gingham.datasets import Split
+from gingham.errors import RunError, one_line
+from gingham.models import Classifier
+from gingham.progress import History
+from gingham.recipe import Recipe
+from gingham.sampling import Sampler
+
+
+@dataclass
+class State:
+    """All that changes while a network is trained, and what it is trained on."""
+
+    recipe: Recipe
+    train: Split
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    sampler: Sampler
+    history: History
+    environment: dict[str, Any]  # what the bits of the weights depend on beside all that
+    best: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights of the best look, with patience
+
+    def keep_best(self, done: int) -> bool:
+        """Keep the weights if the validation split was never answered better; return whether patience has run out."""
+        looks = self.history.looks()
+        if not looks or looks[-1]["step"] != done:
+            return False
+        since = self.history.looks_since_best()
+        if since == 0:
+            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        if since >= self.recipe.patience:
+            self.history.steps = done
+        return since >= self.recipe.patience
+
+    def take_best(self) -> None:
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    def save(self, folder: Path, done: int, train_seconds: float) -> None:
+        """Write a checkpoint: weights, optimizer, order of the pictures, history. All other draws follow from seed and step."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {"sampler.order": self.sampler.order, "sampler.losses": self.sampler.losses}
+        tensors |= {"history.losses": self.history.losses[:done], "history.hits": self.history.hits[:done]}
+        facts = {"step": done, "train_seconds": train_seconds, "epochs": self.history.epochs, "environment": self.environment}
+        facts |= self.identity()
+        save_checkpoint(folder, done, tensors, facts)
+
+    def restore(self, checkpoint: Checkpoint, folder: Path) -> tuple[int, float]:
+        """Restore what `save` wrote; return the step to go on from and the seconds spent. `folder` is what errors call the run.
+
+        Raises
+            RunError: the checkpoint was made with other settings, or holds other tensors than this training has.
+        """
+        tensors, facts = checkpoint.tensors, checkpoint.facts
+        now = self.identity()
+        before = {
+            **Recipe().to_dict(),
+            **(facts.get("recipe") or {}),
+            **{key: facts.get(key) for key in ("fingerprint", "train_images")},
+        }
+        wanted = {**now.pop("recipe"), **now}
+        del wanted["checkpoint_seconds"]  # it does not touch the weights
+        if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
+            more = f" and {len(changed) - 3} more differences" if len(changed) > 3 else ""
+            raise RunError(
+                f"the checkpoint in {folder} was made with {' and '.join(changed[:3])}{more}; resume with the same settings "
+                f"(--recipe {before.get('name')} --seed {before.get('seed')}), or give another --out"
+            )
+        try:
+            self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+            places = self.model.state_dict()
+            self.best = {
+                name[5:]: torch.empty_like(places[name[5:]]).copy_(tensor)
+                for name, tensor in tensors.items()
+                if name.startswith("best.")
+            }
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            state: dict[int, dict[str, torch.Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith("optimizer."):
+                    _, index, key = name.split(".", 2)
+                    # In the parameter's own memory format: another one may take another kernel, and end in other bits.
+                    state.setdefault(int(index), {})[key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
+            self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+            done = int(facts["step"])
+            device = self.sampler.losses.device
+            self.sampler.order, self.sampler.losses = (tensors[f"sampler.{key}"].to(device) for key in ("order", "losses"))
+            self.history.losses[:done], self.history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
+            self.history.epochs = list(facts["epochs"])
+            if self.recipe.patience and self.history.looks_since_best() >= self.recipe.patience:
+                self.history.steps = done  # it had just stopped early
+            return done, float(facts["train_seconds"])
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
+            ) from error
+
+    def inexact(self, checkpoint: Checkpoint) -> list[str]:
+        """Return a sentence where the weights may not come out to the bit as they would have without the interruption."""
+        before, now = checkpoint.facts.get("environment"), self.environment
+        before = before if isinstance(before, dict) else {}
+        changed = [
+            f"{name} {before.get(name)} before and {value} now" for name, value in now.items() if before.get(name) != value
+        ]
+        if changed:
+            return [f"the weights will not be to the bit those of an uninterrupted run: {', '.join(changed)}"]
+        if now["device"] != "cpu":
+            return [
+                f"the weights may differ in their last bits from those of an uninterrupted run, as {now['device']} adds in no fixed order"
+            ]
+        return []
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a training to go on."""
+        facts = {"fingerprint": self.train.fingerprint, "train_images": len(self.train)}
+        return {"recipe": self.recipe.to_dict(), **facts}
+
+
+def environment_of(device: torch.device, precision: str, processes: int) -> dict[str, Any]:
+    """Return what sums are taken in another order by, or to another precision."""
+    return {
+        "device": str(device),
+        "precision": precision,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
