@@ -39,10 +39,15 @@ class _Watch:
     def __init__(self) -> None:
         self.allowed: str | None = None  # the one folder that may be written to; None while no case runs
         self.seen: list[str] = []
+        self.libraries: set[str] = set()  # that were asked for between cases, as torch asks for those of GPUs
         self.looking = threading.local()
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self.allowed is None or getattr(self.looking, "on", False):
+        if self.allowed is None:
+            if event == "ctypes.dlopen":
+                self.libraries.add(str(arguments[0]))
+            return
+        if getattr(self.looking, "on", False):
             return
         self.looking.on = True  # finding out must not be found out about
         try:
@@ -63,7 +68,7 @@ class _Watch:
             return next(filter(None, (self.outside(event, path) for path in paths)), None)
         if event in STARTS or event in REACHES or event == "pickle.find_class":
             return f"{event} {arguments!r:.200}"
-        if event == "ctypes.dlopen" and arguments[0] is not None:
+        if event == "ctypes.dlopen" and arguments[0] is not None and str(arguments[0]) not in self.libraries:
             return f"{event} {arguments!r:.200}"
         if event == "import" and str(arguments[0]).partition(".")[0] in LURES:
             return f"imported {arguments[0]}"
