@@ -18,8 +18,13 @@ class GinghamError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        message = _shortened(message)
-        super().__init__(message if message.isprintable() else _shortened("".join(map(_shown, message))))
+        super().__init__(sentence(message))
+
+
+def sentence(message: str) -> str:
+    """Return a message as `GinghamError` shows it: on one line, nothing hidden in it, at most LONGEST characters."""
+    message = _shortened(message)
+    return message if message.isprintable() else _shortened("".join(map(_shown, message)))
 
 
 def _shortened(message: str) -> str:

@@ -30,7 +30,7 @@ from starlette.requests import ClientDisconnect
 
 from gingham import __version__
 from gingham.datasets import Split
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, sentence
 from gingham.pages import facts_of, served_page
 from gingham.photos import Bytes, Prepared, open_photo
 from gingham.pictures import LARGE, open_picture, quiet
@@ -155,8 +155,9 @@ class _Service:
 
     async def receive(self, request: Request) -> bytes:
         """Return a request's body; what is too large, or too slow, is refused before it is all there."""
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > BODY_BYTES:
+        declared = request.headers.get("content-length", "").lstrip("0")
+        # Digits of other scripts are none here, and int() takes no more than some thousands.
+        if declared.isascii() and declared.isdigit() and (len(declared) > 12 or int(declared) > BODY_BYTES):
             raise _too_large()
         received = 0
         parts = []
@@ -388,15 +389,13 @@ def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> F
             said = f"there is nothing at {request.url.path[:80]}; POST /predict, GET /model, /health, /docs and / are"
         elif error.status_code == 405:
             said = f"{request.url.path[:80]} does not take {request.method}; /docs says what it takes"
-        return _json({"error": said}, error.status_code, error.headers)
+        return _json({"error": sentence(str(said))}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _json(
-            {"error": f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"},
-            422,
-        )
+        said = f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"
+        return _json({"error": sentence(said)}, 422)
 
     return app
 
