@@ -14,6 +14,7 @@ from hypothesis.strategies import SearchStrategy
 
 from stress.fuzzed_files import IdxFiles, Npz, Tables
 from stress.fuzzed_pictures import Pictures
+from stress.fuzzed_requests import Requests
 from stress.fuzzed_runs import Checkpoints, ModelJson, Recipes, Weights
 from stress.outcomes import Check, Outcome
 from stress.verdicts import Judge, judging
@@ -115,6 +116,7 @@ TARGETS: dict[str, Callable[[Judge], Target]] = {
     "weights and predictions": Weights,
     "checkpoints": Checkpoints,
     "recipes": Recipes,
+    "requests": Requests,
 }
 CHECKS = [
     Check(f"{name}, {way}", make(f"{name}, {way}", target), short=300, long=10_000)
