@@ -219,7 +219,7 @@ def test_a_request_that_cannot_be_answered_says_why(client, content, kind, code,
 def test_a_refusal_quotes_what_was_asked_on_one_line(client):
     odd = client.post("/predict", content=b"x", headers={"content-type": b"a\x01b"})
     assert odd.json()["error"].startswith("got the content type a\\x01b; allowed")
-    assert client.get("/a%0Ab%1B[2J").json()["error"].startswith("there is nothing at /a b\\x1b[2J; POST")
+    assert client.get("/a%1B[2J").json()["error"].startswith("there is nothing at /a\\x1b[2J; POST")
 
 
 @pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", "1e9"])
