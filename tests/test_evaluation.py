@@ -6,6 +6,7 @@ import torch
 import gingham
 from gingham import DataError, GinghamError
 from gingham.evaluation import calibrate, measure, right_answers
+from gingham.files import read_tensors, write_tensors
 from gingham.storage import load_predictions
 
 
@@ -154,6 +155,28 @@ def test_predictions_are_kept(saved):
     assert torch.allclose(kept["confidence"], answers.probabilities.max(dim=1).values)
     assert load_predictions(run, "validation", "another") is None
     assert load_predictions(run, "test", data.fingerprint) is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensors: tensors["predicted"].fill_(99),
+        lambda tensors: tensors["labels"].fill_(-1),
+        lambda tensors: tensors["confidence"].fill_(float("nan")),
+        lambda tensors: tensors.update(labels=tensors["labels"][:-1].clone()),
+        lambda tensors: tensors.update(labels=tensors["labels"].float()),
+    ],
+)
+def test_damaged_predictions_are_made_anew(saved, spoil):
+    run, data, folder = saved
+    gingham.evaluate(run, data.validation)
+    path = folder / "predictions-validation.safetensors"
+    tensors, facts = read_tensors(path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    spoil(tensors)
+    write_tensors(path, tensors, facts)
+    assert load_predictions(run, "validation", data.fingerprint) is None
+    assert gingham.evaluate(run, data.validation).accuracy == run.metrics["validation_accuracy"]
 
 
 def test_predictions_that_cannot_be_kept_cost_no_result(saved, monkeypatch):

@@ -1,3 +1,4 @@
+import os
 import stat
 import subprocess
 import sys
@@ -75,6 +76,10 @@ def test_json_has_no_nan(tmp_path):
         (b"\xff\xfe\x00", "is not whole JSON"),
         (b"[1, 2]", "holds a JSON list, not an object"),
         (b"[" * 100_000, "is not whole JSON"),
+        (b'{"a": NaN}', "NaN is no number of JSON"),
+        (b'{"a": [-Infinity]}', "-Infinity is no number of JSON"),
+        (b'{"a": 1e999}', "1e999 is no number of JSON"),
+        (b'{"a": "\\ud800"}', "is not whole JSON .*surrogates not allowed"),
     ],
 )
 def test_broken_json_is_one_sentence(tmp_path, content, message):
@@ -90,3 +95,8 @@ def test_missing_and_unreadable_json(tmp_path):
         read_json(tmp_path / "none.json")
     with pytest.raises(RunError, match="cannot read"):
         read_json(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RunError, match="it is no plain file"):
+        read_json(tmp_path / "pipe")
+    (tmp_path / "pair.json").write_text('{"a": "\\ud83d\\ude00"}')
+    assert read_json(tmp_path / "pair.json") == {"a": "\U0001f600"}

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import unicodedata
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 import gingham
 from gingham import DataError, load_data
+from gingham.folders import list_pictures
 from gingham.readers import natural
 
 
@@ -120,6 +122,25 @@ def test_links_are_followed_and_circles_end(shoes, tmp_path):
     data = load_data(str(shoes), validation=0)
     assert data.classes == ("boot", "clog", "sandal")
     assert len(data.train) + len(data.test) == 46
+
+
+def test_links_to_links_do_not_make_millions_of_paths(shoes):
+    for level in range(40):
+        (shoes / "clog" / str(level)).mkdir(parents=True)
+        for name in "ab":
+            (shoes / "clog" / str(level) / name).symlink_to(f"../{level + 1}")
+    fill(shoes / "clog", {"40": 5})
+    assert len(list_pictures(shoes).entries) == 45
+
+
+def test_any_depth_of_folders_is_listed(shoes):
+    place = shoes / "boot"
+    for _ in range(1200):
+        place /= "d"
+        place.mkdir()
+    paint(place / "deep.png", seed=78)
+    assert len(list_pictures(shoes).entries) == 41
+    subprocess.run(["rm", "-rf", str(shoes / "boot")], check=True)  # Python removes no folders so deep
 
 
 WRONG_FOLDERS = {
@@ -411,6 +432,13 @@ DAMAGE = {
     "pickle": lambda npy, facts: np.save(npy, np.array([{}] * 40, dtype=object)),
     "another array": lambda npy, facts: np.save(npy, np.zeros((3, 1, 28, 28), np.uint8)),
     "facts of another kind": lambda npy, facts: facts.write_text(json.dumps({"format": 1, "missing": 3})),
+    "torn header": lambda npy, facts: npy.write_bytes(npy.read_bytes()[:9] + b"\0" + npy.read_bytes()[10:12]),
+    "header of a giant": lambda npy, facts: npy.write_bytes(
+        npy.read_bytes().replace(b"(40, 1, 28, 28), }         ", b"(40, 1, 28, 28000000000), }")
+    ),
+    "an unknown picture": lambda npy, facts: facts.write_text(
+        json.dumps({**json.loads(facts.read_text()), "odd": [[99, "is odd"]]})
+    ),
     "facts cut": lambda npy, facts: facts.write_text('{"format"'),
 }
 
@@ -490,6 +518,7 @@ WRONG_TABLES = {
     "label": (["boot/1.png,"], "path,label", "an empty path or label"),
     "split": (["boot/1.png,x,training"], "path,label,split", "line 2 of .* has the split 'training'; allowed: train"),
     "twice": (["boot/1.png,x", "boot/2.png,x", "boot/1.png,y"], "path,label", "lines 2 and 4 of .* both name boot/1.png"),
+    "zero byte": (["boot/1.png\0,x"], "path,label", "line 2 of .* cannot hold a zero byte"),
     "no rows": ([], "path,label", "names no training picture"),
     "quotes": (['"boot/1.png,x'], "path,label", "is not a table in UTF-8"),
     "missing": ([f"boot/{k}.png,x" for k in range(9)] + [f"no/{k}.png,y" for k in range(9)], "path,label",

@@ -119,3 +119,14 @@ def test_public_docstrings_are_there():
     missing = [name for name in gingham.__all__ if not name.startswith("__") and not isinstance(getattr(gingham, name), dict)
                and not (getattr(gingham, name).__doc__ or "").strip()]  # fmt: skip
     assert not missing
+
+
+@pytest.mark.parametrize("kind", [gingham.GinghamError, gingham.DataError, gingham.RunError])
+def test_what_a_message_quotes_cannot_break_its_line_nor_flood_it(kind):
+    assert str(kind("no class 'a\nb\x1b[2J\ud800' here; name another")) == "no class 'a b\\x1b[2J\\ud800' here; name another"
+    long = str(kind(f"got {'x' * 10**6}; give less"))
+    assert len(long) == 1500
+    assert long.startswith("got xxx")
+    assert long.endswith("xxx; give less")
+    assert " ... " in long
+    assert len(str(kind("\x1b" * 10**6))) == 1500

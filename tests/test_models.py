@@ -122,6 +122,14 @@ def test_networks_that_do_not_fit():
         build("article", list("0123456789"), (1, 28, 28), mean=(0.1, 0.2, 0.3))
 
 
+def test_answers_that_are_no_numbers_are_refused():
+    model = build("tiny", list("abc"), (1, 8, 8))
+    with torch.no_grad():
+        model.temperature.fill_(1e-45)
+    with pytest.raises(ModelError, match="answers are not finite numbers; restore its weights from a copy"):
+        model.predict(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8))
+
+
 def test_colour_and_other_class_counts():
     model = build("article", list("abc"), (3, 28, 28), mean=(0.5, 0.4, 0.3), std=(0.2,))
     assert model.predict(torch.zeros(2, 3, 28, 28, dtype=torch.uint8)).probabilities.shape == (2, 3)

@@ -1,5 +1,8 @@
 """Arrays in .npz files, as load_data takes them."""
 
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +98,9 @@ WRONG = {
     "other size": (GOOD | {"x_test": pictures(2, 9, 9), "y_test": np.arange(2)}, "they must be alike"),
     "class lacks": (GOOD | {"classes": np.array(["a", "b", "c"])}, "the training split of .* has no picture of c"),
     "one class": (GOOD | {"labels": np.zeros(12, int)}, "has 1 classes; allowed: 2 to 10,000"),
+    "no letters": (GOOD | {"labels": np.frombuffer(b"\xff" * 96, "U2")}, "holds numbers that are no letters where text is due"),
+    "half a letter": (GOOD | {"classes": np.array(["a", "\ud800"])}, "has a class of the name .*plain letters of UTF-8"),
+    "names of another encoding": (GOOD | {"classes": np.array([b"a", b"\xff"])}, "cannot read .* save it anew with np.savez"),
 }  # fmt: skip
 
 
@@ -115,6 +121,29 @@ def test_a_damaged_file_is_one_sentence(tmp_path, content):
         content[200:260] = bytes(60)
     path.write_bytes(content)
     with pytest.raises(DataError, match="cannot read"):
+        load_data(str(path))
+
+
+HEADER = b"\x93NUMPY\x01\x00"
+MEMBERS = {
+    "no array": (b"plain text", "labels of .* is no array; save it anew"),
+    "torn header": (HEADER + b"\x0a\x00{'shape': ( \n", "cannot read"),
+    "a shape beyond numbers": (HEADER + b"\x50\x00{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,), }     \n", "cannot read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*MEMBERS, "locked"])
+def test_a_damaged_member_is_one_sentence(tmp_path, name):
+    path = Path(write(tmp_path, **GOOD))
+    content, message = MEMBERS.get(name, (b"", "cannot read .*encrypted"))
+    with zipfile.ZipFile(path) as archive:
+        images, labels = archive.read("images.npy"), archive.read("labels.npy")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", images)
+        archive.writestr("labels.npy", content or labels)
+    if name == "locked":
+        path.write_bytes(path.read_bytes().replace(b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\x01"))
+    with pytest.raises(DataError, match=message):
         load_data(str(path))
 
 

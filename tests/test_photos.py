@@ -1,5 +1,9 @@
 """Photographs prepared: drawn garments, whose true shape is known, on grounds of every kind."""
 
+import io
+import struct
+from unittest import mock
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
@@ -189,6 +193,15 @@ def test_a_file_that_is_no_picture_gets_one_sentence(tmp_path):
         open_photo(tmp_path / "nowhere.jpg")
     with pytest.raises(DataError, match="is a folder; name the pictures in it"):
         open_photo(tmp_path)
+
+
+def test_whatever_pillow_meets_in_a_damaged_file_is_one_sentence(monkeypatch):
+    file = io.BytesIO()
+    drawn((40, 60, 120), (255, 255, 255))[0].save(file, "PNG")
+    for error in (AssertionError(), MemoryError(), struct.error("unpack"), TypeError("'NoneType' object")):
+        monkeypatch.setattr(Image.Image, "has_transparency_data", property(mock.Mock(side_effect=error)))
+        with pytest.raises(DataError, match="cannot read the picture as a picture"):
+            open_photo(file.getvalue())
 
 
 def test_a_picture_too_large_to_open_is_refused(tmp_path):

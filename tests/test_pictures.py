@@ -1,10 +1,13 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from gingham.pictures import fit_square, read_picture, resize_pictures
+from gingham import pictures
+from gingham.pictures import fit_square, read_picture, read_pictures, resize_pictures
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I")
 
@@ -103,3 +106,31 @@ def test_arrays_are_resized_alike(channels):
     image = Image.fromarray(pictures[1, 0] if channels == 1 else pictures[1].transpose(1, 2, 0))
     expected = np.asarray(fit_square(image, 16))
     assert (resized[1] == (expected if channels == 1 else expected.transpose(2, 0, 1))).all()
+
+
+def test_a_picture_beyond_the_limit_is_not_decoded(tmp_path):
+    Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")  # 140 million pixels in a few thousand bytes
+    Image.new("1", (9, 9)).save(tmp_path / "small.png")
+    reading = read_pictures([tmp_path / "huge.png", tmp_path / "small.png"], np.empty((2, 3, 9, 9), np.uint8), "")
+    assert reading.kept == [1]
+    assert reading.odd == [(0, "cannot be read: it has 20000x7000 pixels, of 120,000,000 allowed in all")]
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    at_once, most = 0, 0
+
+    def plain(image):
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.01)
+        at_once -= 1
+        return image.convert("L")
+
+    monkeypatch.setattr(pictures, "plain", plain)
+    monkeypatch.setattr(pictures, "LARGE", 50)
+    files = [tmp_path / f"{number}.png" for number in range(6)]
+    for file in files:
+        Image.new("L", (9, 9)).save(file)
+    assert read_pictures(files, np.empty((6, 3, 9, 9), np.uint8), "").kept == [*range(6)]
+    assert most == 1

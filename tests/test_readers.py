@@ -1,6 +1,7 @@
 import contextlib
 import gzip
 import hashlib
+import os
 import struct
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import write_idx
-from gingham import DataError
+from gingham import DataError, readers
 from gingham.readers import find_idx, idx_sha256, read_idx
 
 
@@ -66,6 +67,22 @@ def test_an_absurd_shape_costs_no_memory(tmp_path):
     path.write_bytes(header(8, 3, 2**31, 2**31, 2**31))
     with pytest.raises(DataError, match="allowed: 1 to"):
         read_idx(path, 3)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_what_is_not_there_is_not_made_room_for(tmp_path, monkeypatch, zipped):
+    path = tmp_path / ("pictures.gz" if zipped else "pictures")
+    content = header(8, 3, 2000, 1000, 1000)
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    monkeypatch.setattr(readers, "_content", None)
+    with pytest.raises(DataError, match="truncated: its header announces 2000000000 bytes"):
+        read_idx(path, 3)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "labels")
+    with pytest.raises(DataError, match=r"cannot read .*labels \(it is no plain file\)"):
+        read_idx(tmp_path / "labels", 1)
 
 
 def test_a_truncated_or_damaged_gzip(tmp_path, labels):

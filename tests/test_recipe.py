@@ -34,6 +34,9 @@ def test_other_recipes_hold_out_five_thousand():
         ({"std": (0.0,)}, "std got"),
         ({"std": "0.5"}, "std got '0.5'"),
         ({"seed": "1"}, "seed got '1'"),
+        ({"seed": 10**5000}, "seed got an integer too long to show; allowed: a whole number"),
+        ({"name": "a\nb"}, "name got .*; allowed: a name of 1 to 100 characters that show"),
+        ({"network": "\ud800"}, "network got .*; allowed: the name of a network"),
         ({"learning_rat": 1}, "unknown recipe field 'learning_rat'; did you mean 'learning_rate'"),
         ({"nesterov": True, "momentum": 0}, "nesterov is true with momentum 0"),
     ],
@@ -64,6 +67,12 @@ def test_any_setting_is_taken_or_refused(name, value):
 def test_a_recipe_survives_json():
     recipe = RECIPES["article"].replace(seed=5, mean=(0.1, 0.2), std=(1, 2))
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize("value", [None, [1], "fast", 3])
+def test_what_is_no_object_is_no_recipe(value):
+    with pytest.raises(RecipeError, match=r"a recipe got .*; it is an object of fields"):
+        Recipe.from_dict(value)
 
 
 def test_unknown_recipe():

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,13 @@ DAMAGE = {
     "an edited mean": (lambda f: change(f, mean=[0.4]), r"says mean \[0.4\], the recipe and weights beside it \[0.5\]"),
     "no temperature": (lambda f: remove(f, "temperature"), "lacks the key 'temperature'"),
     "no digest": (lambda f: remove(f, "weights_sha256"), "is not the file that was saved"),
+    "half a letter": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not whole JSON"),
+    "a name of two lines": (lambda f: change(f, classes=["0", "1", "2", "a\nb"]), "has the name .*not in plain letters"),
+    "too many channels": (lambda f: change(f, input_shape=[4096, 28, 28]), "with 4096 channels; at most 64"),
+    "not a number": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is no number of JSON"),
+    "no temperature to divide by": (lambda f: reshape(f, lambda t: t["temperature"].zero_()), "in temperature that no training gives"),
+    "no deviation to divide by": (lambda f: reshape(f, lambda t: t["std"].zero_()), "in std that no training gives, down to 0"),
+    "history of other things": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
     "broken history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
 }  # fmt: skip
 
@@ -119,6 +127,22 @@ def test_damage_is_one_sentence(saved, name):
         gingham.load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(saved):
+    folder, _, _ = saved
+    for name in ("history.jsonl", "model.safetensors", "model.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(RunError, match=f"cannot read .*{name} .*it is no plain file"):
+            gingham.load(folder)
+
+
+def test_a_shape_of_larger_pictures_than_memory_costs_none(saved):
+    folder, _, _ = saved
+    change(folder, recipe={"network": "huge"}, input_shape=[64, 4096, 4096])
+    with pytest.raises(RunError, match="the network needs"):
+        gingham.load(folder)
 
 
 def test_no_run_and_an_unfinished_one(tmp_path):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import gingham
 from conftest import make_dataset
 from gingham import DataError, GinghamError, RunError, Split
+from gingham.checkpoints import load_checkpoint, save_checkpoint
 from gingham.devices import choose_device, choose_precision
 from gingham.sampling import Sampler
 from test_models import reference_article
@@ -286,6 +287,38 @@ def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
         fit(recipe.replace(learning_rate=0.1), data, folder=tmp_path, resume=True)
     with pytest.raises(RunError, match="train_images 260, not 300"):
         gingham.fit(recipe, gingham.load_data(str(quadrants), validation=0).train, folder=tmp_path, resume=True, progress=False)
+
+
+SENSELESS = {
+    "a recipe that is none": lambda tensors, facts: facts.update(recipe=3),
+    "no step": lambda tensors, facts: facts.update(step=None),
+    "a step beyond": lambda tensors, facts: facts.update(step=10**9),
+    "epochs that are none": lambda tensors, facts: facts.update(epochs=[{"epoch": 1}]),
+    "an epoch of text": lambda tensors, facts: facts["epochs"][0].update(train_loss="low"),
+    "an epoch beyond": lambda tensors, facts: facts["epochs"][0].update(step=10**6),
+    "pictures that there are not": lambda tensors, facts: tensors["sampler.order"].fill_(300),
+    "a short order": lambda tensors, facts: tensors.update({"sampler.order": tensors["sampler.order"][:9]}),
+    "losses of one step": lambda tensors, facts: tensors.update({"history.losses": tensors["history.losses"][:1]}),
+    "a momentum for another": lambda tensors, facts: tensors.update({"optimizer.0.momentum_buffer": torch.zeros(1)}),
+}
+
+
+@pytest.mark.parametrize("name", SENSELESS)
+def test_a_whole_checkpoint_that_makes_no_sense_is_refused(quadrants, tmp_path, name):
+    data = gingham.load_data(str(quadrants), validation=40)
+
+    def stop(model, epoch):
+        if epoch == 2:
+            raise Stop
+
+    recipe = ARTICLE.replace(epochs=3, batch_size=32)
+    with pytest.raises(Stop):
+        fit(recipe, data, folder=tmp_path, on_epoch=stop)
+    kept = load_checkpoint(tmp_path)
+    SENSELESS[name](kept.tensors, kept.facts)
+    save_checkpoint(tmp_path, 99, kept.tensors, kept.facts)
+    with pytest.raises(RunError, match=r"does not fit \(|was made with"):
+        fit(recipe, data, folder=tmp_path, resume=True)
 
 
 # --- errors and devices

@@ -24,6 +24,7 @@ from gingham.readers import (
     find_cifar,
     find_idx,
     free_memory,
+    is_plain,
     map_rows,
     raw_of,
     read_cifar,
@@ -221,6 +222,8 @@ def _require_classes(classes: Sequence[str], name: str) -> None:
         raise DataError(
             f"{name} has {len(classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}: give each class its folder, or its label"
         )
+    if odd := [label for label in classes if not is_plain(label)]:
+        raise DataError(f"{name} has a class of the name {odd[0]!r}; rename it, in plain letters of UTF-8")
 
 
 def _require_all_classes(raw: Raw, name: str) -> None:

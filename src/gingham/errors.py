@@ -4,14 +4,38 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+LONGEST = 1500  # characters of a message; what is longer loses its middle, since its end says what to do
+
 
 class GinghamError(Exception):
     """Something the user can fix; the command line prints it on one line and exits with 2.
+
+    A message quotes what was got, which may be anything: line breaks in it become spaces, other characters that do not show
+    their escapes, so that no file can write to a terminal, and what is longer than a sentence is shortened.
 
     >>> raise GinghamError("unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?")
     Traceback (most recent call last):
     gingham.errors.GinghamError: unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
+
+
+def sentence(message: str) -> str:
+    """Return a message as `GinghamError` shows it: on one line, nothing hidden in it, at most LONGEST characters."""
+    message = _shortened(message)
+    return message if message.isprintable() else _shortened("".join(map(_shown, message)))
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[5 - LONGEST // 2 :]}"
+
+
+def _shown(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    return " " if letter.isspace() else letter.encode("unicode_escape").decode()
 
 
 class DataError(GinghamError):

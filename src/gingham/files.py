@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 def cache_folder() -> Path:
     """Return the folder of the user's cache that datasets and packs are kept in (`~/.cache/gingham` on Linux)."""
     return platformdirs.user_cache_path("gingham")
+
+
+def require_plain(path: Path) -> None:
+    """Raise an OSError unless `path` is a plain file or a folder: a pipe is waited for without end, and a device may have none."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # what opens a folder says so itself
+        raise OSError(None, "it is no plain file", str(path))
 
 
 @contextmanager
@@ -108,6 +117,24 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def parse_json(text: str) -> Any:
+    """Return a JSON value, refusing the numbers that `write_json` refuses: NaN, infinity, and what is beyond a float.
+
+    Raises
+        ValueError: such a number, half a letter, or no JSON.
+    """
+    value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    if "\\ud" in text.lower():  # halves of a letter, maybe without the other one: no file could hold them again
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _finite(digits: str) -> float:
+    if math.isfinite(number := float(digits)):
+        return number
+    raise ValueError(f"{digits} is no number of JSON")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in the file at `path`.
 
@@ -115,9 +142,10 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing, unreadable, over 64 MiB, not JSON, or not an object.
     """
     try:
+        require_plain(path)
         if path.stat().st_size > 64 << 20:
             raise RunError(f"{path} is over 64 MiB; a run's JSON is far smaller, so take the file from its source again")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); give the folder of a finished run") from error
     except (ValueError, RecursionError) as error:
@@ -149,6 +177,7 @@ def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]"
     from safetensors import SafetensorError, safe_open
 
     try:
+        require_plain(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import json
 import os
 import sys
 import tempfile
@@ -13,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from gingham.errors import DataError, GinghamError, one_line
 from gingham.files import cache_folder, read_json, replacing, write_json
 from gingham.pictures import SUFFIXES, UNREADABLE, common_side, read_pictures
-from gingham.readers import Pixels, Raw, free_memory, natural
+from gingham.readers import Pixels, Raw, free_memory, is_plain, natural
 
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 ORDER = ("train", "validation", "test")
@@ -59,7 +59,7 @@ def list_pictures(place: Path, *, training: bool = True) -> Listing:
     """
     entries, empty = _list_table(place, training) if place.is_file() else _list_folder(place, training)
     for entry in entries:
-        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in entry.label) or not entry.label:
+        if not is_plain(entry.label):
             raise DataError(f"{place} has a class of the name {entry.label!r}; rename it, in plain letters of UTF-8")
     classes = sorted({entry.label for entry in entries}, key=natural)
     number = {name: place for place, name in enumerate(classes)}
@@ -111,16 +111,20 @@ def _holds_runs(folder: Path) -> bool:
     return any((place / name).exists() for place in places for name in ("model.json", "checkpoint", "trials.json"))
 
 
-def _files(folder: Path, above: Sequence[tuple[int, int]] = ()) -> Iterator[Path]:
-    """All files in a folder and in those in it; `above` are the folders it lies in, so that a link to one of them ends."""
-    inside = _inside(folder)
-    status = folder.stat()
-    own = (status.st_dev, status.st_ino)
-    for place, is_folder in inside if own not in above else []:
-        if is_folder:
-            yield from _files(place, (*above, own))
-        else:
-            yield place
+def _files(folder: Path) -> Iterator[Path]:
+    """All files in a folder and in those in it. A folder that several links lead to counts once, by the first of its names:
+    a circle of links ends so, and a few links to links do not make millions of paths."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        inside = sorted(_inside(here))
+        status = here.stat()
+        own = (status.st_dev, status.st_ino)
+        if own not in seen:
+            seen.add(own)
+            yield from (place for place, is_folder in inside if not is_folder)
+            waiting += [place for place, is_folder in reversed(inside) if is_folder]
 
 
 def _inside(folder: Path) -> list[tuple[Path, bool]]:
@@ -162,6 +166,10 @@ def _list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
         if len(cells) != len(header) or not cells[at] or not cells[label_at]:
             raise DataError(
                 f"line {line} of {path} has {len(cells)} columns, or an empty path or label; it needs all {len(header)}"
+            )
+        if "\0" in cells[at]:
+            raise DataError(
+                f"line {line} of {path} has the path {cells[at]!r}; a file's name cannot hold a zero byte: take it out"
             )
         split = SPLITS.get(cells[split_at].lower()) if split_at is not None else "train"
         if split is None:
@@ -289,9 +297,23 @@ def _unpack(path: Path, files: int) -> Found | None:
         for start in range(0, len(images), rows):
             check = zlib.crc32(np.ascontiguousarray(images[start : start + rows]).data, check)
         whole = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(missing) == files
+        whole &= len({*missing}) == len(missing) and all(
+            0 <= place < files for place in [*missing, *(place for place, _ in odd)]
+        )
         return (images, missing, odd) if whole and check == facts["crc32"] else None
-    except (OSError, GinghamError, ValueError, TypeError, KeyError, IndexError, EOFError, json.JSONDecodeError):
-        return None
+    except (
+        OSError,
+        GinghamError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        EOFError,
+        OverflowError,
+        TokenError,
+        MemoryError,
+    ):
+        return None  # numpy asks for as much memory as a damaged header says
 
 
 def raw_of_files(place: Path, size: int, *, skip_unreadable: bool) -> Raw:

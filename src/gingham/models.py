@@ -111,6 +111,9 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
+TRIED_SIDE = 128  # pixels of the blank picture that a network is tried on, at most
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What a model says of N pictures.
@@ -195,6 +198,8 @@ class Classifier(nn.Module):
         """Return the model's answers for uint8 pictures (N, C, H, W), in float32, `batch_size` at a time."""
         logits = self.logits(torch.as_tensor(images), batch_size)
         probabilities = logits.softmax(dim=1)
+        if not bool(probabilities.isfinite().all()):
+            raise ModelError("the model's answers are not finite numbers; restore its weights from a copy, or train again")
         top, labels = probabilities.max(dim=1)
         return Predictions(labels, probabilities, top < self.threshold.cpu(), self.classes)
 
@@ -267,10 +272,15 @@ def build(
     """
     made = construct(network, factory, input_shape[0], len(classes))
     model = Classifier(made, classes, input_shape, mean, std, views)
-    shape = "x".join(map(str, input_shape))
+    # Those of gingham's take pictures of any size or of a small one: no file of a stranger's makes room for a larger one here.
+    channels, height, width = input_shape
+    tried = input_shape if factory is not None else (channels, min(height, TRIED_SIDE), min(width, TRIED_SIDE))
+    shape = "x".join(map(str, tried))
     failures: type[Exception] = RuntimeError if factory is None else Exception  # a user's forward may fail in any way
     try:
-        got = tuple(model.logits(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape)
+        model.input_shape = tried
+        got = tuple(model.logits(torch.zeros(1, *tried, dtype=torch.uint8)).shape)
+        model.input_shape = input_shape
     except failures as error:
         raise ModelError(
             f"the network {network!r} cannot take pictures of {shape} ({one_line(error)}); "

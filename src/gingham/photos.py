@@ -10,13 +10,12 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from gingham.errors import DataError, one_line
-from gingham.pictures import FORMATS, fit_square, open_picture, plain
+from gingham.pictures import FORMATS, LARGEST_PIXELS, fit_square, open_picture, plain
 
 Bytes = npt.NDArray[Any]  # uint8; OpenCV's type hints know no more
 Mask = npt.NDArray[np.bool_]
 
 WORKING_SIDE = 160  # the garment is looked for at this size, longest side in pixels: finer finds no more and takes longer
-LARGEST_PIXELS = 120_000_000  # of a file: more than phones take, and 360 MB once decoded
 NARROWER = 0.85  # of its width, for the second framing
 
 
@@ -71,7 +70,11 @@ def open_photo(file: Path | bytes, name: str | None = None, largest: int = LARGE
         raise DataError(f"there is no file {called}; name a picture: {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit comes first where it is lower
         raise DataError(f"{called} has far too many pixels; allowed: {largest:,} in all; make it smaller") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DataError:
+        raise
+    except (
+        Exception
+    ) as error:  # in a damaged file Pillow meets errors of nearly any type, failed asserts and want of memory too
         if isinstance(file, Path) and file.is_dir():
             raise DataError(f"{called} is a folder; name the pictures in it, such as {called}/*.jpg") from error
         raise DataError(

@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,12 @@ from gingham.errors import one_line
 # Pillow opens many more, some of them by starting other programs; these are pictures and nothing else.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+LARGEST_PIXELS = 120_000_000  # of a file: more than phones take, and 480 MB once decoded
+LARGE = 16_000_000  # pixels; more than an ordinary photograph of a phone, and decoded one at a time
 LARGEST_OWN_SIDE, DEFAULT_SIDE = 64, 28
 TOGETHER = 512  # files handed to the threads at a time, so that few pictures wait to be stored
 UNREADABLE = "cannot be read: "
+_LARGE_ONES = threading.Lock()
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
@@ -42,7 +46,10 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
         OSError: the image's file is damaged, which Pillow notices only now.
         ValueError: the pixels are floating-point numbers, of no range that is known.
     """
-    flat = plain(ImageOps.exif_transpose(image))
+    return _fit(plain(ImageOps.exif_transpose(image)), size)
+
+
+def _fit(flat: Image.Image, size: int) -> Image.Image:
     width, height = (max(1, round(side * size / max(flat.size))) for side in flat.size)
     # Large ones are first shrunk in whole steps, to three times the size: quicker, and hardly to be told apart.
     small = flat if flat.size == (width, height) else flat.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
@@ -66,7 +73,7 @@ def plain(image: Image.Image) -> Image.Image:
     grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image.convert("RGBA"))
+        white.alpha_composite(image if image.mode == "RGBA" else image.convert("RGBA"))
         image = white
     return image.convert("L" if grey else "RGB")
 
@@ -95,15 +102,21 @@ def read_picture(file: Path, size: int) -> Image.Image:
     """Return an image file as a square picture: what `fit_square` gives, with large JPEGs decoded at a reduced scale.
 
     Raises
-        OSError, ValueError: as `open_picture` and `fit_square`, or what else Pillow meets in a damaged file.
+        OSError, ValueError: as `open_picture` and `fit_square`, more than LARGEST_PIXELS, or what else Pillow meets in a damaged
+            file.
     """
     with open_picture(file) as image:
         return _square(image, size)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    if width * height > LARGEST_PIXELS:
+        raise OSError(f"it has {width}x{height} pixels, of {LARGEST_PIXELS:,} allowed in all")
     image.draft(None, (3 * size, 3 * size))  # a JPEG of 12 megapixels is read 12 times as fast
-    return fit_square(image, size)
+    with _LARGE_ONES if image.width * image.height > LARGE else contextlib.nullcontext():
+        ImageOps.exif_transpose(image, in_place=True)  # and no copy, as fit_square makes: each may take half a gigabyte
+        return _fit(plain(image), size)
 
 
 def common_side(files: Sequence[Path]) -> int:

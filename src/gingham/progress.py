@@ -39,7 +39,8 @@ class History:
         """Loss and accuracy over the pictures of some steps."""
         span = slice(start, stop)
         images = self.sizes[span].sum()
-        return float((self.losses[span] * self.sizes[span]).sum() / images), float(self.hits[span].sum() / images)
+        # Shares, which cannot overflow: a loss may be as large as a float has room for.
+        return float((self.losses[span] * (self.sizes[span] / images)).sum()), float(self.hits[span].sum() / images)
 
     def end_epoch(self, done: int, model: Classifier, validation: Split | None, crew: Crew) -> None:
         loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)

@@ -6,23 +6,27 @@ import hashlib
 import math
 import re
 import struct
+import sys
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from gingham.errors import DataError, GinghamError, one_line
-from gingham.files import replacing
+from gingham.files import replacing, require_plain
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UBYTE, INT = 0x08, 0x0C  # the IDX type codes of unsigned bytes and of integers of four bytes
 LARGEST_BYTES = 1 << 40
+DEFLATE_RATIO = 1032  # no compressed byte holds more (https://zlib.net/zlib_tech.html)
 CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 CIFAR_BYTES = 10_000 * (1 + 3 * 32 * 32)  # of each file: a label and a picture, channel by channel, 10,000 times
 
@@ -88,6 +92,8 @@ def read_idx(path: Path, dimensions: int, kind: int = UBYTE, file: BinaryIO | No
     """
     again = "take the file from its source again"
     try:
+        if file is None:
+            require_plain(path)
         with file or (cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")) as opened:
             head = opened.read(4)
             if len(head) < 4 or head[:2] != b"\0\0":
@@ -105,6 +111,13 @@ def read_idx(path: Path, dimensions: int, kind: int = UBYTE, file: BinaryIO | No
             expected = math.prod(shape)
             if not 0 < expected <= LARGEST_BYTES:
                 raise DataError(f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {again}")
+            if file is None and path.suffix == ".gz" and expected > DEFLATE_RATIO * path.stat().st_size:
+                raise DataError(
+                    f"{path} is truncated: its header announces {expected} bytes, more than its {path.stat().st_size} compressed "
+                    f"ones can hold; {again}"
+                )
+            if file is None and path.suffix != ".gz" and (there := path.stat().st_size - opened.tell()) < expected:
+                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {there} are there; {again}")
             array, found = _content(opened, path, expected)
             if found < expected:
                 raise DataError(f"{path} is truncated: its header announces {expected} bytes, {found} are there; {again}")
@@ -239,6 +252,7 @@ def read_npz(path: Path) -> Raw:
     """
     wanted = "x_train and y_train, train_images and train_labels, or images and labels"
     try:
+        require_plain(path)
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > free_memory() // 2:
@@ -256,15 +270,29 @@ def read_npz(path: Path) -> Raw:
                 if lacking := set(pair) - set(arrays.files):
                     raise DataError(f"{path} has {_known(pair, arrays.files)} and no {lacking.pop()}; it needs {wanted}")
                 found[split] = (
-                    _pixels(arrays[pair[0]], f"{pair[0]} of {path}"),
-                    _labels(arrays[pair[1]], f"{pair[1]} of {path}"),
+                    _pixels(_member(arrays, pair[0], path), f"{pair[0]} of {path}"),
+                    _labels(_member(arrays, pair[1], path), f"{pair[1]} of {path}"),
                 )
-            named = next((arrays[name] for name in ("classes", "class_names") if name in arrays.files), None)
+            named = next((name for name in ("classes", "class_names") if name in arrays.files), None)
+            classes = None
+            if named:
+                classes = tuple(map(str, _labels(_member(arrays, named, path), f"the class names of {path}").tolist()))
             if "train" not in found:
                 raise DataError(f"{path} holds {', '.join(arrays.files[:8]) or 'nothing'}; it needs {wanted}")
     except FileNotFoundError:
         raise DataError(f"{path} is missing; check the path") from None
-    except (ValueError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, MemoryError, NotImplementedError) as error:
+    except (
+        ValueError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        KeyError,
+        MemoryError,
+        OverflowError,
+        RuntimeError,
+        TokenError,
+    ) as error:
+        # RuntimeError: a password is needed, or a compression that is not known. TokenError: numpy's, of a torn header.
         pickled = "Object arrays" in str(error)
         reason = "it holds Python objects, which are not loaded" if pickled else one_line(error)
         raise DataError(
@@ -272,7 +300,14 @@ def read_npz(path: Path) -> Raw:
         ) from error
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror or one_line(error)}); check its permissions") from error
-    return _assembled(path, found, named)
+    return _assembled(path, found, classes)
+
+
+def _member(arrays: "np.lib.npyio.NpzFile", name: str, path: Path) -> npt.NDArray[Any]:
+    array: Any = arrays[name]
+    if not isinstance(array, np.ndarray):  # numpy gives the bytes of what does not begin as an array does
+        raise DataError(f"{name} of {path} is no array; save it anew with np.savez, from arrays of numbers and text")
+    return array
 
 
 def _known(pair: Sequence[str], names: Sequence[str]) -> str:
@@ -310,10 +345,22 @@ def _labels(array: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
         if array.size and int(array.min()) < 0:
             raise DataError(f"{what} has labels down to {array.min()}; allowed: 0 and above: leave out what has no class")
         return array.astype(np.int64)
-    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    if array.dtype.kind == "S":
+        return np.char.decode(array, "utf-8")
+    if (
+        array.size
+        and np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), np.uint32).max(initial=0) > sys.maxunicode
+    ):
+        raise DataError(f"{what} holds numbers that are no letters where text is due; save it anew with np.savez")
+    return array
 
 
-def _assembled(path: Path, found: dict[str, tuple[Pixels, npt.NDArray[Any]]], names: npt.NDArray[Any] | None) -> Raw:
+def is_plain(name: str) -> bool:
+    """Return whether a class may be called so: in letters that are shown on one line and can be written as UTF-8."""
+    return bool(name) and not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)
+
+
+def _assembled(path: Path, found: dict[str, tuple[Pixels, npt.NDArray[Any]]], names: tuple[str, ...] | None) -> Raw:
     shape = found["train"][0].shape[1:]
     for split, (images, labels) in found.items():
         if len(images) != len(labels):
@@ -322,10 +369,7 @@ def _assembled(path: Path, found: dict[str, tuple[Pixels, npt.NDArray[Any]]], na
             raise DataError(f"{path} has {split} pictures of {images.shape[1:]}, training ones of {shape}; they must be alike")
     every = np.concatenate([labels for _, labels in found.values()])  # numbers beside text become text
     values = np.unique(every)
-    if names is None:
-        classes = tuple(sorted(map(str, values.tolist()), key=natural))
-    else:
-        classes = tuple(map(str, _labels(names, f"the class names of {path}").tolist()))
+    classes = tuple(sorted(map(str, values.tolist()), key=natural)) if names is None else names
     if len({*classes}) < len(classes):
         raise DataError(f"{path} gives one name to two classes; name each once")
     place = {name: number for number, name in enumerate(classes)}

@@ -42,8 +42,10 @@ class Recipe:
         RecipeError: a field that does not exist, or a value out of its range; the message gives the right ones.
     """
 
-    name: str = _setting("custom", "a name of 1 to 100 characters", lambda value: 0 < len(value) <= 100)
-    network: str = _setting("article", "the name of a network", lambda value: 0 < len(value) <= 200)
+    name: str = _setting(
+        "custom", "a name of 1 to 100 characters that show", lambda value: 0 < len(value) <= 100 and value.isprintable()
+    )
+    network: str = _setting("article", "the name of a network", lambda value: 0 < len(value) <= 200 and value.isprintable())
     seed: int = _number(0, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
     epochs: float = _number(3, 1e-6, 1e5, "a number above 0, at most 100000 (0.5 is half the pictures once)")
     batch_size: int = _number(64, 1, 1 << 20, "a whole number from 1 to 1048576")
@@ -116,6 +118,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """Return the recipe that `to_dict` gave; a field missing there takes its default."""
+        if not isinstance(values, Mapping):
+            raise RecipeError(f"a recipe got {_quoted(values)}; it is an object of fields, such as {{'learning_rate': 0.05}}")
         _refuse_unknown(values)
         return cls(**values)
 
@@ -125,6 +129,13 @@ def _refuse_unknown(names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise RecipeError(f"unknown recipe field {name!r}{suggest(name, known)}")
+
+
+def _quoted(value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # Python writes out no integer of more than 4300 digits
+        return "an integer too long to show" if isinstance(value, int) else f"a {type(value).__name__} too deep or long to show"
 
 
 def _checked(item: "dataclasses.Field[Any]", given: Any) -> Any:
@@ -138,7 +149,7 @@ def _checked(item: "dataclasses.Field[Any]", given: Any) -> Any:
             return value
     except (TypeError, ValueError, OverflowError):
         pass
-    raise RecipeError(f"recipe field {item.name} got {given!r}; allowed: {item.metadata['allowed']}")
+    raise RecipeError(f"recipe field {item.name} got {_quoted(given)}; allowed: {item.metadata['allowed']}")
 
 
 def _as(kind: Any, value: Any) -> Any:

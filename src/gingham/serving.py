@@ -30,17 +30,16 @@ from starlette.requests import ClientDisconnect
 
 from gingham import __version__
 from gingham.datasets import Split
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, sentence
 from gingham.pages import facts_of, served_page
 from gingham.photos import Bytes, Prepared, open_photo
-from gingham.pictures import open_picture, quiet
+from gingham.pictures import LARGE, open_picture, quiet
 from gingham.prediction import ALIKE, GALLERY, Answer, Gallery, answers, average, features, gallery, occlusion, prepare_for
 from gingham.storage import Run
 
 MEGABYTE = 1 << 20
 BODY_BYTES, HELD_BYTES = 32 * MEGABYTE, 256 * MEGABYTE  # of one request; of all that are being received and answered
 PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which takes up to 0.6 GB while it is read
-LARGE = 16_000_000  # pixels; more than an ordinary photograph of a phone, and read one at a time
 THREADS = 8  # at most: more would wait for Python's lock
 STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all of it
 TOGETHER = 128  # pictures that the model answers at a time
@@ -156,8 +155,9 @@ class _Service:
 
     async def receive(self, request: Request) -> bytes:
         """Return a request's body; what is too large, or too slow, is refused before it is all there."""
-        declared = request.headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > BODY_BYTES:
+        declared = request.headers.get("content-length", "").lstrip("0")
+        # Digits of other scripts are none here, and int() takes no more than some thousands.
+        if declared.isascii() and declared.isdigit() and (len(declared) > 12 or int(declared) > BODY_BYTES):
             raise _too_large()
         received = 0
         parts = []
@@ -389,15 +389,13 @@ def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> F
             said = f"there is nothing at {request.url.path[:80]}; POST /predict, GET /model, /health, /docs and / are"
         elif error.status_code == 405:
             said = f"{request.url.path[:80]} does not take {request.method}; /docs says what it takes"
-        return _json({"error": said}, error.status_code, error.headers)
+        return _json({"error": sentence(str(said))}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _json(
-            {"error": f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"},
-            422,
-        )
+        said = f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"
+        return _json({"error": sentence(said)}, 422)
 
     return app
 

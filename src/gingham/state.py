@@ -66,7 +66,7 @@ class State:
         now = self.identity()
         before = {
             **Recipe().to_dict(),
-            **(facts.get("recipe") or {}),
+            **(facts["recipe"] if isinstance(facts.get("recipe"), dict) else {}),
             **{key: facts.get(key) for key in ("fingerprint", "train_images")},
         }
         wanted = {**now.pop("recipe"), **now}
@@ -81,23 +81,21 @@ class State:
             self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
             places = self.model.state_dict()
             self.best = {
-                name[5:]: torch.empty_like(places[name[5:]]).copy_(tensor)
-                for name, tensor in tensors.items()
-                if name.startswith("best.")
+                name[5:]: _laid_out(tensor, places[name[5:]]) for name, tensor in tensors.items() if name.startswith("best.")
             }
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             state: dict[int, dict[str, torch.Tensor]] = {}
             for name, tensor in tensors.items():
                 if name.startswith("optimizer."):
                     _, index, key = name.split(".", 2)
-                    # In the parameter's own memory format: another one may take another kernel, and end in other bits.
-                    state.setdefault(int(index), {})[key] = torch.empty_like(parameters[int(index)]).copy_(tensor)
+                    state.setdefault(int(index), {})[key] = _laid_out(tensor, parameters[int(index)])
             self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-            done = int(facts["step"])
+            done = facts["step"]
+            self._require_sense(done, tensors, facts)
             device = self.sampler.losses.device
             self.sampler.order, self.sampler.losses = (tensors[f"sampler.{key}"].to(device) for key in ("order", "losses"))
             self.history.losses[:done], self.history.hits[:done] = tensors["history.losses"], tensors["history.hits"]
-            self.history.epochs = list(facts["epochs"])
+            self.history.epochs = facts["epochs"]
             if self.recipe.patience and self.history.looks_since_best() >= self.recipe.patience:
                 self.history.steps = done  # it had just stopped early
             return done, float(facts["train_seconds"])
@@ -105,6 +103,29 @@ class State:
             raise RunError(
                 f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
             ) from error
+
+    def _require_sense(self, done: Any, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
+        """Raise a ValueError unless this training can be `done` steps along with such an order, history and epochs."""
+        sampler = self.sampler
+        if type(done) is not int or not 0 < done <= sampler.steps:
+            raise ValueError(f"its step is {done!r}, of {sampler.steps}")
+        images = sampler.pictures(sampler.position(done - 1)[0])
+        sizes = {"sampler.order": images, "sampler.losses": sampler.images, "history.losses": done, "history.hits": done}
+        for name, size in sizes.items():
+            kind = torch.long if name == "sampler.order" else torch.float32
+            if tensors[name].shape != (size,) or tensors[name].dtype != kind or bool(tensors[name].isnan().any()):
+                raise ValueError(f"{name} is not {size} numbers")
+        if not 0 <= int(tensors["sampler.order"].min()) <= int(tensors["sampler.order"].max()) < sampler.images:
+            raise ValueError("sampler.order names pictures that there are not")
+        last = 0
+        for entry in facts["epochs"]:
+            measured = [entry[key] for key in ("epoch", "train_loss", "train_accuracy")]
+            looked = [entry[key] for key in ("validation_loss", "validation_accuracy") if entry[key] is not None]
+            if not all(type(number) in (int, float) for number in (entry["step"], *measured, *looked)) or len(looked) == 1:
+                raise ValueError("an epoch of it has other than numbers")
+            if not last < entry["step"] <= done:
+                raise ValueError(f"an epoch of it ends at step {entry['step']}, after {last} and with {done} done")
+            last = entry["step"]
 
     def inexact(self, checkpoint: Checkpoint) -> list[str]:
         """Return a sentence where the weights may not come out to the bit as they would have without the interruption."""
@@ -137,3 +158,10 @@ def environment_of(device: torch.device, precision: str, processes: int) -> dict
         "torch": torch.__version__,
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _laid_out(tensor: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor in the memory format of its `place`: another one may take another kernel, and end in other bits."""
+    if tensor.shape != place.shape:
+        raise ValueError(f"it has a tensor of {tuple(tensor.shape)} where {tuple(place.shape)} is needed")
+    return torch.empty_like(place).copy_(tensor)

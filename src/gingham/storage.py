@@ -12,8 +12,19 @@ import torch
 from gingham import __version__
 from gingham.checkpoints import has_checkpoint, load_checkpoint, remove_checkpoints
 from gingham.errors import GinghamError, RunError, one_line
-from gingham.files import locked, read_json, read_tensors, sha256, write_json, write_tensors, write_text
+from gingham.files import (
+    locked,
+    parse_json,
+    read_json,
+    read_tensors,
+    require_plain,
+    sha256,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from gingham.models import NETWORKS, Classifier, NetworkFactory, build, name_of
+from gingham.readers import is_plain
 from gingham.recipe import Recipe
 
 FORMAT = 1
@@ -193,6 +204,10 @@ def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None)
         raise ValueError("classes is not a list of 1 to 10000 names")
     if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and 0 < n <= 4096 for n in shape)):
         raise ValueError(f"input_shape is {shape!r}, three whole numbers from 1 to 4096 are needed")
+    if shape[0] > 64:
+        raise ValueError(f"input_shape is {shape!r}, with {shape[0]} channels; at most 64 are allowed")
+    if odd := [name for name in classes if not is_plain(name)]:
+        raise ValueError(f"classes has the name {odd[0]!r}, which is not in plain letters")
     for key, kind in (("data", dict), ("metrics", dict), ("environment", dict), ("test_openings", list)):
         if not isinstance(facts[key], kind):
             raise ValueError(f"{key} is not a {kind.__name__}")
@@ -237,6 +252,9 @@ def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) ->
             )
         if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all()):
             raise RunError(f"{path} holds values in {name} that are not finite; {way_out}")
+        divides, varies = name in ("std", "temperature"), name.endswith("running_var")
+        if (divides and bool((tensors[name] <= 0).any())) or (varies and bool((tensors[name] < 0).any())):
+            raise RunError(f"{path} holds values in {name} that no training gives, down to {tensors[name].min():g}; {way_out}")
     if extra := sorted(set(tensors) - set(wanted)):
         raise RunError(f"{path} holds a tensor {extra[0]} that the network does not have; {way_out}")
     model.load_state_dict(dict(tensors))
@@ -244,7 +262,11 @@ def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) ->
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        require_plain(path)
+        entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if odd := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
+            raise ValueError(f"line {odd[0]} is not a JSON object")
+        return entries
     except FileNotFoundError:
         return []  # a model can be used without the story of its training
     except (OSError, ValueError, RecursionError) as error:
@@ -263,19 +285,29 @@ def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tenso
 def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.Tensor] | None:
     """Return what `save_predictions` kept: `predicted` and `labels`, int64 (N,), and `confidence`, float32 (N,).
 
-    None where nothing was kept, or what was is of other data or other weights.
+    None where nothing was kept, or what was is damaged, of other data or of other weights.
     """
     if run.folder is None or not (path := run.folder / f"predictions-{split}.safetensors").exists():
         return None
     tensors, facts = read_tensors(path)
-    wanted = {"predicted", "confidence", "labels"}
-    if (
-        facts.get("fingerprint") != fingerprint
-        or facts.get("weights") != sha256(run.folder / WEIGHTS)
-        or set(tensors) != wanted
-    ):
+    if facts.get("fingerprint") != fingerprint or facts.get("weights") != sha256(run.folder / WEIGHTS):
+        return None
+    if not _are_predictions(tensors, len(run.model.classes)):
         return None
     return {name: tensor if name == "confidence" else tensor.long() for name, tensor in tensors.items()}
+
+
+def _are_predictions(tensors: Mapping[str, torch.Tensor], classes: int) -> bool:
+    """Whether tensors are what `save_predictions` keeps: no checksum says so, and a disk may have changed them."""
+    kinds = {"predicted": torch.int32, "confidence": torch.float32, "labels": torch.int32}
+    return (
+        {name: tensor.dtype for name, tensor in tensors.items()} == kinds
+        and {tensor.shape for tensor in tensors.values()} == {torch.Size([tensors["labels"].numel()])}
+        and all(
+            bool(((tensor >= 0) & (tensor <= (1.001 if name == "confidence" else classes - 1))).all())
+            for name, tensor in tensors.items()
+        )
+    )
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,281 @@
+"""Image files, spoilt and built: headers that lie, bombs, metadata of any kind; and what is made of those that open."""
+
+import functools
+import io
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from PIL import Image
+
+from gingham.errors import DataError
+from gingham.photos import open_photo, prepare_garment, prepare_plain
+from gingham.pictures import LARGEST_PIXELS, common_side, quiet, read_pictures
+from stress.mutations import mutated
+from stress.verdicts import Judge
+
+Act = Callable[[], object]
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
+SIDES = (0, 1, 2, 3, 7, 28, 100, 4096, 30_000, 65_535, 2**31 - 1, 2**32 - 1)
+TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 283, 284, 296, 317, 320, 322, 323, 324, 325, 330, 338, 339,
+        347, 700, 34675, 34665, 34853, 40965, 42016, 65535)  # fmt: skip
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.copy().save(file, kind, **options)  # a copy: Pillow keeps the options of the last time in an image
+    return file.getvalue()
+
+
+@functools.cache
+def valid() -> dict[str, list[bytes]]:
+    """A few files of each format, of many kinds of pixels."""
+    random = np.random.RandomState(0)
+    colour = Image.fromarray(random.randint(0, 256, (9, 12, 3)).astype(np.uint8))
+    modes = {
+        mode: colour.convert(mode) for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I", "F", "LAB", "HSV")
+    }
+    modes["I;16"] = Image.fromarray(random.randint(0, 65536, (9, 12)).astype(np.uint16))
+    turned = Image.Exif()
+    turned[0x0112], turned[0x010F] = 6, "maker"
+
+    def frames() -> dict[str, Any]:
+        return {"save_all": True, "append_images": [colour.rotate(90), colour.rotate(180)], "duration": 20}
+
+    return {
+        "PNG": [encoded(modes[mode], "PNG") for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "I;16")]
+        + [encoded(colour, "PNG", exif=turned), encoded(modes["P"], "PNG", transparency=3), encoded(colour, "PNG", **frames())],
+        "JPEG": [encoded(modes[mode], "JPEG") for mode in ("RGB", "L", "CMYK")]
+        + [encoded(colour, "JPEG", exif=turned, progressive=True), encoded(colour, "MPO", **frames())],
+        "WEBP": [encoded(modes["RGBA"], "WEBP", lossless=True), encoded(colour, "WEBP", exif=turned), encoded(colour, "WEBP", **frames())],
+        "BMP": [encoded(modes[mode], "BMP") for mode in ("RGB", "L", "1", "P", "RGBA")],
+        "GIF": [encoded(modes["P"], "GIF", transparency=2), encoded(colour, "GIF", **frames())],
+        "TIFF": [encoded(modes[mode], "TIFF") for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "YCbCr", "I", "F", "LAB", "I;16")]
+        + [encoded(colour, "TIFF", compression=way) for way in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")]
+        + [encoded(modes["1"], "TIFF", compression="group4"), encoded(colour, "TIFF", **frames())],
+    }  # fmt: skip
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def mended(png: bytes) -> bytes:
+    """A spoilt PNG with its checksums made right again, so that the damage goes further than they."""
+    made, place = png[:8], 8
+    while place + 12 <= len(png):
+        size = struct.unpack(">I", png[place : place + 4])[0]
+        if place + 12 + size > len(png):
+            break
+        made += chunk(png[place + 4 : place + 8], png[place + 8 : place + 8 + size])
+        place += 12 + size
+    return made + png[place:]
+
+
+def directory(entries: Sequence[tuple[int, int, int, int]], start: int = 8, following: int = 0) -> bytes:
+    """A TIFF of one directory, little-endian: (tag, type, count, value) each."""
+    packed = b"".join(struct.pack("<HHII", *(n & top for n, top in zip(entry, (65535, 65535, 2**32 - 1, 2**32 - 1), strict=True)))
+                      for entry in entries)  # fmt: skip
+    return b"II*\0" + struct.pack("<IH", start, len(entries)) + packed + struct.pack("<I", following)
+
+
+def png(values: tuple[Any, ...]) -> bytes:
+    width, height, depth, colour, interlace, body, extras = values
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
+    right = bytes(((width * channels * depth + 7) // 8 + 1) * height) if 0 < width * height < 20_000 else bytes(5000)
+    data = {
+        "right": zlib.compress(right, 1),
+        "short": zlib.compress(right[: len(right) // 2], 1),
+        "long": zlib.compress(right + bytes(100), 1),
+        "torn": zlib.compress(right, 1)[:-5],
+        "bomb": _bomb(),
+        "noise": b"\x78\x9c" + bytes(range(50)),
+        "none": b"",
+    }[body]
+    chunks = [chunk(kind, content) for kind, content in extras]
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join([*chunks, chunk(b"IDAT", data), *chunks[:1], chunk(b"IEND", b"")])
+    )
+
+
+@functools.cache
+def _bomb() -> bytes:
+    return zlib.compress(bytes(30_000_000), 9)
+
+
+@functools.cache
+def huge(side: int) -> bytes:
+    """A whole PNG of one colour: a few hundred bytes for each million of pixels."""
+    packer = zlib.compressobj(1)
+    row = bytes(side + 1)
+    data = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg(values: tuple[Any, ...]) -> bytes:
+    base, size, components, segments, scans = values
+    content = valid()["JPEG"][base]
+    frame = next(place for place in range(len(content)) if content[place : place + 2] in (b"\xff\xc0", b"\xff\xc2"))
+    changed = bytearray(content)
+    if size is not None:
+        changed[frame + 5 : frame + 9] = struct.pack(">HH", *(side & 65535 for side in size))
+    if components is not None:
+        changed[frame + 9] = components
+    scan = content.rindex(b"\xff\xda")
+    metadata = b"".join(b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data for marker, data in segments)
+    return bytes(changed[:2]) + metadata + bytes(changed[2:scan]) + bytes(changed[scan:-2]) * scans + b"\xff\xd9"
+
+
+def gif(values: tuple[Any, ...]) -> bytes:
+    screen, frames, blocks = values
+    content = b"GIF89a" + struct.pack("<HHBBB", *(side & 65535 for side in screen), 0x80, 0, 0) + bytes(6)
+    for left, top, width, height, bits, data in frames:
+        place = struct.pack("<HHHHB", *(number & 65535 for number in (left, top, width, height)), 0)
+        content += b"," + place + bytes([bits, len(data)]) + data + b"\0"
+    return content + b"".join(b"!" + bytes([kind, len(data)]) + data + b"\0" for kind, data in blocks) + b";"
+
+
+def bmp(values: tuple[Any, ...]) -> bytes:
+    header, width, height, planes, bits, compression, colours, offset, body = values
+    fields = [number & (2**32 - 1) for number in (header, width, height)]
+    head = struct.pack("<IIIHHIIIIII", *fields, planes, bits, compression, 0, 0, 0, colours & (2**32 - 1), 0)
+    return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(body), 0, 0, offset & (2**32 - 1)) + head + body
+
+
+def webp(values: tuple[Any, ...]) -> bytes:
+    base, flags, width, height, chunks = values
+    size = b"".join(struct.pack("<I", side & 0xFFFFFF)[:3] for side in (width, height))
+    parts = [(b"VP8X", bytes([flags, 0, 0, 0]) + size), *chunks]
+    body = b"".join(kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in parts)
+    body += valid()["WEBP"][base][12:]
+    return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+
+
+def tiff(values: tuple[Any, ...]) -> bytes:
+    width, height, changes, start, following, body = values
+    right = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8 + 6 + 12 * 10),
+             277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, len(body))}  # fmt: skip
+    entries = {**right, **{tag: (kind, count, value) for tag, kind, count, value in changes}}
+    return directory([(tag, *entries[tag]) for tag in sorted(entries)], start, following) + body
+
+
+sides = st.sampled_from(SIDES)
+small = st.binary(max_size=40)
+entries = st.lists(st.tuples(st.sampled_from(TAGS), st.integers(0, 14), st.sampled_from((0, 1, 2, 3, 9, 1000, 2**31, 2**32 - 1)), sides),
+                   max_size=6)  # fmt: skip
+exif = entries.map(directory)
+segments = st.tuples(
+    st.sampled_from((0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xDB, 0xC4, 0xDD)),
+    st.one_of(small, exif.map(lambda data: b"Exif\0\0" + data), exif.map(lambda data: b"MPF\0" + data),
+              small.map(lambda data: b"ICC_PROFILE\0\1\1" + data), small.map(lambda data: b"http://ns.adobe.com/xap/1.0/\0" + data)),
+)  # fmt: skip
+pieces = st.tuples(
+    st.sampled_from((b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"pHYs", b"cHRM",
+                     b"sRGB", b"IHDR", b"IEND", b"abcd")),
+    st.one_of(small, exif, st.just(b"a\0\0" + zlib.compress(bytes(4_000_000))), st.sampled_from((bytes(768), bytes(26)))),
+)  # fmt: skip
+images = st.sampled_from(("L", "RGB", "RGBA", "1")).flatmap(
+    lambda mode: st.tuples(st.just(mode), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+)
+EXAMPLES = st.one_of(
+    st.tuples(st.just("PNG"), st.tuples(sides, sides, st.sampled_from((0, 1, 2, 3, 4, 8, 8, 16)), st.integers(0, 7), st.integers(0, 2),
+                                       st.sampled_from(("right", "right", "short", "long", "torn", "bomb", "noise", "none")),
+                                       st.lists(pieces, max_size=3))),
+    st.tuples(st.just("JPEG"), st.tuples(st.integers(0, 4), st.none() | st.tuples(sides, sides), st.none() | st.integers(0, 5),
+                                        st.lists(segments, max_size=3), st.sampled_from((0, 1, 1, 2, 50)))),
+    st.tuples(st.just("GIF"), st.tuples(st.tuples(sides, sides), st.lists(st.tuples(sides, sides, sides, sides, st.integers(0, 20), small),
+                                                                         max_size=3),
+                                       st.lists(st.tuples(st.sampled_from((0xF9, 0xFE, 0xFF, 1)), small), max_size=2))),
+    st.tuples(st.just("BMP"), st.tuples(st.sampled_from((12, 40, 40, 52, 64, 108, 124, 0, 2**31)), sides | st.just(-5), sides | st.just(-5),
+                                       st.integers(0, 2), st.sampled_from((0, 1, 2, 4, 8, 16, 24, 32, 64)), st.integers(0, 6), sides, sides,
+                                       small)),
+    st.tuples(st.just("WEBP"), st.tuples(st.integers(0, 2), st.integers(0, 255), sides, sides,
+                                        st.lists(st.tuples(st.sampled_from((b"ANIM", b"ANMF", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"VP8 ")),
+                                                           small | exif), max_size=3))),
+    st.tuples(st.just("TIFF"), st.tuples(sides, sides, entries, st.just(8) | sides, st.just(0) | sides, small)),
+    st.tuples(st.just("whole"), images),
+    st.tuples(st.just("huge"), st.sampled_from((11_000, 13_000))),
+)  # fmt: skip
+BUILDERS = {"PNG": png, "JPEG": jpeg, "GIF": gif, "BMP": bmp, "WEBP": webp, "TIFF": tiff, "huge": huge}
+
+
+class Pictures:
+    """Image files: what opens has a size within the limit and can be prepared, and a whole one is what was drawn."""
+
+    def __init__(self, judge: Judge) -> None:
+        self.place = judge.place
+        self.good = self.place / "good.png"
+        self.good.write_bytes(valid()["PNG"][0])
+        self.examples = st.tuples(EXAMPLES, st.integers(0, 9))
+
+    def spoilt(self, random: Random) -> Act:
+        kind = random.choice([*SUFFIXES])
+        content = mutated(
+            random, valid()[kind] if random.random() < 0.95 else [file for files in valid().values() for file in files]
+        )
+        if kind == "PNG" and random.random() < 0.6:
+            content = mended(content)
+        return self.act(content, SUFFIXES[kind], random.randrange(10))
+
+    def built(self, example: Any) -> Act:
+        (kind, values), way = example
+        if kind == "whole":
+            return self.whole(values)
+        try:
+            content = BUILDERS[kind](values)
+        except struct.error:  # more than the format has room for
+            return lambda: None
+        return self.act(content, SUFFIXES.get(kind, ".png"), way)
+
+    def whole(self, values: tuple[str, int, int, int]) -> Act:
+        mode, width, height, seed = values
+        image = Image.fromarray(np.random.RandomState(seed).randint(0, 256, (height, width, 4)).astype(np.uint8)).convert(mode)
+        content = encoded(image, "PNG")
+
+        def act() -> None:
+            photo = open_photo(content)
+            wanted = image.convert("RGBA" if mode == "RGBA" else "RGB")
+            assert photo.mode == wanted.mode
+            assert photo.tobytes() == wanted.tobytes()
+
+        return act
+
+    def act(self, content: bytes, suffix: str, way: int) -> Act:
+        path = self.place / f"picture{suffix}"
+        path.write_bytes(content)
+        return (lambda: self.together(path)) if way < 3 else lambda: self.alone(path if way < 6 else content, way)
+
+    def alone(self, file: Path | bytes, way: int) -> None:
+        with quiet():
+            photo = open_photo(file, None if way % 2 else "a picture")
+            assert photo.mode in ("RGB", "RGBA")
+            assert 0 < photo.width * photo.height <= LARGEST_PIXELS
+            if photo.width * photo.height > 1_000_000:
+                return  # large ones take their time
+            shape = (1, 28, 28) if way % 2 else (3, 10, 14)
+            prepared = prepare_plain(photo, shape, (None, 0.0, 255.0)[way % 3])
+            assert prepared.picture.shape == shape
+            if way == 9:
+                prepared = prepare_garment(photo)
+                assert prepared.framings.shape == (2, 1, 28, 28)
+        assert prepared.framings.dtype == np.uint8
+        assert prepared.notes
+
+    def together(self, file: Path) -> None:
+        images = np.zeros((2, 3, 8, 8), np.uint8)
+        side = common_side([file, self.good])
+        assert side in (28, *range(1, 65))
+        reading = read_pictures([file, self.good], images, "")
+        assert reading.kept in ([0, 1], [1])
+        if reading.kept == [1]:
+            said = dict(reading.odd)[0]
+            raise DataError(said)  # judged as a sentence, as the reader of a folder puts it into one

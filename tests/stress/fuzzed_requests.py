@@ -1,0 +1,198 @@
+"""Requests to `gingham serve`, spoilt and built, and put to its application as its server would: forms, bodies, headers, queries."""
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+import gingham
+from gingham.models import build
+from gingham.prediction import GARMENTS
+from gingham.serving import application
+from gingham.storage import Run
+from stress.fuzzed_pictures import EXAMPLES, png, valid
+from stress.mutations import mutated
+from stress.verdicts import Judge, badly_said
+
+Act = Callable[[], object]
+Headers = Sequence[tuple[bytes, bytes]]
+BOUNDARY = b"a-boundary"
+FORM = b"multipart/form-data; boundary=" + BOUNDARY
+PAGES = ("/", "/model", "/health", "/docs", "/openapi.json")
+
+
+def form(parts: Sequence[tuple[Headers, bytes]], boundary: bytes = BOUNDARY, end: bytes = b"--\r\n") -> bytes:
+    made = b"".join(
+        b"--"
+        + boundary
+        + b"\r\n"
+        + b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        + b"\r\n"
+        + content
+        + b"\r\n"
+        for headers, content in parts
+    )
+    return made + b"--" + boundary + end
+
+
+def named(name: bytes) -> Headers:
+    return [(b"Content-Disposition", b'form-data; name="images"; filename="' + name + b'"')]
+
+
+def harmless(value: bytes) -> bytes:
+    """A header's value as the server lets it through: in one line."""
+    return bytes(byte for byte in value if byte not in b"\r\n\0")
+
+
+class Requests:
+    """Whatever is asked, the answer is 200, or a status below 500 or 503 with one sentence of JSON."""
+
+    def __init__(self, judge: Judge) -> None:
+        torch.manual_seed(0)
+        recipe = gingham.RECIPES["fast"].replace(network="tiny")
+        self.loop = asyncio.new_event_loop()
+        self.classes, self.applications = [], []
+        random = torch.Generator().manual_seed(0)
+        for names, shape in ((("cat", "dog", "hen"), (3, 8, 8)), (tuple(sorted(GARMENTS)), (1, 28, 28))):
+            run = Run(build("tiny", names, shape, (0.5,), (0.5,), "flip"), recipe.replace(mean=0.5, std=0.5))
+            images = torch.randint(256, (len(names), *shape), generator=random, dtype=torch.uint8)
+            train = gingham.Split("train", images, torch.arange(len(names)), names, "pets", "f")
+            self.classes.append(names)
+            self.applications.append(application(run, lambda train=train: train))
+        pictures = [files[0] for files in valid().values()] + [valid()["PNG"][4], valid()["JPEG"][3]]
+        self.bodies = [
+            (FORM, form([(named(b"a.png"), pictures[0])])),
+            (FORM, form([(named(b"a.png"), pictures[0]), (named(b"b.jpg"), pictures[1]), ([(b"Content-Disposition", b'form-data; name="x"')], b"1")])),
+            *((b"image/png", picture) for picture in pictures),
+            (b"application/octet-stream", pictures[3]),
+        ]  # fmt: skip
+        small = st.binary(max_size=30)
+        types = st.sampled_from((
+            FORM, FORM, FORM, b"image/png", b"image/jpeg", b"application/octet-stream", b"application/json", b"", b"multipart/form-data",
+            b"multipart/form-data; boundary=", b"multipart/form-data; boundary=" + b"x" * 300, b'multipart/form-data; boundary="a b"',
+            b"multipart/form-data; boundary*=utf-8''%ff", b"multipart/form-data; boundary*0=a; boundary*1=b", b"image/;;;=", b"\xff\xfe", b"image/png; q=\xff",
+            b"MULTIPART/FORM-DATA; BOUNDARY=a-boundary", b"x" * 3000,
+        )) | small.map(lambda data: b"multipart/form-data; " + data)  # fmt: skip
+        names = st.sampled_from(
+            (
+                b"a.png",
+                b"",
+                b"../../etc/passwd",
+                b"a\nb",
+                b"\x1b[2J.png",
+                b"\xff.png",
+                b"x" * 3000,
+                b"%0a",
+                b'a"b',
+                b"a\\",
+                b"\xe2\x80\xa8",
+            )
+        )
+        disposition = names.map(lambda name: named(name)[0][1]) | st.sampled_from((
+            b"form-data", b"form-data; filename", b"form-data; filename*=utf-8''%ff%0a", b"form-data; filename*=x", b"; filename=a", b"attachment",
+            b"form-data; filename*0=a; filename*1=b",
+        )) | small  # fmt: skip
+        part = st.tuples(st.lists(st.tuples(st.sampled_from((b"Content-Disposition",) * 4 + (b"content-type", b"", b"x" * 300, b"a b")), disposition), max_size=2),
+                         st.sampled_from(pictures) | small | EXAMPLES.map(drawn))  # fmt: skip
+        self.examples = st.tuples(
+            st.sampled_from(("POST",) * 12 + ("GET", "PUT", "HEAD", "OPTIONS", "DELETE", "x")),
+            st.sampled_from(("/predict",) * 20 + (*PAGES, "/predict/", "//", "/../etc/passwd", "/a\nb\x1b", "/" + "x" * 3000, "/static-offline-docs/../../x"))
+            | st.text(st.characters(exclude_categories=["Cs"]), max_size=6).map("/".__add__),
+            st.sampled_from((b"", b"", b"explain=true", b"explain=perhaps", b"explain=1&explain=0", b"explain[]=", b"explain=%ff%00", b"&&&=", b"x=" + b"y" * 3000)),
+            types,
+            st.lists(part, max_size=3),
+            st.sampled_from((1,) * 30 + (100, 400)),  # times the parts
+            st.sampled_from((b"--\r\n", b"--\r\n", b"--\r\n", b"--", b"", b"\r\n", b"--\r\nepilogue", b"-")),
+            st.lists(st.tuples(st.sampled_from((b"content-length", b"host", b"range", b"accept", b"if-none-match", b"expect", b"transfer-encoding", b"cookie")),
+                               st.sampled_from((b"0", b"10", b"-1", b"\xb2", b"9" * 20, b"9" * 5000, b"1e9", b"\xff", b"bytes=0-1", b"chunked"))), max_size=2),
+            st.integers(0, 6),
+        )  # fmt: skip
+
+    def spoilt(self, random: Random) -> Act:
+        kind, body = random.choice(self.bodies)
+        plain = [body, body, *(other for _, other in self.bodies)]
+        headers = [(b"content-type", kind)]
+        chance = random.random()
+        if chance < 0.8:
+            body = mutated(random, plain)
+        if chance > 0.7:
+            headers = [(b"content-type", harmless(mutated(random, [kind, FORM])))]
+        query = (
+            b"explain=true"
+            if random.random() < 0.1
+            else harmless(mutated(random, [b"explain=true&x=1"]))
+            if random.random() < 0.1
+            else b""
+        )
+        pieces = random.choice((1, 1, 1, 3, 9))
+        which = int(random.random() < 0.15)
+        return lambda: self.asked(which, "POST", "/predict", query, headers, split(body, pieces))
+
+    def built(self, example: Any) -> Act:
+        method, path, query, kind, parts, times, end, others, pieces = example
+        media = kind.lower()
+        body = form(parts * times, BOUNDARY, end) if media.startswith(b"multipart") or not parts else parts[0][1]
+        headers = [(b"content-type", harmless(kind)), *((name, harmless(value)) for name, value in others)]
+        return lambda: self.asked(int(pieces == 1), method, path, query, headers, split(body, pieces), gone=pieces == 6)
+
+    def asked(
+        self, which: int, method: str, path: str, query: bytes, headers: Headers, body: list[bytes], *, gone: bool = False
+    ) -> None:
+        waiting = [{"type": "http.request", "body": piece, "more_body": True} for piece in body]
+        waiting.append({"type": "http.disconnect"} if gone else {"type": "http.request", "body": b"", "more_body": False})
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "path": path,
+            "raw_path": path.encode(), "query_string": query, "root_path": "", "headers": list(headers), "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 8000), "state": {},
+        }  # fmt: skip
+        self.loop.run_until_complete(self.applications[which](scope, receive, send))
+        status = sent[0]["status"]
+        kinds = dict(sent[0]["headers"]).get(b"content-type", b"")
+        said = b"".join(message.get("body", b"") for message in sent[1:])
+        if status == 307:
+            assert path.endswith("/"), "sent elsewhere"
+            return
+        if status != 200:
+            assert 400 <= status < 500 or status == 503, f"status {status}"
+            assert kinds == b"application/json", f"{status} in {kinds!r}: {said[:200]!r}"
+            answer = json.loads(said)
+            assert set(answer) <= {"error", "predictions"}
+            assert (why := badly_said(answer["error"])) is None, why
+        elif path == "/predict":
+            answer = json.loads(said)
+            assert answer["predictions"]
+        else:
+            assert path in PAGES or kinds.startswith((b"text/", b"image/", b"application/")), path
+            return
+        for entry in answer.get("predictions", []):
+            if "error" in entry:
+                assert badly_said(entry["error"]) is None
+                continue
+            assert entry["label"] in self.classes[which]
+            assert set(entry["probabilities"]) == set(self.classes[which])
+            assert all(math.isfinite(share) and 0 <= share <= 1 for share in entry["probabilities"].values())
+            assert abs(sum(entry["probabilities"].values()) - 1) < 1e-3
+
+
+def split(body: bytes, pieces: int) -> list[bytes]:
+    size = max(1, -(-len(body) // max(1, pieces)))
+    return [body[start : start + size] for start in range(0, len(body), size)]
+
+
+def drawn(example: Any) -> bytes:
+    """A picture of the strategies for pictures, of a PNG's."""
+    kind, values = example
+    return png(values) if kind == "PNG" and values[0] < 2**32 and values[1] < 2**32 else b"no picture"
