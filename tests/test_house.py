@@ -27,6 +27,7 @@ FLOORS = [
         "tracing",
         "layer_table",
         "browser",
+        "connections",
     },
     {"folders", "published", "photos"},
     {"datasets", "storage"},
