@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from gingham.augmentation import augment
 from gingham.datasets import Split
 from gingham.diagnosis import Watch
-from gingham.errors import DataError, GinghamError, ModelError, RunError, one_line
+from gingham.errors import DataError, GinghamError, ModelError, RunError, is_exhausted, one_line
 from gingham.evaluation import calibrate
 from gingham.inspection import summarize
 from gingham.models import NETWORKS, Classifier, NetworkFactory, build, construct, name_of
@@ -266,7 +266,7 @@ def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int]
         try:
             learn(twin, optimizer, noise(size), labels, recipe, precision)
         except Exception as error:
-            if recipe.network in NETWORKS or "memory" in str(error):
+            if recipe.network in NETWORKS or is_exhausted(error):
                 raise
             alone = " (BatchNorm cannot learn from one value a channel)" if size == 1 and "per channel" in str(error) else ""
             raise ModelError(
