@@ -1,5 +1,6 @@
 """The server: the answers of `predict`, one sentence for whatever cannot be answered, and nothing lost at its end."""
 
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -341,6 +342,19 @@ def test_a_body_that_stalls_is_refused_and_others_are_answered_meanwhile(listeni
     assert said["error"].startswith("the body did not arrive within")
 
 
+def test_an_answer_does_not_wait_for_its_head_to_be_confirmed(listening, monkeypatch):
+    seen = []
+    made = connections.Connection.connection_made
+
+    def look(self, transport):
+        made(self, transport)
+        seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(connections.Connection, "connection_made", look)
+    assert answered(listening, HEALTH)[0] == 200
+    assert seen == [1]
+
+
 def test_a_body_in_small_pieces_is_answered(listening):
     content = small()
     pieces = [content[k : k + 100] for k in range(0, len(content), 100)]
@@ -479,6 +493,44 @@ def test_too_much_at_once_is_put_off(client, monkeypatch):
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     monkeypatch.undo()
     assert client.post("/predict", content=small(), headers={"content-type": "image/png"}).status_code == 200
+
+
+def test_answers_do_not_wait_for_explanations(listening, monkeypatch):
+    explaining, go_on = threading.Semaphore(0), threading.Event()
+    explained = serving._explained
+
+    def explain_slowly(*arguments):
+        explaining.release()
+        go_on.wait(30)
+        return explained(*arguments)
+
+    monkeypatch.setattr(serving, "_explained", explain_slowly)
+    content = small()
+    request = HEAD + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        asking = [pool.submit(answered, listening, request.replace(b"/predict", b"/predict?explain=true")) for _ in range(20)]
+        assert explaining.acquire(timeout=30)
+        assert answered(listening, request)[0] == 200
+        go_on.set()
+        assert all(one.result()[0] == 200 for one in asking)
+
+
+def test_who_waits_no_more_costs_nobody_their_answer(packaged):
+    """Of those that are answered together one has been told that the server ends."""
+    batches = serving.Batches(packaged, 1)
+    go_on = threading.Event()
+    batches.pool.submit(go_on.wait)
+    (prepared,) = [prepare_for(packaged, Image.open(io.BytesIO(small())))]
+
+    async def ask():
+        gone, stays = (asyncio.create_task(batches.answer([prepared])) for _ in range(2))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        await asyncio.sleep(0.1)
+        go_on.set()
+        return await asyncio.wait_for(stays, 30)
+
+    assert asyncio.run(ask()).shape == (1, 10)
 
 
 def test_a_run_of_own_data_is_served_as_predict_answers(small_run, tmp_path):

@@ -25,9 +25,13 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        # Of an answer the system would take megabytes at a time, and a slow reader look for long as if it read nothing.
+        place = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):  # a socket of another kind
-            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1 << 16)
+            # asyncio sets this for sockets that name their protocol, which those that are accepted do not. Without it an answer's body waits for the
+            # client to confirm its head: 44 ms a request on a connection that is kept.
+            place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Of an answer the system would take megabytes at a time, and a slow reader look for long as if it read nothing.
+            place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1 << 16)
         self.since = self.loop.time()  # that it has been waiting for a request
         self.begun: float | None = None  # that the first byte of its head came
         self.unread, self.read_at, self.unread_since, self.answers = 0, 0.0, 0.0, 0

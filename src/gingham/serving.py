@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import contextlib
+import ctypes
 import io
 import json
 import logging
 import os
 import socket
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,6 +52,7 @@ STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all o
 TOGETHER = 128  # pictures that the model answers at a time
 KEPT_SECONDS = 75  # for a connection that asks nothing: longer than proxies keep theirs, so that it is they who close it
 GRACE_SECONDS = 30  # for what is in flight when the server is told to end
+GIVE_BACK_SECONDS = 20  # between the times that free memory goes back to the system
 QUEUED, FILES = 2048, 1024  # connections that wait to be accepted; file descriptors that CONNECTIONS need
 
 
@@ -130,7 +134,8 @@ class Batches:
                 taken.append(self.waiting.popleft())
             except IndexError:
                 break
-        if not taken:  # another thread has taken it along
+        taken = [(prepared, future) for prepared, future in taken if future.set_running_or_notify_cancel()]
+        if not taken:  # another thread has taken them along, or nobody waits for them any more
             return
         try:
             said = average(self.run.model, [one for prepared, _ in taken for one in prepared])
@@ -152,6 +157,8 @@ class _Service:
         self.large = threading.Lock()
         self.batches = Batches(run, cores if run.model.mean.device.type == "cpu" else 1)
         self.preparing = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
+        # Apart from the answers: one takes a hundred times as long, and who asks for none would wait for those of others.
+        self.explaining = ThreadPoolExecutor(cores, thread_name_prefix="explanation")
         self.gallery: Future[Gallery | None] = self.batches.pool.submit(self._gallery, train)
 
     def _gallery(self, train: Callable[[], Split | None]) -> Gallery | None:
@@ -199,7 +206,7 @@ class _Service:
             if not explain:
                 return [answer.to_dict() for answer in found]
             nearby = await asyncio.wrap_future(self.gallery)
-            return [await loop.run_in_executor(self.batches.pool, _explained, self.run, answer, nearby) for answer in found]
+            return [await loop.run_in_executor(self.explaining, _explained, self.run, answer, nearby) for answer in found]
         finally:
             self.held -= len(body)
 
@@ -276,7 +283,8 @@ def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
         parts.append(({}, []))
 
     def ended() -> None:
-        parts[-1][0][header[0].lower()] = header[1]
+        if header[0].lower() == b"content-disposition":  # a part may have millions of others
+            parts[-1][0][b"content-disposition"] = header[1]
         header[:] = [b"", b""]
 
     def field(data: bytes, start: int, end: int) -> None:
@@ -479,6 +487,7 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
         ws="none",
     )
     _allow_files()
+    threading.Thread(target=_give_back, name="memory", daemon=True).start()
     _Server(config).run(sockets=[listening])
 
 
@@ -489,6 +498,14 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for place in sockets or []:
             place.listen(QUEUED)
+
+
+def _give_back() -> None:
+    """Give the system the memory that is free, now and then: glibc keeps what lies between blocks in use, more each minute under load."""
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    while hasattr(libc, "malloc_trim"):
+        time.sleep(GIVE_BACK_SECONDS)
+        libc.malloc_trim(0)
 
 
 def _allow_files() -> None:
