@@ -77,6 +77,17 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}? (known: {listed})" if close else f"; known: {listed}"
 
 
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that memory or another thread was not to be had: each library says it in its own way."""
+    signs = ("memory", "bad_alloc", "can't start new thread", "resource temporarily unavailable")
+    while error is not None:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in said for sign in signs)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def one_line(error: BaseException) -> str:
     """Return the error's message on one line, shortened to 300 characters; its type's name where it has none."""
     text = " ".join(str(error).split())
