@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str) -> None:
     line = " ".join(message.split())
     rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    who = "gingham" if rank == "0" or size == "1" else f"gingham (process {rank} of {size})"
+    who = "gingham" if size == "1" or rank == "0" or not rank.isdecimal() else f"gingham (process {rank} of {size})"
     with contextlib.suppress(OSError):
         print(f"{who}: {line}", file=sys.stderr)
     sys.exit(2)

@@ -142,9 +142,9 @@ def killed(kills: int, moment: Callable[[Path, float, random.Random], None], pau
 
 
 CHECKS = [
-    Check("SIGKILL at any moment", lambda kills: killed(kills, at_any_moment, 0.05), short=3, long=25, unit="kills"),
+    Check("SIGKILL at any moment", lambda kills: killed(kills, at_any_moment, 0.05), short=3, long=20, unit="kills"),
     Check(
-        "SIGKILL while a checkpoint is written", lambda kills: killed(kills, while_writing, 0), short=3, long=25, unit="kills"
+        "SIGKILL while a checkpoint is written", lambda kills: killed(kills, while_writing, 0), short=3, long=20, unit="kills"
     ),
     Check(
         "SIGKILL, then the last checkpoint torn",

@@ -275,8 +275,8 @@ def on_two_hosts(kills: int) -> Outcome:
 
 CHECKS = [
     Check("Processes as one: torchrun with 2 and more", as_one_process, short=1, long=3, unit="runs"),
-    Check("Processes: a worker killed, restarted by torchrun", restarted, short=1, long=6, unit="kills"),
+    Check("Processes: a worker killed, restarted by torchrun", restarted, short=1, long=4, unit="kills"),
     Check("Processes: SIGTERM and Ctrl-C", asked_to_end, short=1, long=2, unit="signals"),
-    Check("Processes: BatchNorm against one process", with_batchnorm, short=3, long=8, unit="seeds"),
+    Check("Processes: BatchNorm against one process", with_batchnorm, short=3, long=6, unit="seeds"),
     Check("Processes on two hosts", on_two_hosts, short=1, long=3, unit="kills"),
 ]
