@@ -59,12 +59,17 @@ def fit(
     With a validation split the model's temperature and its threshold for "not sure" are fitted to it at the end; with the
     recipe's `patience` it also ends the training, and the weights are those of the best look at it.
 
+    Ctrl-C and SIGTERM are heard between two steps; with a `folder` the state is kept first. In processes that torchrun has started, each
+    takes its share of every batch and gets the same Run; only the first writes checkpoints, and only it should save.
+
         run = gingham.fit(recipe, data.train, data.validation)
 
     Raises
         DataError: given a test split, splits that do not belong together, or no pictures.
         ModelError: the network cannot be made, or does not fit the pictures or the number of classes.
-        GinghamError: an unknown device, a loss that is no longer finite, or a checkpoint of another recipe.
+        GinghamError: an unknown device, a checkpoint of another recipe, or another process that is lost or trains something else.
+        TrainingError: a loss that is no longer finite.
+        KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, which leave what was trained in the folder's checkpoint.
     """
     _refuse_wrong_splits(train, validation)
     # What was held out and how it was read, not what was meant.
