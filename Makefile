@@ -1,5 +1,6 @@
 # make train    set up an environment, get Fashion-MNIST, train, print the result
 # make test     the tests, about two minutes; make test-all adds the slow ones
+# make stress   killed, starved, besieged, fed garbage, spread over processes: a table of what survived (under twenty minutes)
 # make check    formatter, linter, type checker
 # make data     get Fashion-MNIST alone; needs no root
 # make wheel    build the wheel, install it elsewhere, use it
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: train test test-all check data wheel model
+.PHONY: train test test-all stress check data wheel model
 
 train: $(VENV)/installed data
 	$(BIN)/gingham train --resume
@@ -30,6 +31,9 @@ test: $(VENV)/tested
 
 test-all: $(VENV)/tested data
 	$(BIN)/python -m pytest -q -m "slow or not slow"
+
+stress: $(VENV)/tested data
+	$(BIN)/python tests/stress
 
 check: $(VENV)/tested
 	$(BIN)/ruff format --check

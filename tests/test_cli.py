@@ -1,9 +1,12 @@
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -184,7 +187,7 @@ WRONG = {
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
     "folder": (["show", "."], "holds no class folders with pictures in them; put the pictures of each class"),
-    "long name": (["evaluate", "x" * 300], "(File name too long); check the path"),
+    "long name": (["evaluate", "x" * 300], "(File name too long); check that there is room, the path"),
 }  # fmt: skip
 
 
@@ -214,6 +217,95 @@ def test_a_folder_in_use_is_said_before_training(command, quadrants):
         refused = command(*TRAIN, "--data", quadrants, "--out", "busy", "--epochs", 0.1, code=2)
     assert "another gingham is writing into busy" in refused.stderr
     command(*TRAIN, "--data", quadrants, "--out", "busy", "--epochs", 0.1)
+
+
+def test_a_run_that_another_finishes_meanwhile_is_kept(command, trained, quadrants, monkeypatch):
+    """It has looked into the folder, and reads its data, while the other finishes."""
+    load_data = gingham.datasets.load_data
+
+    def slowly(*arguments, **options):
+        found = load_data(*arguments, **options)
+        shutil.copytree(command.folder / "runs/article-0", command.folder / "shared")
+        return found
+
+    monkeypatch.setattr(gingham.datasets, "load_data", slowly)
+    said = command(*TRAIN, "--data", quadrants, "--out", "shared", "--epochs", 0.1, code=2).stderr
+    assert "shared was finished by another gingham just now" in said
+    assert not (command.folder / "shared/checkpoint").exists()
+
+
+def test_a_clock_that_jumps_is_no_time_spent(command, quadrants, monkeypatch):
+    jumps = itertools.cycle([3e8, -9e8, 5e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    trained = values(command(*TRAIN, "--data", quadrants, "--epochs", 0.1, "--json"))
+    assert 0 < trained["train_seconds"] < trained["wall_seconds"] < 3600
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        MemoryError("Unable to allocate 3.00 GiB for an array"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("Resource temporarily unavailable"),
+    ],
+)
+def test_want_of_memory_is_one_sentence_however_it_is_said(command, quadrants, monkeypatch, error):
+    def starve(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("gingham.training.learn", starve)
+    assert "out of memory or threads" in command(*TRAIN, "--data", quadrants, "--out", "starved", "--epochs", 1, code=2).stderr
+
+    def convert(*arguments, **options):
+        try:
+            starve()
+        except (MemoryError, RuntimeError) as cause:
+            raise ValueError("a library's own way of saying so") from cause
+
+    monkeypatch.setattr("gingham.training.learn", convert)
+    assert "out of memory or threads" in command(*TRAIN, "--data", quadrants, "--out", "starved", "--epochs", 1, code=2).stderr
+
+
+def test_a_bug_is_no_want_of_memory(command, quadrants, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("gingham.training.learn", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command(*TRAIN, "--data", quadrants, "--out", "failed")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(command, closed):
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "gingham", "summary", "article"]
+    done = subprocess.run(line, cwd=command.folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_result_that_cannot_be_printed_is_said(command):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-m", "gingham", "summary", "article"]
+        done = subprocess.run(line, cwd=command.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "gingham: cannot use a file or the output (No space left on device); check that there is room, the path and its permissions\n"
+    )
+
+
+def test_a_full_stderr_ends_no_training(command, quadrants):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-m", "gingham", *TRAIN, "--data", str(quadrants), "--epochs", "1", "--json"]
+        done = subprocess.run(line, cwd=command.folder, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["epochs"] == 1
 
 
 def test_a_run_saved_from_python_can_be_looked_at(command, small_run):

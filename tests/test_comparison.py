@@ -10,6 +10,7 @@ from conftest import make_dataset
 from gingham import GinghamError, RunError
 from gingham.comparison import _compare_runs, _compare_trials, _spread
 from gingham.evaluation import right_answers
+from gingham.files import locked
 
 TINY = gingham.RECIPES["fast-90"].replace(epochs=1.2, batch_size=64, validation_images=60)
 
@@ -55,6 +56,16 @@ def test_a_recipe_that_learns_nothing_is_dead(pair):
     assert bad.dead == tuple(seed for seed, dead in zip(bad.seeds, by_chance, strict=True) if dead)
     assert bad.dead
     assert "no better than always naming the commonest class" in str(bad)
+
+
+def test_a_seed_that_another_gingham_trains_is_left_to_it(data, tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    with (
+        locked(tmp_path / "seed-0", wait=False),
+        pytest.raises(GinghamError, match=r"another gingham is writing into .*seed-0"),
+    ):
+        gingham.trials(TINY, data, [0], tmp_path, progress=False)
+    assert gingham.trials(TINY, data, [0], tmp_path, progress=False).seeds == (0,)
 
 
 def test_finished_seeds_are_kept_and_more_can_be_added(pair, data, monkeypatch):

@@ -57,6 +57,18 @@ def test_where_nothing_can_be_written_one_sentence(tmp_path):
         write_text(tmp_path / "file" / "a.txt", "x")
 
 
+def test_what_cannot_be_removed_either_is_still_one_sentence(tmp_path, monkeypatch):
+    """As where a disk becomes read-only while a file is written."""
+
+    def refuse(*arguments, **options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
+    with pytest.raises(GinghamError, match=r"cannot write .*notes.txt \(Read-only file system\); choose a folder"):
+        write_text(tmp_path / "notes.txt", "words")
+
+
 def test_json_goes_round(tmp_path):
     write_json(tmp_path / "a.json", {"é": [1, None, 0.1]})
     assert read_json(tmp_path / "a.json") == {"é": [1, None, 0.1]}

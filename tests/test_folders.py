@@ -482,6 +482,36 @@ def test_pictures_larger_than_memory_are_mapped_and_the_same(shoes, packs, monke
         load_data(str(shoes))
 
 
+def test_room_for_what_is_mapped_is_taken_first(shoes, packs, monkeypatch):
+    """A disk that is full is an error then; while memory is written that stands for it, it ends the process."""
+
+    def refuse(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gingham.folders.free_memory", lambda: 10_000)
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    with pytest.raises(DataError, match=r"cannot write .*No space left on device.*; free \d+ bytes there"):
+        load_data(str(shoes))
+
+
+def test_want_of_memory_is_not_remembered_as_a_damaged_file(shoes, packs, monkeypatch):
+    from gingham import pictures
+
+    square = pictures._square
+
+    def starve(image, size):
+        if starving.pop():
+            raise MemoryError
+        return square(image, size)
+
+    starving = [False] * 1000 + [True]
+    monkeypatch.setattr(pictures, "_square", starve)
+    with pytest.raises(DataError, match=r"1 of the .* cannot be read as pictures"):
+        load_data(str(shoes))
+    monkeypatch.undo()
+    load_data(str(shoes))
+
+
 # --- tables
 
 

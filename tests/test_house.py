@@ -28,6 +28,7 @@ FLOORS = [
         "layer_table",
         "browser",
         "checkpoints",
+        "connections",
         "devices",
         "distributed",
         "interruption",

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import concurrent.futures
+import contextlib
 import hashlib
 import http.client
 import io
@@ -23,7 +24,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import gingham
-from gingham import serving
+from gingham import connections, serving
 from gingham.prediction import ALIKE, GALLERY, features, gallery, occlusion, prepare_for
 from test_photos import drawn
 
@@ -73,7 +74,7 @@ def client(packaged):
 def listening(packaged):
     """A server on a port of its own, for what only a real connection shows."""
     place = serving.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(serving.application(packaged), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(serving.application(packaged), log_level="error", http=connections.Connection))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
     thread.start()
     yield place.getsockname()[1]
@@ -202,6 +203,12 @@ def test_a_bad_file_is_refused_in_a_sentence_and_the_others_are_answered(client,
             "the request holds no picture",
         ),
         (form([("a.png", b"")] * 257), FORM["content-type"], 413, "the request holds 257 pictures; allowed: 256"),
+        (
+            f"--{BOUNDARY}\r\n\r\n\r\n".encode() * 1001 + f"--{BOUNDARY}--\r\n".encode(),
+            FORM["content-type"],
+            413,
+            "the form has more than 1,000 parts; allowed: 256 pictures; send them in several requests",
+        ),
         (
             bytes(serving.BODY_BYTES + 1),
             "image/png",
@@ -358,6 +365,19 @@ def test_a_body_that_stalls_is_refused_and_others_are_answered_meanwhile(listeni
     assert said["error"].startswith("the body did not arrive within")
 
 
+def test_an_answer_does_not_wait_for_its_head_to_be_confirmed(listening, monkeypatch):
+    seen = []
+    made = connections.Connection.connection_made
+
+    def look(self, transport):
+        made(self, transport)
+        seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(connections.Connection, "connection_made", look)
+    assert answered(listening, HEALTH)[0] == 200
+    assert seen == [1]
+
+
 def test_a_body_in_small_pieces_is_answered(listening):
     content = small()
     pieces = [content[k : k + 100] for k in range(0, len(content), 100)]
@@ -378,12 +398,162 @@ def test_whoever_goes_away_does_no_harm(process):
     assert started.stderr.read() == "", "and leaves no trace in the log"
 
 
+def test_what_is_no_http_is_told_so(listening):
+    status, said = answered(listening, b"Dear Sir\r\n\r\n")
+    assert status == 400
+    assert said == {"error": "the request is not whole HTTP/1.1, or its head is too long; /docs says what is answered"}
+
+
+def left(line):
+    """What is still read from a connection that the other end leaves."""
+    read = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := line.recv(1 << 16):
+            read += piece
+    return read
+
+
+def test_a_client_that_keeps_the_server_waiting_is_left(listening, monkeypatch):
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 0.5)
+    page = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+    with socket.socket() as unread, socket.create_connection(("127.0.0.1", listening), timeout=30) as slow:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.settimeout(30)
+        unread.connect(("127.0.0.1", listening))
+        unread.sendall(page * 500)
+        for _ in range(20):  # it is not enough that something comes now and then
+            with contextlib.suppress(ConnectionError):
+                slow.sendall(b"G")
+            time.sleep(0.1)
+        assert left(slow) == b""
+        assert left(unread).count(b"HTTP/1.1 200") < 500
+    assert answered(listening, HEALTH) == (200, {"status": "ok"})
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+def test_an_answer_that_is_read_slowly_is_read_to_its_end(listening, monkeypatch):
+    monkeypatch.setattr(connections, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "UNREAD_SECONDS", 1)
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.settimeout(30)
+        line.connect(("127.0.0.1", listening))
+        line.sendall(
+            b"GET / HTTP/1.1\r\nHost: here\r\n\r\n" * 99 + b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        )
+        read = b""
+        started = time.monotonic()
+        while piece := line.recv(1 << 16):
+            read += piece
+            if time.monotonic() - started < 3:
+                time.sleep(0.01)
+        assert read.count(b"HTTP/1.1 200") == 100
+
+
+def asked(line):
+    """The status that /health is answered with on a connection that stays."""
+    line.sendall(HEALTH)
+    answer = http.client.HTTPResponse(line)
+    answer.begin()
+    assert json.loads(answer.read()) == {"status": "ok"}
+    return answer.status
+
+
+def test_who_has_waited_longest_makes_room_for_who_comes(listening, monkeypatch):
+    monkeypatch.setattr(connections, "CONNECTIONS", 10)
+    with contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", listening), timeout=30)) for _ in range(10)]
+        for line in silent:
+            assert asked(line) == 200
+        assert answered(listening, HEALTH) == (200, {"status": "ok"})
+        assert left(silent[0]) == b""
+        assert asked(silent[1]) == 200, "the others stay"
+
+
+def test_where_everyone_is_being_answered_a_new_one_is_put_off(listening, monkeypatch):
+    reading, go_on = threading.Semaphore(0), threading.Event()
+
+    def open_slowly(*arguments):
+        reading.release()
+        go_on.wait(30)
+        raise gingham.DataError("enough seen")
+
+    monkeypatch.setattr(serving, "open_photo", open_slowly)
+    monkeypatch.setattr(connections, "CONNECTIONS", 1)
+    content = small()
+    request = HEAD + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(answered, listening, request)
+        assert reading.acquire(timeout=30)
+        status, said = answered(listening, b"")
+        assert (status, said["error"]) == (503, "too many requests at once; try again in a second")
+        go_on.set()
+        assert busy.result()[0] == 422
+
+
+def test_more_connections_than_files_do_no_harm(process):
+    resource = pytest.importorskip("resource")
+    started, port = process
+    resource.prlimit(started.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, max(soft, 4096)), most))
+    with contextlib.ExitStack() as stack:
+        for _ in range(1200):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+        assert answered(port, HEALTH) == (200, {"status": "ok"})
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=60) == 0
+    assert started.stderr.read() == ""
+
+
 def test_too_much_at_once_is_put_off(client, monkeypatch):
     monkeypatch.setattr(serving, "HELD_BYTES", 1000)
     answer = client.post("/predict", content=bytes(2000), headers={"content-type": "image/png"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     monkeypatch.undo()
     assert client.post("/predict", content=small(), headers={"content-type": "image/png"}).status_code == 200
+
+
+def test_answers_do_not_wait_for_explanations(listening, monkeypatch):
+    explaining, go_on = threading.Semaphore(0), threading.Event()
+    explained = serving._explained
+
+    def explain_slowly(*arguments):
+        explaining.release()
+        go_on.wait(30)
+        return explained(*arguments)
+
+    monkeypatch.setattr(serving, "_explained", explain_slowly)
+    content = small()
+    request = HEAD + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
+    with concurrent.futures.ThreadPoolExecutor(20) as pool:
+        asking = [pool.submit(answered, listening, request.replace(b"/predict", b"/predict?explain=true")) for _ in range(20)]
+        assert explaining.acquire(timeout=30)
+        assert answered(listening, request)[0] == 200
+        go_on.set()
+        assert all(one.result()[0] == 200 for one in asking)
+
+
+def test_who_waits_no_more_costs_nobody_their_answer(packaged):
+    """Of those that are answered together one has been told that the server ends."""
+    batches = serving.Batches(packaged, 1)
+    go_on = threading.Event()
+    batches.pool.submit(go_on.wait)
+    (prepared,) = [prepare_for(packaged, Image.open(io.BytesIO(small())))]
+
+    async def ask():
+        gone, stays = (asyncio.create_task(batches.answer([prepared])) for _ in range(2))
+        await asyncio.sleep(0.1)
+        gone.cancel()
+        await asyncio.sleep(0.1)
+        go_on.set()
+        return await asyncio.wait_for(stays, 30)
+
+    assert asyncio.run(ask()).shape == (1, 10)
 
 
 def test_a_run_of_own_data_is_served_as_predict_answers(small_run, tmp_path):

@@ -4,7 +4,6 @@ import contextlib
 import io
 import logging
 import os
-import signal
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -12,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gingham import __version__, answering, commands, judging, publishing
-from gingham.errors import GinghamError, Terminated, one_line
+from gingham.errors import GinghamError, Terminated, is_exhausted, one_line
 
 app = typer.Typer(
     name="gingham",
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Exit as stop:
         code = stop.exit_code
     except Terminated:
-        sys.exit(128 + signal.SIGTERM)
+        raise
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except (BrokenPipeError, SystemExit):
@@ -83,26 +82,40 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error.format_message())
     except OSError as error:
         _fail(
-            f"cannot use {error.filename or 'a file'} ({error.strerror or one_line(error)}); check the path and its permissions"
+            f"cannot use {error.filename or 'a file or the output'} ({error.strerror or one_line(error)}); check that there is room, the "
+            "path and its permissions"
         )
-    except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error):
+    except Exception as error:
+        if not is_exhausted(error):
             raise
-        _fail(f"out of memory ({one_line(error)}); try a smaller --set batch_size, or fewer other programs")
+        _fail(f"out of memory or threads ({one_line(error)}); try a smaller --set batch_size, or fewer other programs")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> None:
     line = " ".join(message.split())
     rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    who = "gingham" if rank == "0" or size == "1" else f"gingham (process {rank} of {size})"
-    print(f"{who}: {line}", file=sys.stderr)
+    who = "gingham" if size == "1" or rank == "0" or not rank.isdecimal() else f"gingham (process {rank} of {size})"
+    with contextlib.suppress(OSError):
+        print(f"{who}: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def _open_closed() -> None:
+    """Give stdin, stdout and stderr a place where they were closed: the next file would take their number, and what is printed go into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
 
 
 def run() -> NoReturn:
     """Run the command line as a process of its own, and end it at once: what torch tidies up on the way out takes 0.4 s."""
     code: Any = 1
+    _open_closed()
     try:
         main()
     except SystemExit as stop:

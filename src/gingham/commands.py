@@ -1,14 +1,13 @@
 """The commands that train and look: train, evaluate, show, summary."""
 
 import dataclasses
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gingham.errors import GinghamError
+from gingham.errors import GinghamError, Terminated
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, parse_settings
 from gingham.terminal import (
     DATA_HELP,
@@ -21,7 +20,6 @@ from gingham.terminal import (
     factory_of,
     print_json,
     print_pairs,
-    process_start,
     require_split,
     say,
     say_notes,
@@ -29,6 +27,7 @@ from gingham.terminal import (
     split_of,
     suited,
     times,
+    wall_seconds,
 )
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def _train(
     from gingham.devices import choose_device
     from gingham.figures import draw_curves
     from gingham.files import locked, require_writable
-    from gingham.storage import save
+    from gingham.storage import FACTS, save
     from gingham.training import fit, require_tracker
 
     choose_device(device, crew.local_rank if crew.size > 1 else None)
@@ -173,6 +172,10 @@ def _train(
     if resume and not has_checkpoint(folder):
         say(f"nothing to resume in {folder}; starting")
     with locked(folder, wait=False):
+        if (folder / FACTS).exists():  # while the data was being read
+            raise GinghamError(
+                f"{folder} was finished by another gingham just now; look at it with gingham evaluate {folder}, or give another --out"
+            )
         try:
             run = fit(
                 recipe,
@@ -184,7 +187,7 @@ def _train(
                 network=network,
                 track=track,
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated):
             again = (
                 "go on with the same command and --resume"
                 if has_checkpoint(folder)
@@ -192,7 +195,7 @@ def _train(
             )
             say(f"\ninterrupted; {again}")
             raise
-        run.metrics["wall_seconds"] = time.time() - process_start()  # all but the writing that follows
+        run.metrics["wall_seconds"] = wall_seconds()  # all but the writing that follows
         save(run, folder)
     drawn(draw_curves, run, folder / "curves.png")
     return run

@@ -6,13 +6,18 @@ got, so that one loop serves one process and many.
 
 import contextlib
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from gingham.errors import GinghamError, TrainingError, one_line
 
@@ -161,7 +166,14 @@ def joined() -> Iterator[Crew]:
         yield crew
         return
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            store=PrefixStore(_attempt(store, crew), store),
+            rank=crew.rank,
+            world_size=crew.size,
+            timeout=PATIENCE,
+        )
     except (RuntimeError, ValueError) as error:
         raise GinghamError(
             f"process {crew.rank} of {crew.size} does not find the others ({one_line(error)}); see that all are started, and that "
@@ -179,6 +191,33 @@ def joined() -> Iterator[Crew]:
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+def _attempt(store: Any, crew: Crew) -> str:
+    """Agree on a name for this attempt to train together, which no earlier one had.
+
+    torchrun's store outlives the processes: those started in place of dead ones would find the dead ones' addresses in it, and wait for them.
+    Neither does torchrun number its attempts alike on all hosts. So each process asks with a word of its own, the first answers each
+    with its word, which is the name, and waits until each has said that name.
+    """
+    word = secrets.token_hex(8)
+    if crew.leads:
+        missing, deadline = set(range(1, crew.size)), time.monotonic() + PATIENCE.total_seconds()
+        while missing:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"process {min(missing)} has not come in {PATIENCE}")
+            for rank in sorted(missing):
+                if store.check([f"ask/{rank}"]):  # a dead one's answer is read by nobody
+                    store.set(f"answer/{store.get(f'ask/{rank}').decode()}", word)
+                if store.check([f"{word}/{rank}"]):
+                    missing.discard(rank)
+            time.sleep(0.02)
+        return word
+    store.set(f"ask/{crew.rank}", word)
+    store.wait([f"answer/{word}"], PATIENCE)
+    attempt: str = store.get(f"answer/{word}").decode()
+    store.set(f"{attempt}/{crew.rank}", "here")
+    return attempt
 
 
 def _is_of_the_network(error: RuntimeError) -> bool:

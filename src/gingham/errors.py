@@ -1,6 +1,7 @@
 """The errors a user can mend. Each message is one sentence: what was got, what is allowed, what to do next."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 LONGEST = 1500  # characters of a message; what is longer loses its middle, since its end says what to do
@@ -57,8 +58,11 @@ class TrainingError(GinghamError):
     """A training cannot go on: its loss is no longer finite."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which schedulers and service managers ask a process to end before they end it."""
+class Terminated(SystemExit):  # no error of anyone's
+    """SIGTERM, by which schedulers and service managers ask a process to end before they end it; exits with 143, as shells say it."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -71,6 +75,17 @@ def suggest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1)
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"; did you mean {close[0]!r}? (known: {listed})" if close else f"; known: {listed}"
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that memory or another thread was not to be had: each library says it in its own way."""
+    signs = ("memory", "bad_alloc", "can't start new thread", "resource temporarily unavailable")
+    while error is not None:
+        said = str(error).lower()
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in said for sign in signs)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def one_line(error: BaseException) -> str:

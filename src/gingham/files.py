@@ -1,5 +1,6 @@
 """Files that are whole or not there: written to the side, synced to disk, renamed."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -60,7 +61,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         if side is not None:
-            side.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # where nothing may be written any more, that is what is said
+                side.unlink(missing_ok=True)
 
 
 @contextmanager

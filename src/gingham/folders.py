@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import io
+import math
 import os
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -239,6 +240,7 @@ def _read_anew(place: Path, listing: Listing, size: int, pack: Path) -> Found:
     try:
         pack.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=pack.parent) as side_file:
+            _reserve(side_file, math.prod(shape))
             images = np.memmap(side_file, np.uint8, "w+", shape=shape)
             reading = read_pictures(files, images, title)
             facts = _facts(reading.kept, reading.odd, len(files))
@@ -274,16 +276,23 @@ def _pack_name(place: Path, listing: Listing, size: int) -> str:
 def _pack(path: Path, images: npt.NDArray[np.uint8], facts: dict[str, Any]) -> None:
     """Write pictures and what is known of them, and remove the packs of earlier states of the same place."""
     check, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
-    with replacing(path) as side:
-        packed = np.lib.format.open_memmap(side, "w+", np.uint8, images.shape)
+    with replacing(path) as side, side.open("wb") as file:
+        facts_of = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
+        np.lib.format.write_array_header_1_0(file, facts_of)
         for start in range(0, len(images), rows):
-            packed[start : start + rows] = images[start : start + rows]
-            check = zlib.crc32(packed[start : start + rows].data, check)
-        packed.flush()
+            part = np.ascontiguousarray(images[start : start + rows])
+            file.write(part.data)
+            check = zlib.crc32(part.data, check)
     write_json(path.with_suffix(".json"), {**facts, "crc32": check})
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
             old.unlink(missing_ok=True)
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Take the room for a file that is to be mapped: on a disk that fills up later, writing into memory ends the process."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _unpack(path: Path, files: int) -> Found | None:

@@ -184,7 +184,7 @@ def _read(file: Path, size: int) -> tuple[npt.NDArray[np.uint8] | None, str | No
     except Exception as error:  # noqa: BLE001  # in a damaged file Pillow meets errors of nearly any type
         errno = error.errno if isinstance(error, OSError) else None
         said = os.strerror(errno) if errno else one_line(error).replace(repr(str(file)), "").replace(str(file), "")
-        return None, UNREADABLE + said.strip(), errno is not None
+        return None, UNREADABLE + said.strip(), errno is not None or isinstance(error, MemoryError)
 
 
 def _oddity(image: Image.Image, file: Path, side: int) -> str | None:

@@ -189,7 +189,7 @@ class Display:
         self._print(f"warning: {line}")
 
     def _print(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError):  # nobody reads along any more; the training goes on
+        with contextlib.suppress(OSError):  # nobody reads along any more, or its disk is full; the training goes on
             if self.live:
                 tqdm.write(line, file=sys.stderr)
             elif self.shown:

@@ -177,12 +177,14 @@ def _claim(folder: Path, recipe: Recipe, data: Data) -> None:
 
 
 def _one(recipe: Recipe, data: Data, folder: Path, device: str, network: NetworkFactory | None, progress: bool) -> Run:
-    if (folder / FACTS).exists():
-        return load(folder, network)
-    run = fit(
-        recipe, data.train, data.validation, folder=folder, resume=True, device=device, network=network, progress=progress
-    )
-    save(run, folder)
+    require_writable(folder)
+    with locked(folder, wait=False):  # train may be told to write there
+        if (folder / FACTS).exists():
+            return load(folder, network)
+        run = fit(
+            recipe, data.train, data.validation, folder=folder, resume=True, device=device, network=network, progress=progress
+        )
+        save(run, folder)
     if data.validation is not None:
         evaluate(run, data.validation)  # keeps the predictions
     return run

@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import contextlib
+import ctypes
 import io
 import json
 import logging
 import os
 import socket
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
@@ -29,6 +33,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
 from gingham import __version__
+from gingham.connections import ACCEPTED, Connection
 from gingham.datasets import Split
 from gingham.errors import DataError, GinghamError, sentence
 from gingham.pages import facts_of, served_page
@@ -40,11 +45,14 @@ from gingham.storage import Run
 MEGABYTE = 1 << 20
 BODY_BYTES, HELD_BYTES = 32 * MEGABYTE, 256 * MEGABYTE  # of one request; of all that are being received and answered
 PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which takes up to 0.6 GB while it is read
+PARTS = 1000  # of a form, which may have other fields beside its pictures
 THREADS = 8  # at most: more would wait for Python's lock
 STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for all of it
 TOGETHER = 128  # pictures that the model answers at a time
 KEPT_SECONDS = 75  # for a connection that asks nothing: longer than proxies keep theirs, so that it is they who close it
 GRACE_SECONDS = 30  # for what is in flight when the server is told to end
+GIVE_BACK_SECONDS = 20  # between the times that free memory goes back to the system
+QUEUED, FILES = 2048, 1024  # connections that wait to be accepted; file descriptors that CONNECTIONS need
 
 
 class Step(BaseModel):
@@ -125,7 +133,8 @@ class Batches:
                 taken.append(self.waiting.popleft())
             except IndexError:
                 break
-        if not taken:  # another thread has taken it along
+        taken = [(prepared, future) for prepared, future in taken if future.set_running_or_notify_cancel()]
+        if not taken:  # another thread has taken them along, or nobody waits for them any more
             return
         try:
             said = average(self.run.model, [one for prepared, _ in taken for one in prepared])
@@ -147,6 +156,8 @@ class _Service:
         self.large = threading.Lock()
         self.batches = Batches(run, cores if run.model.mean.device.type == "cpu" else 1)
         self.preparing = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
+        # Apart from the answers: one takes a hundred times as long, and who asks for none would wait for those of others.
+        self.explaining = ThreadPoolExecutor(cores, thread_name_prefix="explanation")
         self.gallery: Future[Gallery | None] = self.batches.pool.submit(self._gallery, train)
 
     def _gallery(self, train: Callable[[], Split | None]) -> Gallery | None:
@@ -195,7 +206,7 @@ class _Service:
             if not explain:
                 return [answer.to_dict() for answer in found]
             nearby = await asyncio.wrap_future(self.gallery)
-            return [await loop.run_in_executor(self.batches.pool, _explained, self.run, answer, nearby) for answer in found]
+            return [await loop.run_in_executor(self.explaining, _explained, self.run, answer, nearby) for answer in found]
         finally:
             self.held -= len(body)
 
@@ -264,8 +275,16 @@ def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
     parts: list[tuple[dict[bytes, bytes], list[bytes]]] = []
     header, ends = [b"", b""], []
 
+    def begun() -> None:
+        if len(parts) == PARTS:  # a part of no bytes takes ten in the body and hundreds in memory
+            raise HTTPException(
+                413, f"the form has more than {PARTS:,} parts; allowed: {PICTURES} pictures; send them in several requests"
+            )
+        parts.append(({}, []))
+
     def ended() -> None:
-        parts[-1][0][header[0].lower()] = header[1]
+        if header[0].lower() == b"content-disposition":  # a part may have millions of others
+            parts[-1][0][b"content-disposition"] = header[1]
         header[:] = [b"", b""]
 
     def field(data: bytes, start: int, end: int) -> None:
@@ -278,7 +297,7 @@ def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
         parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": lambda: parts.append(({}, [])),
+                "on_part_begin": begun,
                 "on_header_field": field,
                 "on_header_value": value,
                 "on_header_end": ended,
@@ -436,7 +455,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=QUEUED)
     except (OSError, OverflowError) as error:
         number = getattr(error, "errno", None) or 0  # below 0 where a name was not found
         reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error)
@@ -450,8 +469,6 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
 
     `listening` is what `listen` gives. At the end the signal is passed on to whoever handled it before.
     """
-    import uvicorn
-
     # A thread a core, each answering a batch of its own: sharing each batch among the cores answers a sixth fewer (records/LOG.md).
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -463,6 +480,36 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=KEPT_SECONDS,
-        backlog=2048,
+        backlog=ACCEPTED,
+        http=Connection,
+        ws="none",
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _allow_files()
+    threading.Thread(target=_give_back, name="memory", daemon=True).start()
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, which queues more connections than it accepts at a time: asyncio takes one number for both."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for place in sockets or []:
+            place.listen(QUEUED)
+
+
+def _give_back() -> None:
+    """Give the system the memory that is free, now and then: glibc keeps what lies between blocks in use, more each minute under load."""
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    while hasattr(libc, "malloc_trim"):
+        time.sleep(GIVE_BACK_SECONDS)
+        libc.malloc_trim(0)
+
+
+def _allow_files() -> None:
+    """Ask for as many file descriptors as the connections need, where the system gives a process fewer unless asked."""
+    import resource  # not on Windows, where gingham does not run yet
+
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES and (most == resource.RLIM_INFINITY or most > soft):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if most == resource.RLIM_INFINITY else min(FILES, most), most))

@@ -1,5 +1,6 @@
 """What all commands share: their common options, and how they print, say and load."""
 
+import contextlib
 import json
 import os
 import sys
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from gingham.models import NetworkFactory
     from gingham.storage import Run
 
-STARTED = time.time()
+CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # that nobody sets, unlike the time of day
+STARTED = time.clock_gettime(CLOCK)
 
 DEFAULT_DATA = "fashion-mnist"
 DATA_HELP = (
@@ -76,20 +78,23 @@ def training_pictures(loaded: "Run", run: Path | None) -> "Split | None":
         return None
 
 
-def process_start() -> float:
-    """When this process began, in seconds since the epoch: before Python read its first import."""
+def wall_seconds() -> float:
+    """Return the seconds since this process began, before Python read its first import; by a clock that nobody sets."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        up = float(Path("/proc/uptime").read_text().split()[0])
-        start = time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+        start = ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
-        return STARTED
-    return start if 0 <= STARTED - start < 60 else STARTED  # a container may show another machine's uptime
+        start = STARTED
+    if not 0 <= STARTED - start < 60:  # a container may show another machine's times
+        start = STARTED
+    return time.clock_gettime(CLOCK) - start
 
 
 def say(text: str) -> None:
     """Print to stderr, where everything goes that is not a result; of processes that train together the first speaks for all."""
-    if os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0":
+    if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
+        return
+    with contextlib.suppress(OSError):  # a disk that is full must not end what goes well
         print(text, file=sys.stderr)
 
 

@@ -19,7 +19,7 @@ from gingham.datasets import Split
 from gingham.devices import autocast, choose_device, choose_precision, kept_pages
 from gingham.diagnosis import Watch
 from gingham.distributed import Crew, joined
-from gingham.errors import DataError, GinghamError, ModelError, one_line
+from gingham.errors import DataError, GinghamError, ModelError, is_exhausted, one_line
 from gingham.evaluation import calibrate
 from gingham.inspection import summarize
 from gingham.interruption import postponed
@@ -311,7 +311,7 @@ def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int]
         try:
             learn(twin, optimizer, noise(size), labels, recipe, precision)
         except Exception as error:
-            if recipe.network in NETWORKS or "memory" in str(error):
+            if recipe.network in NETWORKS or is_exhausted(error):
                 raise
             alone = " (BatchNorm cannot learn from one value a channel)" if size == 1 and "per channel" in str(error) else ""
             raise ModelError(

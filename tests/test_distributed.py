@@ -1,0 +1,108 @@
+"""What processes that train together share out and tell each other; real ones are in test_spreading."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gingham.augmentation import augment
+from gingham.devices import choose_device
+from gingham.distributed import ALONE, Crew, launched, restarted
+from gingham.errors import GinghamError
+from gingham.recipe import Recipe
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_the_mean_over_processes_of_weighted_losses_is_the_batchs(count, size):
+    losses = torch.rand(count, dtype=torch.float64)
+    shares = [losses[Crew(rank, size).part(count)].mean() * Crew(rank, size).weight(count) for rank in range(size)]
+    assert torch.stack(shares).mean() == pytest.approx(float(losses.mean()))
+    assert all(len(losses[Crew(rank, size).part(count)]) for rank in range(size))  # no process is without a picture
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_picture_looks_the_same_however_many_processes_share_the_batch(size, flip):
+    recipe = Recipe(flip=flip, shift_pixels=2, erase_pixels=6, seed=5)
+    images = torch.randint(256, (11, 1, 28, 28), dtype=torch.uint8)
+    indices = torch.randperm(11)
+    whole = augment(images, indices, recipe, 1, 9)
+    for rank in range(size):
+        part = Crew(rank, size).part(11)
+        assert torch.equal(augment(images[part], indices[part], recipe, 1, 9, part, 11), whole[part])
+
+
+def test_alone_everything_comes_back_as_it_was():
+    values, data = torch.rand(3), b"bytes"
+    assert ALONE.leads
+    assert ALONE.add(values) is values
+    assert ALONE.any(True, False) == (True, False)
+    assert ALONE.send(data) is data
+    assert ALONE.shared(lambda pictures: pictures * 2, values).equal(values * 2)
+    module = torch.nn.Linear(2, 2)
+    assert ALONE.wrap(module, unused=False) is module
+    assert ALONE.weight(7) == 1.0
+    ALONE.require_same("recipe", "any")
+    with ALONE.in_turn():
+        pass
+
+
+def test_what_torchrun_says_is_read(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert launched() == ALONE
+    for name, value in (
+        ("WORLD_SIZE", "4"),
+        ("RANK", "3"),
+        ("LOCAL_RANK", "1"),
+        ("MASTER_ADDR", "host"),
+        ("MASTER_PORT", "29500"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert launched() == Crew(3, 4, 1)
+    assert not launched().leads
+    assert not restarted()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert restarted()
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("WORLD_SIZE", "two")])
+def test_an_environment_that_does_not_fit_together_is_one_sentence(monkeypatch, command, name, value):
+    for key, good in (
+        ("WORLD_SIZE", "2"),
+        ("RANK", "0"),
+        ("LOCAL_RANK", "0"),
+        ("MASTER_ADDR", "host"),
+        ("MASTER_PORT", "29500"),
+    ):
+        monkeypatch.setenv(key, good)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(GinghamError, match="start them with torchrun, or unset WORLD_SIZE"):
+        launched()
+    assert name in command("train", code=2).stderr
+
+
+def test_under_torchrun_other_commands_are_refused(monkeypatch, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    said = command("evaluate", "run", code=2).stderr
+    assert said == "gingham: torchrun is for gingham train; start gingham evaluate by itself\n"
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    assert choose_device("auto", 1) == torch.device("cuda", 1)
+    with pytest.raises(GinghamError, match="process 2 of this host has no GPU of its own, as there are 2; start as many"):
+        choose_device("auto", 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto", 5) == torch.device("cpu")
+    with pytest.raises(GinghamError, match="has no GPU of its own"):
+        choose_device("cuda", 0)
+
+
+def test_the_loss_weight_is_exact_for_uneven_shares():
+    # 5 pictures in two processes: 3 and 2, whose means count as 3/5 and 2/5.
+    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    whole = F.cross_entropy(logits, labels)
+    halves = [F.cross_entropy(logits[rank::2], labels[rank::2]) * Crew(rank, 2).weight(5) for rank in range(2)]
+    assert sum(halves) / 2 == pytest.approx(float(whole))

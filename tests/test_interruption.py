@@ -1,0 +1,99 @@
+"""Ctrl-C and SIGTERM between steps, and what they leave behind."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+import gingham
+from gingham.checkpoints import load_checkpoint
+from gingham.errors import Terminated
+from gingham.interruption import postponed
+
+
+@pytest.fixture(autouse=True)
+def in_the_foreground():
+    """A shell's background jobs start with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_one_is_noted_and_means_what_it_did(number, ending):
+    with postponed() as asked:
+        assert not asked
+        os.kill(os.getpid(), number)
+        assert asked
+        with pytest.raises(ending):
+            asked.stop()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_second_ends_at_once_unless_patient():
+    with postponed() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with postponed(patient=True) as asked:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert asked
+
+
+def test_what_others_handle_or_ignore_is_left_to_them():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with postponed() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not asked
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_outside_the_main_thread_nothing_is_handled():
+    seen = []
+
+    def work():
+        with postponed():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize(
+    ("number", "ending", "code"), [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
+)
+def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command, monkeypatch, number, ending, code):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = gingham.RECIPES["article"].replace(epochs=3, batch_size=32, checkpoint_seconds=1e9, validation_images=40)
+    asking = {"folder": tmp_path / "run", "progress": False}
+
+    def ask(model, epoch):
+        if epoch == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(ending):
+        gingham.fit(recipe, data.train, data.validation, on_epoch=ask, **asking)
+    assert load_checkpoint(tmp_path / "run").facts["step"] == 19  # asked after the 18th, heard after the next
+    resumed = gingham.fit(recipe, data.train, data.validation, resume=True, **asking)
+    whole = gingham.fit(recipe, data.train, data.validation, progress=False)
+    assert resumed.metrics["resumed_from_step"] == 19
+    assert all(tensor.equal(resumed.model.state_dict()[name]) for name, tensor in whole.model.state_dict().items())
+
+    learn = gingham.training.learn
+
+    def asked_after_a_step(*arguments):
+        os.kill(os.getpid(), number)
+        return learn(*arguments)
+
+    monkeypatch.setattr("gingham.training._warm_up", lambda *_: False)
+    monkeypatch.setattr("gingham.training.learn", asked_after_a_step)
+    done = command.call("train", "--data", quadrants, "--recipe", "article", "--out", "run")
+    assert done.code == code
+    assert "interrupted; go on with the same command and --resume" in done.stderr
+    assert load_checkpoint(command.folder / "run").facts["step"] == 1
