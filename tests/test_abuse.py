@@ -25,7 +25,7 @@ def seen(**changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"memory": [300.0 + 4 * k for k in range(40)]}, "memory grew from 358 MB in the second quarter to 438 MB in the last"),
+        ({"memory": [300.0 + 8 * k for k in range(40)]}, "memory grew from 416 MB in the second quarter to 576 MB in the last"),
         ({"threads": list(range(40))}, "threads grew from 19 in the second quarter to 39 in the last"),
         ({"files_after": 40}, "40 files are open when everyone has left, 20 were before they came"),
         ({"health": [0.1, 7.0]}, r"/health took 7.0 s, over 5 s"),
