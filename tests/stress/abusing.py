@@ -701,4 +701,4 @@ def _settled(process: int, wanted: int) -> int:
     return before
 
 
-CHECKS = [Check("a server under load and abuse", abuse, short=10, long=180, unit="seconds")]
+CHECKS = [Check("a server under load and abuse", abuse, short=10, long=180, unit="requests")]

@@ -20,7 +20,7 @@ class Outcome:
 class Check:
     """A check under the name the table has for it; `run(size)` takes one of two sizes: what CI has time for, and `make stress`.
 
-    A size is what grows with the patience for it: cases, kills or seconds, as `unit` says.
+    A size is what grows with the patience for it: cases, kills or, of the server, seconds. `unit` is what is counted as tried.
     """
 
     name: str
