@@ -80,11 +80,16 @@ def at_any_moment(run: Path, seconds: float, chance: random.Random) -> None:
 
 
 def while_writing(run: Path, seconds: float, chance: random.Random) -> None:
-    """Wait until a checkpoint is being written, some time after the start."""
-    time.sleep(chance.uniform(0.3, 0.9) * seconds)
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not list(run.glob("checkpoint/.step-*")):
-        time.sleep(0.0002)
+    """Wait until a training has begun to keep checkpoints, for a while more, and until one is just being written."""
+    deadline = time.monotonic() + 4 * seconds
+
+    def until_written() -> None:
+        while time.monotonic() < deadline and not list(run.glob("checkpoint/.step-*")) and not (run / "model.json").exists():
+            time.sleep(0.0002)
+
+    until_written()
+    time.sleep(chance.uniform(0, seconds / 10))
+    until_written()
     time.sleep(chance.choice([0, 0.0005, 0.002]))
 
 
