@@ -99,7 +99,7 @@ def _verified(manifest: Path) -> bytes:
     state = manifest.with_suffix(".safetensors")
     size = state.stat().st_size
     if size != said.get("bytes"):  # before it is read: a wrong file may be of any size
-        raise RunError(f"{state.name} has {size:,} bytes, its manifest says {said.get('bytes')!r}")
+        raise RunError(f"{state.name} has {size} bytes, its manifest says {said.get('bytes')!r}")
     data = state.read_bytes()
     if hashlib.sha256(data).hexdigest() != said.get("sha256"):
         raise RunError(f"the SHA-256 of {state.name} is not the one in its manifest")

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -143,12 +144,14 @@ class Tracker:
 class Display:
     """A tqdm bar on a terminal; elsewhere a line an epoch, and one every ten seconds in between."""
 
-    def __init__(self, history: History, start: int, shown: bool) -> None:
+    def __init__(self, history: History, start: int, shown: bool, notes: Sequence[str] = ()) -> None:
         self.history, self.sampler, self.shown = history, history.sampler, shown
         self.live = shown and sys.stderr.isatty()
         self.bar = tqdm(total=self.sampler.steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
         self.every = 0.2 if self.live else 10.0  # reading a loss back waits for the GPU: five times a second is enough
         self.next = time.monotonic() + self.every
+        for note in notes:
+            self.warn(note)
         if start:
             self._print(f"going on from step {start} of {self.sampler.steps}")
 

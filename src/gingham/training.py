@@ -108,12 +108,10 @@ def fit(
 
         model.train()
         stack.enter_context(kept_pages())
-        display = stack.enter_context(Display(history, start, progress and crew.leads))
+        display = stack.enter_context(Display(history, start, progress and crew.leads, notes))
         tracker = _tracker(track, history, folder, start) if crew.leads else None
         if tracker:
             stack.callback(tracker.close)
-        for note in notes:
-            display.warn(note)
         watch = Watch(recipe, model, history, train, display.warn)
         if network is not None:
             stack.enter_context(torch.random.fork_rng())  # its dropout draws from torch's own stream

@@ -59,7 +59,7 @@ def main() -> int:
         return 0
     chosen = [name for name in EVERY if not given.words or any(word in name for word in given.words)]
     if not chosen:
-        sys.exit(f"no check has {' or '.join(given.words)} in its name; there are: {', '.join(EVERY)}")
+        parser.error("no check has {} in its name; there are\n  {}".format(" or ".join(given.words), "\n  ".join(EVERY)))
     began = time.monotonic()
     found: dict[str, tuple[Outcome, float]] = {}
 
