@@ -1,6 +1,7 @@
 """Checkpoints: whole or recognised as torn, with the one before to go on from."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_a_torn_one_is_recognised_and_the_one_before_is_used(kept, name):
     # Going on from step 6, the next one takes the torn one's place, and never that of the last good one.
     keep(kept, 8)
     assert {path.stem for path in (kept / "checkpoint").iterdir()} == {"step-00000006", "step-00000008"}
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(kept):
+    state = kept / "checkpoint" / "step-00000009.safetensors"
+    state.unlink()
+    os.mkfifo(state)
+    said = {"format": 1, "bytes": 0, "sha256": ""}
+    state.with_suffix(".json").write_text(json.dumps(said))
+    assert load_checkpoint(kept).facts == {"step": 6}
 
 
 def test_all_torn_is_an_error_that_names_the_way_out(kept):

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from gingham.errors import RunError, one_line
-from gingham.files import read_json, sha256, write_json, write_tensors
+from gingham.files import read_json, require_plain, sha256, write_json, write_tensors
 
 FOLDER = "checkpoint"
 FORMAT = 1
@@ -97,6 +97,7 @@ def _verified(manifest: Path) -> bytes:
             f"{manifest} is of format {version}, newer than {FORMAT}, the newest this gingham reads; update gingham"
         )
     state = manifest.with_suffix(".safetensors")
+    require_plain(state)
     size = state.stat().st_size
     if size != said.get("bytes"):  # before it is read: a wrong file may be of any size
         raise RunError(f"{state.name} has {size} bytes, its manifest says {said.get('bytes')!r}")

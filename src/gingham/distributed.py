@@ -93,11 +93,9 @@ class Crew:
             return data
         length = torch.tensor([len(data)])
         dist.broadcast(length, 0)
-        told = (
-            torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.leads and data else torch.empty(0, dtype=torch.uint8)
-        )
-        if not self.leads:
-            told = torch.empty(int(length), dtype=torch.uint8)
+        told = torch.empty(int(length), dtype=torch.uint8)
+        if self.leads and data:
+            told = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         dist.broadcast(told, 0)
         return told.numpy().tobytes()
 

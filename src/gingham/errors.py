@@ -58,7 +58,7 @@ class TrainingError(GinghamError):
     """A training cannot go on: its loss is no longer finite."""
 
 
-class Terminated(SystemExit):  # no error of anyone's
+class Terminated(SystemExit):
     """SIGTERM, by which schedulers and service managers ask a process to end before they end it; exits with 143, as shells say it."""
 
     def __init__(self) -> None:
