@@ -1,19 +1,12 @@
-"""The server under load and abuse, for a few seconds; and that the verdict on it can be a bad one."""
+"""That the verdict on a server under load and abuse can be a bad one."""
 
 import dataclasses
 
 import pytest
 
-from stress.abusing import CHECKS, Record, judge
+from stress.abusing import Record, judge
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_nothing_is_lost(check):
-    outcome = check.run(check.short)
-    assert outcome.lost == []
-    assert outcome.tried > 0
 
 
 def seen(**changes):

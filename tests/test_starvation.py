@@ -1,17 +1,10 @@
-"""Trainings starved of room, memory, permission, files and time; and that a case that is lost is counted so."""
+"""That a starved training that is lost is counted so."""
 
 import pytest
 
-from stress.starving import CHECKS, Done, LostError, NotTriedError, require, starve
+from stress.starving import Done, LostError, NotTriedError, require, starve
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_nothing_is_lost(check):
-    outcome = check.run(check.short)
-    assert outcome.lost == []
-    assert outcome.tried > 0
 
 
 def survives(bench):

@@ -273,7 +273,8 @@ def test_killed_and_resumed(command, quadrants, tmp_path):
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
+def interrupted(quadrants, folder):
+    """A recipe and data whose training was stopped in the second epoch of three, with its checkpoint in a folder."""
     data = gingham.load_data(str(quadrants), validation=40)
 
     def stop(model, epoch):
@@ -282,7 +283,12 @@ def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
 
     recipe = ARTICLE.replace(epochs=3, batch_size=32)
     with pytest.raises(Stop):
-        fit(recipe, data, folder=tmp_path, on_epoch=stop)
+        fit(recipe, data, folder=folder, on_epoch=stop)
+    return recipe, data
+
+
+def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
+    recipe, data = interrupted(quadrants, tmp_path)
     with pytest.raises(RunError, match=r"made with learning_rate 0.01, not 0.1; resume with the same settings"):
         fit(recipe.replace(learning_rate=0.1), data, folder=tmp_path, resume=True)
     with pytest.raises(RunError, match="train_images 260, not 300"):
@@ -305,15 +311,7 @@ SENSELESS = {
 
 @pytest.mark.parametrize("name", SENSELESS)
 def test_a_whole_checkpoint_that_makes_no_sense_is_refused(quadrants, tmp_path, name):
-    data = gingham.load_data(str(quadrants), validation=40)
-
-    def stop(model, epoch):
-        if epoch == 2:
-            raise Stop
-
-    recipe = ARTICLE.replace(epochs=3, batch_size=32)
-    with pytest.raises(Stop):
-        fit(recipe, data, folder=tmp_path, on_epoch=stop)
+    recipe, data = interrupted(quadrants, tmp_path)
     kept = load_checkpoint(tmp_path)
     SENSELESS[name](kept.tensors, kept.facts)
     save_checkpoint(tmp_path, 99, kept.tensors, kept.facts)

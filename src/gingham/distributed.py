@@ -108,8 +108,8 @@ class Crew:
         same = self.send(value.encode()).decode() == value
         if self.any(not same)[0]:
             raise GinghamError(
-                f"process {self.rank} of {self.size} has {'' if same else 'not '}the {what} of process 0, and all must have it; "
-                "start every process with the same command on the same data"
+                f"{'another process' if same else f'process {self.rank} of {self.size}'} has not the {what} of process 0; start every "
+                "process with the same command on the same data"
             )
 
     @contextlib.contextmanager

