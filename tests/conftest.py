@@ -66,7 +66,7 @@ def fashion_mnist(fashion_mnist_folder: Path) -> "gingham.Data":
     return gingham.load_data("fashion-mnist")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lives its event loop runs in this thread, and no other can
 def browser():
     """A real browser. CI installs one, so that nothing is skipped there."""
     api = pytest.importorskip("playwright.sync_api")

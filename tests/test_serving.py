@@ -97,12 +97,6 @@ def process(tmp_path):
     started.stderr.close()
 
 
-def finished(coroutine):
-    """What a coroutine comes to, in a thread of its own: the browser of other tests keeps a loop running in this one."""
-    with concurrent.futures.ThreadPoolExecutor(1) as threads:
-        return threads.submit(asyncio.run, coroutine).result()
-
-
 def same(said, expected):
     """An entry of the server's against an answer of predict's."""
     wanted = expected.to_dict()
@@ -248,7 +242,7 @@ def test_any_content_length_is_answered(packaged, length):
 
     scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/predict",
              "raw_path": b"/predict", "query_string": b"", "headers": [(b"content-length", length.encode("latin-1"))]}  # fmt: skip
-    finished(serving.application(packaged)(scope, receive, send))
+    asyncio.run(serving.application(packaged)(scope, receive, send))
     assert sent[0]["status"] == (413 if length.isascii() and length.isdigit() else 415)
 
 
@@ -559,7 +553,7 @@ def test_who_waits_no_more_costs_nobody_their_answer(packaged):
         go_on.set()
         return await asyncio.wait_for(stays, 30)
 
-    assert finished(ask()).shape == (1, 10)
+    assert asyncio.run(ask()).shape == (1, 10)
 
 
 def test_a_run_of_own_data_is_served_as_predict_answers(small_run, tmp_path):
