@@ -22,10 +22,10 @@ import records
 from gingham.augmentation import augment
 from gingham.devices import choose_device, choose_precision, kept_pages
 from gingham.distributed import Crew
+from gingham.learning import Batch, learn
 from gingham.models import build
 from gingham.optimization import build_optimizer
 from gingham.storage import describe_environment
-from gingham.training import learn
 
 RECIPES = {"fast": 3, "fast-94": 1}  # and their epochs
 WAYS = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, one thread each": (2, 1)}
@@ -70,7 +70,7 @@ def input_share(name: str, crew: Crew) -> float:
             began = time.perf_counter()
             images = augment(data.train.images[batch], batch, recipe, 0, step, part, recipe.batch_size)
             got = time.perf_counter()
-            learn(model, optimizer, images, data.train.labels[batch], recipe, precision)
+            learn(model, optimizer, recipe, precision, None, Batch(images, data.train.labels[batch]))
             getting.append(got - began)
             whole.append(time.perf_counter() - began)
     return statistics.median(getting[10:]) / statistics.median(whole[10:])

@@ -21,11 +21,11 @@ from torch import nn
 import gingham
 import records
 from gingham.devices import choose_device, choose_precision, kept_pages
+from gingham.learning import Batch, learn
 from gingham.models import MeanPool, build
 from gingham.optimization import build_optimizer
 from gingham.recipe import find_recipe
 from gingham.storage import describe_environment
-from gingham.training import learn
 
 WITHOUT = {
     "as it is": "everything on",
@@ -59,7 +59,7 @@ def measure(name: str, trick: str) -> float:
     with contextlib.nullcontext() if trick == "kept pages" else kept_pages():
         for _ in range(10 + STEPS):
             started = time.perf_counter()
-            learn(model, optimizer, images, labels, recipe, precision)
+            learn(model, optimizer, recipe, precision, None, Batch(images, labels))
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
@@ -77,10 +77,10 @@ def profile(name: str) -> list[tuple[str, float, int]]:
     labels = torch.randint(10, (recipe.batch_size,), device=device)
     with kept_pages():
         for _ in range(10):
-            learn(model, optimizer, images, labels, recipe, precision)
+            learn(model, optimizer, recipe, precision, None, Batch(images, labels))
         with torch.profiler.profile() as seen:
             for _ in range(STEPS):
-                learn(model, optimizer, images, labels, recipe, precision)
+                learn(model, optimizer, recipe, precision, None, Batch(images, labels))
     on_gpu = device.type == "cuda"
     rows = [
         (row.key, row.self_device_time_total if on_gpu else row.self_cpu_time_total, row.count) for row in seen.key_averages()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gingham import Recipe
-from gingham.augmentation import augment, erase, flip, shift
+from gingham.augmentation import augment, cut_mix, cut_mix_some, erase, flip, shift
 
 
 def pictures(count=7, channels=3, height=9, width=8):
@@ -120,3 +120,51 @@ def test_shifts_reach_every_offset_and_no_further():
     moved = augment(dot, torch.arange(2000), Recipe(shift_pixels=2), epoch=0, step=0)
     reached = {tuple(place) for place in moved.nonzero()[:, 2:].tolist()}
     assert reached == {(row, column) for row in range(2, 7) for column in range(2, 7)}
+
+
+def slow_cut_mix(image, partner, top, left, bottom, right):
+    out, own = image.clone(), 0
+    for row in range(image.shape[1]):
+        for column in range(image.shape[2]):
+            if top <= row < bottom and left <= column < right:
+                out[:, row, column] = partner[:, row, column]
+            else:
+                own += 1
+    return out, own / (image.shape[1] * image.shape[2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_cut_mix_is_the_slow_loops(channels):
+    images, partners = pictures(20, channels), torch.randperm(20)
+    tops, lefts = torch.randint(10, (20,)), torch.randint(9, (20,))
+    boxes = torch.stack(
+        [tops, lefts, (tops + torch.randint(6, (20,))).clamp(max=9), (lefts + torch.randint(6, (20,))).clamp(max=8)], 1
+    )
+    mixed, shares = cut_mix(images, partners, boxes)
+    expected = [
+        slow_cut_mix(image, images[partner], *box) for image, partner, box in zip(images, partners, boxes.tolist(), strict=True)
+    ]
+    assert torch.equal(mixed, torch.stack([image for image, _ in expected]))
+    assert torch.allclose(shares, torch.tensor([share for _, share in expected]))
+    assert mixed.dtype == torch.uint8
+
+
+def test_the_boxes_that_are_mixed_in():
+    images = torch.arange(1, 201, dtype=torch.uint8)[:, None, None, None].expand(200, 1, 28, 28)
+    recipe = Recipe(cutmix=0.5)
+    mixed, partners, shares = cut_mix_some(images, recipe, step=3)
+    again = cut_mix_some(images, recipe, step=3)
+    assert all(torch.equal(one, other) for one, other in zip((mixed, partners, shares), again, strict=True)), (
+        "seed and step decide"
+    )
+    assert not torch.equal(partners, cut_mix_some(images, recipe, step=4)[1])
+    assert not torch.equal(partners, cut_mix_some(images, recipe.replace(seed=1), step=3)[1])
+    assert sorted(partners.tolist()) == list(range(200))
+    assert torch.allclose(
+        (mixed == images).float().mean(dim=(1, 2, 3)), torch.where(partners == torch.arange(200), 1.0, shares)
+    )
+    assert ((mixed == images) | (mixed == images[partners])).all()
+    assert 70 < int((shares < 1).sum()) < 115, "half of them, but for boxes of less than a pixel"
+    assert (cut_mix_some(images, Recipe(cutmix=0.0), step=3)[2] == 1).all()
+    everywhere = torch.cat([cut_mix_some(images, Recipe(cutmix=1.0), step)[2] for step in range(50)])
+    assert 0.6 < float(everywhere.mean()) < 0.75, "a half is asked for, and the border cuts boxes off"

@@ -81,7 +81,7 @@ def test_both_views_and_the_temperature_are_inside(quadrants, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "wrn-28-10"])  # wrn-16-4's layers, for minutes
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 28)])
 def test_every_network_has_an_onnx_form(network, channels, side, tmp_path):
     images = torch.randint(256, (60, channels, side, side), dtype=torch.uint8)

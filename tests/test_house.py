@@ -35,7 +35,7 @@ FLOORS = [
     },
     {"folders", "published", "photos"},
     {"datasets", "storage"},
-    {"evaluation", "inspection", "catalogue", "progress"},
+    {"evaluation", "inspection", "catalogue", "progress", "learning"},
     {"diagnosis", "prediction", "state"},
     {"training"},
     {"repetition", "comparison", "examination", "figures"},

@@ -91,7 +91,7 @@ def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command,
         os.kill(os.getpid(), number)
         return learn(*arguments)
 
-    monkeypatch.setattr("gingham.training._warm_up", lambda *_: False)
+    monkeypatch.setattr("gingham.training.warm_up", lambda *_: False)
     monkeypatch.setattr("gingham.training.learn", asked_after_a_step)
     done = command.call("train", "--data", quadrants, "--recipe", "article", "--out", "run")
     assert done.code == code

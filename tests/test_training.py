@@ -21,7 +21,10 @@ from test_models import reference_article
 GOLDEN = Path(__file__).parent / "golden"
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
-EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, erase_pixels=5)  # all that has a state or a draw
+EVERYTHING = FAST.replace(
+    network="tiny", flip="random", shift_pixels=2, erase_pixels=5, averaging=0.9
+)  # what has a state or draw
+MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # which hard pictures exclude
 
 
 def fit(recipe, data, **options):
@@ -183,7 +186,7 @@ def test_the_warm_up_leaves_no_trace(quadrants, monkeypatch):
     data = gingham.load_data(str(quadrants), validation=0)
     recipe = EVERYTHING.replace(epochs=1, batch_size=32)
     warm = gingham.fit(recipe, data.train, progress=False)
-    monkeypatch.setattr("gingham.training._warm_up", lambda *_: None)
+    monkeypatch.setattr("gingham.training.warm_up", lambda *_: None)
     cold = gingham.fit(recipe, data.train, progress=False)
     assert all(
         torch.equal(a, b) for a, b in zip(warm.model.state_dict().values(), cold.model.state_dict().values(), strict=True)
@@ -222,12 +225,19 @@ def test_splits_of_two_datasets_are_refused(quadrants, fashion_mnist):
 # --- resume
 
 
+@pytest.fixture
+def short_epochs(monkeypatch):
+    """Epochs of milliseconds end in a checkpoint too, so that there is one soon."""
+    monkeypatch.setattr("gingham.training.EPOCH_SECONDS", 0.0)
+
+
 class Stop(Exception):  # noqa: N818  # not an error of anyone's
     pass
 
 
 @pytest.mark.parametrize("checkpoint_seconds", [0, 1e9])
-@pytest.mark.parametrize("base", [ARTICLE, EVERYTHING], ids=["article", "everything"])
+@pytest.mark.parametrize("base", [ARTICLE, EVERYTHING, MIXED], ids=["article", "everything", "mixed"])
+@pytest.mark.usefixtures("short_epochs")
 def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, base, checkpoint_seconds):
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = base.replace(epochs=3, batch_size=32, checkpoint_seconds=checkpoint_seconds)
@@ -241,7 +251,7 @@ def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, base, checkpoint
         fit(recipe, data, folder=tmp_path / "halves", on_epoch=stop)
     run = fit(recipe, data, folder=tmp_path / "halves", resume=True)
     # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 3 steps long, not 9.
-    second = 9 if base is ARTICLE else 3
+    second = 9 if base.hard_share == 1 else 3
     assert run.metrics["resumed_from_step"] == (9 + second - 1 if checkpoint_seconds == 0 else 9)
     halves = gingham.save(run, tmp_path / "halves")
     assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -287,6 +297,7 @@ def interrupted(quadrants, folder):
     return recipe, data
 
 
+@pytest.mark.usefixtures("short_epochs")
 def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
     recipe, data = interrupted(quadrants, tmp_path)
     with pytest.raises(RunError, match=r"made with learning_rate 0.01, not 0.1; resume with the same settings"):
@@ -309,6 +320,7 @@ SENSELESS = {
 }
 
 
+@pytest.mark.usefixtures("short_epochs")
 @pytest.mark.parametrize("name", SENSELESS)
 def test_a_whole_checkpoint_that_makes_no_sense_is_refused(quadrants, tmp_path, name):
     recipe, data = interrupted(quadrants, tmp_path)

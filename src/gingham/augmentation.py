@@ -19,10 +19,11 @@ def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
-def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int | None = None) -> torch.Tensor:
     """Move each picture by whole pixels; what comes in from outside is black.
 
-    `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left.
+    `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left. No offset is
+    larger than the `limit`, which is looked for where it is not given: a look that waits for a GPU.
 
     >>> shift(torch.tensor([[[[1, 2, 3]]]], dtype=torch.uint8), torch.tensor([[0, 1]])).tolist()
     [[[[0, 1, 2]]]]
@@ -30,7 +31,7 @@ def shift(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     if not len(images):
         return images
     height, width = images.shape[2:]
-    edge = int(offsets.abs().max())
+    edge = int(offsets.abs().max()) if limit is None else limit
     padded = F.pad(images, (edge, edge, edge, edge))
     rows = edge - offsets[:, :1] + torch.arange(height, device=images.device)  # (B, H)
     columns = edge - offsets[:, 1:] + torch.arange(width, device=images.device)  # (B, W)
@@ -56,6 +57,52 @@ def erase(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tenso
     across = torch.arange(width, device=images.device) - top_left[:, 1:]  # (B, W)
     inside = ((down >= 0) & (down < side))[:, None, :, None] & ((across >= 0) & (across < side))[:, None, None, :]
     return images.masked_fill(inside, 0)
+
+
+def cut_mix(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Paste a box of each picture's partner over it, and say which share of each picture is still its own.
+
+    `images` is uint8 (B, C, H, W); `partners` int64 (B,), places in the batch; `boxes` int64 (B, 4): the first row and column
+    of each box and those after its last, at least 0, at most H and W. What comes back is like `images`, and float (B,).
+
+    >>> cut_mix(torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([1, 0]), torch.tensor([[0, 0, 1, 1]] * 2))
+    (tensor([[[[3, 2]]],
+    <BLANKLINE>
+    <BLANKLINE>
+            [[[1, 4]]]], dtype=torch.uint8), tensor([0.5000, 0.5000]))
+
+    Source: Yun et al., "CutMix" (arXiv 1905.04899).
+    """
+    height, width = images.shape[2:]
+    top, left, bottom, right = boxes.T[..., None]
+    rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[:, None, None, :]
+    own = 1 - ((bottom - top) * (right - left))[:, 0] / (height * width)
+    return torch.where(inside, images[partners], images), own
+
+
+def cut_mix_some(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a training batch with the recipe's `cutmix` share of it mixed, each picture's partner, and the share that is its own.
+
+    `images` is uint8 (B, C, H, W), the whole batch; partners are int64 (B,), shares float (B,), 1 where nothing was pasted. The
+    box that is pasted covers any share of the picture, all equally likely, and is cut off at the border. Nothing but the
+    recipe's seed and `step` decides the draws.
+
+        images, partners, shares = cut_mix_some(batch, recipe, step=0)
+    """
+    count, (height, width) = len(images), images.shape[2:]
+    generator = torch.Generator().manual_seed(zlib.crc32(f"mix {recipe.seed} {step}".encode()))
+    partners = torch.randperm(count, generator=generator)
+    chosen, covered, *centre = torch.rand(4, count, generator=generator)
+    side = covered.sqrt() * (chosen < recipe.cutmix)  # 0: an empty box
+    edges = [
+        ((place + sign * side / 2) * size).round().clamp(0, size).long()
+        for sign in (-1, 1)
+        for place, size in zip(centre, (height, width), strict=True)
+    ]
+    partners = partners.to(images.device)
+    mixed, shares = cut_mix(images, partners, torch.stack(edges, dim=1).to(images.device))
+    return mixed, partners, shares
 
 
 def augment(
@@ -93,7 +140,7 @@ def augment(
         # A bit of a multiplicative hash: half of the pictures, whatever order or number they come in.
         images = flip(images, ((indices * 2654435761 + recipe.seed * 40503) >> 16) % 2 == epoch % 2)
     if limit := recipe.shift_pixels:
-        images = shift(images, torch.randint(-limit, limit + 1, (count, 2), generator=generator)[part].to(device))
+        images = shift(images, torch.randint(-limit, limit + 1, (count, 2), generator=generator)[part].to(device), limit)
     if side := recipe.erase_pixels:
         centres = [torch.randint(size, (count,), generator=generator)[part] for size in (height, width)]
         images = erase(images, torch.stack(centres, dim=1).to(device), side)

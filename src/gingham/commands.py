@@ -50,6 +50,10 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
     ] = None,
     model: Model = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="A run, trained on the same split, whose answers are learned too; may be repeated."),
+    ] = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe>-<seed> unless told.")] = None,
     resume: Annotated[
@@ -82,7 +86,10 @@ def train(
             run = load(folder, factory_of(model))
             say(f"{folder} is finished already; nothing to resume")
         else:
-            run = _train(chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), track, crew)
+            teachers = tuple(teacher or ())
+            run = _train(
+                chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), teachers, track, crew
+            )
             if not crew.leads:
                 return
     result = {"run": str(folder), **run.metrics}
@@ -100,6 +107,7 @@ def train(
             "time",
             f"{seconds(result['train_seconds'])} train_seconds, {seconds(result['wall_seconds'])} wall_seconds{_resumed(result)}",
         ),
+        *([("taught by", _teachers(run))] if run.data.get("teachers") else []),
         ("throughput", _throughput(result)),
         ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result['precision']}"),
         ("validation", _validation(result["validation_accuracy"], run.recipe.validation_images)),
@@ -113,6 +121,10 @@ def train(
 
 def _seen(result: dict[str, Any]) -> str:
     return f" ({result['images_seen']:,} pictures seen)" if "images_seen" in result else ""
+
+
+def _teachers(run: "Run") -> str:
+    return ", ".join(f"{one.get('recipe')} with seed {one.get('seed')}" for one in run.data["teachers"])
 
 
 def _throughput(result: dict[str, Any]) -> str:
@@ -145,6 +157,7 @@ def _train(
     device: str,
     resume: bool,
     network: "NetworkFactory | None",
+    teachers: tuple[Path, ...],
     track: str | None,
     crew: "Crew",
 ) -> "Run":
@@ -153,7 +166,7 @@ def _train(
     from gingham.devices import choose_device
     from gingham.figures import draw_curves
     from gingham.files import locked, require_writable
-    from gingham.storage import FACTS, save
+    from gingham.storage import FACTS, load, save
     from gingham.training import fit, require_tracker
 
     choose_device(device, crew.local_rank if crew.size > 1 else None)
@@ -162,12 +175,22 @@ def _train(
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
+    taught_by = [load(folder) for folder in teachers]
     with crew.in_turn():
         source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     say_notes(source)
     recipe = suited(recipe, len(source.train), given)
     if not crew.leads:
-        return fit(recipe, source.train, source.validation, folder=folder, resume=resume, device=device, network=network)
+        return fit(
+            recipe,
+            source.train,
+            source.validation,
+            folder=folder,
+            resume=resume,
+            device=device,
+            network=network,
+            teachers=taught_by,
+        )
     require_writable(folder)
     if resume and not has_checkpoint(folder):
         say(f"nothing to resume in {folder}; starting")
@@ -185,6 +208,7 @@ def _train(
                 resume=resume,
                 device=device,
                 network=network,
+                teachers=taught_by,
                 track=track,
             )
         except (KeyboardInterrupt, Terminated):

@@ -66,6 +66,17 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 @contextlib.contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its kernels on each shape it meets first, within the block, and keep to the fastest."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda"
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def kept_pages() -> Iterator[None]:
     """Let the C library keep the memory it frees, for as long as a training lasts.
 

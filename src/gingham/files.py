@@ -163,11 +163,21 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: M
     from safetensors.torch import save_file
 
     with replacing(path) as side:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(plain, side, metadata=dict(metadata) if metadata else None)
+            save_file(_plain(tensors), side, metadata=dict(metadata) if metadata else None)
         except SafetensorError as error:  # it wraps the system's error when the disk is full
             raise GinghamError(f"cannot write {path} ({one_line(error)}); free some room and go on with --resume") from error
+
+
+def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:
+    """Return the SHA-256 of the file that `write_tensors` makes of named tensors, in hexadecimal."""
+    from safetensors.torch import save
+
+    return hashlib.sha256(save(_plain(tensors))).hexdigest()
+
+
+def _plain(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":

@@ -68,14 +68,15 @@ class Muon(torch.optim.Optimizer):
                 if group["filters"]:
                     update = orthogonalize(update.flatten(1)).view_as(update)
                     parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-7))
-                parameter.sub_(update, alpha=group["lr"])
+                parameter.sub_(update * group["lr"])  # which may be a tensor, and alpha may not
 
 
 def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, by a Newton-Schulz iteration.
 
     `matrix` is float (rows, columns). With three iterations the larger singular values end between about 0.7 and 1.2;
-    those under a hundredth of the largest stay small. More iterations cost time and gained no accuracy.
+    those under a hundredth of the largest stay small. More iterations cost time and gained no accuracy. On a GPU the products
+    are in bfloat16, as Muon's author has them; on CPUs that gained no time.
 
     >>> orthogonalize(torch.diag(torch.tensor([3.0, 2.0])), iterations=5).diagonal().min() > 0.6
     tensor(True)
@@ -84,10 +85,12 @@ def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """
     wide: torch.Tensor = matrix if len(matrix) <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
+    if wide.is_cuda:
+        wide = wide.bfloat16()
     for _ in range(iterations):
         square = wide @ wide.T
         wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
-    return wide if len(matrix) <= matrix.shape[1] else wide.T
+    return (wide if len(matrix) <= matrix.shape[1] else wide.T).to(matrix.dtype)
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -99,7 +102,10 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
-        return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov)
+        fused = all(parameter.is_cuda for parameter in parameters) and bool(
+            parameters
+        )  # alone it takes a rate that is a tensor
+        return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused)
     matrices = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the classifier, last in a network
     filters = [parameter for parameter in parameters if parameter.ndim > 1 and not any(parameter is one for one in matrices)]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]  # biases and scales: decay would serve nothing
@@ -109,3 +115,12 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": vectors, "scale": 1.0},
     ]
     return Muon([group for group in groups if group["params"]], rate, momentum)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of each parameter group to `rate` times the group's `scale`, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate * group["scale"])
+        else:
+            group["lr"] = rate * group["scale"]

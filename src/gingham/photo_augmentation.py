@@ -74,9 +74,14 @@ def photograph_some(
             f"photo_share is {recipe.photo_share:g}, and the pictures have {images.shape[1]} channels; it is for grey pictures of "
             "objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
         )
-    count = round(len(images) * recipe.photo_share)
+    count = photographed(len(images), recipe)
     generator = torch.Generator().manual_seed(zlib.crc32(f"photo {recipe.seed} {step}".encode()))
     return torch.cat([as_photographed(images[:count], labels[:count], classes, generator), images[count:]])
+
+
+def photographed(images: int, recipe: Recipe) -> int:
+    """Return how many of a batch of so many pictures, its first ones, are as if photographed."""
+    return round(images * recipe.photo_share)
 
 
 def as_photographed(

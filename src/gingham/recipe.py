@@ -19,6 +19,10 @@ def _setting(default: Any, allowed: str, holds: Callable[[Any], bool]) -> Any:
     return field(default=default, metadata={"allowed": allowed, "holds": holds})
 
 
+def _any(value: Any) -> bool:
+    return True
+
+
 def _number(default: float, low: float, high: float, allowed: str) -> Any:
     return _setting(default, allowed, lambda value: low <= value <= high)
 
@@ -55,7 +59,7 @@ class Recipe:
     warmup: float = _number(0.0, 0, 1, "the share of the steps, from 0 to 1, over which the learning rate rises")
     schedule: str = _choice("constant", SCHEDULES)
     momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 up to, but not, 1")
-    nesterov: bool = _setting(False, "true or false", lambda value: True)
+    nesterov: bool = _setting(False, "true or false", _any)
     weight_decay: float = _number(0.0, 0, 1e4, "a number from 0 to 10000")
     label_smoothing: float = _number(0.0, 0, 1, "a number from 0 to 1")
     hard_share: float = _number(1.0, 0, 1, "the share, from 0 to 1, of hardest pictures that each epoch after the first takes")
@@ -65,11 +69,22 @@ class Recipe:
     flip: str = _choice("none", FLIPS)
     shift_pixels: int = _number(0, 0, 1024, "a whole number of pixels from 0 (none) to 1024")
     erase_pixels: int = _number(0, 0, 1024, "the side of the square in pixels, from 0 (none) to 1024")
+    cutmix: float = _number(0.0, 0, 1, "the share, from 0 to 1, of each batch over which a box of another picture is pasted")
     photo_share: float = _number(
         0.0, 0, 1, "the share, from 0 to 1, of each batch that is drawn as if photographed, cut out and prepared"
     )
+    averaging: float = _number(
+        0.0, 0, 1 - 1e-9, "the share, from 0 (none) up to, but not, 1, that a running mean of the weights keeps at each step"
+    )
+    teacher_share: float = _number(
+        0.9, 0, 1, "the share, from 0 to 1, of the loss that follows the teachers, where there are any"
+    )
+    teacher_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides the logits of both sides")
     views: str = _choice("one", VIEWS)
     precision: str = _choice("auto", PRECISIONS)
+    compile: bool = _setting(
+        False, "true or false: whether torch.compile makes the steps faster, for a minute before them", _any
+    )
     mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
     std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
     size: int = _number(
@@ -87,6 +102,15 @@ class Recipe:
             object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
         if self.nesterov and self.momentum == 0:
             raise RecipeError("nesterov is true with momentum 0; set a momentum above 0, such as 0.9, or nesterov=false")
+        if self.cutmix and self.hard_share < 1:
+            raise RecipeError(
+                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, which ranks pictures by losses that mixed ones do not "
+                "have; set hard_share=1 or cutmix=0"
+            )
+        if self.cutmix and self.photo_share:
+            raise RecipeError(
+                f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; photographs are not mixed: set one of them to 0"
+            )
 
     def replace(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; the copy keeps the name."""

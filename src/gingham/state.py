@@ -1,5 +1,7 @@
 """All that changes while a network is trained: kept in checkpoints, and restored from them to the same bits."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ class State:
     sampler: Sampler
     history: History
     environment: dict[str, Any]  # what the bits of the weights depend on beside all that
+    teachers: tuple[str, ...] = ()  # checksums of their weights
     best: dict[str, torch.Tensor] = field(default_factory=dict)  # the weights of the best look, with patience
+    average: dict[str, torch.Tensor] = field(default_factory=dict)  # the running mean of the weights, with averaging
 
     def keep_best(self, done: int) -> bool:
         """Keep the weights if the validation split was never answered better; return whether patience has run out."""
@@ -40,9 +44,40 @@ class State:
             self.history.steps = done
         return since >= self.recipe.patience
 
-    def take_best(self) -> None:
-        if self.best:
-            self.model.load_state_dict(self.best)
+    def note_weights(self, step: int) -> None:
+        """Let the running mean of weights and statistics go on, with averaging, after a step counted from 0.
+
+        The mean starts at the first step's weights and is short at first, so that it forgets them. torch's AveragedModel does the
+        same but reads a counter back at each step, for which a GPU would be waited for.
+        """
+        decay = min(self.recipe.averaging, (1 + step) / (10 + step))
+        if not self.recipe.averaging:
+            return
+        live = self.model.state_dict()
+        if not self.average:
+            self.average = {name: tensor.clone() for name, tensor in live.items() if tensor.is_floating_point()}
+        torch._foreach_lerp_(list(self.average.values()), [live[name] for name in self.average], 1 - decay)
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the running mean for as long as the block lasts, in the same memory."""
+        places = self.model.state_dict()
+        live = {name: places[name].clone() for name in self.average}
+        self._fill(self.average)
+        try:
+            yield
+        finally:
+            self._fill(live)
+
+    def _fill(self, tensors: dict[str, torch.Tensor]) -> None:
+        places = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                places[name].copy_(tensor)
+
+    def take_final(self) -> None:
+        """Give the model the weights that are kept: those of the best look with patience, the running mean with averaging."""
+        self._fill(self.best or self.average)
 
     def save(self, folder: Path, done: int, train_seconds: float) -> None:
         """Write a checkpoint: weights, optimizer, order of the pictures, history. All other draws follow from seed and step."""
@@ -50,6 +85,7 @@ class State:
         for index, values in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.items()}
         tensors |= {"sampler.order": self.sampler.order, "sampler.losses": self.sampler.losses}
         tensors |= {"history.losses": self.history.losses[:done], "history.hits": self.history.hits[:done]}
         facts = {"step": done, "train_seconds": train_seconds, "epochs": self.history.epochs, "environment": self.environment}
@@ -68,6 +104,7 @@ class State:
             **Recipe().to_dict(),
             **(facts["recipe"] if isinstance(facts.get("recipe"), dict) else {}),
             **{key: facts.get(key) for key in ("fingerprint", "train_images")},
+            "teachers": facts.get("teachers", []),
         }
         wanted = {**now.pop("recipe"), **now}
         del wanted["checkpoint_seconds"]  # it does not touch the weights
@@ -80,9 +117,14 @@ class State:
         try:
             self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
             places = self.model.state_dict()
-            self.best = {
-                name[5:]: _laid_out(tensor, places[name[5:]]) for name, tensor in tensors.items() if name.startswith("best.")
-            }
+            self.best, self.average = (
+                {
+                    name.removeprefix(kind): _laid_out(tensor, places[name.removeprefix(kind)])
+                    for name, tensor in tensors.items()
+                    if name.startswith(kind)
+                }
+                for kind in ("best.", "average.")
+            )
             parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
             state: dict[int, dict[str, torch.Tensor]] = {}
             for name, tensor in tensors.items():
@@ -144,7 +186,7 @@ class State:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a training to go on."""
-        facts = {"fingerprint": self.train.fingerprint, "train_images": len(self.train)}
+        facts = {"fingerprint": self.train.fingerprint, "train_images": len(self.train), "teachers": list(self.teachers)}
         return {"recipe": self.recipe.to_dict(), **facts}
 
 

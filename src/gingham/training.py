@@ -2,35 +2,38 @@
 
 import contextlib
 import copy
+import functools
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
-from gingham.augmentation import augment
+from gingham.augmentation import augment, cut_mix_some
 from gingham.checkpoints import has_checkpoint, parse_checkpoint, read_checkpoint
 from gingham.datasets import Split
-from gingham.devices import autocast, choose_device, choose_precision, kept_pages
+from gingham.devices import choose_device, choose_precision, kept_pages, tuned
 from gingham.diagnosis import Watch
 from gingham.distributed import Crew, joined
-from gingham.errors import DataError, GinghamError, ModelError, is_exhausted, one_line
+from gingham.errors import DataError, GinghamError, ModelError, one_line
 from gingham.evaluation import calibrate
+from gingham.files import tensors_sha256
 from gingham.inspection import summarize
 from gingham.interruption import postponed
-from gingham.models import NETWORKS, Classifier, NetworkFactory, build, construct, name_of
-from gingham.optimization import build_optimizer, lr_at
-from gingham.photo_augmentation import photograph_some
+from gingham.learning import Batch, Learned, Learner, Recording, Teachers, compiled, learn, noise_like, warm_up
+from gingham.models import Classifier, NetworkFactory, build, construct, name_of
+from gingham.optimization import build_optimizer, lr_at, set_rate
+from gingham.photo_augmentation import photograph_some, photographed
 from gingham.progress import Display, History, Tracker
 from gingham.recipe import Recipe
 from gingham.sampling import Sampler
 from gingham.state import State, environment_of
 from gingham.storage import Run, describe_environment
+
+EPOCH_SECONDS = 1.0  # of which a checkpoint at the end of an epoch saves at least as many: a GPU does dozens of epochs a second
 
 
 def fit(
@@ -42,6 +45,7 @@ def fit(
     resume: bool = False,
     device: str = "auto",
     network: NetworkFactory | None = None,
+    teachers: Sequence[Run] = (),
     track: str | None = None,
     progress: bool = True,
     on_epoch: Callable[[Classifier, int], None] | None = None,
@@ -52,7 +56,8 @@ def fit(
     what `diagnosis.py` finds on the way. With a `folder`
     a checkpoint is kept there, every `checkpoint_seconds` and at the end of each epoch, and `resume` goes on from it to
     the same weights (byte for byte on the same CPU and thread count). `network` is a class or function that makes a
-    network of your own, in place of the recipe's: float (N, C, H, W) in, logits (N, K) out. `track` "tensorboard" writes
+    network of your own, in place of the recipe's: float (N, C, H, W) in, logits (N, K) out. `teachers` are runs, trained on the same
+    split, whose answers the network learns beside the labels, in the recipe's `teacher_share`. `track` "tensorboard" writes
     the history there too, to `tensorboard/` in the folder. `on_epoch(model, epoch)` is called after each
     epoch, counted from 1, with the model as it is then.
 
@@ -93,7 +98,8 @@ def fit(
         optimizer = build_optimizer(model, recipe)
         sampler = Sampler(recipe, len(train), place, train.block)
         history = History(recipe, sampler, place)
-        state = State(recipe, train, model, optimizer, sampler, history, environment_of(place, precision, crew.size))
+        teaching, checksums = _asked(teachers, recipe, train, validation, place)
+        state = State(recipe, train, model, optimizer, sampler, history, environment_of(place, precision, crew.size), checksums)
         crew.require_same("recipe and data", json.dumps(state.identity()))
         start, seconds_before, notes = _restore(state, folder, crew) if resume else (0, 0.0, [])
 
@@ -108,6 +114,7 @@ def fit(
 
         model.train()
         stack.enter_context(kept_pages())
+        stack.enter_context(tuned(place))
         display = stack.enter_context(Display(history, start, progress and crew.leads, notes))
         tracker = _tracker(track, history, folder, start) if crew.leads else None
         if tracker:
@@ -115,72 +122,122 @@ def fit(
         watch = Watch(recipe, model, history, train, display.warn)
         if network is not None:
             stack.enter_context(torch.random.fork_rng())  # its dropout draws from torch's own stream
-        parts = sorted({*history.sizes.int().tolist()})
-        unused = _warm_up(model, recipe, precision, sorted({len(range(size)[crew.part(size)]) for size in parts}), validation)
-        learner = crew.wrap(model, unused=unused)
+        sizes = sorted({len(range(size)[crew.part(size)]) for size in {*history.sizes.int().tolist()}})
+        answers = min(len(validation), 500) if validation else 0
+        unused = warm_up(model, recipe, precision, sizes, answers, teaching)
+        learner = _learner(state, precision, teaching, sizes, crew, unused, network is None, display.warn)
         asked = stack.enter_context(postponed(patient=crew.size > 1))  # torchrun passes on what its children got too
         clock = time.perf_counter()
         images = train.images.to(place) if _fits(train, place) else train.images  # bytes, resident wherever they fit
         labels = train.labels.to(place)
         last_checkpoint = time.monotonic()
         train_seconds = seconds_before
-        for step, batch in enumerate(sampler.batches(start, history.steps), start):
-            rate = lr_at(step, sampler.steps, recipe)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
+        for step, indices in enumerate(sampler.batches(start, history.steps), start):
+            set_rate(optimizer, lr_at(step, sampler.steps, recipe))
             epoch, _ = sampler.position(step)
-            part = crew.part(len(batch))
-            # What is photographed depends on the whole batch.
-            own, within = (batch, slice(None)) if recipe.photo_share else (batch[part], part)
-            pictures = augment(images[own.to(images.device)].to(place), own, recipe, epoch, step, within, len(batch))
-            if recipe.photo_share:
-                pictures = photograph_some(pictures, labels[batch], train.classes, recipe, step)[part]
-            truth = labels[batch[part]]
+            batch = _draw(images, labels, indices, train, recipe, epoch, step, crew, teaching)
             if network is not None:
                 # So that training can go on at any step; processes that share a batch drop out each its own.
                 torch.manual_seed(zlib.crc32(f"{recipe.seed} {step}{f' {crew.rank}' if crew.rank else ''}".encode()))
-            loss, logits = learn(learner, optimizer, pictures, truth, recipe, precision, crew.weight(len(batch)))
-            loss, hits, losses = _gathered(loss, logits, truth, len(batch), recipe, crew)
+            learned = _gathered(learner(batch, crew.weight(len(indices))), len(indices), crew)
 
-            history.note(step, loss, hits)
-            if losses is not None:
-                sampler.note(batch, losses)
+            history.note(step, learned.loss, learned.hits)
+            if learned.losses is not None:
+                sampler.note(indices, learned.losses)
+            state.note_weights(step)
             done = step + 1
             display.update(done)
             ends_epoch = sampler.position(done)[1] == 0
             last = done == sampler.steps
-            stops, due = crew.any(bool(asked), time.monotonic() - last_checkpoint >= recipe.checkpoint_seconds)
-            keeps = ends_epoch or due or last or stops
-            if keeps:
+            since = time.monotonic() - last_checkpoint
+            stops, due = crew.any(bool(asked), since >= recipe.checkpoint_seconds or (ends_epoch and since >= EPOCH_SECONDS))
+            if ends_epoch or due or last or stops:
                 history.require_finite(done, model)
             if last:
                 train_seconds = seconds_so_far()  # the weights are final; what follows only measures and keeps them
             if ends_epoch or last:
-                history.end_epoch(done, model, validation, crew)
-                if recipe.patience:
-                    early = state.keep_best(done)
-                    if early or last:  # which weights are final is known only now
-                        train_seconds, last = seconds_so_far(), True
-                display.end_epoch(train_seconds if last else seconds_so_far())
-                watch.end_epoch(done)
-                if tracker:
-                    tracker.end_epoch(done)
-                if on_epoch is not None and ends_epoch:
-                    on_epoch(model, epoch + 1)
-            if keeps:
+                with state.averaged():
+                    history.end_epoch(done, model, validation, crew)
+                    if recipe.patience:
+                        early = state.keep_best(done)
+                        if early or last:  # which weights are final is known only now
+                            train_seconds, last = seconds_so_far(), True
+                    display.end_epoch(train_seconds if last else seconds_so_far())
+                    watch.end_epoch(done)
+                    if tracker:
+                        tracker.end_epoch(done)
+                    if on_epoch is not None and ends_epoch:
+                        on_epoch(model, epoch + 1)
+            if due or last or stops:
                 checkpoint(done, train_seconds if last else seconds_so_far())
                 last_checkpoint = time.monotonic()
             if stops:
                 asked.stop()
             if last:
                 break
+        state.take_final()
         crew.follow(model.buffers())
-        state.take_best()
         model.eval()
         run = _run_of(state, train_seconds, start, crew)
+        if teachers:
+            run.data["teachers"] = [
+                {"recipe": one.recipe.name, "seed": one.recipe.seed, "weights_sha256": checksum}
+                for one, checksum in zip(teachers, state.teachers, strict=True)
+            ]
         if validation is not None:
             calibrate(run, validation, crew)
         return run
+
+
+def _learner(
+    state: State,
+    precision: str,
+    teachers: Teachers | None,
+    sizes: Sequence[int],
+    crew: Crew,
+    unused: bool,
+    ours: bool,
+    warn: Callable[[str], None],
+) -> Learner:
+    """What takes a step, the fastest that goes here: `learn`, on a compiled model where the recipe says so, and recorded on a GPU."""
+    model, optimizer, recipe = crew.wrap(state.model, unused=unused), state.optimizer, state.recipe
+    batches = [noise_like(size, state.model, recipe, teachers) for size in sizes]
+    if recipe.compile:
+        model = compiled(model, optimizer, recipe, precision, teachers, batches)
+    if state.model.mean.is_cuda and ours and crew.size == 1:  # nobody knows what another's network does in its forward
+        try:
+            return Recording(model, optimizer, recipe, precision, teachers, batches)
+        except RuntimeError as error:
+            warn(f"the steps cannot be recorded for the GPU and take longer ({one_line(error)})")
+    return functools.partial(learn, model, optimizer, recipe, precision, teachers)
+
+
+def _draw(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    indices: torch.Tensor,
+    train: Split,
+    recipe: Recipe,
+    epoch: int,
+    step: int,
+    crew: Crew,
+    teachers: Teachers | None,
+) -> Batch:
+    """This process's part of the batch that has the pictures `indices`, int64 (B,), as the recipe distorts and mixes them."""
+    part = crew.part(len(indices))
+    # What is photographed and what is mixed with what depends on the whole batch.
+    whole = recipe.photo_share > 0 or recipe.cutmix > 0
+    own, within = (indices, slice(None)) if whole else (indices[part], part)
+    pictures = augment(images[own.to(images.device)].to(labels.device), own, recipe, epoch, step, within, len(indices))
+    others = shares = taught = None
+    if recipe.photo_share:
+        pictures = photograph_some(pictures, labels[indices], train.classes, recipe, step)[part]
+        if teachers and teachers.blind:
+            taught = (torch.arange(len(indices), device=labels.device) >= photographed(len(indices), recipe)).float()[part]
+    elif recipe.cutmix:
+        pictures, partners, shares = cut_mix_some(pictures, recipe, step)
+        pictures, others, shares = pictures[part], labels[indices[partners]][part], shares[part]
+    return Batch(pictures, labels[indices[part]], others, shares, taught)
 
 
 def _run_of(state: State, train_seconds: float, start: int, crew: Crew) -> Run:
@@ -227,22 +284,42 @@ def _restore(state: State, folder: str | Path | None, crew: Crew) -> tuple[int, 
     return step, seconds, notes + state.inexact(checkpoint)
 
 
-def _gathered(
-    loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, count: int, recipe: Recipe, crew: Crew
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """A batch's loss, right answers and, where the sampler wants them, each picture's loss (B,), from what each process has of it."""
-    loss, logits = loss.detach(), logits.detach()
-    hits = (logits.argmax(dim=1) == labels).sum()
-    losses = F.cross_entropy(logits.float(), labels, reduction="none") if recipe.hard_share < 1 else None
+def _gathered(learned: Learned, count: int, crew: Crew) -> Learned:
+    """What a step found in a batch of `count` pictures, from what it found in each process's part."""
     if crew.size == 1:
-        return loss, hits, losses
-    told = torch.zeros(2 if losses is None else 2 + count, device=loss.device)
+        return learned
+    told = torch.zeros(2 if learned.losses is None else 2 + count, device=learned.loss.device)
     if crew.rank < count:  # else its picture is another's too
-        told[0], told[1] = loss / crew.size, hits
-        if losses is not None:
-            told[2:][crew.part(count)] = losses
+        told[0], told[1] = learned.loss / crew.size, learned.hits
+        if learned.losses is not None:
+            told[2:][crew.part(count)] = learned.losses
     crew.add(told)
-    return told[0], told[1], None if losses is None else told[2:]
+    return Learned(told[0], told[1], None if learned.losses is None else told[2:])
+
+
+def _asked(
+    teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None, device: torch.device
+) -> tuple[Teachers | None, tuple[str, ...]]:
+    """The teachers on the device, copied, and the checksums of their weights."""
+    if not teachers:
+        return None, ()
+    held_out = len(validation) if validation else 0
+    for run in teachers:
+        name = run.folder or f"{run.recipe.name} with seed {run.recipe.seed}"
+        if run.model.classes != train.classes or run.model.input_shape != _shape(train):
+            raise DataError(
+                f"the teacher {name} answers for pictures of {run.model.input_shape} in {len(run.model.classes)} classes, and these are "
+                f"of {_shape(train)} in {len(train.classes)}; choose teachers that were trained on the same data"
+            )
+        if run.data.get("fingerprint") != train.fingerprint or run.data.get("train_images") != len(train):
+            raise DataError(
+                f"the teacher {name} was trained on {run.data.get('train_images')} pictures of {run.data.get('name')}, and not on these "
+                f"{len(train)} of {train.dataset} with {held_out} held out: it may know what is held out here; train it on the same split"
+            )
+    models = [copy.deepcopy(run.model).to(device) for run in teachers]
+    blind = recipe.photo_share > 0 and not all(run.recipe.photo_share for run in teachers)
+    checksums = [tensors_sha256(run.model.state_dict()) for run in teachers]
+    return Teachers(models, recipe.teacher_temperature, blind), tuple(checksums)
 
 
 def _build(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Classifier:
@@ -269,62 +346,6 @@ def _tracker(track: str | None, history: History, folder: str | Path | None, sta
     if folder is None:
         raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
     return Tracker(history, Path(folder) / "tensorboard", start)
-
-
-def learn(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    recipe: Recipe,
-    precision: str,
-    weight: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of gradient descent on a batch: uint8 (B, C, H, W) and int64 (B,); returns the loss and the logits (B, K).
-
-    The loss is the mean over the batch, times the `weight` that this has among those of other processes.
-    """
-    optimizer.zero_grad()
-    with autocast(precision, images.device):
-        logits = model(images)
-    # The article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    if weight != 1:
-        loss = loss * weight
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return loss, logits
-
-
-def _warm_up(model: Classifier, recipe: Recipe, precision: str, sizes: list[int], validation: Split | None) -> bool:
-    """Let a copy of the model learn noise, in batches of each size to come, and answer for some: no kernel is set up on the clock.
-
-    There is nothing to restore. Returns whether some parameters had no part in it.
-    """
-    twin = copy.deepcopy(model).train()
-    optimizer = build_optimizer(twin, recipe)
-    device = model.mean.device
-    generator = torch.Generator().manual_seed(recipe.seed)  # of its own: the training's draws stay where they were
-
-    def noise(count: int) -> torch.Tensor:
-        return torch.randint(256, (count, *model.input_shape), dtype=torch.uint8, generator=generator).to(device)
-
-    for size in (*sizes, sizes[-1]):
-        labels = torch.randint(len(model.classes), (size,), generator=generator).to(device)
-        try:
-            learn(twin, optimizer, noise(size), labels, recipe, precision)
-        except Exception as error:
-            if recipe.network in NETWORKS or is_exhausted(error):
-                raise
-            alone = " (BatchNorm cannot learn from one value a channel)" if size == 1 and "per channel" in str(error) else ""
-            raise ModelError(
-                f"the network {recipe.network} cannot learn from a batch of {size}{alone}: {type(error).__name__}, "
-                f"{one_line(error)}; mend its forward"
-                + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" if size == 1 else "")
-            ) from error
-    if validation is not None:
-        twin.logits(noise(min(len(validation), 500)))
-    return any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
 
 
 def _fits(split: Split, device: torch.device) -> bool:

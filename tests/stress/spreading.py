@@ -161,7 +161,7 @@ def asked_to_end(times: int) -> Outcome:
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
-        line = ("--data", make_dataset(folder / "data", train=600), *HARD, "--set", "checkpoint_seconds=1e6")
+        line = ("--data", make_dataset(folder / "data", train=600), *HARD, "--set", "checkpoint_seconds=0.3")
         for launcher, name in (((), "alone"), ((*ALONE, "--nproc-per-node=2"), "two")):
             if wrong := finished(folder, *line, "--out", f"whole-{name}", launcher=launcher):
                 return Outcome(1, [wrong])

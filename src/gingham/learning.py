@@ -1,0 +1,257 @@
+"""One step of gradient descent, and how it is made fast: warmed up, compiled, recorded."""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gingham.devices import autocast
+from gingham.errors import GinghamError, ModelError, is_exhausted, one_line
+from gingham.models import NETWORKS, Classifier
+from gingham.optimization import build_optimizer
+from gingham.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures to learn from, uint8 (B, C, H, W), and what is known of each: `labels`, int64 (B,), and, where it is not all,
+
+    `others`, int64 (B,), the labels of what was pasted over them, with `shares`, float (B,), of the picture that are still its own;
+    and `taught`, float (B,), 1 for pictures of which the teachers are asked and 0 for those they know nothing of.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    others: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
+    taught: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All of its tensors that there are."""
+        return [tensor for tensor in vars(self).values() if tensor is not None]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a step found before it changed the weights, on the device: the batch's mean loss and the number of right answers, both
+    (), and with hard pictures to be found the loss of each, float (B,)."""
+
+    loss: torch.Tensor
+    hits: torch.Tensor
+    losses: torch.Tensor | None
+
+
+class Teachers:
+    """Trained models whose answers another one learns: probabilities, the mean over all of them.
+
+    They see the very pictures the learner sees, distorted as they are for it.
+
+    Sources: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531); the same view for both from Beyer et
+    al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv 2106.05237).
+    """
+
+    def __init__(self, models: Sequence[Classifier], temperature: float, blind: bool = False) -> None:
+        self.models = [model.eval().requires_grad_(False) for model in models]
+        self.temperature = temperature
+        self.blind = blind  # to pictures as if photographed, of which they have seen none
+
+    @torch.no_grad()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Return probabilities, float (B, K), for uint8 pictures (B, C, H, W)."""
+        answers = [(model(images).float() / self.temperature).softmax(dim=1) for model in self.models]
+        return torch.stack(answers).mean(dim=0)
+
+
+def loss_of(logits: torch.Tensor, batch: Batch, recipe: Recipe, taught: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean loss of logits, float (B, K): cross-entropy to the labels, and where `taught` has the teachers'
+    probabilities, float (B, K), in the recipe's `teacher_share` the divergence from those, times the squared temperature."""
+
+    # The article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
+    def to(labels: torch.Tensor, reduction: str) -> torch.Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction=reduction)
+
+    if batch.others is None and taught is None:
+        return to(batch.labels, "mean")
+    each = to(batch.labels, "none")
+    if batch.others is not None and batch.shares is not None:
+        each = batch.shares * each + (1 - batch.shares) * to(batch.others, "none")
+    if taught is not None:
+        temperature = recipe.teacher_temperature
+        apart = F.kl_div((logits / temperature).log_softmax(dim=1), taught, reduction="none").sum(dim=1) * temperature**2
+        follows = recipe.teacher_share * (1.0 if batch.taught is None else batch.taught)
+        each = (1 - follows) * each + follows * apart
+    return each.mean()
+
+
+def learn(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    precision: str,
+    teachers: Teachers | None,
+    batch: Batch,
+    weight: float = 1.0,
+) -> Learned:
+    """Take one step of gradient descent on a batch.
+
+    The loss is the mean over the batch, times the `weight` that this has among those of other processes.
+    """
+    optimizer.zero_grad()
+    with autocast(precision, batch.images.device):
+        taught = teachers(batch.images) if teachers else None
+        logits = model(batch.images).float()
+    loss = loss_of(logits, batch, recipe, taught)
+    if weight != 1:
+        loss = loss * weight
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    loss, logits = loss.detach(), logits.detach()
+    truth = batch.labels
+    if batch.others is not None and batch.shares is not None:
+        truth = torch.where(batch.shares < 0.5, batch.others, truth)
+    hits = (logits.argmax(dim=1) == truth).sum()
+    losses = F.cross_entropy(logits, batch.labels, reduction="none") if recipe.hard_share < 1 else None
+    return Learned(loss, hits, losses)
+
+
+Learner = Callable[[Batch, float], Learned]
+
+
+class Recording:
+    """`learn` on a GPU, recorded for each size of batch as a CUDA graph and replayed from then on.
+
+    A step of a small network is hundreds of kernels of some microseconds each, and Python starts them more slowly than a GPU ends
+    them. What a batch's step finds is overwritten by the next one's.
+
+        learner = Recording(model, optimizer, recipe, precision, None, [a batch of each size])
+
+    Raises
+        RuntimeError: something in the step cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: Recipe,
+        precision: str,
+        teachers: Teachers | None,
+        batches: Iterable[Batch],
+    ) -> None:
+        self.recorded: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Learned]] = {}
+        prepare_to_record(optimizer)
+        pool = None
+        for batch in batches:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                learned = learn(model, optimizer, recipe, precision, teachers, batch)
+            pool = graph.pool()  # one for all, as they never run at once
+            self.recorded[len(batch)] = (graph, batch, learned)
+
+    def __call__(self, batch: Batch, weight: float = 1.0) -> Learned:
+        assert weight == 1, "only a process on its own records"
+        graph, place, learned = self.recorded[len(batch)]
+        for own, given in zip(place.tensors(), batch.tensors(), strict=True):
+            own.copy_(given)
+        graph.replay()
+        return learned
+
+
+def prepare_to_record(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer what must have its place before a step is recorded: rates that are tensors, and momentum at 0.
+
+    A rate that is a number would be recorded as it is, and momentum made in the first step would be made again in each.
+    """
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        for parameter in group["params"]:
+            if group["momentum"] and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def noise_like(batch_size: int, model: Classifier, recipe: Recipe, teachers: Teachers | None) -> Batch:
+    """Return a batch of random pictures with all that the recipe's batches have, on the model's device."""
+    device = model.mean.device
+    generator = torch.Generator().manual_seed(recipe.seed)  # of its own: the training's draws stay where they were
+    images = torch.randint(256, (batch_size, *model.input_shape), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(len(model.classes), (batch_size,), generator=generator).to(device)
+    return Batch(
+        images.to(device),
+        labels,
+        labels.flip(0) if recipe.cutmix else None,
+        torch.ones(batch_size, device=device) if recipe.cutmix else None,
+        torch.ones(batch_size, device=device) if teachers and teachers.blind else None,
+    )
+
+
+def warm_up(
+    model: Classifier, recipe: Recipe, precision: str, sizes: Sequence[int], answers: int, teachers: Teachers | None = None
+) -> bool:
+    """Let a copy of the model learn noise, in batches of each size to come, and answer for some: no kernel is set up on the clock.
+
+    There is nothing to restore. Returns whether some parameters had no part in it.
+    """
+    twin = copy.deepcopy(model).train()
+    optimizer = build_optimizer(twin, recipe)
+    for size in (*sizes, sizes[-1]):
+        batch = noise_like(size, model, recipe, teachers)
+        try:
+            learn(twin, optimizer, recipe, precision, teachers, batch)
+        except Exception as error:
+            if recipe.network in NETWORKS or is_exhausted(error):
+                raise
+            alone = " (BatchNorm cannot learn from one value a channel)" if size == 1 and "per channel" in str(error) else ""
+            raise ModelError(
+                f"the network {recipe.network} cannot learn from a batch of {size}{alone}: {type(error).__name__}, "
+                f"{one_line(error)}; mend its forward"
+                + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" if size == 1 else "")
+            ) from error
+    if answers:
+        twin.logits(noise_like(answers, model, recipe, None).images)
+    return any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
+
+
+def compiled(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    precision: str,
+    teachers: Teachers | None,
+    batches: Sequence[Batch],
+) -> nn.Module:
+    """Return the model compiled by torch for batches of these sizes; weights, statistics and momentum are as they were.
+
+    Raises
+        GinghamError: there is no compiler, or it fails.
+    """
+    made: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    momentum = {
+        parameter: state["momentum_buffer"].clone()
+        for parameter, state in optimizer.state.items()
+        if state.get("momentum_buffer") is not None
+    }
+    try:
+        for batch in batches:
+            learn(made, optimizer, recipe, precision, teachers, batch)
+    except Exception as error:
+        if is_exhausted(error):
+            raise
+        raise GinghamError(
+            f"torch.compile could not compile the network {recipe.network} ({one_line(error)}); it needs a C++ compiler, and on a GPU "
+            "Triton: install them, or set compile=false"
+        ) from error
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(before[name])
+        for parameter, state in optimizer.state.items():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].copy_(momentum.get(parameter, torch.zeros_like(parameter)))
+    return made
