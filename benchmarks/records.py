@@ -5,21 +5,32 @@ python benchmarks/records.py      # writes the table in records/README.md anew f
 
 import datetime as dt
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gingham.files import write_json, write_text
+import numpy as np
+
+from gingham.files import replacing, write_json, write_text
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- table: written by benchmarks/records.py -->", "<!-- end of table -->"
 
 
 def clean_commit() -> str:
-    """Return the commit of a tree without changes; exit with a sentence where there are some."""
+    """Return the commit of a tree without changes; exit with a sentence where there are some.
+
+    A copy without git, on a machine that only measures, is told its commit by GINGHAM_COMMIT.
+    """
+    if told := os.environ.get("GINGHAM_COMMIT"):
+        return told
     status = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -51,8 +62,13 @@ def write_record(
     command: str,
     recipe: dict[str, Any],
     extra: dict[str, Any],
+    predictions: list["torch.Tensor"] | None = None,
 ) -> Path:
-    """Write records/<date>-<name>/record.json, bring the table up to date and return the folder."""
+    """Write records/<date>-<name>/record.json, bring the table up to date and return the folder.
+
+    `predictions` are those of each seed on the test pictures, int64 (N,); they go beside it as predictions.npz: `predicted`,
+    uint8 (seeds, N).
+    """
     folder = ROOT / "records" / f"{dt.date.today()}-{name}"
     record = {
         "target": target,
@@ -68,6 +84,10 @@ def write_record(
         "recipe": recipe,
         **extra,
     }
+    if predictions is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / "predictions.npz") as side, side.open("wb") as file:
+            np.savez_compressed(file, predicted=np.stack([one.numpy().astype(np.uint8) for one in predictions]))
     write_json(folder / "record.json", record)
     write_table()
     return folder
@@ -92,7 +112,8 @@ def table() -> str:
             [
                 f"[{file.parent.name}]({file.parent.name}/record.json)",
                 "-" if record["target"] is None else f"{record['target']:.2%}",
-                f"{statistics.mean(accuracies):.2%} ± {statistics.stdev(accuracies):.2%}",
+                f"{statistics.mean(accuracies):.2%}"
+                + (f" ± {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else ""),
                 f"{min(accuracies):.2%} to {max(accuracies):.2%}",
                 str(record["n"]),
                 str(record.get("never_left_10_percent", "not counted")),

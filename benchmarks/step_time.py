@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from torch import nn
 import gingham
 import records
 from gingham.devices import choose_device, choose_precision, kept_pages
-from gingham.learning import Batch, learn
+from gingham.learning import Batch, Learner, Recording, compiled, learn, noise_like
 from gingham.models import MeanPool, build
 from gingham.optimization import build_optimizer
 from gingham.recipe import find_recipe
@@ -33,6 +34,8 @@ WITHOUT = {
     "channels last": "activations and filters as NCHW",
     "mean over NHWC": "nn.AdaptiveAvgPool2d in place of MeanPool",
     "bfloat16": "float32 throughout (no difference where the hardware lacks bfloat16)",
+    "eager steps": "the network compiled by torch.compile, once it is",
+    "one by one": "steps recorded as a CUDA graph and replayed (no difference without an NVIDIA GPU)",
 }
 RECIPES = ("fast-85", "fast", "fast-94")
 STEPS, ROUNDS = 40, 7
@@ -56,10 +59,16 @@ def measure(name: str, trick: str) -> float:
     images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
     labels = torch.randint(10, (recipe.batch_size,), device=device)
     times = []
+    learner: Learner = partial(learn, model, optimizer, recipe, precision, None)
+    if trick == "eager steps":
+        network = compiled(model, optimizer, recipe, precision, None, [Batch(images, labels)])
+        learner = partial(learn, network, optimizer, recipe, precision, None)
+    if trick == "one by one" and device.type == "cuda":
+        learner = Recording(model, optimizer, recipe, precision, None, [noise_like(recipe.batch_size, model, recipe, None)])
     with contextlib.nullcontext() if trick == "kept pages" else kept_pages():
         for _ in range(10 + STEPS):
             started = time.perf_counter()
-            learn(model, optimizer, recipe, precision, None, Batch(images, labels))
+            learner(Batch(images, labels), 1.0)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)

@@ -5,12 +5,15 @@
     python benchmarks/time_to_accuracy.py fast-92 fast-92:optimizer=sgd:learning_rate=0.4 --seeds 5 --title optimizer
 
 A recipe's fields can be changed, as NAME:FIELD=VALUE:FIELD=VALUE, to see what each is worth. Each seed is one `gingham train` in a process of its own, one after the other and the recipes in turn, so that a slow
-minute of the machine falls on all of them. Finished seeds are kept in --work. The test split is opened once a run, after
-the last has been trained. Writes benchmarks/results/<title>-<hardware>-<date>.md and .json, and with --record a folder in
-records/ for each recipe.
+minute of the machine falls on all of them. Where a seed takes a second and its process ten, --seeds-a-process lets several share one.
+Finished seeds are kept in --work. With --minutes the one under way is asked to end then, keeps its state, and goes on with the same
+command given again. The test split is opened once a run, after the last has been trained. Writes
+benchmarks/results/<title>-<hardware>-<date>.md and .json, and with --record a folder in records/ for each recipe, with what every seed
+answered on each test picture.
 """
 
 import argparse
+import math
 import resource
 import shutil
 import statistics
@@ -25,12 +28,18 @@ import torch
 import gingham
 import records
 from gingham.cli import main as gingham_command
+from gingham.devices import choose_device
 from gingham.files import read_json, write_json
 from gingham.metrics import mean_interval
 from gingham.recipe import find_recipe, parse_settings
+from gingham.storage import load_predictions
 
-# Accuracy and seconds asked of each recipe (two cores with AMX).
+# Accuracy and seconds asked of each recipe: two cores with AMX, and one H100 for those of a GPU.
 TARGETS = {
+    "gpu-94": (0.94, 0.8),
+    "gpu-95": (0.95, 3),
+    "gpu-96": (0.96, 30),
+    "gpu-best": (0.967, None),
     "fast-85": (0.855, 1),
     "fast-90": (0.90, 3),
     "fast-92": (0.92, 8),
@@ -39,6 +48,8 @@ TARGETS = {
     "accurate": (0.95, 600),
 }
 
+
+FEWEST_SEEDS = {"gpu-best": 5}  # of a record; ten of any other
 
 COLUMNS = (
     "recipe",
@@ -60,38 +71,48 @@ COLUMNS = (
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the TFLOP/s of square matrix products: what this process could reach at best."""
+    on_gpu = device.type == "cuda"
     rate = 0.0
-    for size in (128, 512, 2048):
+    for size in (1024, 8192) if on_gpu else (128, 512, 2048):
         a = torch.randn(size, size, device=device).to(dtype)
         if rate and 2 * size**3 / rate > 1e12:  # over a second: the hardware lacks this type, and the small size has to do
             break
         rates = []
+        times = 10 if on_gpu else 1  # in a queue, as a GPU works
         for _ in range(7):
-            if device.type == "cuda":
+            if on_gpu:
                 torch.cuda.synchronize(device)
             started = time.perf_counter()
-            a @ a
-            if device.type == "cuda":
+            for _ in range(times):
+                a @ a
+            if on_gpu:
                 torch.cuda.synchronize(device)
-            rates.append(2 * size**3 / (time.perf_counter() - started) / 1e12)
+            rates.append(times * 2 * size**3 / (time.perf_counter() - started) / 1e12)
         rate = statistics.median(rates)
     return rate
 
 
-def train_one(recipe: str, seed: int, folder: Path, started: float) -> dict[str, Any]:
-    """Run `gingham train` in this process and return what it came to."""
+def train_one(recipe: str, seed: int, folder: Path, started: float, teachers: list[Path]) -> dict[str, Any]:
+    """Run `gingham train` in this process, which began with it at the time `started`, and return what it came to."""
     name, *settings = recipe.split(":")
     options = [word for setting in settings for word in ("--set", setting)]
-    shutil.rmtree(folder, ignore_errors=True)  # of a seed that was interrupted: its clock would not count everything
+    options += [word for teacher in teachers for word in ("--teacher", str(teacher))]
+    before = Path(f"{folder}.wall.json")  # of processes that were asked to end
+    spent = read_json(before)["wall_seconds"] if before.exists() else 0.0
+    if not before.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a seed that was killed: its clock would not count everything
     try:
-        gingham_command(["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), *options])
+        gingham_command(["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), "--resume", *options])
     except SystemExit as stop:
         if stop.code:
+            write_json(before, {"wall_seconds": spent + time.time() - started})
             raise
-    wall_seconds = time.time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    wall_seconds = spent + time.time() - started
     run = gingham.load(folder)
     device = torch.device(run.metrics["device"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_reserved(device)
     network = run.model.network.cpu()
     flops = 3 * gingham.summarize(network, run.model.input_shape, recipe).flops  # backward: twice the forward's
     images = run.metrics["images_seen"]
@@ -114,6 +135,47 @@ def train_one(recipe: str, seed: int, folder: Path, started: float) -> dict[str,
         "validation_accuracy": run.metrics["validation_accuracy"],
         "environment": run.environment,
     }
+
+
+def train_all(options: argparse.Namespace, work: Path) -> dict[str, list[dict[str, Any]]]:
+    """Train every seed of every recipe that is not there yet, and return what each came to; exit when the time is over."""
+    ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
+    for first in range(0, options.seeds, options.seeds_a_process):
+        for name in options.recipes:
+            seeds = range(first, min(first + options.seeds_a_process, options.seeds))
+            missing = [str(seed) for seed in seeds if not (work / f"{name}-{seed}.json").exists()]
+            if not missing:
+                continue
+            print(f"{name}, seed {', '.join(missing)} of {options.seeds}", file=sys.stderr)
+            line = [sys.executable, __file__, name, "--worker", ",".join(missing), "--work", str(work.resolve())]
+            line += [word for teacher in options.teacher for word in ("--teacher", str(teacher.resolve()))]
+            with subprocess.Popen(line, stdout=subprocess.DEVNULL) as worker:
+                try:
+                    code = worker.wait(None if ends == math.inf else max(0.0, ends - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    worker.terminate()
+                    worker.wait()
+                    sys.exit(
+                        f"{options.minutes:g} minutes are over; what is done is kept in {work}: give the same command again"
+                    )
+            if code:
+                sys.exit(f"seed {', '.join(missing)} of {name} ended with {code}")
+    return {name: [read_json(work / f"{name}-{seed}.json") for seed in range(options.seeds)] for name in options.recipes}
+
+
+def test_all(outcomes: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """Open the test split once for each run, note the accuracy, and return what each answered: int64 (N,)."""
+    test = gingham.load_data("fashion-mnist").test
+    answers = []
+    for outcome in outcomes:
+        run = gingham.load(outcome["folder"])
+        run.model.to(choose_device("auto"))
+        outcome["accuracy"] = gingham.evaluate(run, test).accuracy
+        kept = load_predictions(run, "test", test.fingerprint)
+        if kept is None:
+            sys.exit(f"the predictions of {outcome['folder']} could not be kept")
+        answers.append(kept["predicted"])
+    return answers
 
 
 def describe(name: str, outcomes: list[dict[str, Any]], split: str) -> dict[str, Any]:
@@ -152,7 +214,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         f"| --- {'| ---: ' * (len(COLUMNS) - 1)}|",
     ]
     for row in rows:
-        target = "-" if row["target"] is None else f"{row['target'][0]:.1%} in {row['target'][1]}"
+        target = "-" if row["target"] is None else f"{row['target'][0]:.1%} in {row['target'][1] or 'any time'}"
         cells = [
             f"`{row['recipe']}`",
             f"{row['mean']:.2%} ± {row['std']:.2%}",
@@ -181,15 +243,24 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--record", action="store_true", help="write records/<date>-<recipe>/record.json; needs --split test")
     parser.add_argument("--work", type=Path, default=Path("runs/time-to-accuracy"), help="where finished seeds are kept")
-    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--teacher", type=Path, action="append", default=[], metavar="RUN", help="as gingham train; repeatable")
+    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
+    parser.add_argument(
+        "--seeds-a-process", type=int, default=1, metavar="N", help="how many seeds share a process (default: 1)"
+    )
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
         (recipe,) = options.recipes
-        folder = options.work / f"{recipe}-{options.worker}"
-        write_json(Path(f"{folder}.json"), train_one(recipe, options.worker, folder, STARTED))
+        started = STARTED
+        for seed in map(int, options.worker.split(",")):
+            folder = options.work / f"{recipe}-{seed}"
+            write_json(Path(f"{folder}.json"), train_one(recipe, seed, folder, started, options.teacher))
+            started = time.time()
         return
-    if options.seeds < 2 or (options.record and (options.seeds < 10 or options.split != "test")):
-        parser.error("a spread needs at least 2 seeds, a record 10 and --split test")
+    fewest = max(FEWEST_SEEDS.get(name, 10) for name in options.recipes)
+    if options.seeds < 2 or (options.record and (options.seeds < fewest or options.split != "test")):
+        parser.error(f"a spread needs at least 2 seeds, a record {fewest} and --split test")
     for spec in options.recipes:
         name, *settings = spec.split(":")
         find_recipe(name).replace(**parse_settings(settings))  # a wrong name stops here, not after an hour
@@ -198,28 +269,21 @@ def main() -> None:
     commit = records.clean_commit()
     work = options.work / commit[:12]
 
-    outcomes: dict[str, list[dict[str, Any]]] = {name: [] for name in options.recipes}
-    for seed in range(options.seeds):
-        for name in options.recipes:
-            file = work / f"{name}-{seed}.json"
-            if not file.exists():
-                print(f"{name}, seed {seed} of {options.seeds}", file=sys.stderr)
-                line = [sys.executable, __file__, name, "--worker", str(seed), "--work", str(work.resolve())]
-                subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
-            outcomes[name].append(read_json(file))
-
+    outcomes = train_all(options, work)
     environments = [outcome["environment"] for seeds in outcomes.values() for outcome in seeds]
     if any(environment != environments[0] for environment in environments):
         sys.exit(f"the seeds in {work} were trained on different machines or versions; give another --work")
-    data = gingham.load_data("fashion-mnist")
-    for seeds in outcomes.values():
+    answers: dict[str, list[torch.Tensor]] = {}
+    for name, seeds in outcomes.items():
         for outcome in seeds:
             outcome["accuracy"] = outcome["validation_accuracy"]
-            if options.split == "test":
-                outcome["accuracy"] = gingham.evaluate(gingham.load(outcome["folder"]), data.test).accuracy
+        if options.split == "test":
+            answers[name] = test_all(seeds)
     rows = [describe(name, seeds, options.split) for name, seeds in outcomes.items()]
 
     words = [*options.recipes, "--seeds", options.seeds, "--split", options.split]
+    words += [word for teacher in options.teacher for word in ("--teacher", teacher)]
+    words += [] if options.seeds_a_process == 1 else ["--seeds-a-process", options.seeds_a_process]
     words += [] if options.title == parser.get_default("title") else ["--title", options.title]
     command = f"python benchmarks/time_to_accuracy.py {' '.join(map(str, words))}"
     if options.record:
@@ -234,7 +298,12 @@ def main() -> None:
                 commit=commit,
                 command=command + " --record",
                 recipe=gingham.RECIPES[row["recipe"]].to_dict(),
-                extra={"precision": row["precision"]},
+                extra={
+                    "precision": row["precision"],
+                    "seeds_a_process": options.seeds_a_process,
+                    "teachers": len(options.teacher),
+                },
+                predictions=answers[row["recipe"]],
             )
     rates = [outcome["matrix_tflops"] for seeds in outcomes.values() for outcome in seeds]
     float32, bfloat16 = (statistics.median(rate[name] for rate in rates) for name in ("float32", "bfloat16"))
@@ -243,6 +312,8 @@ def main() -> None:
         if options.split == "test"
         else ("5,000 validation pictures")
     )
+    shared = f", or from the end of the seed before it, as {options.seeds_a_process} share a process"
+    shared = shared if options.seeds_a_process > 1 else ""
     text = f"""# Time to accuracy
 
 Command: `{command}`, commit {commit[:12]}.
@@ -253,7 +324,7 @@ Square matrix products in the same processes, median: {float32:.3f} TFLOP/s in f
 {table(rows)}
 
 `train_seconds`: from bytes in memory and fresh weights to final weights. `wall_seconds`: from the start of the process to the
-command's end. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
+command's end{shared}. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
 """
     path = records.write_result(options.title, environments[0], text)
     write_json(path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environments[0], "rows": rows})

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import platformdirs
-
 from gingham.errors import GinghamError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
 
 def cache_folder() -> Path:
     """Return the folder of the user's cache that datasets and packs are kept in (`~/.cache/gingham` on Linux)."""
+    import platformdirs  # here, since whoever names their data's folder needs no cache
+
     return platformdirs.user_cache_path("gingham")
 
 

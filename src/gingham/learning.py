@@ -1,6 +1,7 @@
 """One step of gradient descent, and how it is made fast: warmed up, compiled, recorded."""
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -231,6 +232,7 @@ def compiled(
     Raises
         GinghamError: there is no compiler, or it fails.
     """
+    _forget_others(recipe.network, precision, tuple(map(len, batches)))
     made: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     momentum = {
@@ -255,3 +257,12 @@ def compiled(
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].copy_(momentum.get(parameter, torch.zeros_like(parameter)))
     return made
+
+
+@functools.lru_cache(maxsize=1)
+def _forget_others(*what: object) -> None:
+    """Let go of what was compiled for anything else: torch keeps eight versions of a forward and would not compile the ninth.
+
+    The next model of the same kind takes what the last one had compiled, at once.
+    """
+    torch.compiler.reset()

@@ -54,21 +54,34 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Take one step along the gradients."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                gradient = parameter.grad
-                if group["weight_decay"]:
-                    gradient = gradient.add(parameter, alpha=group["weight_decay"])
-                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-                update = gradient.add(buffer, alpha=group["momentum"])
-                if group["filters"]:
-                    update = orthogonalize(update.flatten(1)).view_as(update)
-                    parameter.mul_(len(parameter) ** 0.5 / parameter.norm().clamp(min=1e-7))
-                parameter.sub_(update * group["lr"])  # which may be a tensor, and alpha may not
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            # Whole lists at a time, as torch's own optimizers do it: one kernel on a GPU in place of one a parameter.
+            updates = [parameter.grad for parameter in parameters if parameter.grad is not None]
+            if group["weight_decay"]:
+                updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            updates = list(torch._foreach_add(updates, buffers, alpha=group["momentum"]))
+            if group["filters"]:
+                updates = [_orthogonalized(update) for update in updates]
+                norms = torch._foreach_norm(parameters)
+                torch._foreach_clamp_min_(norms, 1e-7)
+                torch._foreach_reciprocal_(norms)
+                torch._foreach_mul_(norms, [len(parameter) ** 0.5 for parameter in parameters])
+                torch._foreach_mul_(parameters, norms)
+            torch._foreach_sub_(parameters, torch._foreach_mul(updates, group["lr"]))
+
+
+def _orthogonalized(update: torch.Tensor) -> torch.Tensor:
+    """A filter's update, seen as a matrix (out, the rest) and orthogonalised: columns may stand in any order, so in that of memory."""
+    moved = update.movedim(1, -1)
+    return orthogonalize(moved.flatten(1)).view(moved.shape).movedim(-1, 1)
 
 
 def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
@@ -89,7 +102,8 @@ def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
         wide = wide.bfloat16()
     for _ in range(iterations):
         square = wide @ wide.T
-        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+        square = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        wide = torch.addmm(wide, square, wide, beta=3.4445)
     return (wide if len(matrix) <= matrix.shape[1] else wide.T).to(matrix.dtype)
 
 

@@ -47,9 +47,12 @@ class History:
         loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
         entry = {"epoch": self.sampler.epochs(done), "step": done, "train_loss": loss, "train_accuracy": accuracy}
         held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
-        # Epochs of hard pictures are short: the validation split is measured as often as the training split's size is seen.
+        # Epochs of hard pictures are short: what counts is how often the training split's size is seen.
         before = next((earlier["step"] for earlier in reversed(self.epochs) if earlier["validation_loss"] is not None), 0)
-        due = done == self.sampler.steps or float(self.sizes[before:done].sum()) >= self.sampler.images
+        due = (
+            done == self.sampler.steps
+            or float(self.sizes[before:done].sum()) >= self.sampler.images * self.recipe.validate_every
+        )
         if validation is not None and due:
             crew.follow(model.buffers())  # each process has gathered BatchNorm's statistics from its own pictures
             logits, labels = crew.shared(model.logits, validation.images), validation.labels
@@ -76,8 +79,11 @@ class History:
         Raises
             TrainingError: a loss of the epoch under way or a weight is not finite; it names the step and its pictures.
         """
-        bad = (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
-        if not bad and not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        # Both in one question, for which a GPU is waited for once.
+        losses, *weights = (tensor.isfinite().all() for tensor in (self.losses[:done], *model.parameters()))
+        sound, trained = torch.stack([losses, torch.stack([losses, *weights]).all()]).tolist()
+        bad = [] if sound else (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
+        if sound and not trained:
             bad = [done - 1]  # the last update was the one: its loss would only show at the next step
         if bad:
             rate, (epoch, place) = self.recipe.learning_rate, self.sampler.position(bad[0])

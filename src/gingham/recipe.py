@@ -91,6 +91,9 @@ class Recipe:
         0, 0, 4096, "the side of the square pictures in pixels, up to 4096; 0 keeps a common size up to 64, else takes 28"
     )
     validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
+    validate_every: int = _number(
+        1, 1, 10**6, "how many times the training split's size is seen between two looks at the validation split, from 1 up"
+    )
     patience: int = _number(
         0, 0, 10**6, "how many looks at the validation split may pass without a better one; 0 trains to the end"
     )

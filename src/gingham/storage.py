@@ -2,6 +2,7 @@
 
 import json
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -313,7 +314,7 @@ def _are_predictions(tensors: Mapping[str, torch.Tensor], classes: int) -> bool:
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the hardware a figure must be quoted with."""
     if device.type == "cuda":
-        hardware = torch.cuda.get_device_name(device)
+        hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
     else:
         instructions = torch.backends.cpu.get_cpu_capability()  # AVX2, AVX512, ...: it decides the speed more than the name
         hardware = f"{_processor()} ({instructions}), {_threads()}"
@@ -325,6 +326,16 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "hardware": hardware,
     }
+
+
+def _power_limit(device: torch.device) -> str:
+    """What a GPU may draw, as NVIDIA's own tool says it: cards of one name differ in it, and in speed."""
+    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}", "--query-gpu=power.limit"]
+    try:
+        said = subprocess.run([*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        return f"{float(said.stdout):.0f} W"
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
+        return "power limit unknown"
 
 
 def _threads() -> str:

@@ -6,13 +6,13 @@ import functools
 import json
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gingham.augmentation import augment, cut_mix_some
+from gingham.augmentation import augment, augment_ahead, cut_mix_some
 from gingham.checkpoints import has_checkpoint, parse_checkpoint, read_checkpoint
 from gingham.datasets import Split
 from gingham.devices import choose_device, choose_precision, kept_pages, tuned
@@ -33,6 +33,7 @@ from gingham.sampling import Sampler
 from gingham.state import State, environment_of
 from gingham.storage import Run, describe_environment
 
+IMAGES_AHEAD = 1 << 16  # that a GPU has distorted at a time
 EPOCH_SECONDS = 1.0  # of which a checkpoint at the end of an epoch saves at least as many: a GPU does dozens of epochs a second
 
 
@@ -132,10 +133,9 @@ def fit(
         labels = train.labels.to(place)
         last_checkpoint = time.monotonic()
         train_seconds = seconds_before
-        for step, indices in enumerate(sampler.batches(start, history.steps), start):
+        for step, indices, batch in _drawn(images, labels, train, recipe, sampler, start, history.steps, crew, teaching):
             set_rate(optimizer, lr_at(step, sampler.steps, recipe))
             epoch, _ = sampler.position(step)
-            batch = _draw(images, labels, indices, train, recipe, epoch, step, crew, teaching)
             if network is not None:
                 # So that training can go on at any step; processes that share a batch drop out each its own.
                 torch.manual_seed(zlib.crc32(f"{recipe.seed} {step}{f' {crew.rank}' if crew.rank else ''}".encode()))
@@ -210,6 +210,37 @@ def _learner(
         except RuntimeError as error:
             warn(f"the steps cannot be recorded for the GPU and take longer ({one_line(error)})")
     return functools.partial(learn, model, optimizer, recipe, precision, teachers)
+
+
+def _drawn(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    train: Split,
+    recipe: Recipe,
+    sampler: Sampler,
+    start: int,
+    stop: int,
+    crew: Crew,
+    teachers: Teachers | None,
+) -> Iterator[tuple[int, torch.Tensor, Batch]]:
+    """The steps from `start` up to `stop`, each with its indices, int64 (B,), and its batch."""
+    ahead = images.is_cuda and crew.size == 1 and not recipe.photo_share and not recipe.cutmix
+    if not ahead:
+        for step, indices in enumerate(sampler.batches(start, stop), start):
+            epoch, _ = sampler.position(step)
+            yield step, indices, _draw(images, labels, indices, train, recipe, epoch, step, crew, teachers)
+        return
+    while start < stop:
+        epoch, place = sampler.position(start)
+        left = (sampler.later if epoch else sampler.first) - place  # the next epoch's order is not known before this one ends
+        end = min(stop, start + left, start + max(1, IMAGES_AHEAD // recipe.batch_size))
+        batches = list(sampler.batches(start, end))
+        own = torch.cat(batches)
+        pictures = augment_ahead(images[own], batches, recipe, epoch, start)
+        truths = torch.split(labels[own], [len(batch) for batch in batches])
+        for step, indices, seen, truth in zip(range(start, end), batches, pictures, truths, strict=True):
+            yield step, indices, Batch(seen, truth)
+        start = end
 
 
 def _draw(
