@@ -5,7 +5,8 @@
     python benchmarks/time_to_accuracy.py fast-92 fast-92:optimizer=sgd:learning_rate=0.4 --seeds 5 --title optimizer
 
 A recipe's fields can be changed, as NAME:FIELD=VALUE:FIELD=VALUE, to see what each is worth. Each seed is one `gingham train` in a process of its own, one after the other and the recipes in turn, so that a slow
-minute of the machine falls on all of them. Where a seed takes a second and its process ten, --seeds-a-process lets several share one.
+minute of the machine falls on all of them. Where a seed takes a second and its process ten, --seeds-a-process lets several share one,
+each with all recipes.
 Finished seeds are kept in --work. With --minutes the one under way is asked to end then, keeps its state, and goes on with the same
 command given again. The test split is opened once a run, after the last has been trained. Writes
 benchmarks/results/<title>-<hardware>-<date>.md and .json, and with --record a folder in records/ for each recipe, with what every seed
@@ -13,6 +14,8 @@ answered on each test picture.
 """
 
 import argparse
+import functools
+import json
 import math
 import resource
 import shutil
@@ -69,6 +72,7 @@ COLUMNS = (
 )
 
 
+@functools.cache
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Return the TFLOP/s of square matrix products: what this process could reach at best."""
     on_gpu = device.type == "cuda"
@@ -140,27 +144,52 @@ def train_one(recipe: str, seed: int, folder: Path, started: float, teachers: li
 def train_all(options: argparse.Namespace, work: Path) -> dict[str, list[dict[str, Any]]]:
     """Train every seed of every recipe that is not there yet, and return what each came to; exit when the time is over."""
     ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
-    for first in range(0, options.seeds, options.seeds_a_process):
-        for name in options.recipes:
-            seeds = range(first, min(first + options.seeds_a_process, options.seeds))
-            missing = [str(seed) for seed in seeds if not (work / f"{name}-{seed}.json").exists()]
-            if not missing:
-                continue
-            print(f"{name}, seed {', '.join(missing)} of {options.seeds}", file=sys.stderr)
-            line = [sys.executable, __file__, name, "--worker", ",".join(missing), "--work", str(work.resolve())]
-            line += [word for teacher in options.teacher for word in ("--teacher", str(teacher.resolve()))]
-            with subprocess.Popen(line, stdout=subprocess.DEVNULL) as worker:
-                try:
-                    code = worker.wait(None if ends == math.inf else max(0.0, ends - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    worker.terminate()
-                    worker.wait()
-                    sys.exit(
-                        f"{options.minutes:g} minutes are over; what is done is kept in {work}: give the same command again"
-                    )
-            if code:
-                sys.exit(f"seed {', '.join(missing)} of {name} ended with {code}")
-    return {name: [read_json(work / f"{name}-{seed}.json") for seed in range(options.seeds)] for name in options.recipes}
+    alone = options.seeds_a_process == 1
+    jobs = [
+        (name, seed) for seed in range(options.seeds) for name in options.recipes if not finished(work, name, seed).exists()
+    ]
+    share = 1 if alone else options.seeds_a_process * len(options.recipes)
+    failed: list[tuple[str, int]] = []
+    while jobs:
+        now, jobs = jobs[:share], jobs[share:]
+        line = [sys.executable, __file__, "none", "--worker", json.dumps(now), "--work", str(work.resolve())]
+        line += [word for teacher in options.teacher for word in ("--teacher", str(teacher.resolve()))]
+        with subprocess.Popen(line, stdout=subprocess.DEVNULL) as worker:
+            try:
+                worker.wait(None if ends == math.inf else max(0.0, ends - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.terminate()
+                worker.wait()
+                sys.exit(f"{options.minutes:g} minutes are over; what is done is kept in {work}: give the same command again")
+        failed += [job for job in now if not finished(work, *job).exists()]
+    if failed:
+        sys.exit(f"no result of {', '.join(f'{name} with seed {seed}' for name, seed in failed)}; the reasons stand above")
+    return {name: [read_json(finished(work, name, seed)) for seed in range(options.seeds)] for name in options.recipes}
+
+
+def finished(work: Path, recipe: str, seed: int) -> Path:
+    return work / f"{recipe}-{seed}.json"
+
+
+def work_off(jobs: list[tuple[str, int]], work: Path, teachers: list[Path]) -> None:
+    """Train one after the other in this process; what cannot be trained says why, and the next begins."""
+    started = STARTED
+    for recipe, seed in jobs:
+        print(f"{recipe}, seed {seed}", file=sys.stderr, flush=True)
+        try:
+            outcome = train_one(recipe, seed, work / f"{recipe}-{seed}", started, teachers)
+            write_json(finished(work, recipe, seed), outcome)
+            print(
+                f"    {outcome['validation_accuracy']:.2%} after {outcome['train_seconds']:.3f} s, {outcome['tflops']:.1f} TFLOP/s",
+                file=sys.stderr,
+                flush=True,
+            )
+        except SystemExit as stop:
+            if stop.code not in (1, 2):  # asked to end
+                raise
+        except Exception as error:  # whatever it is: the others are worth their time all the same
+            print(f"    {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        started = time.time()
 
 
 def test_all(outcomes: list[dict[str, Any]]) -> list[torch.Tensor]:
@@ -251,12 +280,7 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
-        (recipe,) = options.recipes
-        started = STARTED
-        for seed in map(int, options.worker.split(",")):
-            folder = options.work / f"{recipe}-{seed}"
-            write_json(Path(f"{folder}.json"), train_one(recipe, seed, folder, started, options.teacher))
-            started = time.time()
+        work_off([(recipe, seed) for recipe, seed in json.loads(options.worker)], options.work, options.teacher)
         return
     fewest = max(FEWEST_SEEDS.get(name, 10) for name in options.recipes)
     if options.seeds < 2 or (options.record and (options.seeds < fewest or options.split != "test")):
@@ -312,7 +336,7 @@ def main() -> None:
         if options.split == "test"
         else ("5,000 validation pictures")
     )
-    shared = f", or from the end of the seed before it, as {options.seeds_a_process} share a process"
+    shared = f", or from the end of the one before it, as {options.seeds_a_process} seeds share a process"
     shared = shared if options.seeds_a_process > 1 else ""
     text = f"""# Time to accuracy
 
