@@ -187,7 +187,7 @@ def work_off(jobs: list[tuple[str, int]], work: Path, teachers: list[Path]) -> N
         except SystemExit as stop:
             if stop.code not in (1, 2):  # asked to end
                 raise
-        except Exception as error:  # whatever it is: the others are worth their time all the same
+        except Exception as error:  # noqa: BLE001 - whatever it is: the others are worth their time all the same
             print(f"    {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         started = time.time()
 
