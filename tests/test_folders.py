@@ -647,7 +647,7 @@ def test_colour_pictures_train_by_the_same_recipe(command, tmp_path):
             file = tmp_path / "d" / name / f"{k}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(file)
-    done = command("train", "--data", tmp_path / "d", "--set", "batch_size=16", "--json")
+    done = command("train", "--data", tmp_path / "d", "--json")
     assert "warning" not in done.stderr.lower()
     run = gingham.load(command.folder / "runs/fast-0")
     assert run.model.input_shape == (3, 32, 32)
