@@ -23,7 +23,7 @@ import torch
 import gingham
 import records
 from gingham.browser import library_files
-from gingham.storage import describe_environment
+from gingham.devices import describe_environment
 
 KINDS = {"ONNX": ["model.onnx"], "8 bits": ["small.onnx", "--int8"], "page": ["page.html"]}
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import gingham
 import records
-from gingham.devices import choose_device
+from gingham.devices import choose_device, describe_environment
 from gingham.recipe import find_recipe, parse_settings
-from gingham.storage import describe_environment
 
 
 def main() -> None:

@@ -24,10 +24,11 @@ from PIL import Image
 
 import gingham
 import records
+from gingham.devices import describe_environment
 from gingham.folders import list_pictures
 from gingham.photos import Prepared, open_photo
 from gingham.prediction import average, bare_name, load_packaged, prepare_for
-from gingham.storage import Run, describe_environment
+from gingham.storage import Run
 
 Picture = npt.NDArray[Any]  # OpenCV's type hints know no more
 SIDE = 280

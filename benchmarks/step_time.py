@@ -21,12 +21,11 @@ from torch import nn
 
 import gingham
 import records
-from gingham.devices import choose_device, choose_precision, kept_pages
+from gingham.devices import choose_device, choose_precision, describe_environment, kept_pages
 from gingham.learning import Batch, Learner, Recording, compiled, learn, noise_like
 from gingham.models import MeanPool, build
 from gingham.optimization import build_optimizer
 from gingham.recipe import find_recipe
-from gingham.storage import describe_environment
 
 WITHOUT = {
     "as it is": "everything on",

@@ -1,13 +1,17 @@
-"""What the machine offers a training: its devices, the precision they are fast at, and memory that is not given back in between."""
+"""What the machine offers a training, and what it is called: devices, their precision, and memory not given back in between."""
 
 import contextlib
 import ctypes
+import platform
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from gingham import __version__
 from gingham.errors import GinghamError
 
 
@@ -49,13 +53,22 @@ def choose_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":
-        # Private to torch, but there since 2.4; without AMX or AVX512-BF16 bfloat16 is emulated and slower.
-        native = any(
-            getattr(torch.cpu, test, lambda: False)() for test in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-        )
-        return "bfloat16" if native else "float32"
+    if device.type == "cpu":  # without either bfloat16 is emulated and slower
+        return "bfloat16" if _cpu_has("amx_tile") or _cpu_has("avx512_bf16") else "float32"
     return "float32"
+
+
+def _cpu_has(instructions: str) -> bool:
+    return bool(getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)())  # private to torch, but there since 2.4
+
+
+def processor() -> str:
+    """Return the CPU with the widest instructions torch computes with, which decide its speed, and the last bits of sums.
+
+    processor()        # "AMD EPYC (AVX512)", "Intel(R) Xeon(R) Processor (AVX512 with AMX)"
+    """
+    instructions = torch.backends.cpu.get_cpu_capability() + (" with AMX" if _cpu_has("amx_tile") else "")
+    return f"{_processor_name()} ({instructions})"
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -97,3 +110,42 @@ def kept_pages() -> Iterator[None]:
         libc.mallopt(trim_threshold, 64 << 20)  # where glibc's own adjustment ends
         libc.mallopt(mmap_threshold, 32 << 20)
         libc.malloc_trim(0)
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return the versions and the hardware a figure must be quoted with."""
+    if device.type == "cuda":
+        hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
+    else:
+        hardware = f"{processor()}, {_threads()}"
+    return {
+        "gingham": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "hardware": hardware,
+    }
+
+
+def _power_limit(device: torch.device) -> str:
+    """What a GPU may draw, as NVIDIA's own tool says it: cards of one name differ in it, and in speed."""
+    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}", "--query-gpu=power.limit"]
+    try:
+        said = subprocess.run([*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        return f"{float(said.stdout):.0f} W"
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
+        return "power limit unknown"
+
+
+def _threads() -> str:
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' * (number != 1)}"
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -2,7 +2,7 @@
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LONGEST = 1500  # characters of a message; what is longer loses its middle, since its end says what to do
 
@@ -75,6 +75,16 @@ def suggest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, names, n=1)
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     return f"; did you mean {close[0]!r}? (known: {listed})" if close else f"; known: {listed}"
+
+
+def listed(differences: Sequence[str]) -> str:
+    """Return the first three of some differences, and how many more there are.
+
+    >>> listed(["seed 1, not 0", "epochs 2, not 3"]), listed(list("abcde"))
+    ('seed 1, not 0 and epochs 2, not 3', 'a and b and c and 2 more differences')
+    """
+    more = f" and {len(differences) - 3} more differences" if len(differences) > 3 else ""
+    return " and ".join(differences[:3]) + more
 
 
 def is_exhausted(error: BaseException | None) -> bool:

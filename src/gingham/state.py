@@ -10,7 +10,8 @@ import torch
 
 from gingham.checkpoints import Checkpoint, save_checkpoint
 from gingham.datasets import Split
-from gingham.errors import RunError, one_line
+from gingham.devices import processor
+from gingham.errors import RunError, listed, one_line
 from gingham.models import Classifier
 from gingham.progress import History
 from gingham.recipe import Recipe
@@ -50,9 +51,9 @@ class State:
         The mean starts at the first step's weights and is short at first, so that it forgets them. torch's AveragedModel does the
         same but reads a counter back at each step, for which a GPU would be waited for.
         """
-        decay = min(self.recipe.averaging, (1 + step) / (10 + step))
         if not self.recipe.averaging:
             return
+        decay = min(self.recipe.averaging, (1 + step) / (10 + step))
         live = self.model.state_dict()
         if not self.average:
             self.average = {name: tensor.clone() for name, tensor in live.items() if tensor.is_floating_point()}
@@ -109,9 +110,8 @@ class State:
         wanted = {**now.pop("recipe"), **now}
         del wanted["checkpoint_seconds"]  # it does not touch the weights
         if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
-            more = f" and {len(changed) - 3} more differences" if len(changed) > 3 else ""
             raise RunError(
-                f"the checkpoint in {folder} was made with {' and '.join(changed[:3])}{more}; resume with the same settings "
+                f"the checkpoint in {folder} was made with {listed(changed)}; resume with the same settings "
                 f"(--recipe {before.get('name')} --seed {before.get('seed')}), or give another --out"
             )
         try:
@@ -198,7 +198,7 @@ def environment_of(device: torch.device, precision: str, processes: int) -> dict
         "processes": processes,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(),
     }
 
 

@@ -1,8 +1,6 @@
 """The Run: a trained model with all that is known of it; saved and loaded without pickle."""
 
 import json
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -309,43 +307,3 @@ def _are_predictions(tensors: Mapping[str, torch.Tensor], classes: int) -> bool:
             for name, tensor in tensors.items()
         )
     )
-
-
-def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return the versions and the hardware a figure must be quoted with."""
-    if device.type == "cuda":
-        hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
-    else:
-        instructions = torch.backends.cpu.get_cpu_capability()  # AVX2, AVX512, ...: it decides the speed more than the name
-        hardware = f"{_processor()} ({instructions}), {_threads()}"
-    return {
-        "gingham": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": str(device),
-        "hardware": hardware,
-    }
-
-
-def _power_limit(device: torch.device) -> str:
-    """What a GPU may draw, as NVIDIA's own tool says it: cards of one name differ in it, and in speed."""
-    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}", "--query-gpu=power.limit"]
-    try:
-        said = subprocess.run([*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
-        return f"{float(said.stdout):.0f} W"
-    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
-        return "power limit unknown"
-
-
-def _threads() -> str:
-    number = torch.get_num_threads()
-    return f"{number} thread{'s' * (number != 1)}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

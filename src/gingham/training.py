@@ -15,7 +15,7 @@ import torch
 from gingham.augmentation import augment, augment_ahead, cut_mix_some
 from gingham.checkpoints import has_checkpoint, parse_checkpoint, read_checkpoint
 from gingham.datasets import Split
-from gingham.devices import choose_device, choose_precision, kept_pages, tuned
+from gingham.devices import choose_device, choose_precision, describe_environment, kept_pages, tuned
 from gingham.diagnosis import Watch
 from gingham.distributed import Crew, joined
 from gingham.errors import DataError, GinghamError, ModelError, one_line
@@ -31,7 +31,7 @@ from gingham.progress import Display, History, Tracker
 from gingham.recipe import Recipe
 from gingham.sampling import Sampler
 from gingham.state import State, environment_of
-from gingham.storage import Run, describe_environment
+from gingham.storage import Run
 
 IMAGES_AHEAD = 1 << 16  # that a GPU has distorted at a time
 EPOCH_SECONDS = 1.0  # of which a checkpoint at the end of an epoch saves at least as many: a GPU does dozens of epochs a second
