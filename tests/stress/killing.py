@@ -74,12 +74,12 @@ def differences(run: Path, whole: Path) -> list[str]:
     return found
 
 
-def at_any_moment(run: Path, seconds: float, chance: random.Random) -> None:
-    """Wait for a moment between the start of a process and its likely end."""
-    time.sleep(chance.uniform(0, seconds))
+def at_any_moment(run: Path, begins: float, seconds: float, chance: random.Random) -> None:
+    """Wait for a moment from shortly before a training begins, as its process imports and reads for that long, to its likely end."""
+    time.sleep(chance.uniform(0.8 * begins, seconds))
 
 
-def while_writing(run: Path, seconds: float, chance: random.Random) -> None:
+def while_writing(run: Path, begins: float, seconds: float, chance: random.Random) -> None:
     """Wait until a training has begun to keep checkpoints, for a while more, and until one is just being written."""
     deadline = time.monotonic() + 4 * seconds
 
@@ -109,7 +109,9 @@ def tear(run: Path, chance: random.Random) -> bool:
     return True
 
 
-def killed(kills: int, moment: Callable[[Path, float, random.Random], None], pause: float, *, torn: bool = False) -> Outcome:
+def killed(
+    kills: int, moment: Callable[[Path, float, float, random.Random], None], pause: float, *, torn: bool = False
+) -> Outcome:
     """Kill trainings `kills` times, each at a `moment`; checkpoints are due every `pause` seconds."""
     chance, outcome, tears = random.Random(SEED), Outcome(), 0
     with tempfile.TemporaryDirectory() as place:
@@ -117,7 +119,11 @@ def killed(kills: int, moment: Callable[[Path, float, random.Random], None], pau
         data = make_dataset(folder / "data")
         line = ("--data", data, *SETTINGS, "--set", f"checkpoint_seconds={pause}")
         began = time.monotonic()
-        if start(folder, *line, "--out", "whole").wait(timeout=120):
+        whole = start(folder, *line, "--out", "whole")
+        while whole.poll() is None and not (folder / "whole").exists():
+            time.sleep(0.01)
+        begins = time.monotonic() - began
+        if whole.wait(timeout=120):
             return Outcome(1, [f"the undisturbed training failed: {(folder / 'err').read_text()[-300:]}"])
         seconds, trainings, resumes = time.monotonic() - began, 0, 0
         while outcome.tried < kills:
@@ -126,7 +132,7 @@ def killed(kills: int, moment: Callable[[Path, float, random.Random], None], pau
             while True:
                 process = start(folder, *line, "--out", run, "--resume")
                 if outcome.tried + took < kills:
-                    moment(run, seconds, chance)
+                    moment(run, begins, seconds, chance)
                 if outcome.tried + took >= kills or process.poll() is not None or (run / "model.json").exists():
                     code = process.wait(timeout=120)  # it ended before the kill, or is to end now
                     break
