@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gingham.errors import GinghamError, Terminated
+from gingham.errors import GinghamError, Terminated, sentence
 from gingham.recipe import DEFAULT_RECIPE, RECIPES, Recipe, find_recipe, parse_settings
 from gingham.terminal import (
     DATA_HELP,
@@ -94,23 +94,29 @@ def train(
                 return
     result = {"run": str(folder), **run.metrics}
     if as_json:
-        print_json(result)
-        return
+        print_json({"run": str(folder), **run.metrics})
+    else:
+        print_trained(run, folder, model)
+
+
+def print_trained(run: "Run", folder: Path, model: str | None) -> None:
+    """Print what `train` tells of a run, in two columns; `-` for what one from elsewhere does not say."""
+    result = run.metrics
     print_pairs(
         ("run", folder),
-        ("network", f"{run.recipe.network}, {result['parameters']:,} parameters"),
+        ("network", f"{run.recipe.network}, {_counted(result, 'parameters')} parameters"),
         (
             "trained on",
-            f"{result['train_images']:,} pictures of {run.data.get('name')}, {result['epochs']:.3g} epochs{_seen(result)}",
+            f"{_counted(result, 'train_images')} pictures of {run.data.get('name')}, {_counted(result, 'epochs', '.3g')} epochs{_seen(result)}",
         ),
         (
             "time",
-            f"{seconds(result['train_seconds'])} train_seconds, {seconds(result['wall_seconds'])} wall_seconds{_resumed(result)}",
+            f"{seconds(result.get('train_seconds'))} train_seconds, {seconds(result.get('wall_seconds'))} wall_seconds{_resumed(result)}",
         ),
-        *([("taught by", _teachers(run))] if run.data.get("teachers") else []),
+        *([("taught by", run.taught_by)] if run.taught_by else []),
         ("throughput", _throughput(result)),
-        ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result['precision']}"),
-        ("validation", _validation(result["validation_accuracy"], run.recipe.validation_images)),
+        ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result.get('precision')}"),
+        ("validation", _validation(result.get("validation_accuracy"), run.recipe.validation_images)),
         (
             "next",
             f"gingham evaluate {folder} --split {'validation' if run.recipe.validation_images else 'test'}"
@@ -120,15 +126,16 @@ def train(
 
 
 def _seen(result: dict[str, Any]) -> str:
-    return f" ({result['images_seen']:,} pictures seen)" if "images_seen" in result else ""
+    return "" if result.get("images_seen") is None else f" ({result['images_seen']:,} pictures seen)"
 
 
-def _teachers(run: "Run") -> str:
-    return ", ".join(f"{one.get('recipe')} with seed {one.get('seed')}" for one in run.data["teachers"])
+def _counted(result: dict[str, Any], key: str, form: str = ",") -> str:
+    value = result.get(key)
+    return "-" if value is None else format(value, form)
 
 
 def _throughput(result: dict[str, Any]) -> str:
-    rate, processes = result.get("images_per_second_per_process"), result.get("processes", 1)
+    rate, processes = result.get("images_per_second_per_process"), result.get("processes") or 1
     if rate is None:
         return "-"
     return f"{rate:,.0f} pictures a second" + (f" in each of {processes} processes" if processes > 1 else "")
@@ -288,7 +295,9 @@ def evaluate(
         print(f"the test split has been opened {times(len(report.test_openings))} by this run")
     seconds = loaded.metrics.get("train_seconds")
     if isinstance(seconds, (int, float)):
-        print(f"trained in {seconds:.1f} s (train_seconds) on {loaded.environment.get('hardware', 'unknown hardware')}")
+        print(
+            sentence(f"trained in {seconds:.1f} s (train_seconds) on {loaded.environment.get('hardware', 'unknown hardware')}")
+        )
     print(f"figure: {figure or 'not written'}")
 
 

@@ -70,7 +70,7 @@ def trials(
         else:
             accuracy = run.metrics.get("validation_accuracy")
             shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
-            say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds', 0))}")
+            say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds') or 0)}")
 
     source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
     say_notes(source)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gingham.datasets import Data, Split
-from gingham.errors import GinghamError, TrainingError
+from gingham.errors import GinghamError, RunError, TrainingError, listed
 from gingham.evaluation import evaluate, right_answers
 from gingham.files import locked, read_json, require_writable, write_json
 from gingham.metrics import mean_interval, proportion_interval
@@ -126,7 +126,7 @@ def trials(
         recipe = recipe.replace(network=name_of(network))
     require_writable(folder)
     with locked(folder, wait=False):
-        _claim(folder, recipe, data)
+        _claim(folder, recipe, data, taught_by)
         failed: dict[int, str] = {}
         trained = []
         for seed in wanted:
@@ -199,7 +199,9 @@ def _gather(
         run = load(folder / f"seed-{seed}", network)
         right = right_answers(run, split)
         accuracies.append(float(right.double().mean()))
-        seconds.append(float(run.metrics["train_seconds"]))
+        if (took := run.metrics.get("train_seconds")) is None:
+            raise RunError(f"{run.folder} does not say how long it trained (train_seconds); remove it to train that seed again")
+        seconds.append(float(took))
         if proportion_interval(int(right.sum()), len(right))[0] <= commonest:
             dead.append(seed)
     return Trials(recipe, split.name, tuple(seeds), tuple(accuracies), tuple(seconds), tuple(dead), failed, folder)

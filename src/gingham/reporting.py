@@ -23,7 +23,7 @@ from gingham.evaluation import Report, measure
 from gingham.files import write_text
 from gingham.inspection import summarize
 from gingham.metrics import proportion_interval
-from gingham.storage import Run, load_predictions
+from gingham.storage import COUNTS, TEXTS, Run, load_predictions
 from gingham.tables import duration
 
 SHOWN_CLASSES = 30  # tables of more than these are cut
@@ -79,8 +79,8 @@ def _facts(run: Run, train: Split, validation: Split | None, test: Split | None)
         "written": datetime.now(UTC).strftime("%d %B %Y"),
         "run": run,
         "recipe": run.recipe,
-        "metrics": run.metrics,
-        "environment": run.environment,
+        "metrics": {**dict.fromkeys((*COUNTS["metrics"], *TEXTS["metrics"])), **run.metrics},
+        "environment": {key: run.environment.get(key) or "unknown" for key in TEXTS["environment"]},
         "classes": train.classes,
         "folder": run.folder.name if run.folder else run.recipe.name,
         "data": {
@@ -270,7 +270,7 @@ def _speed(run: Run, train: Split) -> dict[str, Any]:
     many = min(_seconds(lambda: model.logits(few)) for _ in range(3))
     seconds = run.metrics.get("train_seconds") or math.nan
     return {
-        "trained": run.metrics.get("images_seen", 0) / seconds,
+        "trained": (run.metrics.get("images_seen") or 0) / seconds,
         "one_milliseconds": 1000 * one,
         "many": len(few) / many,
         "batch": len(few),

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from gingham import __version__
 from gingham.checkpoints import has_checkpoint, load_checkpoint, remove_checkpoints
 from gingham.errors import GinghamError, RunError, one_line
 from gingham.files import (
@@ -27,6 +26,20 @@ from gingham.readers import is_plain
 from gingham.recipe import Recipe
 
 FORMAT = 1
+LARGEST = 3.5e38  # number that counts as one: what a float32 holds
+# What a run says of itself beside its recipe. Whatever it says must be of that kind, as tables and reports calculate with it.
+COUNTS = {
+    "metrics": (
+        "parameters", "processes", "train_images", "epochs", "steps", "images_seen", "images_per_second_per_process", "train_seconds",
+        "wall_seconds", "chosen_epoch", "resumed_from_step",
+    ),
+    "data": ("train_images",),
+}  # fmt: skip
+TEXTS = {
+    "metrics": ("recipe", "device", "precision"),
+    "data": ("name", "fingerprint"),
+    "environment": ("gingham", "torch", "python", "system", "device", "hardware"),
+}
 TRIALS = "trials.json"  # of a folder of runs that differ in their seed
 WEIGHTS, FACTS, HISTORY = "model.safetensors", "model.json", "history.jsonl"
 
@@ -49,6 +62,11 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     folder: Path | None = None
+
+    @property
+    def taught_by(self) -> str:
+        """Its teachers in words, such as "accurate with seed 0, accurate with seed 1"; nothing where it had none."""
+        return ", ".join(f"{one.get('recipe')} with seed {one.get('seed')}" for one in self.data.get("teachers") or [])
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the tensors and the history, as JSON values."""
@@ -210,6 +228,7 @@ def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None)
     for key, kind in (("data", dict), ("metrics", dict), ("environment", dict), ("test_openings", list)):
         if not isinstance(facts[key], kind):
             raise ValueError(f"{key} is not a {kind.__name__}")
+    _require_kinds(facts)
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; the caller's stream stays where it was
         size = (shape[0], shape[1], shape[2])
         model = build(recipe.network, classes, size, recipe.mean, recipe.std, recipe.views, factory)
@@ -221,6 +240,31 @@ def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None)
         environment=facts["environment"],
         test_openings=facts["test_openings"],
     )
+
+
+def _require_kinds(facts: Mapping[str, Any]) -> None:
+    for part, keys in COUNTS.items():
+        for key in keys:
+            if (value := facts[part].get(key)) is not None and not _is_number(value, 0):
+                raise ValueError(f"{part} has {key} {_shown(value)}, a number from 0 up is needed")
+    for part, keys in TEXTS.items():
+        for key in keys:
+            if (value := facts[part].get(key)) is not None and not isinstance(value, str):
+                raise ValueError(f"{part} has {key} {_shown(value)}, a text is needed")
+    accuracy = facts["metrics"].get("validation_accuracy")
+    if accuracy is not None and not _is_number(accuracy, 0, 1):
+        raise ValueError(f"metrics has validation_accuracy {_shown(accuracy)}, a number from 0 to 1 is needed")
+    for what, entries in (("test_openings", facts["test_openings"]), ("data's teachers", facts["data"].get("teachers") or [])):
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise ValueError(f"{what} is no list of objects")
+
+
+def _is_number(value: Any, low: float = -LARGEST, high: float = LARGEST) -> bool:
+    return type(value) in (int, float) and low <= value <= high
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if _is_number(value) else f"a {type(value).__name__}"
 
 
 def _require_agreement(run: Run, facts: Mapping[str, Any], folder: Path) -> None:
@@ -265,11 +309,27 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if odd := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
             raise ValueError(f"line {odd[0]} is not a JSON object")
+        for number, entry in enumerate(entries, 1):
+            _require_entry(entry, number)
         return entries
     except FileNotFoundError:
         return []  # a model can be used without the story of its training
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without") from error
+
+
+def _require_entry(entry: dict[str, Any], number: int) -> None:
+    """See that an entry of a step or of an epoch has the numbers that curves are drawn from."""
+    step, epoch = ("step", "loss", "accuracy", "learning_rate"), ("epoch", "step", "train_loss", "train_accuracy")
+    wanted = step if "learning_rate" in entry else epoch if "epoch" in entry else ()
+    if bad := [key for key in wanted if not _is_number(entry.get(key))]:
+        raise ValueError(f"line {number} has no number for {bad[0]}")
+    looks = [entry.get(key) for key in ("validation_loss", "validation_accuracy")] if "epoch" in entry else [None]
+    if not (all(look is None for look in looks) or all(_is_number(look) for look in looks)):
+        raise ValueError(f"line {number} has no numbers for validation_loss and validation_accuracy")
+    if "epoch" in entry:
+        entry.setdefault("validation_loss", None)
+        entry.setdefault("validation_accuracy", None)
 
 
 def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -288,7 +348,10 @@ def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.
     """
     if run.folder is None or not (path := run.folder / f"predictions-{split}.safetensors").exists():
         return None
-    tensors, facts = read_tensors(path)
+    try:
+        tensors, facts = read_tensors(path)
+    except RunError:
+        return None
     if facts.get("fingerprint") != fingerprint or facts.get("weights") != sha256(run.folder / WEIGHTS):
         return None
     if not _are_predictions(tensors, len(run.model.classes)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, sentence
 from gingham.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ def print_pairs(*pairs: tuple[str, object]) -> None:
     """Print labels and texts in two columns."""
     width = max(len(label) for label, _ in pairs)
     for label, text in pairs:
-        print(f"{label:<{width}}  {text}")
+        print(f"{label:<{width}}  {sentence(str(text))}")
 
 
 def seconds(value: float | None) -> str:
     """Return seconds as text, `-` where they are not known."""
-    return "-" if value is None else f"{value:.1f} s"
+    return "-" if value is None else f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
 
 
 def times(number: int) -> str:
