@@ -1,6 +1,7 @@
 """The commands that train and look: train, evaluate, show, summary."""
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +17,10 @@ from gingham.terminal import (
     Json,
     Model,
     SkipUnreadable,
+    Teacher,
     drawn,
     factory_of,
+    named_run,
     print_json,
     print_pairs,
     require_split,
@@ -50,10 +53,7 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
     ] = None,
     model: Model = None,
-    teacher: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN", help="A run, trained on the same split, whose answers are learned too; may be repeated."),
-    ] = None,
+    teacher: Teacher = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe>-<seed> unless told.")] = None,
     resume: Annotated[
@@ -86,13 +86,11 @@ def train(
             run = load(folder, factory_of(model))
             say(f"{folder} is finished already; nothing to resume")
         else:
-            teachers = tuple(teacher or ())
             run = _train(
-                chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), teachers, track, crew
+                chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), teacher or [], track, crew
             )
             if not crew.leads:
                 return
-    result = {"run": str(folder), **run.metrics}
     if as_json:
         print_json({"run": str(folder), **run.metrics})
     else:
@@ -147,7 +145,7 @@ def _resumed(result: dict[str, Any]) -> str:
 
 
 def _validation(accuracy: float | None, images: int) -> str:
-    if accuracy is None:
+    if accuracy is None or not images:
         return "none held out"
     from gingham.metrics import proportion_interval
 
@@ -164,7 +162,7 @@ def _train(
     device: str,
     resume: bool,
     network: "NetworkFactory | None",
-    teachers: tuple[Path, ...],
+    teachers: list[Path],
     track: str | None,
     crew: "Crew",
 ) -> "Run":
@@ -173,7 +171,7 @@ def _train(
     from gingham.devices import choose_device
     from gingham.figures import draw_curves
     from gingham.files import locked, require_writable
-    from gingham.storage import FACTS, load, save
+    from gingham.storage import FACTS, save
     from gingham.training import fit, require_tracker
 
     choose_device(device, crew.local_rank if crew.size > 1 else None)
@@ -182,22 +180,24 @@ def _train(
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
-    taught_by = [load(folder) for folder in teachers]
+    taught_by = [named_run(folder) for folder in teachers]
     with crew.in_turn():
         source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     say_notes(source)
     recipe = suited(recipe, len(source.train), given)
+    train_it = functools.partial(
+        fit,
+        recipe,
+        source.train,
+        source.validation,
+        folder=folder,
+        resume=resume,
+        device=device,
+        network=network,
+        teachers=taught_by,
+    )
     if not crew.leads:
-        return fit(
-            recipe,
-            source.train,
-            source.validation,
-            folder=folder,
-            resume=resume,
-            device=device,
-            network=network,
-            teachers=taught_by,
-        )
+        return train_it()
     require_writable(folder)
     if resume and not has_checkpoint(folder):
         say(f"nothing to resume in {folder}; starting")
@@ -207,17 +207,7 @@ def _train(
                 f"{folder} was finished by another gingham just now; look at it with gingham evaluate {folder}, or give another --out"
             )
         try:
-            run = fit(
-                recipe,
-                source.train,
-                source.validation,
-                folder=folder,
-                resume=resume,
-                device=device,
-                network=network,
-                teachers=taught_by,
-                track=track,
-            )
+            run = train_it(track=track)
         except (KeyboardInterrupt, Terminated):
             again = (
                 "go on with the same command and --resume"
@@ -252,16 +242,10 @@ def evaluate(
     require_split(split or "validation")
     from gingham.devices import choose_device
     from gingham.evaluation import evaluate as measure
-    from gingham.storage import load
 
     place = choose_device(device)
-    packaged = str(run) == "packaged" and not run.exists()
-    if packaged:
-        from gingham.prediction import load_packaged
-
-        loaded = load_packaged()
-    else:
-        loaded = load(run, factory_of(model))
+    loaded = named_run(run, model)
+    packaged = loaded.folder is None
     loaded.model.to(place)
     photographs = data is not None and _are_photographs(data, loaded)
     if packaged and data is not None and not photographs:

@@ -16,8 +16,10 @@ from gingham.terminal import (
     Json,
     Model,
     SkipUnreadable,
+    Teacher,
     drawn,
     factory_of,
+    named_run,
     print_json,
     require_split,
     say,
@@ -46,6 +48,7 @@ def trials(
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the recipe; may be repeated.")
     ] = None,
     model: Model = None,
+    teacher: Teacher = None,
     device: Device = "auto",
     out: Annotated[Path | None, typer.Option(help="The folder of the trials; runs/<recipe>-trials unless told.")] = None,
     as_json: Json = False,
@@ -72,6 +75,7 @@ def trials(
             shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
             say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds') or 0)}")
 
+    teachers = [named_run(folder) for folder in teacher or []]
     source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
     say_notes(source)
     chosen = suited(chosen, len(source.train), changes)
@@ -84,6 +88,7 @@ def trials(
             split=split,
             device=device,
             network=factory_of(model),
+            teachers=teachers,
             progress=sys.stderr.isatty(),
             on_seed=say_seed,
         )

@@ -148,8 +148,6 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "huge": partial(residual, widths=(48, 96, 192), blocks=(2, 1, 1)),
     # For GPUs, whose matrix units work on channels by the 64.
     "giant": partial(residual, widths=(64, 128, 256), blocks=(2, 2, 2)),
-    "wrn-10-4": partial(wide_residual, depth=10, widen=4),
-    "wrn-16-2": partial(wide_residual, depth=16, widen=2),
     "wrn-16-4": partial(wide_residual, depth=16, widen=4),
     "wrn-28-10": partial(wide_residual, depth=28, widen=10),
 }

@@ -116,9 +116,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
-        fused = all(parameter.is_cuda for parameter in parameters) and bool(
-            parameters
-        )  # alone it takes a rate that is a tensor
+        fused = bool(parameters) and all(one.is_cuda for one in parameters)  # the one way that takes a rate that is a tensor
         return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused)
     matrices = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the classifier, last in a network
     filters = [parameter for parameter in parameters if parameter.ndim > 1 and not any(parameter is one for one in matrices)]

@@ -15,7 +15,7 @@ from gingham.models import NetworkFactory, name_of
 from gingham.recipe import Recipe
 from gingham.storage import FACTS, TRIALS, Run, load, save
 from gingham.tables import duration
-from gingham.training import fit
+from gingham.training import fit, require_teachers
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ def trials(
     split: str = "validation",
     device: str = "auto",
     network: NetworkFactory | None = None,
+    teachers: Sequence[Run] = (),
     progress: bool = True,
     on_seed: Callable[[int, Run | None, bool], None] | None = None,
 ) -> Trials:
@@ -108,14 +109,15 @@ def trials(
 
     Each is a run of its own in `folder`/seed-N, with its predictions; what is there already is kept, so an interrupted
     call goes on where it was, a seed that was under way from its last checkpoint. The test split, if that is asked
-    for, is opened once by each run, after the last has been trained. `on_seed(seed, run, kept)` is called after
+    for, is opened once by each run, after the last has been trained. `network` and `teachers` are those of `fit`. `on_seed(seed, run, kept)` is called after
     each, with None for one whose training failed; `kept` is true for one that was there already.
 
         found = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
         found.mean, found.std, found.interval
 
     Raises
-        GinghamError: no seeds, an unknown split, a folder with trials of another recipe or data, every seed failed.
+        GinghamError: no seeds, an unknown split, a folder with trials of another recipe, data or teachers, every seed failed.
+        DataError: a teacher that was trained on other pictures.
     """
     folder = Path(folder)
     wanted = list(dict.fromkeys(seeds))
@@ -124,6 +126,7 @@ def trials(
     chosen = _split(data, split, recipe)
     if network is not None:
         recipe = recipe.replace(network=name_of(network))
+    taught_by = require_teachers(teachers, recipe, data.train, data.validation)
     require_writable(folder)
     with locked(folder, wait=False):
         _claim(folder, recipe, data, taught_by)
@@ -132,7 +135,7 @@ def trials(
         for seed in wanted:
             kept = (folder / f"seed-{seed}" / FACTS).exists()
             try:
-                run = _one(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, progress)
+                run = _one(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, teachers, progress)
                 trained.append(seed)
             except TrainingError as error:
                 run, failed[seed] = None, str(error)
@@ -155,12 +158,12 @@ def _split(data: Data, name: str, recipe: Recipe) -> Split:
     return chosen
 
 
-def _claim(folder: Path, recipe: Recipe, data: Data) -> None:
+def _claim(folder: Path, recipe: Recipe, data: Data, teachers: Sequence[str]) -> None:
     """Write down what the trials in a folder are of, or see that it is the same."""
     held_out = len(data.validation) if data.validation else 0
     known = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
     settings = {**known, "seed": None, "checkpoint_seconds": None}
-    now = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint}
+    now = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint, "teachers": list(teachers)}
     if not (folder / TRIALS).exists():
         if any(folder.glob("*/" + FACTS)) or (folder / FACTS).exists():
             raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
@@ -172,17 +175,34 @@ def _claim(folder: Path, recipe: Recipe, data: Data) -> None:
     theirs = {**Recipe().to_dict(), **theirs}  # a field they do not have yet
     changed = [f"{key} {theirs.get(key)}, not {value}" for key, value in settings.items() if theirs.get(key) != value]
     changed += [f"data {before.get('data')}, not {data.name}"] * (before.get("fingerprint") != data.fingerprint)
+    changed += ["other teachers"] * (before.get("teachers", []) != list(teachers))
     if changed:
-        raise GinghamError(f"{folder} holds trials with {' and '.join(changed)}; give another --out")
+        raise GinghamError(f"{folder} holds trials with {listed(changed)}; give another --out")
 
 
-def _one(recipe: Recipe, data: Data, folder: Path, device: str, network: NetworkFactory | None, progress: bool) -> Run:
+def _one(
+    recipe: Recipe,
+    data: Data,
+    folder: Path,
+    device: str,
+    network: NetworkFactory | None,
+    teachers: Sequence[Run],
+    progress: bool,
+) -> Run:
     require_writable(folder)
     with locked(folder, wait=False):  # train may be told to write there
         if (folder / FACTS).exists():
             return load(folder, network)
         run = fit(
-            recipe, data.train, data.validation, folder=folder, resume=True, device=device, network=network, progress=progress
+            recipe,
+            data.train,
+            data.validation,
+            folder=folder,
+            resume=True,
+            device=device,
+            network=network,
+            teachers=teachers,
+            progress=progress,
         )
         save(run, folder)
     if data.validation is not None:

@@ -33,6 +33,10 @@ SkipUnreadable = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 RunFolder = Annotated[Path | None, typer.Option(help="A run folder; the model that comes with Gingham unless told.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.")]
+Teacher = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="RUN", help="A run, trained on the same split, whose answers are learned too; may be repeated."),
+]
 Model = Annotated[
     str | None,
     typer.Option(metavar="package.module:Class", help="A network of your own, importable from here, in place of the recipe's."),
@@ -60,6 +64,14 @@ def run_or_packaged(run: Path | None, model: str | None) -> "Run":
     from gingham.storage import load
 
     return load_packaged() if run is None else load(run, factory_of(model))
+
+
+def named_run(run: Path, model: str | None = None) -> "Run":
+    """Return the run in a folder; by the name `packaged`, unless there is such a folder, the model that comes in the package."""
+    from gingham.prediction import load_packaged
+    from gingham.storage import load
+
+    return load_packaged() if str(run) == "packaged" and not run.exists() else load(run, factory_of(model))
 
 
 def training_pictures(loaded: "Run", run: Path | None) -> "Split | None":
@@ -122,7 +134,7 @@ def print_json(value: object) -> None:
 
 
 def print_pairs(*pairs: tuple[str, object]) -> None:
-    """Print labels and texts in two columns."""
+    """Print labels and texts in two columns; what a file says of itself may be among them, and is kept from the terminal."""
     width = max(len(label) for label, _ in pairs)
     for label, text in pairs:
         print(f"{label:<{width}}  {sentence(str(text))}")

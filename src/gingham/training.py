@@ -71,7 +71,7 @@ def fit(
         run = gingham.fit(recipe, data.train, data.validation)
 
     Raises
-        DataError: given a test split, splits that do not belong together, or no pictures.
+        DataError: given a test split, splits that do not belong together, no pictures, or a teacher that was trained on others.
         ModelError: the network cannot be made, or does not fit the pictures or the number of classes.
         GinghamError: an unknown device, a checkpoint of another recipe, or another process that is lost or trains something else.
         TrainingError: a loss that is no longer finite.
@@ -87,6 +87,7 @@ def fit(
         )
     if recipe.photo_share:
         photograph_some(train.images[:0], train.labels[:0], train.classes, recipe, 0)  # refuses colour
+    checksums = require_teachers(teachers, recipe, train, validation)
     if network is not None:
         recipe = recipe.replace(network=name_of(network))
     with contextlib.ExitStack() as stack:
@@ -99,7 +100,7 @@ def fit(
         optimizer = build_optimizer(model, recipe)
         sampler = Sampler(recipe, len(train), place, train.block)
         history = History(recipe, sampler, place)
-        teaching, checksums = _asked(teachers, recipe, train, validation, place)
+        teaching = _teachers(teachers, recipe, place)
         state = State(recipe, train, model, optimizer, sampler, history, environment_of(place, precision, crew.size), checksums)
         crew.require_same("recipe and data", json.dumps(state.identity()))
         start, seconds_before, notes = _restore(state, folder, crew) if resume else (0, 0.0, [])
@@ -328,12 +329,17 @@ def _gathered(learned: Learned, count: int, crew: Crew) -> Learned:
     return Learned(told[0], told[1], None if learned.losses is None else told[2:])
 
 
-def _asked(
-    teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None, device: torch.device
-) -> tuple[Teachers | None, tuple[str, ...]]:
-    """The teachers on the device, copied, and the checksums of their weights."""
-    if not teachers:
-        return None, ()
+def require_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None) -> tuple[str, ...]:
+    """See that runs can teach a recipe on a split, and return the checksums of their weights.
+
+    Raises
+        GinghamError: the recipe does not listen to teachers, or two of them are the same.
+        DataError: one was trained on other pictures or classes, and so may know what is held out.
+    """
+    if teachers and not recipe.teacher_share:
+        raise GinghamError(
+            "teacher_share is 0, so teachers would not be heard; set it above 0, such as 0.9, or name no teacher"
+        )
     held_out = len(validation) if validation else 0
     for run in teachers:
         name = run.folder or f"{run.recipe.name} with seed {run.recipe.seed}"
@@ -347,10 +353,19 @@ def _asked(
                 f"the teacher {name} was trained on {run.data.get('train_images')} pictures of {run.data.get('name')}, and not on these "
                 f"{len(train)} of {train.dataset} with {held_out} held out: it may know what is held out here; train it on the same split"
             )
+    checksums = tuple(tensors_sha256(run.model.state_dict()) for run in teachers)
+    if len(set(checksums)) < len(checksums):
+        raise GinghamError(f"two of {len(checksums)} teachers have the same weights; name each once")
+    return checksums
+
+
+def _teachers(teachers: Sequence[Run], recipe: Recipe, device: torch.device) -> Teachers | None:
+    """The teachers, copied to the device."""
+    if not teachers:
+        return None
     models = [copy.deepcopy(run.model).to(device) for run in teachers]
     blind = recipe.photo_share > 0 and not all(run.recipe.photo_share for run in teachers)
-    checksums = [tensors_sha256(run.model.state_dict()) for run in teachers]
-    return Teachers(models, recipe.teacher_temperature, blind), tuple(checksums)
+    return Teachers(models, recipe.teacher_temperature, blind)
 
 
 def _build(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Classifier:
