@@ -52,9 +52,12 @@ def main() -> None:
     low, high = proportion_interval(right[0], len(split))
     environment = runs[0].environment
     same = f"python benchmarks/ensemble.py {' '.join(map(str, options.runs))} --size {size} --split {options.split}"
+    if options.target is not None:
+        same += f" --target {options.target}"
     command = same + (f" --record {options.record}" if options.record else "")
+    recipes = ", ".join(f"`{name}`" for name in dict.fromkeys(run.recipe.name for run in runs))
     lines = [
-        f"| {len(runs)} runs of `{runs[0].recipe.name}`, each alone | {spread(alone)} | {min(alone):.2%} to {max(alone):.2%} |",
+        f"| {len(runs)} runs of {recipes}, each alone | {spread(alone)} | {min(alone):.2%} to {max(alone):.2%} |",
         f"| {len(together)} of {size} runs together | {spread(accuracies)} | {min(accuracies):.2%} to {max(accuracies):.2%} |",
     ]
     text = f"""# Runs that answer together

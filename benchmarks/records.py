@@ -4,6 +4,7 @@ python benchmarks/records.py      # writes the table in records/README.md anew f
 """
 
 import datetime as dt
+import itertools
 import json
 import os
 import re
@@ -44,10 +45,16 @@ def slug(text: str) -> str:
 
 
 def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
-    """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path."""
-    path = ROOT / "benchmarks" / "results" / f"{what}-{slug(environment['hardware'])}-{dt.date.today()}.md"
+    """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path; a second one of a day is called -2."""
+    path = free(ROOT / "benchmarks" / "results", f"{what}-{slug(environment['hardware'])}-{dt.date.today()}", ".md")
     write_text(path, text)
     return path
+
+
+def free(folder: Path, name: str, suffix: str = "") -> Path:
+    """Return a place of that name in a folder, or of that name with a number, where nothing is yet."""
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(path for one in names if not (path := folder / f"{one}{suffix}").exists())
 
 
 def write_record(
@@ -69,7 +76,7 @@ def write_record(
     `predictions` are those of each seed on the test pictures, int64 (N,); they go beside it as predictions.npz: `predicted`,
     uint8 (seeds, N).
     """
-    folder = ROOT / "records" / f"{dt.date.today()}-{name}"
+    folder = free(ROOT / "records", f"{dt.date.today()}-{name}")
     record = {
         "target": target,
         "accuracies": accuracies,

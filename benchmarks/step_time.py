@@ -22,7 +22,7 @@ from torch import nn
 import gingham
 import records
 from gingham.devices import choose_device, choose_precision, describe_environment, kept_pages
-from gingham.learning import Batch, Learner, Recording, compiled, learn, noise_like
+from gingham.learning import Batch, Learner, Recording, compiled, learn, noise_like, warm_up
 from gingham.models import MeanPool, build
 from gingham.optimization import build_optimizer
 from gingham.recipe import find_recipe
@@ -63,6 +63,7 @@ def measure(name: str, trick: str) -> float:
         network = compiled(model, optimizer, recipe, precision, None, [Batch(images, labels)])
         learner = partial(learn, network, optimizer, recipe, precision, None)
     if trick == "one by one" and device.type == "cuda":
+        warm_up(model, recipe, precision, [recipe.batch_size], 0)  # what libraries set up on their first use cannot be recorded
         learner = Recording(model, optimizer, recipe, precision, None, [noise_like(recipe.batch_size, model, recipe, None)])
     with contextlib.nullcontext() if trick == "kept pages" else kept_pages():
         for _ in range(10 + STEPS):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import gingham
 from gingham import DataError, GinghamError, Recipe
-from gingham.learning import Batch, Recording, Teachers, compiled, learn, loss_of, noise_like, prepare_to_record
+from gingham.learning import Batch, Recording, Teachers, compiled, learn, loss_of, noise_like, prepare_to_record, warm_up
 from gingham.models import build
 from gingham.optimization import build_optimizer, set_rate
 
@@ -105,6 +105,7 @@ def test_recorded_steps_are_the_plain_ones_on_a_gpu(recipe):
     plain, recorded = model_of(recipe).cuda(), model_of(recipe).cuda()
     optimizers = [build_optimizer(model, recipe) for model in (plain, recorded)]
     teachers = Teachers([model_of(recipe, seed=9).cuda()], 2.0)
+    warm_up(recorded, recipe, "float32", [5, 12], 0, teachers)
     recording = Recording(
         recorded, optimizers[1], recipe, "float32", teachers, [noise_like(size, recorded, recipe, teachers) for size in (5, 12)]
     )
@@ -210,6 +211,29 @@ def test_a_teacher_of_other_classes_is_refused(taught, fashion_mnist):
         gingham.fit(FAST, fashion_mnist.train, fashion_mnist.validation, teachers=[teacher], progress=False)
 
 
+def test_teachers_that_are_not_heard_or_named_twice_are_refused(taught):
+    data, teacher = taught
+    with pytest.raises(GinghamError, match="teacher_share is 0, so teachers would not be heard"):
+        fit(gingham.RECIPES["article"].replace(teacher_share=0), data, teachers=[teacher])
+    with pytest.raises(GinghamError, match="two of 2 teachers have the same weights; name each once"):
+        fit(gingham.RECIPES["article"], data, teachers=[teacher, teacher])
+
+
+def test_trials_with_a_teacher(taught, tmp_path):
+    data, teacher = taught
+    recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=16, learning_rate=0.05)
+    found = gingham.trials(recipe, data, [3, 4], tmp_path / "trials", teachers=[teacher], progress=False)
+    alone = fit(recipe.replace(seed=3), data, teachers=[teacher])
+    assert found.accuracies[0] == alone.metrics["validation_accuracy"]
+    assert gingham.load(tmp_path / "trials/seed-4").taught_by == "article with seed 0"
+    with pytest.raises(GinghamError, match="holds trials with other teachers; give another --out"):
+        gingham.trials(recipe, data, [3], tmp_path / "trials", progress=False)
+    everything = gingham.fit(recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False)
+    with pytest.raises(DataError, match="may know what is held out here"):
+        gingham.trials(recipe, data, [3], tmp_path / "others", teachers=[everything], progress=False)
+    assert not (tmp_path / "others").exists()
+
+
 def test_taught_on_the_command_line(command, quadrants):
     same = ("--data", quadrants, "--recipe", "article", "--set", "batch_size=16", "--set", "validation_images=40")
     assert command.call("train", *same, "--out", "teacher", "--epochs", 2).code == 0
@@ -221,6 +245,12 @@ def test_taught_on_the_command_line(command, quadrants):
     missing = command.call("train", *same, "--out", "other", "--teacher", "nobody")
     assert missing.code == 2
     assert "there is no folder nobody" in missing.stderr
+    assert "article with seed 0" in command.call("report", "pupil").stdout + (command.folder / "pupil/report.html").read_text()
+    many = command("trials", *same, "--seeds", 1, "--epochs", 1, "--teacher", "teacher", "--out", "trials")
+    assert "trials/seed-N" in many.stdout
+    packaged = command("train", *same, "--out", "other", "--teacher", "packaged", code=2)
+    assert "the teacher photo with seed 0 answers for pictures of" in packaged.stderr
+    assert not (command.folder / "other").exists()
 
 
 def test_a_checkpoint_remembers_its_teachers(taught, tmp_path):
@@ -241,3 +271,21 @@ def test_a_checkpoint_remembers_its_teachers(taught, tmp_path):
     whole = fit(recipe, data, teachers=[teacher])
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
+
+
+# --- the recipes for GPUs, at a length for CPUs
+
+
+@pytest.mark.parametrize("name", ["gpu-94", "gpu-95", "gpu-96", pytest.param("gpu-best", marks=pytest.mark.slow)])
+def test_a_recipe_for_a_gpu_goes_through_the_loop(name, quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    few = gingham.Split(
+        "train", data.train.images[:48], data.train.labels[:48], data.classes, data.train.dataset, data.train.fingerprint
+    )
+    recipe = gingham.RECIPES[name].replace(epochs=2, batch_size=24, compile=False)
+    run = gingham.fit(recipe, few, data.validation, progress=False)
+    losses = [entry["loss"] for entry in run.history if "learning_rate" in entry]
+    assert len(losses) == run.metrics["steps"] >= 3
+    assert run.metrics["validation_accuracy"] is not None, "the last look is taken, however seldom looks are"
+    assert len([entry for entry in run.history if entry.get("validation_loss") is not None]) == 1
+    assert run.model.predict(data.test.images[:3]).probabilities.isfinite().all()

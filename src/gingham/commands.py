@@ -172,7 +172,7 @@ def _train(
     from gingham.figures import draw_curves
     from gingham.files import locked, require_writable
     from gingham.storage import FACTS, save
-    from gingham.training import fit, require_tracker
+    from gingham.training import fit, require_teachers, require_tracker
 
     choose_device(device, crew.local_rank if crew.size > 1 else None)
     require_tracker(track)
@@ -185,6 +185,7 @@ def _train(
         source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     say_notes(source)
     recipe = suited(recipe, len(source.train), given)
+    require_teachers(taught_by, recipe, source.train, source.validation)  # before a folder is made
     train_it = functools.partial(
         fit,
         recipe,

@@ -128,7 +128,8 @@ class Recording:
     """`learn` on a GPU, recorded for each size of batch as a CUDA graph and replayed from then on.
 
     A step of a small network is hundreds of kernels of some microseconds each, and Python starts them more slowly than a GPU ends
-    them. What a batch's step finds is overwritten by the next one's.
+    them. What a batch's step finds is overwritten by the next one's. Call `warm_up` first: what libraries set up on their first use
+    cannot be recorded.
 
         learner = Recording(model, optimizer, recipe, precision, None, [a batch of each size])
 

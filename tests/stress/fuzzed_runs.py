@@ -314,7 +314,15 @@ class Checkpoints:
         self.tensors = safetensors_load(self.files[self.newest])
         self.facts = load_checkpoint(self.kept).facts
         names = st.sampled_from(
-            (*self.tensors, "optimizer.x.y", "optimizer.99.momentum_buffer", "optimizer.-1.momentum_buffer", "best.x", "model")
+            (
+                *self.tensors,
+                "optimizer.x.y",
+                "optimizer.99.momentum_buffer",
+                "optimizer.-1.momentum_buffer",
+                "best.x",
+                "average.x",
+                "model",
+            )
         )
         numbers = st.sampled_from((math.nan, math.inf, 3e38, 0.0, -1.0, 0.5, 1e9))
         change = st.tuples(names, st.sampled_from(("fill", "one", "double", "bool", "shape", "empty", "remove")), numbers)
@@ -330,7 +338,7 @@ class Checkpoints:
         )  # fmt: skip
 
     def recipe(self) -> Recipe:
-        return RECIPE.replace(checkpoint_seconds=0, flip="random", shift_pixels=1)
+        return RECIPE.replace(checkpoint_seconds=0, flip="random", shift_pixels=1, averaging=0.9)
 
     def fit(self, folder: Path | None = None, *, resume: bool = False) -> dict[str, torch.Tensor]:
         run = gingham.fit(self.recipe(), self.train, folder=folder, resume=resume, progress=False, device="cpu")
