@@ -1,5 +1,5 @@
 # make train    set up an environment, get Fashion-MNIST, train, print the result
-# make test     the tests, about two minutes; make test-all adds the slow ones
+# make test     the quick tests; make test-all adds the slow ones, which make test-slow runs alone
 # make stress   killed, starved, besieged, fed garbage, spread over processes: a table of what survived (under twenty minutes)
 # make check    formatter, linter, type checker
 # make data     get Fashion-MNIST alone; needs no root
@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: train test test-all stress check data wheel model
+.PHONY: train test test-all test-slow stress check data wheel model
 
 train: $(VENV)/installed data
 	$(BIN)/gingham train --resume
@@ -24,13 +24,16 @@ train: $(VENV)/installed data
 	@echo "  gingham train --recipe fast-85           two seconds instead of a minute; --recipe article for the article's own"
 	@echo "  gingham evaluate runs/fast-0 --split test    the test pictures: every look is written into the run"
 
+# A worker on each core; what needs a machine to itself (a browser, other processes, a besieged server) is in the slow tier, one after the other.
 # The tests need no network: without Fashion-MNIST those of the real data are skipped, and pytest says so.
 test: $(VENV)/tested
 	@scripts/get-data $(BIN)/python || true
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
 
-test-all: $(VENV)/tested data
-	$(BIN)/python -m pytest -q -m "slow or not slow"
+test-all: test test-slow
+
+test-slow: $(VENV)/tested data
+	$(BIN)/python -m pytest -q -m slow
 
 stress: $(VENV)/tested data
 	$(BIN)/python tests/stress

@@ -2,13 +2,17 @@
 
 import contextlib
 import io
+import os
 import shutil
 import struct
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker: more threads would wait for each other
+
+import numpy as np  # only now may torch be imported
 import pytest
 
 import gingham

@@ -279,6 +279,7 @@ def test_a_bug_is_no_want_of_memory(command, quadrants, monkeypatch):
         command(*TRAIN, "--data", quadrants, "--out", "failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_error(command, closed):
     line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "gingham", "summary", "article"]

@@ -172,6 +172,7 @@ def made(seeds, pictures, accuracy, generator, spread=0.002, shared=None):
     return torch.stack(rows)
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_honest():
     """Twenty tries of a recipe against itself find something in at most two, against one a point worse in at least eighteen."""
     generator = torch.Generator().manual_seed(1)

@@ -30,6 +30,7 @@ def diagnosed(recipe, data, capsys, network=None, train=None, validation=None):
     return [finding.finding for finding in found], said
 
 
+@pytest.mark.slow
 def test_a_healthy_run_has_no_finding(data, capsys):
     assert diagnosed(ARTICLE, data, capsys) == ([], [])
     assert diagnosed(ARTICLE, data, capsys, Plain) == ([], [])
@@ -84,6 +85,7 @@ def test_shuffled_labels(data, capsys):
     assert any("do not belong to them" in line for line in said)
 
 
+@pytest.mark.slow
 def test_shuffled_validation_labels(data, capsys):
     mixed = dataclasses.replace(
         data.validation, labels=data.validation.labels[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
@@ -114,6 +116,7 @@ def test_a_rate_far_too_high(data, capsys):
         gingham.fit(ARTICLE.replace(learning_rate=9999), data.train, data.validation, progress=False)
 
 
+@pytest.mark.slow
 def test_over_fitting(capsys, tmp_path):
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (260, 1, 28, 28), dtype=torch.uint8, generator=random)
@@ -143,6 +146,7 @@ def test_a_last_batch_of_one_under_batchnorm(data, capsys):
         gingham.fit(recipe.replace(network="article", optimizer="sgd", hard_share=1), data.train, network=Norms, progress=False)
 
 
+@pytest.mark.slow
 def test_the_doctor_leaves_the_model_as_it_was(data):
     run = gingham.fit(ARTICLE, data.train, data.validation, progress=False)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
@@ -153,6 +157,7 @@ def test_the_doctor_leaves_the_model_as_it_was(data):
     assert run.test_openings == []
 
 
+@pytest.mark.slow
 def test_healthy_runs_on_the_real_pictures(fashion_mnist, capsys):
     for recipe in (gingham.RECIPES["article"].replace(epochs=0.1), gingham.RECIPES["fast-85"]):
         run = gingham.fit(recipe, fashion_mnist.train, fashion_mnist.validation)

@@ -619,6 +619,7 @@ def test_trials_and_compare_on_a_folder(command, shoes):
     assert values(command("compare", "a", "b", "--json"))["difference"] == 0
 
 
+@pytest.mark.slow
 def test_twenty_pictures_a_class_train_without_a_complaint(command, tmp_path, fashion_mnist):
     for number, name in enumerate(fashion_mnist.classes):
         place = tmp_path / "clothes" / name.replace("/", " or ")
@@ -639,6 +640,7 @@ def test_twenty_pictures_a_class_train_without_a_complaint(command, tmp_path, fa
     assert values(command("evaluate", "runs/fast-0", "--split", "test", "--json"))["accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_colour_pictures_train_by_the_same_recipe(command, tmp_path):
     for number, name in enumerate(("red", "green", "blue")):
         for k in range(30):

@@ -276,7 +276,8 @@ def test_a_checkpoint_remembers_its_teachers(taught, tmp_path):
 # --- the recipes for GPUs, at a length for CPUs
 
 
-@pytest.mark.parametrize("name", ["gpu-94", "gpu-95", "gpu-96", pytest.param("gpu-best", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpu-94", "gpu-95", "gpu-96", "gpu-best"])
 def test_a_recipe_for_a_gpu_goes_through_the_loop(name, quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     few = gingham.Split(

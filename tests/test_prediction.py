@@ -43,6 +43,7 @@ def test_the_packaged_model_is_as_good_as_its_file_says(packaged, fashion_mnist)
     assert report.sure_error <= packaged.recipe.risk
 
 
+@pytest.mark.slow
 def test_catalogue_photographs_are_recognised(packaged, fashion_mnist):
     split = fashion_mnist.validation
     chosen = torch.cat([(split.labels == k).nonzero().flatten()[:10] for k in range(10)])

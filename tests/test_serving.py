@@ -435,6 +435,7 @@ def test_a_client_that_keeps_the_server_waiting_is_left(listening, monkeypatch):
 HEALTH = b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_read_slowly_is_read_to_its_end(listening, monkeypatch):
     monkeypatch.setattr(connections, "LOOK_SECONDS", 0.1)
     monkeypatch.setattr(connections, "UNREAD_SECONDS", 1)
@@ -593,6 +594,7 @@ def test_told_to_end_it_answers_what_is_in_flight(process, sent, code):
     assert "Traceback" not in started.stderr.read()
 
 
+@pytest.mark.slow
 def test_what_does_not_end_in_time_is_told_so(tmp_path):
     script = "import gingham.serving as s; s.GRACE_SECONDS = 1; from gingham.cli import main; main(['serve', '--port', '0'])"
     started = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)

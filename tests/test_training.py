@@ -259,6 +259,7 @@ def test_resuming_ends_with_the_same_bytes(quadrants, tmp_path, base, checkpoint
     assert not (halves / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(command, quadrants, tmp_path):
     settings = ["--data", quadrants, "--epochs", 12, "--set", "batch_size=16", "--set", "checkpoint_seconds=0"]
     settings += ["--set", "validation_images=40", "--set", "network=tiny"]
@@ -413,6 +414,7 @@ def test_patience_stops_and_keeps_the_best(quadrants):
     assert gingham.evaluate(run, data.validation).accuracy == accuracies[best]
 
 
+@pytest.mark.slow
 def test_patience_resumes_to_the_same_weights(quadrants, tmp_path):
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = ARTICLE.replace(epochs=40, batch_size=16, learning_rate=0.05, patience=3, checkpoint_seconds=0)
