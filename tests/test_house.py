@@ -13,7 +13,7 @@ PACKAGE = Path(gingham.__file__).parent
 
 FLOORS = [
     {"errors"},
-    {"files", "recipe", "geometry", "tables", "charts"},
+    {"files", "recipe", "facts", "geometry", "tables", "charts"},
     {
         "pictures",
         "readers",

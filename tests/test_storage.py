@@ -114,12 +114,12 @@ DAMAGE = {
     "no temperature to divide by": (lambda f: reshape(f, lambda t: t["temperature"].zero_()), "in temperature that no training gives"),
     "no deviation to divide by": (lambda f: reshape(f, lambda t: t["std"].zero_()), "in std that no training gives, down to 0"),
     "history of other things": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
-    "a text for a number": (lambda f: change(f, metrics={"parameters": "x"}), "metrics has parameters a str, a number from 0 up is needed"),
-    "a number below 0": (lambda f: change(f, metrics={"train_seconds": -3}), "metrics has train_seconds -3, a number from 0 up"),
-    "an accuracy above 1": (lambda f: change(f, metrics={"validation_accuracy": 93}), "validation_accuracy 93, a number from 0 to 1"),
-    "a number for a text": (lambda f: change(f, environment={"hardware": 3}), "environment has hardware 3, a text is needed"),
+    "a text for a number": (lambda f: change(f, metrics={"parameters": "x"}), "parameters in metrics is a str, a number from 0 up is needed"),
+    "a number below 0": (lambda f: change(f, metrics={"train_seconds": -3}), "train_seconds in metrics is -3, a number from 0 up"),
+    "an accuracy above 1": (lambda f: change(f, metrics={"validation_accuracy": 93}), "validation_accuracy in metrics is 93, a number from 0 to 1"),
+    "a number for a text": (lambda f: change(f, environment={"hardware": 3}), "hardware in environment is 3, a text is needed"),
     "openings of another type": (lambda f: change(f, test_openings=[1]), "test_openings is no list of objects"),
-    "teachers of another type": (lambda f: change(f, data={"teachers": ["x"]}), "data's teachers is no list of objects"),
+    "teachers of another type": (lambda f: change(f, data={"teachers": ["x"]}), "teachers in data is no list of objects"),
     "a step without its loss": (
         lambda f: (f / "history.jsonl").write_text('{"step": 1, "accuracy": 1, "learning_rate": 0.1}'), "line 1 has no number for loss"),
     "an epoch in words": (

@@ -109,8 +109,8 @@ def trials(
 
     Each is a run of its own in `folder`/seed-N, with its predictions; what is there already is kept, so an interrupted
     call goes on where it was, a seed that was under way from its last checkpoint. The test split, if that is asked
-    for, is opened once by each run, after the last has been trained. `network` and `teachers` are those of `fit`. `on_seed(seed, run, kept)` is called after
-    each, with None for one whose training failed; `kept` is true for one that was there already.
+    for, is opened once by each run, after the last has been trained. `network` and `teachers` are those of `fit`.
+    `on_seed(seed, run, kept)` is called after each, with None for one whose training failed; `kept` is true for one that was there already.
 
         found = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
         found.mean, found.std, found.interval

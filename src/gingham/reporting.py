@@ -20,10 +20,11 @@ from gingham.charts import Line, line_chart, reliability_chart
 from gingham.datasets import Split
 from gingham.diagnosis import diagnose_run
 from gingham.evaluation import Report, measure
+from gingham.facts import COUNTS, TEXTS
 from gingham.files import write_text
 from gingham.inspection import summarize
 from gingham.metrics import proportion_interval
-from gingham.storage import COUNTS, TEXTS, Run, load_predictions
+from gingham.storage import Run, load_predictions
 from gingham.tables import duration
 
 SHOWN_CLASSES = 30  # tables of more than these are cut

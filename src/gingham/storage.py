@@ -10,6 +10,7 @@ import torch
 
 from gingham.checkpoints import has_checkpoint, load_checkpoint, remove_checkpoints
 from gingham.errors import GinghamError, RunError, one_line
+from gingham.facts import require_entry, require_facts
 from gingham.files import (
     locked,
     parse_json,
@@ -26,20 +27,6 @@ from gingham.readers import is_plain
 from gingham.recipe import Recipe
 
 FORMAT = 1
-LARGEST = 3.5e38  # number that counts as one: what a float32 holds
-# What a run says of itself beside its recipe. Whatever it says must be of that kind, as tables and reports calculate with it.
-COUNTS = {
-    "metrics": (
-        "parameters", "processes", "train_images", "epochs", "steps", "images_seen", "images_per_second_per_process", "train_seconds",
-        "wall_seconds", "chosen_epoch", "resumed_from_step",
-    ),
-    "data": ("train_images",),
-}  # fmt: skip
-TEXTS = {
-    "metrics": ("recipe", "device", "precision"),
-    "data": ("name", "fingerprint"),
-    "environment": ("gingham", "torch", "python", "system", "device", "hardware"),
-}
 TRIALS = "trials.json"  # of a folder of runs that differ in their seed
 WEIGHTS, FACTS, HISTORY = "model.safetensors", "model.json", "history.jsonl"
 
@@ -228,7 +215,7 @@ def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None)
     for key, kind in (("data", dict), ("metrics", dict), ("environment", dict), ("test_openings", list)):
         if not isinstance(facts[key], kind):
             raise ValueError(f"{key} is not a {kind.__name__}")
-    _require_kinds(facts)
+    require_facts(facts)
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; the caller's stream stays where it was
         size = (shape[0], shape[1], shape[2])
         model = build(recipe.network, classes, size, recipe.mean, recipe.std, recipe.views, factory)
@@ -240,31 +227,6 @@ def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None)
         environment=facts["environment"],
         test_openings=facts["test_openings"],
     )
-
-
-def _require_kinds(facts: Mapping[str, Any]) -> None:
-    for part, keys in COUNTS.items():
-        for key in keys:
-            if (value := facts[part].get(key)) is not None and not _is_number(value, 0):
-                raise ValueError(f"{part} has {key} {_shown(value)}, a number from 0 up is needed")
-    for part, keys in TEXTS.items():
-        for key in keys:
-            if (value := facts[part].get(key)) is not None and not isinstance(value, str):
-                raise ValueError(f"{part} has {key} {_shown(value)}, a text is needed")
-    accuracy = facts["metrics"].get("validation_accuracy")
-    if accuracy is not None and not _is_number(accuracy, 0, 1):
-        raise ValueError(f"metrics has validation_accuracy {_shown(accuracy)}, a number from 0 to 1 is needed")
-    for what, entries in (("test_openings", facts["test_openings"]), ("data's teachers", facts["data"].get("teachers") or [])):
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{what} is no list of objects")
-
-
-def _is_number(value: Any, low: float = -LARGEST, high: float = LARGEST) -> bool:
-    return type(value) in (int, float) and low <= value <= high
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.6g}" if _is_number(value) else f"a {type(value).__name__}"
 
 
 def _require_agreement(run: Run, facts: Mapping[str, Any], folder: Path) -> None:
@@ -310,26 +272,12 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         if odd := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
             raise ValueError(f"line {odd[0]} is not a JSON object")
         for number, entry in enumerate(entries, 1):
-            _require_entry(entry, number)
+            require_entry(entry, number)
         return entries
     except FileNotFoundError:
         return []  # a model can be used without the story of its training
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without") from error
-
-
-def _require_entry(entry: dict[str, Any], number: int) -> None:
-    """See that an entry of a step or of an epoch has the numbers that curves are drawn from."""
-    step, epoch = ("step", "loss", "accuracy", "learning_rate"), ("epoch", "step", "train_loss", "train_accuracy")
-    wanted = step if "learning_rate" in entry else epoch if "epoch" in entry else ()
-    if bad := [key for key in wanted if not _is_number(entry.get(key))]:
-        raise ValueError(f"line {number} has no number for {bad[0]}")
-    looks = [entry.get(key) for key in ("validation_loss", "validation_accuracy")] if "epoch" in entry else [None]
-    if not (all(look is None for look in looks) or all(_is_number(look) for look in looks)):
-        raise ValueError(f"line {number} has no numbers for validation_loss and validation_accuracy")
-    if "epoch" in entry:
-        entry.setdefault("validation_loss", None)
-        entry.setdefault("validation_accuracy", None)
 
 
 def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tensor, labels: torch.Tensor) -> None:

@@ -21,11 +21,12 @@ from safetensors.torch import save
 import gingham
 from gingham.checkpoints import has_checkpoint, load_checkpoint
 from gingham.commands import print_trained
+from gingham.facts import COUNTS, TEXTS
 from gingham.models import NETWORKS, build
 from gingham.pages import facts_of
 from gingham.recipe import RECIPES, Recipe, parse_settings
 from gingham.reporting import write_report
-from gingham.storage import COUNTS, TEXTS, Run, load, load_predictions, save_predictions
+from gingham.storage import Run, load, load_predictions, save_predictions
 from stress.mutations import mutated
 from stress.verdicts import LURES, Judge
 
