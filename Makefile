@@ -13,7 +13,7 @@ BIN    := $(VENV)/bin
 .PHONY: train test test-all test-slow stress check data wheel model
 
 train: $(VENV)/installed data
-	$(BIN)/gingham train --resume
+	$(BIN)/gingham train $(if $(wildcard runs/fast-0),--resume)
 	$(BIN)/gingham evaluate runs/fast-0
 	@echo
 	@echo "What to try next (first: . $(BIN)/activate)"

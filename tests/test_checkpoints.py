@@ -7,7 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gingham.checkpoints import has_checkpoint, load_checkpoint, read_checkpoint, remove_checkpoints, save_checkpoint
+from gingham.checkpoints import (
+    has_checkpoint,
+    has_leftovers,
+    load_checkpoint,
+    read_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from gingham.errors import GinghamError, RunError
 
 
@@ -85,6 +92,15 @@ def test_without_its_manifest_a_state_does_not_count(kept):
     (kept / "checkpoint" / ".step-00000015.safetensors.x7.safetensors").write_bytes(b"killed while writing")
     keep(kept, 13)
     assert {path.stem for path in (kept / "checkpoint").iterdir()} == {"step-00000009", "step-00000013"}
+
+
+def test_states_without_any_manifest_are_told_from_none(kept):
+    assert not has_leftovers(kept)
+    for path in (kept / "checkpoint").glob("*.json"):
+        path.unlink()
+    assert has_leftovers(kept)
+    assert not has_checkpoint(kept)
+    assert not has_leftovers(kept.parent)
 
 
 def test_a_newer_format_is_no_damage(kept):

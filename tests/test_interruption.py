@@ -97,3 +97,16 @@ def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command,
     assert done.code == code
     assert "interrupted; go on with the same command and --resume" in done.stderr
     assert load_checkpoint(command.folder / "run").facts["step"] == 1
+    monkeypatch.undo()
+
+    # What is said of such a run is a command that goes on with it, also where its recipe was changed.
+    begun = ("--recipe", "article", "--epochs", 2, "--set", "batch_size=50", "--data", quadrants, "--out", "changed")
+    monkeypatch.setattr("gingham.training.learn", asked_after_a_step)
+    command("train", *begun, code=code)
+    monkeypatch.undo()
+    said = command("evaluate", "changed", code=2).stderr
+    again = said.strip().partition("such as gingham ")[2].split()
+    assert "--epochs 2" in said
+    assert "going on from step" in command(*again).stderr
+    other = command("train", *begun[:-1], "other", code=0)
+    assert "nothing to resume" not in other.stderr

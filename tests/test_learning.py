@@ -197,6 +197,14 @@ def test_a_network_learns_from_a_teacher_alone(taught):
     assert run.data["teachers"][0]["recipe"] == "article"
 
 
+def test_the_loss_that_is_noted_is_that_of_the_labels(taught):
+    """Else it would be compared with what guessing gives, and with untaught runs, by what it is not."""
+    data, teacher = taught
+    recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=300, teacher_share=0.9, teacher_temperature=20)
+    first = [fit(recipe, data, teachers=who).history[0]["loss"] for who in ((), (teacher,))]
+    assert first[0] == pytest.approx(first[1], abs=1e-6)
+
+
 def test_a_teacher_that_may_know_the_answers_is_refused(taught, quadrants):
     data, _ = taught
     everything = gingham.load_data(str(quadrants), validation=0)
@@ -244,10 +252,14 @@ def test_taught_on_the_command_line(command, quadrants):
     assert known == json.loads((command.folder / "teacher" / "model.json").read_text())["weights_sha256"]
     missing = command.call("train", *same, "--out", "other", "--teacher", "nobody")
     assert missing.code == 2
-    assert "there is no folder nobody" in missing.stderr
+    assert "gingham: --teacher: there is no folder nobody" in missing.stderr
+    a_file = command("train", *same, "--out", "other", "--teacher", "teacher/model.json", code=2)
+    assert "teacher/model.json is a file; name the folder of a run, such as teacher" in a_file.stderr
     assert "article with seed 0" in command.call("report", "pupil").stdout + (command.folder / "pupil/report.html").read_text()
     many = command("trials", *same, "--seeds", 1, "--epochs", 1, "--teacher", "teacher", "--out", "trials")
     assert "trials/seed-N" in many.stdout
+    alone = command("train", *same, "--out", "other", "--set", "teacher_share=0.5", code=2)
+    assert "teacher_share is set and there is no teacher; name one with --teacher RUN" in alone.stderr
     packaged = command("train", *same, "--out", "other", "--teacher", "packaged", code=2)
     assert "the teacher photo with seed 0 answers for pictures of" in packaged.stderr
     assert not (command.folder / "other").exists()

@@ -59,6 +59,11 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_manifests(folder))
 
 
+def has_leftovers(folder: Path) -> bool:
+    """Return whether states were left there that no manifest tells to be whole."""
+    return not has_checkpoint(folder) and any((folder / FOLDER).glob("step-*.safetensors"))
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Return the last checkpoint that is whole.
 
@@ -82,7 +87,8 @@ def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
         except _NewerError:
             raise
         except (OSError, RunError) as error:
-            torn.append(f"the checkpoint {manifest.with_suffix('').name} is torn ({one_line(error)})")
+            why = error.strerror or one_line(error) if isinstance(error, OSError) else one_line(error).partition("; ")[0]
+            torn.append(f"the checkpoint {manifest.with_suffix('').name} is torn ({why})")
     place = folder / FOLDER
     if torn:
         raise RunError(f"no checkpoint in {place} is whole: {'; '.join(torn)}; remove {place} to start over")

@@ -29,6 +29,7 @@ from gingham.terminal import (
     seconds,
     split_of,
     suited,
+    teachers_named,
     times,
     wall_seconds,
 )
@@ -166,7 +167,7 @@ def _train(
     track: str | None,
     crew: "Crew",
 ) -> "Run":
-    from gingham.checkpoints import has_checkpoint
+    from gingham.checkpoints import has_checkpoint, has_leftovers
     from gingham.datasets import load_data
     from gingham.devices import choose_device
     from gingham.figures import draw_curves
@@ -180,7 +181,7 @@ def _train(
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
-    taught_by = [named_run(folder) for folder in teachers]
+    taught_by = teachers_named(teachers, given)
     with crew.in_turn():
         source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     say_notes(source)
@@ -201,7 +202,8 @@ def _train(
         return train_it()
     require_writable(folder)
     if resume and not has_checkpoint(folder):
-        say(f"nothing to resume in {folder}; starting")
+        halves = " (what is in its checkpoint folder has no manifest, and is not known to be whole)" * has_leftovers(folder)
+        say(f"nothing to resume in {folder}{halves}; starting")
     with locked(folder, wait=False):
         if (folder / FACTS).exists():  # while the data was being read
             raise GinghamError(

@@ -19,13 +19,13 @@ from gingham.terminal import (
     Teacher,
     drawn,
     factory_of,
-    named_run,
     print_json,
     require_split,
     say,
     say_notes,
     split_of,
     suited,
+    teachers_named,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def trials(
             shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
             say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds') or 0)}")
 
-    teachers = [named_run(folder) for folder in teacher or []]
+    teachers = teachers_named(teacher or [], changes)
     source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
     say_notes(source)
     chosen = suited(chosen, len(source.train), changes)

@@ -40,8 +40,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a step found before it changed the weights, on the device: the batch's mean loss and the number of right answers, both
-    (), and with hard pictures to be found the loss of each, float (B,)."""
+    """What a step found before it changed the weights, on the device: the batch's mean loss, to the labels alone also where teachers
+    are heard, and the number of right answers, both (), and with hard pictures to be found the loss of each, float (B,)."""
 
     loss: torch.Tensor
     hits: torch.Tensor
@@ -113,6 +113,8 @@ def learn(
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     loss, logits = loss.detach(), logits.detach()
+    if taught is not None:  # what is noted is comparable: the labels' part
+        loss = loss_of(logits, batch, recipe) * weight
     truth = batch.labels
     if batch.others is not None and batch.shares is not None:
         truth = torch.where(batch.shares < 0.5, batch.others, truth)

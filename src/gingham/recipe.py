@@ -138,6 +138,23 @@ class Recipe:
         steps = -(-images // batch)
         return self.replace(batch_size=batch, hard_share=1.0, epochs=max(self.epochs, -(-FEWEST_STEPS // steps)))
 
+    def options(self) -> str:
+        """Return what `gingham train` is told to train by this recipe: its name, its seed, and all else that differs from the named one.
+
+        >>> RECIPES["fast"].replace(seed=5, epochs=2, nesterov=False).options()
+        '--recipe fast --seed 5 --epochs 2 --set nesterov=false'
+        """
+        words = [f"--recipe {self.name} --seed {self.seed}"]
+        named = RECIPES.get(self.name, self)
+        for key, value in vars(self).items():
+            if value == getattr(named, key) or key in ("name", "seed") or (key == "size" and value == 28):  # as most data is
+                continue
+            if key == "network" and ":" in value:
+                words.append(f"--model {value}")
+            else:
+                words.append(f"--epochs {_said(value)}" if key == "epochs" else f"--set {key}={_said(value)}")
+        return " ".join(words)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
@@ -163,6 +180,15 @@ def _quoted(value: Any) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # Python writes out no integer of more than 4300 digits
         return "an integer too long to show" if isinstance(value, int) else f"a {type(value).__name__} too deep or long to show"
+
+
+def _said(value: Any) -> str:
+    """A field's value as --set takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_said, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _checked(item: "dataclasses.Field[Any]", given: Any) -> Any:

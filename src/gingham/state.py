@@ -11,7 +11,7 @@ import torch
 from gingham.checkpoints import Checkpoint, save_checkpoint
 from gingham.datasets import Split
 from gingham.devices import processor
-from gingham.errors import RunError, listed, one_line
+from gingham.errors import RecipeError, RunError, listed, one_line
 from gingham.models import Classifier
 from gingham.progress import History
 from gingham.recipe import Recipe
@@ -90,6 +90,7 @@ class State:
         tensors |= {"sampler.order": self.sampler.order, "sampler.losses": self.sampler.losses}
         tensors |= {"history.losses": self.history.losses[:done], "history.hits": self.history.hits[:done]}
         facts = {"step": done, "train_seconds": train_seconds, "epochs": self.history.epochs, "environment": self.environment}
+        facts["dataset"] = self.train.dataset
         facts |= self.identity()
         save_checkpoint(folder, done, tensors, facts)
 
@@ -111,8 +112,8 @@ class State:
         del wanted["checkpoint_seconds"]  # it does not touch the weights
         if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
             raise RunError(
-                f"the checkpoint in {folder} was made with {listed(changed)}; resume with the same settings "
-                f"(--recipe {before.get('name')} --seed {before.get('seed')}), or give another --out"
+                f"the checkpoint in {folder} was made with {listed(changed)}; resume with the same settings{_settings(facts)}, or give "
+                "another --out"
             )
         try:
             self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
@@ -200,6 +201,14 @@ def environment_of(device: torch.device, precision: str, processes: int) -> dict
         "torch": torch.__version__,
         "processor": processor(),
     }
+
+
+def _settings(facts: dict[str, Any]) -> str:
+    """The settings of a checkpoint as `gingham train` takes them, in brackets; nothing where they make no sense."""
+    try:
+        return f" ({Recipe.from_dict(facts.get('recipe', {})).options()})"
+    except RecipeError:
+        return ""
 
 
 def _laid_out(tensor: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The Run: a trained model with all that is known of it; saved and loaded without pickle."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from gingham.checkpoints import has_checkpoint, load_checkpoint, remove_checkpoints
-from gingham.errors import GinghamError, RunError, one_line
+from gingham.errors import GinghamError, RecipeError, RunError, one_line
 from gingham.facts import require_entry, require_facts
 from gingham.files import (
     locked,
@@ -161,12 +162,15 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 
 def _why_not_there(folder: Path) -> str:
     if has_checkpoint(folder):
-        facts = load_checkpoint(folder).facts.get("recipe")
-        recipe = facts if isinstance(facts, dict) else {}
-        own = f" --model {recipe['network']}" if ":" in str(recipe.get("network")) else ""
+        facts = load_checkpoint(folder).facts
+        data = "" if facts.get("dataset") in (None, "fashion-mnist") else f" --data {shlex.quote(str(facts['dataset']))}"
+        try:
+            words = Recipe.from_dict(facts.get("recipe", {})).options()
+        except RecipeError:
+            words = "..."
         return (
             f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham train "
-            f"--recipe {recipe.get('name')} --seed {recipe.get('seed')}{own} --resume --out {folder}"
+            f"{words}{data} --resume --out {folder}"
         )
     inner = sorted(path.parent for path in folder.glob(f"*/{FACTS}"))
     if (folder / TRIALS).exists():
@@ -174,6 +178,8 @@ def _why_not_there(folder: Path) -> str:
         return f"{folder} is a folder of trials; name {of_them}, or compare it with other trials (gingham compare)"
     if inner:
         return f"{folder} is no run but holds runs; name one, such as {inner[0]}"
+    if folder.is_file():
+        return f"{folder} is a file; name the folder of a run, such as {folder.parent}"
     if not folder.exists():
         return f"there is no folder {folder}; name a run folder, or train one with gingham train --out {folder}"
     return f"no run in {folder} ({FACTS} is missing); name a run folder, or train one with gingham train"
@@ -206,6 +212,8 @@ def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None)
     classes, shape = facts["classes"], facts["input_shape"]
     if not (isinstance(classes, list) and 0 < len(classes) <= 10_000 and all(isinstance(name, str) for name in classes)):
         raise ValueError("classes is not a list of 1 to 10000 names")
+    if len(set(classes)) < len(classes):
+        raise ValueError("classes has a name twice")
     if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and 0 < n <= 4096 for n in shape)):
         raise ValueError(f"input_shape is {shape!r}, three whole numbers from 1 to 4096 are needed")
     if shape[0] > 64:
@@ -237,7 +245,7 @@ def _require_agreement(run: Run, facts: Mapping[str, Any], folder: Path) -> None
             raise RunError(f"{folder / FACTS} lacks the key {key!r}; restore it from a copy or train again")
         if facts[key] != now[key]:
             raise RunError(
-                f"{folder / FACTS} says {key} {facts[key]!r}, the recipe and weights beside it {now[key]!r}; restore it from a copy"
+                f"{folder / FACTS} says {key} {facts[key]!r} where the recipe and weights beside it say {now[key]!r}; restore it from a copy"
             )
     if facts.get("weights_sha256") != sha256(folder / WEIGHTS):
         raise RunError(f"{folder / WEIGHTS} is not the file that was saved (its SHA-256 differs); restore it from a copy")

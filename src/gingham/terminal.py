@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +72,20 @@ def named_run(run: Path, model: str | None = None) -> "Run":
     from gingham.storage import load
 
     return load_packaged() if str(run) == "packaged" and not run.exists() else load(run, factory_of(model))
+
+
+def teachers_named(folders: Sequence[Path], given: Collection[str]) -> "list[Run]":
+    """Return the runs that --teacher names; `given` are the fields of the recipe that were set.
+
+    Raises
+        GinghamError: one of them is no run, or a field was set that means something only with a teacher.
+    """
+    if not folders and (deaf := sorted({"teacher_share", "teacher_temperature"} & set(given))):
+        raise GinghamError(f"{deaf[0]} is set and there is no teacher; name one with --teacher RUN, or leave {deaf[0]} out")
+    try:
+        return [named_run(folder) for folder in folders]
+    except GinghamError as error:
+        raise GinghamError(f"--teacher: {error}") from error
 
 
 def training_pictures(loaded: "Run", run: Path | None) -> "Split | None":

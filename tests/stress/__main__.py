@@ -21,9 +21,14 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "src")]
 os.environ["OMP_NUM_THREADS"] = "1"  # two checks at a time, and a thread more in each would wait for the other
 
-from gingham.tables import render  # noqa: E402  # found only now
-from stress import abusing, fuzzing, killing, spreading, starving  # noqa: E402
-from stress.outcomes import Check, Outcome  # noqa: E402
+try:
+    from gingham.tables import render  # found only now
+    from stress import abusing, fuzzing, killing, spreading, starving
+    from stress.outcomes import Check, Outcome
+except ImportError as error:
+    sys.exit(
+        f"the stress tests need {error.name}; make stress installs all that they need, for this Python: pip install --group dev"
+    )
 
 # Two at a time: what computes beside what waits for its processes. The server is last, and alone, as its answers must come in time.
 BESIDE = ((*killing.CHECKS, *spreading.CHECKS, *starving.CHECKS), tuple(fuzzing.CHECKS))
