@@ -121,6 +121,7 @@ DAMAGE = {
     "a number for a text": (lambda f: change(f, environment={"hardware": 3}), "hardware in environment is 3, a text is needed"),
     "openings of another type": (lambda f: change(f, test_openings=[1]), "test_openings is no list of objects"),
     "teachers of another type": (lambda f: change(f, data={"teachers": ["x"]}), "teachers in data is no list of objects"),
+    "a number without end": (lambda f: change(f, metrics={"steps": 10**30}), "steps in metrics is a number out of range, a number from 0 up"),
     "a step without its loss": (
         lambda f: (f / "history.jsonl").write_text('{"step": 1, "accuracy": 1, "learning_rate": 0.1}'), "line 1 has no number for loss"),
     "an epoch in words": (

@@ -59,7 +59,7 @@ def diagnose_run(run: Run, train: Split, validation: Split | None = None) -> lis
             print(finding)
     """
     model, recipe = run.model, run.recipe
-    losses = torch.tensor([entry["loss"] for entry in run.history if "learning_rate" in entry])
+    losses = torch.tensor([entry["loss"] for entry in run.history if "learning_rate" in entry], dtype=torch.float32)
     epochs = [entry for entry in run.history if "epoch" in entry]
     found = _check_all(model, recipe, train, losses, epochs, len(losses), over=True)
     mixed = check_labels(train, validation)

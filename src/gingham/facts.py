@@ -6,7 +6,7 @@ Tables and reports calculate with these: a file that has something else in their
 from collections.abc import Mapping
 from typing import Any
 
-LARGEST = 3.5e38  # number that counts as one: what a float32 holds
+LARGEST, WHOLE = 3.5e38, 2**53  # what a float32 holds, and up to where a float64 holds each whole number
 COUNTS = {
     "metrics": (
         "parameters", "processes", "train_images", "epochs", "steps", "images_seen", "images_per_second_per_process", "train_seconds",
@@ -45,11 +45,13 @@ def require_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any, low: float = -LARGEST, high: float = LARGEST) -> bool:
-    return type(value) in (int, float) and low <= value <= high
+    return type(value) in (int, float) and low <= value <= high and (type(value) is float or abs(value) <= WHOLE)
 
 
 def _shown(value: Any) -> str:
-    return f"{value:.6g}" if _is_number(value) else f"a {type(value).__name__}"
+    if _is_number(value):
+        return f"{value:.6g}"
+    return "a number out of range" if type(value) in (int, float) else f"a {type(value).__name__}"
 
 
 def require_entry(entry: dict[str, Any], number: int) -> None:

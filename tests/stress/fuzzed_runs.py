@@ -36,6 +36,7 @@ RECIPE = gingham.RECIPES["fast"].replace(network="tiny", epochs=2, batch_size=4,
 FIELDS = tuple(RECIPE.to_dict())
 SAID = {(part, key) for kinds in (COUNTS, TEXTS) for part, keys in kinds.items() for key in keys}
 SAID |= {("metrics", "validation_accuracy"), ("data", "teachers"), ("data", "background"), ("data", "new")}
+STEPS = 60  # enough for the doctor to say something of their losses
 REPORTED = 25  # one in so many of the runs that load has its report written, which takes a hundred times as long as all else
 
 scalars = st.one_of(
@@ -72,9 +73,9 @@ class Folder:
         self.place = judge.place / "run"
         torch.manual_seed(0)
         model = build("tiny", CLASSES, (1, 8, 8), RECIPE.mean, RECIPE.std, RECIPE.views)
-        history = [{"step": step, "loss": 1.0 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in (1, 2, 3)]
+        history = [{"step": step, "loss": 1.0 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in range(1, STEPS + 1)]
         looks = {"validation_loss": 1.1, "validation_accuracy": 0.5}
-        history.append({"epoch": 1.0, "step": 3, "train_loss": 0.6, "train_accuracy": 0.5, **looks})
+        history.append({"epoch": 1.0, "step": STEPS, "train_loss": 0.6, "train_accuracy": 0.5, **looks})
         metrics = {"validation_accuracy": 0.5, "train_seconds": 1.0, "epochs": 1.0}
         run = Run(model, RECIPE, history, metrics, {"name": "pets", "fingerprint": "f", "background": 0.0}, {"torch": "2"})
         gingham.save(run, self.place)
