@@ -7,6 +7,7 @@ itself loses the newest.
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from gingham.errors import RunError, one_line
+from gingham.errors import RecipeError, RunError, one_line
 from gingham.files import read_json, require_plain, sha256, write_json, write_tensors
+from gingham.recipe import Recipe
 
 FOLDER = "checkpoint"
 FORMAT = 1
@@ -132,6 +134,24 @@ def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         place = folder / FOLDER
         raise RunError(f"{place} holds no checkpoint of gingham ({one_line(error)}); remove it to start over") from error
+
+
+def options_of(facts: Mapping[str, Any]) -> str:
+    """Return what `gingham train` is told to go on with a training whose checkpoint has such facts; `...` where they make no sense.
+
+    >>> options_of({"recipe": {"name": "article", "network": "article"}, "dataset": "my pictures", "teachers": ["1f0a"]})
+    "--recipe article --seed 0 --set precision=auto --set validation_images=5000 --data 'my pictures' --teacher RUN"
+    """
+    try:
+        words = [Recipe.from_dict(facts.get("recipe", {})).options()]
+    except RecipeError:
+        return "..."
+    dataset, teachers = facts.get("dataset"), facts.get("teachers")
+    if isinstance(dataset, str) and dataset != "fashion-mnist":
+        words.append(f"--data {shlex.quote(dataset)}")
+    if isinstance(teachers, list):  # by their checksums: where they are is not known
+        words += ["--teacher RUN"] * len(teachers)
+    return " ".join(words)
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from gingham.checkpoints import Checkpoint, save_checkpoint
+from gingham.checkpoints import Checkpoint, options_of, save_checkpoint
 from gingham.datasets import Split
 from gingham.devices import processor
-from gingham.errors import RecipeError, RunError, listed, one_line
+from gingham.errors import RunError, listed, one_line
 from gingham.models import Classifier
 from gingham.progress import History
 from gingham.recipe import Recipe
@@ -112,7 +112,7 @@ class State:
         del wanted["checkpoint_seconds"]  # it does not touch the weights
         if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
             raise RunError(
-                f"the checkpoint in {folder} was made with {listed(changed)}; resume with the same settings{_settings(facts)}, or give "
+                f"the checkpoint in {folder} was made with {listed(changed)}; resume with the same settings ({options_of(facts)}), or give "
                 "another --out"
             )
         try:
@@ -201,14 +201,6 @@ def environment_of(device: torch.device, precision: str, processes: int) -> dict
         "torch": torch.__version__,
         "processor": processor(),
     }
-
-
-def _settings(facts: dict[str, Any]) -> str:
-    """The settings of a checkpoint as `gingham train` takes them, in brackets; nothing where they make no sense."""
-    try:
-        return f" ({Recipe.from_dict(facts.get('recipe', {})).options()})"
-    except RecipeError:
-        return ""
 
 
 def _laid_out(tensor: torch.Tensor, place: torch.Tensor) -> torch.Tensor:

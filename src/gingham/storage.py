@@ -1,7 +1,6 @@
 """The Run: a trained model with all that is known of it; saved and loaded without pickle."""
 
 import json
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gingham.checkpoints import has_checkpoint, load_checkpoint, remove_checkpoints
-from gingham.errors import GinghamError, RecipeError, RunError, one_line
+from gingham.checkpoints import has_checkpoint, load_checkpoint, options_of, remove_checkpoints
+from gingham.errors import GinghamError, RunError, one_line
 from gingham.facts import require_entry, require_facts
 from gingham.files import (
     locked,
@@ -162,15 +161,9 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 
 def _why_not_there(folder: Path) -> str:
     if has_checkpoint(folder):
-        facts = load_checkpoint(folder).facts
-        data = "" if facts.get("dataset") in (None, "fashion-mnist") else f" --data {shlex.quote(str(facts['dataset']))}"
-        try:
-            words = Recipe.from_dict(facts.get("recipe", {})).options()
-        except RecipeError:
-            words = "..."
         return (
             f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham train "
-            f"{words}{data} --resume --out {folder}"
+            f"{options_of(load_checkpoint(folder).facts)} --resume --out {folder}"
         )
     inner = sorted(path.parent for path in folder.glob(f"*/{FACTS}"))
     if (folder / TRIALS).exists():
