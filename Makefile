@@ -1,7 +1,7 @@
 # make train    set up an environment, get Fashion-MNIST, train, print the result
 # make test     the quick tests; make test-all adds the slow ones, which make test-slow runs alone
 # make stress   killed, starved, besieged, fed garbage, spread over processes: a table of what survived (under twenty minutes)
-# make check    formatter, linter, type checker
+# make check    formatter, linter, type checker, import direction
 # make data     get Fashion-MNIST alone; needs no root
 # make wheel    build the wheel, install it elsewhere, use it
 # make model    train the model that comes in the package anew (twenty minutes), and let it in if it is no worse
@@ -42,6 +42,7 @@ check: $(VENV)/tested
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 data: $(VENV)/installed
 	@scripts/get-data $(BIN)/python

@@ -17,8 +17,8 @@ import torch
 
 import gingham
 import records
-from gingham.devices import choose_device
-from gingham.metrics import proportion_interval
+from gingham.device import choose_device
+from gingham.evaluation.metrics import proportion_interval
 
 
 def main() -> None:

@@ -22,8 +22,8 @@ import torch
 
 import gingham
 import records
-from gingham.browser import library_files
-from gingham.devices import describe_environment
+from gingham.deploy.browser_libraries import library_files
+from gingham.device import describe_environment
 
 KINDS = {"ONNX": ["model.onnx"], "8 bits": ["small.onnx", "--int8"], "page": ["page.html"]}
 

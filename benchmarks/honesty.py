@@ -14,8 +14,9 @@ from pathlib import Path
 
 import gingham
 import records
-from gingham.devices import choose_device, describe_environment
-from gingham.recipe import find_recipe, parse_settings
+from gingham.device import choose_device, describe_environment
+from gingham.presets import find_recipe
+from gingham.recipe import parse_settings
 
 
 def main() -> None:

@@ -16,9 +16,11 @@ import torch
 
 import gingham
 import photographs
-from gingham.evaluation import calibrate
-from gingham.prediction import PACKAGED, average, evaluate_photographs, load_packaged, prepare_for
-from gingham.storage import FACTS, HISTORY, Run, halve
+from gingham.evaluation.calibrate import calibrate
+from gingham.inference.evaluate_photos import evaluate_photographs
+from gingham.inference.packaged_model import PACKAGED, load_packaged
+from gingham.inference.predict import average, prepare_for
+from gingham.runs.run import FACTS, HISTORY, Run, halve
 
 LARGEST_BYTES = 1_000_000
 

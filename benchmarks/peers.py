@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import gingham
 import records
-from gingham.devices import choose_device, describe_environment
-from gingham.files import read_json, write_json
+from gingham.device import choose_device, describe_environment
+from gingham.io import read_json, write_json
 
 RECIPES = ("fast-85", "fast-90", "fast-92", "fast")
 Point = dict[str, float]  # epochs, train_seconds, test_accuracy

@@ -24,11 +24,13 @@ from PIL import Image
 
 import gingham
 import records
-from gingham.devices import describe_environment
-from gingham.folders import list_pictures
-from gingham.photos import Prepared, open_photo
-from gingham.prediction import average, bare_name, load_packaged, prepare_for
-from gingham.storage import Run
+from gingham.data.image_files import list_pictures
+from gingham.device import describe_environment
+from gingham.inference.evaluate_photos import bare_name
+from gingham.inference.packaged_model import load_packaged
+from gingham.inference.predict import average, prepare_for
+from gingham.inference.preprocess import Prepared, open_photo
+from gingham.runs.run import Run
 
 Picture = npt.NDArray[Any]  # OpenCV's type hints know no more
 SIDE = 280

@@ -19,12 +19,13 @@ import torch
 
 import gingham
 import records
-from gingham.augmentation import augment
-from gingham.devices import choose_device, choose_precision, describe_environment, kept_pages
+from gingham.data.augment import augment
+from gingham.device import choose_device, choose_precision, describe_environment, kept_pages
 from gingham.distributed import Crew
-from gingham.learning import Batch, learn
-from gingham.models import build
-from gingham.optimization import build_optimizer
+from gingham.models.registry import build
+from gingham.training.batches import Batch
+from gingham.training.optimizer import build_optimizer
+from gingham.training.step import learn
 
 RECIPES = {"fast": 3, "fast-94": 1}  # and their epochs
 WAYS = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, one thread each": (2, 1)}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gingham.files import replacing, write_json, write_text
+from gingham.io import replacing, write_json, write_text
 
 if TYPE_CHECKING:
     import torch

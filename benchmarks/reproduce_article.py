@@ -18,8 +18,8 @@ from typing import Any
 
 import gingham
 import records
-from gingham.files import write_json
-from gingham.metrics import mean_interval
+from gingham.evaluation.metrics import mean_interval
+from gingham.io import write_json
 
 ARTICLE_CURVE = (0.7869, 0.8350, 0.8482)  # test accuracy after epochs 1, 2 and 3, as the article prints it
 DEAD = 0.15  # a network that never left 10 % ends below this

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 
 import gingham
 import records
-from gingham.devices import choose_device, describe_environment
-from gingham.readers import FILES
+from gingham.data.idx import FILES
+from gingham.device import choose_device, describe_environment
 
 RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, views="one", shift_pixels=1)
 COUNTS = (6_000, 60_000, 600_000)

@@ -32,7 +32,7 @@ from PIL import Image
 
 import gingham
 import records
-from gingham.devices import describe_environment
+from gingham.device import describe_environment
 
 BOUNDARY = "benchmark"
 

@@ -21,11 +21,13 @@ from torch import nn
 
 import gingham
 import records
-from gingham.devices import choose_device, choose_precision, describe_environment, kept_pages
-from gingham.learning import Batch, Learner, Recording, compiled, learn, noise_like, warm_up
-from gingham.models import MeanPool, build
-from gingham.optimization import build_optimizer
-from gingham.recipe import find_recipe
+from gingham.device import choose_device, choose_precision, describe_environment, kept_pages
+from gingham.models.networks import MeanPool
+from gingham.models.registry import build
+from gingham.presets import find_recipe
+from gingham.training.batches import Batch
+from gingham.training.optimizer import build_optimizer
+from gingham.training.step import Learner, Recording, compiled, learn, noise_like, warm_up
 
 WITHOUT = {
     "as it is": "everything on",

@@ -30,12 +30,13 @@ import torch
 
 import gingham
 import records
-from gingham.cli import main as gingham_command
-from gingham.devices import choose_device
-from gingham.files import read_json, write_json
-from gingham.metrics import mean_interval
-from gingham.recipe import find_recipe, parse_settings
-from gingham.storage import load_predictions
+from gingham.cli.app import main as gingham_command
+from gingham.device import choose_device
+from gingham.evaluation.metrics import mean_interval
+from gingham.io import read_json, write_json
+from gingham.presets import find_recipe
+from gingham.recipe import parse_settings
+from gingham.runs.predictions import load_predictions
 
 # Accuracy and seconds asked of each recipe: two cores with AMX, and one H100 for those of a GPU.
 TARGETS = {

@@ -4,7 +4,7 @@
     python examples/onnx_answers.py model.onnx coat.png boot.jpg
 
 A picture of the model's own size and colours is taken as it is; all that is done to its values is inside the file. Photographs are prepared by
-gingham.photos, which needs OpenCV and no torch either: pip install --no-deps . opencv-python-headless tqdm platformdirs
+gingham.inference.preprocess, which needs OpenCV and no torch either: pip install --no-deps . opencv-python-headless tqdm platformdirs
 """
 
 import json
@@ -28,7 +28,7 @@ def as_it_is(file: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8] |
 
 def prepared(file: Path, shape: tuple[int, int, int], facts: dict[str, str]) -> npt.NDArray[np.uint8]:
     """A photograph as the model's training pictures were made, uint8 (V, C, H, W): V framings, whose answers are averaged."""
-    from gingham.photos import open_photo, prepare_garment, prepare_plain
+    from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 
     photo = open_photo(file)
     if facts["preparation"] == "garment":

@@ -16,9 +16,9 @@ import numpy as np  # only now may torch be imported
 import pytest
 
 import gingham
-from gingham.browser import library_files
-from gingham.published import locate
-from gingham.readers import FILES
+from gingham.data.idx import FILES
+from gingham.data.registry import locate
+from gingham.deploy.browser_libraries import library_files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,7 +117,7 @@ class Command:
         return done
 
     def call(self, *arguments: object) -> Done:
-        from gingham.cli import main
+        from gingham.cli.app import main
 
         out, err = io.StringIO(), io.StringIO()
         with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gingham import Recipe
-from gingham.augmentation import augment, cut_mix, cut_mix_some, erase, flip, shift
+from gingham.data.augment import augment, cut_mix, cut_mix_some, erase, flip, shift
 
 
 def pictures(count=7, channels=3, height=9, width=8):

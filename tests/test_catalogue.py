@@ -6,7 +6,7 @@ import pytest
 import gingham
 from conftest import ROOT
 from gingham import ModelError, RunError
-from gingham.catalogue import import_network
+from gingham.models.registry import import_network
 from own_networks import Norms, Plain, WrongLinear, WrongOutputs
 
 

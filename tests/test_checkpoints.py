@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gingham.checkpoints import (
+from gingham.errors import GinghamError, RunError
+from gingham.runs.checkpoint import (
     has_checkpoint,
     has_leftovers,
     load_checkpoint,
@@ -15,7 +16,6 @@ from gingham.checkpoints import (
     remove_checkpoints,
     save_checkpoint,
 )
-from gingham.errors import GinghamError, RunError
 
 
 def keep(folder, step):
@@ -113,7 +113,7 @@ def test_a_newer_format_is_no_damage(kept):
 def test_what_is_whole_but_no_checkpoint_is_named(kept):
     state = kept / "checkpoint" / "step-00000009.safetensors"
     save_file({"x": torch.zeros(1)}, state)
-    from gingham.files import sha256
+    from gingham.io import sha256
 
     said = {"format": 1, "bytes": state.stat().st_size, "sha256": sha256(state)}
     state.with_suffix(".json").write_text(json.dumps(said))
@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_the_one_before(kept, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gingham.files.os.fsync", full)
+    monkeypatch.setattr("gingham.io.os.fsync", full)
     with pytest.raises(GinghamError, match="No space left on device"):
         keep(kept, 12)
     monkeypatch.undo()

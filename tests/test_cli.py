@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ from PIL import Image
 
 import gingham
 from conftest import make_dataset
-from gingham.files import locked
+from gingham.io import locked
 
 
 def values(done):
@@ -221,14 +222,14 @@ def test_a_folder_in_use_is_said_before_training(command, quadrants):
 
 def test_a_run_that_another_finishes_meanwhile_is_kept(command, trained, quadrants, monkeypatch):
     """It has looked into the folder, and reads its data, while the other finishes."""
-    load_data = gingham.datasets.load_data
+    load_data = importlib.import_module("gingham.data.load_data").load_data
 
     def slowly(*arguments, **options):
         found = load_data(*arguments, **options)
         shutil.copytree(command.folder / "runs/article-0", command.folder / "shared")
         return found
 
-    monkeypatch.setattr(gingham.datasets, "load_data", slowly)
+    monkeypatch.setattr("gingham.data.load_data.load_data", slowly)
     said = command(*TRAIN, "--data", quadrants, "--out", "shared", "--epochs", 0.1, code=2).stderr
     assert "shared was finished by another gingham just now" in said
     assert not (command.folder / "shared/checkpoint").exists()
@@ -257,7 +258,7 @@ def test_want_of_memory_is_one_sentence_however_it_is_said(command, quadrants, m
     def starve(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("gingham.training.learn", starve)
+    monkeypatch.setattr("gingham.training.fit.learn", starve)
     assert "out of memory or threads" in command(*TRAIN, "--data", quadrants, "--out", "starved", "--epochs", 1, code=2).stderr
 
     def convert(*arguments, **options):
@@ -266,7 +267,7 @@ def test_want_of_memory_is_one_sentence_however_it_is_said(command, quadrants, m
         except (MemoryError, RuntimeError) as cause:
             raise ValueError("a library's own way of saying so") from cause
 
-    monkeypatch.setattr("gingham.training.learn", convert)
+    monkeypatch.setattr("gingham.training.fit.learn", convert)
     assert "out of memory or threads" in command(*TRAIN, "--data", quadrants, "--out", "starved", "--epochs", 1, code=2).stderr
 
 
@@ -274,7 +275,7 @@ def test_a_bug_is_no_want_of_memory(command, quadrants, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("gingham.training.learn", fail)
+    monkeypatch.setattr("gingham.training.fit.learn", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         command(*TRAIN, "--data", quadrants, "--out", "failed")
 

@@ -8,9 +8,9 @@ import torch
 import gingham
 from conftest import make_dataset
 from gingham import GinghamError, RunError
-from gingham.comparison import _compare_runs, _compare_trials, _spread
-from gingham.evaluation import right_answers
-from gingham.files import locked
+from gingham.evaluation.evaluate import right_answers
+from gingham.experiments.compare import _compare_runs, _compare_trials, _spread
+from gingham.io import locked
 
 TINY = gingham.RECIPES["fast-90"].replace(epochs=1.2, batch_size=64, validation_images=60)
 

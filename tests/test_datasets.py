@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 import gingham
 from conftest import make_dataset, write_idx
 from gingham import DataError, load_data
-from gingham.datasets import _stratify, count_duplicates, describe
-from gingham.published import NAMED, locate
-from gingham.readers import FILES
+from gingham.data.idx import FILES
+from gingham.data.registry import NAMED, locate
+from gingham.data.splits import _stratify
+from gingham.data.statistics import count_duplicates, describe
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def alone(monkeypatch, tmp_path):
     own.mkdir()
     monkeypatch.setenv("GINGHAM_DATA", str(own))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("gingham.published.SYSTEM_FOLDER", tmp_path / "system")
+    monkeypatch.setattr("gingham.data.registry.SYSTEM_FOLDER", tmp_path / "system")
     return own
 
 
@@ -116,7 +117,7 @@ def test_mnist_in_fashion_mnists_place(alone, monkeypatch):
     make_dataset(alone / "fashion-mnist")
     with pytest.raises(DataError, match=r"is not fashion-mnist: its SHA-256 begins .* or use it as it is with --data"):
         load_data("fashion-mnist")
-    from gingham.readers import idx_sha256, read_idx
+    from gingham.data.idx import idx_sha256, read_idx
 
     found = idx_sha256(read_idx(alone / "fashion-mnist" / FILES[0], 3))
     mnist = dataclasses.replace(NAMED["mnist"], sha256=(found, *NAMED["mnist"].sha256[1:]))
@@ -242,7 +243,7 @@ def test_of_data_of_ones_own_a_fifth_at_most_is_held_out(quadrants):
 
 
 def test_planted_duplicates_are_counted(quadrants):
-    from gingham.readers import read_idx
+    from gingham.data.idx import read_idx
 
     train, test = read_idx(quadrants / FILES[0], 3), read_idx(quadrants / FILES[2], 3)
     train[5] = train[4] = train[3]
@@ -292,7 +293,7 @@ def test_known_datasets_have_a_checksum_for_every_file():
 
 @pytest.fixture
 def little_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr("gingham.readers.free_memory", lambda: 100_000)
+    monkeypatch.setattr("gingham.data.idx.free_memory", lambda: 100_000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "gingham" / "packs"
 

@@ -15,8 +15,8 @@ import pytest
 import typer
 
 from conftest import ROOT
-from gingham import serving
-from gingham.cli import app
+from gingham.cli.app import app
+from gingham.deploy import server as serving
 
 DOCKERFILE = ROOT / "docs/deploy/Dockerfile"
 UNIT = ROOT / "docs/deploy/gingham.service"

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gingham.augmentation import augment
-from gingham.devices import choose_device
+from gingham.data.augment import augment
+from gingham.device import choose_device
 from gingham.distributed import ALONE, Crew, launched, restarted
 from gingham.errors import GinghamError
 from gingham.recipe import Recipe

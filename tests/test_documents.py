@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from gingham.recipe import DEFAULT_RECIPE
+from gingham.presets import DEFAULT_RECIPE
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -21,7 +21,12 @@ COMMANDS = ("train", "evaluate", "predict", "show", "summary", "trials", "compar
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("records/*.md"), *ROOT.glob("benchmarks/results/*.md")]
 )
-MODULES = sorted(path.stem for path in (ROOT / "src/gingham").glob("*.py") if not path.stem.startswith("__"))
+SOURCES = ROOT / "src/gingham"
+MODULES = sorted(
+    ".".join(path.relative_to(SOURCES).with_suffix("").parts)
+    for path in SOURCES.rglob("*.py")
+    if not path.stem.startswith("__")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -5,9 +5,10 @@ import torch
 
 import gingham
 from gingham import DataError, GinghamError
-from gingham.evaluation import calibrate, measure, right_answers
-from gingham.files import read_tensors, write_tensors
-from gingham.storage import load_predictions
+from gingham.evaluation.calibrate import calibrate
+from gingham.evaluation.evaluate import measure, right_answers
+from gingham.io import read_tensors, write_tensors
+from gingham.runs.predictions import load_predictions
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_look_that_cannot_be_recorded_does_not_happen(saved, monkeypatch):
     def refuse(*_):
         raise GinghamError("cannot write")
 
-    monkeypatch.setattr("gingham.evaluation.record_opening", refuse)
+    monkeypatch.setattr("gingham.evaluation.evaluate.record_opening", refuse)
     monkeypatch.setattr(type(run.model), "logits", lambda *_: pytest.fail("predictions were computed"))
     with pytest.raises(GinghamError, match="cannot write"):
         gingham.evaluate(run, data.test)
@@ -185,7 +186,7 @@ def test_predictions_that_cannot_be_kept_cost_no_result(saved, monkeypatch):
     def refuse(*_):
         raise GinghamError("cannot write")
 
-    monkeypatch.setattr("gingham.evaluation.save_predictions", refuse)
+    monkeypatch.setattr("gingham.evaluation.evaluate.save_predictions", refuse)
     report = gingham.evaluate(run, data.validation)
     assert report.total == 40
     assert int(right_answers(run, data.validation).sum()) == report.correct

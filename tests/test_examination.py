@@ -10,8 +10,8 @@ from PIL import Image
 import gingham
 from conftest import make_dataset
 from gingham import DataError
-from gingham.datasets import look_into
-from gingham.examination import leaking
+from gingham.data.load_data import look_into
+from gingham.diagnosis.check_data import leaking
 
 
 @pytest.fixture

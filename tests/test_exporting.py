@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import gingham
-import gingham.pages
-import gingham.publishing
 from conftest import ROOT, make_dataset
-from gingham.models import NETWORKS
-from gingham.prediction import GALLERY, features
+from gingham.cli.export import export as export_command
+from gingham.deploy.page import facts_of
+from gingham.inference.neighbours import GALLERY, features
+from gingham.models.networks import NETWORKS
+from gingham.models.registry import build
 from test_photos import drawn
 
 
@@ -166,7 +167,7 @@ class WithoutForm(OtherwiseExported):
 def test_what_does_not_answer_the_same_is_not_written(quadrants, tmp_path, network, said):
     data = gingham.load_data(str(quadrants), validation=40)
     run = gingham.Run(
-        gingham.models.build("own", data.classes, (1, 28, 28), factory=network),
+        build("own", data.classes, (1, 28, 28), factory=network),
         gingham.RECIPES["article"].replace(network=f"tests:{network.__name__}", validation_images=40),
     )
     file = tmp_path / "model.onnx"
@@ -186,7 +187,7 @@ def test_without_held_out_pictures_the_training_pictures_are_compared(quadrants,
 
 
 def test_the_features_that_find_neighbours(small_run):
-    from gingham.exporting import graph_of
+    from gingham.deploy.onnx import graph_of
 
     run, data = small_run
     session = onnxruntime.InferenceSession(graph_of(run, with_features=True).SerializeToString())
@@ -262,7 +263,7 @@ def test_no_place_of_this_machine_is_told(quadrants, command):
     command("export", "model.onnx", "--run", "run")
     assert metadata(command.folder / "model.onnx")["dataset"] == "quadrants"
     assert str(quadrants.parent).encode() not in (command.folder / "model.onnx").read_bytes()
-    assert gingham.pages.facts_of(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
+    assert facts_of(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
     quadrants.rename(quadrants.parent / "moved")
     said = command("export", "model.onnx", "--run", "run", code=2).stderr
     assert (
@@ -280,9 +281,7 @@ def test_data_of_another_shape_is_refused(small_run, tmp_path):
 
 
 def test_the_command_and_the_function_put_as_many_pictures_into_a_page():
-    given = [
-        inspect.signature(export).parameters["neighbours"].default for export in (gingham.export, gingham.publishing.export)
-    ]
+    given = [inspect.signature(export).parameters["neighbours"].default for export in (gingham.export, export_command)]
     assert given == [GALLERY, GALLERY]
 
 

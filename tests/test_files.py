@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gingham import GinghamError, RunError
-from gingham.files import read_json, replacing, write_json, write_text
+from gingham.io import read_json, replacing, write_json, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -36,7 +36,7 @@ def test_a_kill_while_writing_leaves_what_was_there(tmp_path):
     script = f"""
 import os, signal
 from pathlib import Path
-from gingham.files import replacing
+from gingham.io import replacing
 with replacing(Path({str(path)!r})) as side:
     side.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

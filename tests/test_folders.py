@@ -15,8 +15,8 @@ from PIL import Image
 
 import gingham
 from gingham import DataError, load_data
-from gingham.folders import list_pictures
-from gingham.readers import natural
+from gingham.data.image_files import list_pictures
+from gingham.text import natural
 
 
 @pytest.fixture(autouse=True)
@@ -315,7 +315,7 @@ def test_unreadable_files_are_counted_and_named_or_left_out(shoes):
     assert data.test.files == whole.test.files
     assert any("8 of the 48 files are left out: boot/bomb.bmp" in note for note in data.notes)
     assert not any(name in file for name in spoiled for file in data.train.files)
-    from gingham.datasets import look_into
+    from gingham.data.load_data import look_into
 
     _, odd = look_into(str(shoes))
     reasons = {name.removeprefix("boot/"): reason for name, reason in odd}
@@ -381,7 +381,7 @@ def test_a_pack_is_made_once_and_is_the_same(shoes, packs, monkeypatch):
     def refuse(*_):
         raise AssertionError("read again")
 
-    monkeypatch.setattr("gingham.folders.read_pictures", refuse)
+    monkeypatch.setattr("gingham.data.pack_cache.read_pictures", refuse)
     again = load_data(str(shoes))
     assert (again.fingerprint, again.train.files) == (first.fingerprint, first.train.files)
     assert torch.equal(again.train.images, first.train.images)
@@ -464,7 +464,7 @@ def test_pictures_larger_than_memory_are_mapped_and_the_same(shoes, packs, monke
         paint(shoes / ("boot", "sandal")[k] / "x.png", seed=50 + k)
     resident = load_data(str(shoes))
     shutil.rmtree(packs)
-    monkeypatch.setattr("gingham.folders.free_memory", lambda: 10_000)
+    monkeypatch.setattr("gingham.data.pack_cache.free_memory", lambda: 10_000)
     for _ in range(2):  # as it is packed, and from the pack
         mapped = load_data(str(shoes))
         assert mapped.train.block > 1
@@ -488,14 +488,14 @@ def test_room_for_what_is_mapped_is_taken_first(shoes, packs, monkeypatch):
     def refuse(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gingham.folders.free_memory", lambda: 10_000)
+    monkeypatch.setattr("gingham.data.pack_cache.free_memory", lambda: 10_000)
     monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
     with pytest.raises(DataError, match=r"cannot write .*No space left on device.*; free \d+ bytes there"):
         load_data(str(shoes))
 
 
 def test_want_of_memory_is_not_remembered_as_a_damaged_file(shoes, packs, monkeypatch):
-    from gingham import pictures
+    from gingham.data import decode as pictures
 
     square = pictures._square
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gingham import GinghamError
-from gingham.geometry import Field, Window, output_size
+from gingham.models.conv_arithmetic import Field, Window, output_size
 
 windows = st.builds(Window, st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3))
 

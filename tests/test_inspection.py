@@ -10,8 +10,8 @@ from torch import nn
 
 import gingham
 from gingham import ModelError, summarize
-from gingham.catalogue import find_network
-from gingham.geometry import Field, Window
+from gingham.cli.resolve import find_network
+from gingham.models.conv_arithmetic import Field, Window
 
 
 def gradient_field(network, shape, layer=None):

@@ -7,9 +7,10 @@ import threading
 import pytest
 
 import gingham
-from gingham.checkpoints import load_checkpoint
 from gingham.errors import Terminated
-from gingham.interruption import postponed
+from gingham.runs.checkpoint import load_checkpoint
+from gingham.training.step import learn
+from gingham.training.stop_request import postponed
 
 
 @pytest.fixture(autouse=True)
@@ -85,14 +86,12 @@ def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command,
     assert resumed.metrics["resumed_from_step"] == 19
     assert all(tensor.equal(resumed.model.state_dict()[name]) for name, tensor in whole.model.state_dict().items())
 
-    learn = gingham.training.learn
-
     def asked_after_a_step(*arguments):
         os.kill(os.getpid(), number)
         return learn(*arguments)
 
-    monkeypatch.setattr("gingham.training.warm_up", lambda *_: False)
-    monkeypatch.setattr("gingham.training.learn", asked_after_a_step)
+    monkeypatch.setattr("gingham.training.fit.warm_up", lambda *_: False)
+    monkeypatch.setattr("gingham.training.fit.learn", asked_after_a_step)
     done = command.call("train", "--data", quadrants, "--recipe", "article", "--out", "run")
     assert done.code == code
     assert "interrupted; go on with the same command and --resume" in done.stderr
@@ -101,7 +100,7 @@ def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command,
 
     # What is said of such a run is a command that goes on with it, also where its recipe was changed.
     begun = ("--recipe", "article", "--epochs", 2, "--set", "batch_size=50", "--data", quadrants, "--out", "changed")
-    monkeypatch.setattr("gingham.training.learn", asked_after_a_step)
+    monkeypatch.setattr("gingham.training.fit.learn", asked_after_a_step)
     command("train", *begun, code=code)
     monkeypatch.undo()
     said = command("evaluate", "changed", code=2).stderr

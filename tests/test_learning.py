@@ -10,9 +10,12 @@ import torch.nn.functional as F
 
 import gingham
 from gingham import DataError, GinghamError, Recipe
-from gingham.learning import Batch, Recording, Teachers, compiled, learn, loss_of, noise_like, prepare_to_record, warm_up
-from gingham.models import build
-from gingham.optimization import build_optimizer, set_rate
+from gingham.models.registry import build
+from gingham.training.batches import Batch
+from gingham.training.distillation import Teachers
+from gingham.training.loss import loss_of
+from gingham.training.optimizer import build_optimizer, set_rate
+from gingham.training.step import Recording, compiled, learn, noise_like, prepare_to_record, warm_up
 
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gingham.metrics import (
+from gingham.evaluation.metrics import (
     calibration_error,
     confusion_matrix,
     fit_temperature,

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from gingham import ModelError
-from gingham.models import NETWORKS, MeanPool, Residual, article, build
+from gingham.models.networks import NETWORKS, MeanPool, Residual, article
+from gingham.models.registry import build
 
 
 def reference_article():

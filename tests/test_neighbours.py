@@ -1,6 +1,6 @@
 import torch
 
-from gingham.neighbours import agreement, near_duplicates, normalised
+from gingham.data.similarity import agreement, near_duplicates, normalised
 
 
 def pictures(count, seed=0, side=12):

@@ -149,7 +149,7 @@ def test_a_damaged_member_is_one_sentence(tmp_path, name):
 
 def test_more_than_memory_is_one_sentence(tmp_path, monkeypatch):
     path = write(tmp_path, **GOOD)
-    monkeypatch.setattr("gingham.readers.free_memory", lambda: 1000)
+    monkeypatch.setattr("gingham.data.npz.free_memory", lambda: 1000)
     with pytest.raises(DataError, match="more than half of the memory free here; save it as four IDX files"):
         load_data(path)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gingham import Recipe
-from gingham.optimization import build_optimizer, lr_at, orthogonalize
+from gingham.training.optimizer import build_optimizer, lr_at, orthogonalize
 
 
 @pytest.mark.parametrize("step", [0, 1, 37, 99])

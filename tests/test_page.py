@@ -13,8 +13,10 @@ import uvicorn
 from PIL import Image
 
 import gingham
-from gingham import serving
-from gingham.prediction import GALLERY, features, gallery, occlusion, prepare_for
+from gingham.deploy import server as serving
+from gingham.inference.explain import occlusion
+from gingham.inference.neighbours import GALLERY, features, gallery
+from gingham.inference.predict import prepare_for
 from test_photos import GROUNDS, drawn
 
 pytestmark = pytest.mark.slow

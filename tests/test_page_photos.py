@@ -1,4 +1,4 @@
-"""photos.js in a browser against photos.py: the same file must become the same pictures, with the same words."""
+"""photos.js in a browser against inference/preprocess.py: the same file must become the same pictures, with the same words."""
 
 import base64
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import gingham
-from gingham.photos import open_photo, prepare_garment, prepare_plain
+from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 from test_photos import GROUNDS, drawn
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gingham
-from gingham import photo_augmentation as photographed
-from gingham.photo_augmentation import Draws, as_photographed, photograph_some
+from gingham.data import augment_photos as photographed
+from gingham.data.augment_photos import Draws, as_photographed, photograph_some
 
 CLASSES = ("T-shirt/top", "Trouser", "Sandal", "Ankle boot", "Bag")
 

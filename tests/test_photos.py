@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from gingham.errors import DataError
-from gingham.photos import open_photo, prepare_garment, prepare_plain
+from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 
 SHIRT = [(30, 20), (70, 20), (98, 45), (88, 60), (76, 52), (76, 100), (24, 100), (24, 52), (12, 60), (2, 45)]  # of 100 by 120
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from gingham import pictures
-from gingham.pictures import fit_square, read_picture, read_pictures, resize_pictures
+from gingham.data import decode as pictures
+from gingham.data.decode import fit_square, read_picture, read_pictures, resize_pictures
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I")
 

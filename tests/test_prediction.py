@@ -9,8 +9,11 @@ from PIL import Image
 
 import gingham
 from conftest import make_dataset
-from gingham.models import build
-from gingham.prediction import PACKAGED, average, features, occlusion, prepare_for
+from gingham.inference.explain import occlusion
+from gingham.inference.neighbours import features
+from gingham.inference.packaged_model import PACKAGED
+from gingham.inference.predict import average, prepare_for
+from gingham.models.registry import build
 from test_photos import drawn
 
 

@@ -17,8 +17,8 @@ import torch
 from torchvision.datasets import EMNIST, KMNIST, MNIST, QMNIST, FashionMNIST
 
 from gingham import DataError, load_data
-from gingham.published import NAMED, locate
-from gingham.readers import FILES
+from gingham.data.idx import FILES
+from gingham.data.registry import NAMED, locate
 
 
 def idx(array, kind=8):
@@ -91,7 +91,7 @@ def alone(monkeypatch, tmp_path):
     own.mkdir()
     monkeypatch.setenv("GINGHAM_DATA", str(own))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("gingham.published.SYSTEM_FOLDER", tmp_path / "system")
+    monkeypatch.setattr("gingham.data.registry.SYSTEM_FOLDER", tmp_path / "system")
     return own
 
 

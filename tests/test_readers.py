@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import write_idx
-from gingham import DataError, readers
-from gingham.readers import find_idx, idx_sha256, read_idx
+from gingham import DataError
+from gingham.data.idx import find_idx, idx_sha256, read_idx
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_what_is_not_there_is_not_made_room_for(tmp_path, monkeypatch, zipped):
     path = tmp_path / ("pictures.gz" if zipped else "pictures")
     content = header(8, 3, 2000, 1000, 1000)
     path.write_bytes(gzip.compress(content) if zipped else content)
-    monkeypatch.setattr(readers, "_content", None)
+    monkeypatch.setattr("gingham.data.idx._content", None)
     with pytest.raises(DataError, match="truncated: its header announces 2000000000 bytes"):
         read_idx(path, 3)
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gingham import RECIPES, Recipe, RecipeError
-from gingham.recipe import find_recipe, parse_settings
+from gingham.presets import find_recipe
+from gingham.recipe import parse_settings
 
 
 def test_the_article_is_the_articles():

@@ -6,7 +6,7 @@ import pytest
 
 import gingham
 from conftest import make_dataset
-from gingham.charts import Line, line_chart, reliability_chart, ticks
+from gingham.reports.svg import Line, line_chart, reliability_chart, ticks
 from own_networks import Flat
 
 

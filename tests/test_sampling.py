@@ -7,7 +7,7 @@ import torch
 
 import gingham
 from gingham import Recipe
-from gingham.sampling import Sampler
+from gingham.data.sampler import Sampler
 
 ARTICLE = gingham.RECIPES["article"]
 
@@ -97,7 +97,7 @@ def test_no_share_at_all_still_takes_a_picture():
 
 
 def test_blocks_are_read_together_within_a_window(monkeypatch):
-    monkeypatch.setattr("gingham.sampling.BLOCKS_A_WINDOW", 4)
+    monkeypatch.setattr("gingham.data.sampler.BLOCKS_A_WINDOW", 4)
     sampler = Sampler(Recipe(epochs=1, batch_size=20), 103, block=5)
     order = torch.cat(list(sampler.batches(0, sampler.steps)))
     assert sorted(order.tolist()) == list(range(103))

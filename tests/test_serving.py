@@ -24,8 +24,12 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import gingham
-from gingham import connections, serving
-from gingham.prediction import ALIKE, GALLERY, features, gallery, occlusion, prepare_for
+import gingham.deploy
+from gingham.deploy import connections
+from gingham.deploy import server as serving
+from gingham.inference.explain import occlusion
+from gingham.inference.neighbours import ALIKE, GALLERY, features, gallery
+from gingham.inference.predict import prepare_for
 from test_photos import drawn
 
 BOUNDARY = "a-boundary"
@@ -596,7 +600,7 @@ def test_told_to_end_it_answers_what_is_in_flight(process, sent, code):
 
 @pytest.mark.slow
 def test_what_does_not_end_in_time_is_told_so(tmp_path):
-    script = "import gingham.serving as s; s.GRACE_SECONDS = 1; from gingham.cli import main; main(['serve', '--port', '0'])"
+    script = "import gingham.deploy.server as s; s.GRACE_SECONDS = 1; from gingham.cli.app import main; main(['serve', '--port', '0'])"
     started = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     port = int(re.search(r":(\d+)/ ", started.stderr.readline())[1])
     with socket.create_connection(("127.0.0.1", port), timeout=60) as line:
@@ -635,7 +639,7 @@ def test_what_serve_cannot_do_it_says(command, monkeypatch):
     assert said.startswith(f"gingham: cannot listen on 127.0.0.1 port {port} (Address already in use); choose another --port")
     assert "cannot listen on nowhere.invalid port 8000" in command("serve", "--host", "nowhere.invalid", code=2).stderr
     assert "there is no folder nowhere" in command("serve", "--run", "nowhere", code=2).stderr
-    monkeypatch.delitem(sys.modules, "gingham.serving")
-    monkeypatch.delattr(gingham, "serving")
+    monkeypatch.delitem(sys.modules, "gingham.deploy.server")
+    monkeypatch.delattr(gingham.deploy, "server")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert command("serve", code=2).stderr == "gingham: serving needs the package fastapi; pip install 'gingham[serve]'\n"

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import gingham
 from gingham import RunError
-from gingham.checkpoints import save_checkpoint
-from gingham.storage import halve
+from gingham.runs.checkpoint import save_checkpoint
+from gingham.runs.run import halve
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from gingham.tables import count, render
+from gingham.text import count, render
 
 
 @pytest.mark.parametrize(

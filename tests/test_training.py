@@ -13,9 +13,9 @@ import torch.nn.functional as F
 import gingham
 from conftest import make_dataset
 from gingham import DataError, GinghamError, RunError, Split
-from gingham.checkpoints import load_checkpoint, save_checkpoint
-from gingham.devices import choose_device, choose_precision
-from gingham.sampling import Sampler
+from gingham.data.sampler import Sampler
+from gingham.device import choose_device, choose_precision
+from gingham.runs.checkpoint import load_checkpoint, save_checkpoint
 from test_models import reference_article
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -186,7 +186,7 @@ def test_the_warm_up_leaves_no_trace(quadrants, monkeypatch):
     data = gingham.load_data(str(quadrants), validation=0)
     recipe = EVERYTHING.replace(epochs=1, batch_size=32)
     warm = gingham.fit(recipe, data.train, progress=False)
-    monkeypatch.setattr("gingham.training.warm_up", lambda *_: None)
+    monkeypatch.setattr("gingham.training.fit.warm_up", lambda *_: None)
     cold = gingham.fit(recipe, data.train, progress=False)
     assert all(
         torch.equal(a, b) for a, b in zip(warm.model.state_dict().values(), cold.model.state_dict().values(), strict=True)
@@ -228,7 +228,7 @@ def test_splits_of_two_datasets_are_refused(quadrants, fashion_mnist):
 @pytest.fixture
 def short_epochs(monkeypatch):
     """Epochs of milliseconds end in a checkpoint too, so that there is one soon."""
-    monkeypatch.setattr("gingham.training.EPOCH_SECONDS", 0.0)
+    monkeypatch.setattr("gingham.training.fit.EPOCH_SECONDS", 0.0)
 
 
 class Stop(Exception):  # noqa: N818  # not an error of anyone's

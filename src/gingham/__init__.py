@@ -12,64 +12,70 @@ model = gingham.load("runs/article").model
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from gingham._version import __version__
 
 if TYPE_CHECKING:
-    from gingham.comparison import Comparison, compare
-    from gingham.datasets import Data, Split, load_data
-    from gingham.diagnosis import Finding, diagnose_run
+    from gingham.data.load_data import load_data
+    from gingham.data.splits import Data, Split
+    from gingham.deploy.export import Exported, export
+    from gingham.diagnosis.check_data import examine
+    from gingham.diagnosis.check_run import diagnose_run
     from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError, TrainingError
-    from gingham.evaluation import Report, evaluate
-    from gingham.examination import examine
-    from gingham.exporting import Exported, export
-    from gingham.inspection import summarize
-    from gingham.layer_table import Summary
-    from gingham.models import NETWORKS, Classifier, Predictions
-    from gingham.prediction import Answer, evaluate_photographs, load_packaged, predict
-    from gingham.recipe import RECIPES, Recipe
-    from gingham.repetition import Trials, trials
-    from gingham.reporting import write_report
-    from gingham.storage import Run, load, save
-    from gingham.training import fit
+    from gingham.evaluation.evaluate import Report, evaluate
+    from gingham.experiments.compare import Comparison, compare
+    from gingham.experiments.trials import Trials, trials
+    from gingham.inference.evaluate_photos import evaluate_photographs
+    from gingham.inference.packaged_model import load_packaged
+    from gingham.inference.predict import Answer, predict
+    from gingham.models.classifier import Classifier, Predictions
+    from gingham.models.layer_table import Summary
+    from gingham.models.networks import NETWORKS
+    from gingham.models.summary import summarize
+    from gingham.presets import RECIPES
+    from gingham.recipe import Recipe
+    from gingham.reports.html import write_report
+    from gingham.runs.run import Run, load, save
+    from gingham.training.fit import fit
+    from gingham.training.issue import Finding
 
 # Each public name and the module it lives in, imported on first use: `import gingham` alone takes no time.
 _HOME = {
-    "Answer": "prediction",
-    "Classifier": "models",
-    "Comparison": "comparison",
-    "Data": "datasets",
+    "Answer": "inference.predict",
+    "Classifier": "models.classifier",
+    "Comparison": "experiments.compare",
+    "Data": "data.splits",
     "DataError": "errors",
-    "Exported": "exporting",
-    "Finding": "diagnosis",
+    "Exported": "deploy.export",
+    "Finding": "training.issue",
     "GinghamError": "errors",
     "ModelError": "errors",
-    "NETWORKS": "models",
-    "Predictions": "models",
-    "RECIPES": "recipe",
+    "NETWORKS": "models.networks",
+    "Predictions": "models.classifier",
+    "RECIPES": "presets",
     "Recipe": "recipe",
     "RecipeError": "errors",
-    "Report": "evaluation",
-    "Run": "storage",
+    "Report": "evaluation.evaluate",
+    "Run": "runs.run",
     "RunError": "errors",
-    "Split": "datasets",
-    "Summary": "layer_table",
+    "Split": "data.splits",
+    "Summary": "models.layer_table",
     "TrainingError": "errors",
-    "Trials": "repetition",
-    "compare": "comparison",
-    "diagnose_run": "diagnosis",
-    "evaluate": "evaluation",
-    "evaluate_photographs": "prediction",
-    "examine": "examination",
-    "export": "exporting",
-    "fit": "training",
-    "load": "storage",
-    "load_data": "datasets",
-    "load_packaged": "prediction",
-    "predict": "prediction",
-    "save": "storage",
-    "summarize": "inspection",
-    "trials": "repetition",
-    "write_report": "reporting",
+    "Trials": "experiments.trials",
+    "compare": "experiments.compare",
+    "diagnose_run": "diagnosis.check_run",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_photographs": "inference.evaluate_photos",
+    "examine": "diagnosis.check_data",
+    "export": "deploy.export",
+    "fit": "training.fit",
+    "load": "runs.run",
+    "load_data": "data.load_data",
+    "load_packaged": "inference.packaged_model",
+    "predict": "inference.predict",
+    "save": "runs.run",
+    "summarize": "models.summary",
+    "trials": "experiments.trials",
+    "write_report": "reports.html",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-from gingham.cli import run
+from gingham.cli.app import run
 
 if __name__ == "__main__":
     run()

@@ -1,8 +1,7 @@
-"""The little that torchrun needs: which of how many processes this one is, and what they tell each other.
+"""Training in several processes: which one this is, and the collectives they use.
 
-Every process holds the whole model and all random draws; of each batch it takes its share. Alone, each function here gives back what it
-got, so that one loop serves one process and many.
-"""
+Every process holds the whole model and makes all random draws; of each batch it takes its shard. With a single process every function
+here returns its input, so that one training loop serves one process and many."""
 
 import contextlib
 import os

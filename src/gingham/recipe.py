@@ -1,4 +1,4 @@
-"""The Recipe: every number a training run depends on, frozen, checked, and free of torch."""
+"""The Recipe: every number that a training run depends on. Frozen, validated, and independent of torch."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ def _channels(default: tuple[float, ...], allowed: str, low: float) -> Any:
 class Recipe:
     """How a network is trained. Fields are keyword arguments, each checked when the recipe is made.
 
-    >>> RECIPES["article"].replace(epochs=1, seed=7).learning_rate
+    >>> Recipe(network="article").replace(epochs=1, seed=7).learning_rate
     0.01
 
     Raises
@@ -126,7 +126,7 @@ class Recipe:
         With 10,000 pictures or more, or where it takes as many steps as it is, it stays. Otherwise an epoch has about eight
         batches, of 16 pictures at least, and there are as many epochs as 500 steps need.
 
-        >>> few = RECIPES["fast"].for_few(136)
+        >>> few = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_few(136)
         >>> few.batch_size, few.epochs, few.hard_share
         (17, 63.0, 1.0)
         """
@@ -137,23 +137,6 @@ class Recipe:
         batch = min(self.batch_size, max(16, images // 8))
         steps = -(-images // batch)
         return self.replace(batch_size=batch, hard_share=1.0, epochs=max(self.epochs, -(-FEWEST_STEPS // steps)))
-
-    def options(self) -> str:
-        """Return what `gingham train` is told to train by this recipe: its name, its seed, and all else that differs from the named one.
-
-        >>> RECIPES["fast"].replace(seed=5, epochs=2, nesterov=False).options()
-        '--recipe fast --seed 5 --epochs 2 --set nesterov=false'
-        """
-        words = [f"--recipe {self.name} --seed {self.seed}"]
-        named = RECIPES.get(self.name, self)
-        for key, value in vars(self).items():
-            if value == getattr(named, key) or key in ("name", "seed") or (key == "size" and value == 28):  # as most data is
-                continue
-            if key == "network" and ":" in value:
-                words.append(f"--model {value}")
-            else:
-                words.append(f"--epochs {_said(value)}" if key == "epochs" else f"--set {key}={_said(value)}")
-        return " ".join(words)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -180,15 +163,6 @@ def _quoted(value: Any) -> str:
         return repr(value)
     except (ValueError, RecursionError):  # Python writes out no integer of more than 4300 digits
         return "an integer too long to show" if isinstance(value, int) else f"a {type(value).__name__} too deep or long to show"
-
-
-def _said(value: Any) -> str:
-    """A field's value as --set takes it."""
-    if isinstance(value, tuple):
-        return ",".join(map(_said, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
 def _checked(item: "dataclasses.Field[Any]", given: Any) -> Any:
@@ -250,88 +224,3 @@ def _parsed(item: "dataclasses.Field[Any]", text: str) -> Any:
         return tuple(float(part) for part in text.split(","))
     except (KeyError, ValueError):
         raise RecipeError(f"recipe field {item.name} got {text!r}; allowed: {item.metadata['allowed']}") from None
-
-
-# The article's own hyper-parameters: float32, every one of the 60,000 pictures, nothing held out.
-# On two cores it takes minutes; benchmarks/reproduce_article.py says how many and how accurate it ends.
-ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
-
-# The ladder: each recipe is the quickest known to us for its accuracy, which records/README.md has with the seconds, but
-# for accurate, which has run with one seed so far. What was tried in place of each setting stands in records/LOG.md.
-FAST = Recipe(
-    name="fast",
-    network="small",
-    epochs=21,
-    batch_size=256,
-    optimizer="muon",
-    learning_rate=0.8,
-    filter_scale=0.2,
-    momentum=0.8,
-    nesterov=True,
-    warmup=0.2,
-    schedule="linear",
-    weight_decay=1e-4,
-    label_smoothing=0.1,
-    hard_share=0.3,
-    easy_share=0.1,
-    flip="alternating",
-    views="flip",
-    mean=(0.286,),
-    std=(0.353,),
-)
-# In less than an epoch no picture is seen twice: small batches for more steps, and nothing against over-fitting.
-FAST_85 = FAST.replace(
-    name="fast-85",
-    network="tiny",
-    epochs=0.35,
-    batch_size=128,
-    learning_rate=1.0,
-    filter_scale=0.15,
-    momentum=0.6,
-    flip="none",
-    views="one",
-)
-FAST_90 = FAST_85.replace(name="fast-90", epochs=3)
-FAST_92 = FAST.replace(name="fast-92", epochs=6)
-# With a stage-one block and this many passes, pictures moved by a pixel gain more than they cost.
-FAST_94 = FAST.replace(name="fast-94", network="large", epochs=22, shift_pixels=1)
-# Two fifths of each batch as if photographed: nearly as good on the dataset, and of use on one's own photographs.
-PHOTO = FAST_94.replace(name="photo", network="broad", epochs=48, hard_share=1.0, photo_share=0.4)
-ACCURATE = FAST_94.replace(name="accurate", network="huge", epochs=100)
-# For one GPU, whose seconds are some hundred of a CPU's.
-GPU_94 = FAST_94.replace(name="gpu-94", network="huge", epochs=30, batch_size=1024, validate_every=1000)
-GPU_95 = FAST_94.replace(name="gpu-95", network="giant", epochs=100, batch_size=1024, shift_pixels=2, validate_every=1000)
-GPU_96 = FAST_94.replace(
-    name="gpu-96",
-    network="wrn-16-4",
-    epochs=45,
-    batch_size=512,
-    hard_share=1.0,
-    cutmix=0.5,
-    shift_pixels=2,
-    flip="random",
-    validate_every=1000,
-)
-GPU_BEST = GPU_96.replace(
-    name="gpu-best", network="wrn-28-10", epochs=200, schedule="cosine", averaging=0.999, compile=True, validate_every=10
-)
-
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (FAST, FAST_85, FAST_90, FAST_92, FAST_94, ACCURATE, PHOTO, ARTICLE, GPU_94, GPU_95, GPU_96, GPU_BEST)
-}
-DEFAULT_RECIPE = FAST.name
-
-
-def find_recipe(name: str) -> Recipe:
-    """Return a named recipe.
-
-    >>> find_recipe("article").batch_size
-    64
-
-    Raises
-        RecipeError: no recipe has that name; the message lists those there are.
-    """
-    if name not in RECIPES:
-        raise RecipeError(f"unknown recipe {name!r}{suggest(name, RECIPES)}")
-    return RECIPES[name]

@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 os.environ["OMP_NUM_THREADS"] = "1"  # two checks at a time, and a thread more in each would wait for the other
 
 try:
-    from gingham.tables import render  # found only now
+    from gingham.text import render  # found only now
     from stress import abusing, fuzzing, killing, spreading, starving
     from stress.outcomes import Check, Outcome
 except ImportError as error:

@@ -19,11 +19,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from gingham import folders
-from gingham.datasets import load_data, look_into
+from gingham.data.decode import fit_square, open_picture
+from gingham.data.idx import INT, UBYTE, read_idx
+from gingham.data.image_files import list_pictures, raw_of_files
+from gingham.data.listing import ORDER
+from gingham.data.load_data import load_data, look_into
+from gingham.data.npz import read_npz
+from gingham.data.pack_cache import _pack_name
 from gingham.errors import DataError
-from gingham.pictures import fit_square, open_picture
-from gingham.readers import INT, UBYTE, read_idx, read_npz
 from stress.fuzzed_pictures import valid
 from stress.mutations import mutated
 from stress.verdicts import Judge, badly_said
@@ -334,7 +337,7 @@ class Tables:
         path = self.place / "packed.csv"
         if not self.packed:
             path.write_bytes(self.tables[0])
-            folders.raw_of_files(path, 0, skip_unreadable=False)
+            raw_of_files(path, 0, skip_unreadable=False)
             found = (self.judge.place / "cache" / "gingham" / "packs").iterdir()
             known = {file: file.read_bytes() for file in found}
             self.packed = {file: content for file, content in known.items() if file.stem in self.pack_of(path)}
@@ -344,7 +347,7 @@ class Tables:
         return path, array, facts
 
     def pack_of(self, path: Path) -> str:
-        return folders._pack_name(path, folders.list_pictures(path), 0)
+        return _pack_name(path, list_pictures(path), 0)
 
     def spoilt_pack(self, random: Random) -> Act:
         path, array, facts = self.pack()
@@ -354,7 +357,7 @@ class Tables:
 
     def same(self, path: Path) -> None:
         """A damaged pack is made anew: the pictures are what the files hold."""
-        raw = folders.raw_of_files(path, 0, skip_unreadable=False)
+        raw = raw_of_files(path, 0, skip_unreadable=False)
         assert raw.images.shape[0] == 6
         assert raw.test_images is not None
         whole = open_picture(self.place / "a" / "0.png").convert("RGB")
@@ -426,7 +429,7 @@ class Tables:
             said[key] = value
         facts.write_text(json.dumps(said))
         if key in ("missing", "odd"):  # they are taken as they are, if they fit
-            return lambda: folders.raw_of_files(path, 0, skip_unreadable=True)
+            return lambda: raw_of_files(path, 0, skip_unreadable=True)
         return lambda: self.same(path)
 
     def act(self, place: Path, way: int) -> Act:
@@ -439,9 +442,9 @@ class Tables:
         return lambda: self.read(place, way)
 
     def listed(self, place: Path) -> None:
-        listing = folders.list_pictures(place, training=False)
+        listing = list_pictures(place, training=False)
         for entry in listing.entries:
-            assert entry.split in folders.ORDER
+            assert entry.split in ORDER
             assert entry.label in listing.classes
             if place.is_dir():
                 assert place in entry.file.parents
@@ -451,7 +454,7 @@ class Tables:
         assert len(set(listing.classes)) == len(listing.classes)
 
     def read(self, place: Path, way: int) -> None:
-        raw = folders.raw_of_files(place, 0 if way % 2 else 5, skip_unreadable=way > 3)
+        raw = raw_of_files(place, 0 if way % 2 else 5, skip_unreadable=way > 3)
         assert len(raw.images) == len(raw.labels) == len(raw.files)
         assert raw.images.dtype == np.uint8
         assert not len(raw.labels) or 0 <= raw.labels.min() <= raw.labels.max() < len(raw.classes)

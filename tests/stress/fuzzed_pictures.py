@@ -13,9 +13,9 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from gingham.data.decode import LARGEST_PIXELS, common_side, quiet, read_pictures
 from gingham.errors import DataError
-from gingham.photos import open_photo, prepare_garment, prepare_plain
-from gingham.pictures import LARGEST_PIXELS, common_side, quiet, read_pictures
+from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 from stress.mutations import mutated
 from stress.verdicts import Judge
 

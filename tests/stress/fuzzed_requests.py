@@ -11,10 +11,10 @@ import torch
 from hypothesis import strategies as st
 
 import gingham
-from gingham.models import build
-from gingham.prediction import GARMENTS
-from gingham.serving import application
-from gingham.storage import Run
+from gingham.deploy.server import application
+from gingham.inference.predict import GARMENTS
+from gingham.models.registry import build
+from gingham.runs.run import Run
 from stress.fuzzed_pictures import EXAMPLES, png, valid
 from stress.mutations import mutated
 from stress.verdicts import Judge, badly_said

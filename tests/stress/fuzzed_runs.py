@@ -19,14 +19,17 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save
 
 import gingham
-from gingham.checkpoints import has_checkpoint, load_checkpoint
-from gingham.commands import print_trained
-from gingham.facts import COUNTS, TEXTS
-from gingham.models import NETWORKS, build
-from gingham.pages import facts_of
-from gingham.recipe import RECIPES, Recipe, parse_settings
-from gingham.reporting import write_report
-from gingham.storage import Run, load, load_predictions, save_predictions
+from gingham.cli.train import print_trained
+from gingham.deploy.page import facts_of
+from gingham.models.networks import NETWORKS
+from gingham.models.registry import build
+from gingham.presets import RECIPES
+from gingham.recipe import Recipe, parse_settings
+from gingham.reports.html import write_report
+from gingham.runs.checkpoint import has_checkpoint, load_checkpoint
+from gingham.runs.predictions import load_predictions, save_predictions
+from gingham.runs.run import Run, load
+from gingham.runs.schema import COUNTS, TEXTS
 from stress.mutations import mutated
 from stress.verdicts import LURES, Judge
 

@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 import gingham
 from conftest import make_dataset
-from gingham.metrics import mean_interval
-from gingham.published import locate
+from gingham.data.registry import locate
+from gingham.evaluation.metrics import mean_interval
 from stress.killing import COMPARED, SEED, end, start
 from stress.outcomes import Check, Outcome
 

@@ -303,7 +303,7 @@ def full_cache_beyond_memory(bench: Bench) -> None:
     if not pictures.exists():
         write_pictures(pictures)
     cache = bench.mounted(0.06)
-    few = "import gingham.folders; gingham.folders.free_memory = lambda: 1000"
+    few = "import gingham.data.pack_cache; gingham.data.pack_cache.free_memory = lambda: 1000"
     done = bench.run("train", "--data", pictures, "--out", bench.folder / "large", XDG_CACHE_HOME=cache, BEFORE=few)
     done.refused("free")
 
@@ -440,7 +440,7 @@ def memory_limit(bench: Bench) -> None:
 
 def importing(bench: Bench) -> str:
     """What the system says of a process that has done nothing but import what a training needs."""
-    script = "import gingham.cli, gingham.training, gingham.figures; print(open('/proc/self/status').read())"
+    script = "import gingham.cli.app, gingham.training.fit, gingham.plots; print(open('/proc/self/status').read())"
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=bench.environment()
     ).stdout
@@ -547,7 +547,7 @@ def one_of(bench: Bench, both: list[Done], out: Path) -> None:
 def two_shifted(bench: Bench) -> None:
     """The second has looked into the folder, and reads its data, while the first finishes."""
     out = bench.folder / "shifted"
-    slow = "import gingham.datasets as d, time, pathlib\nload = d.load_data\ndef slowly(*a, **k):\n    found = load(*a, **k)\n"
+    slow = "import gingham.data.load_data as d, time, pathlib\nload = d.load_data\ndef slowly(*a, **k):\n    found = load(*a, **k)\n"
     slow += f"    while not pathlib.Path({str(out / FACTS)!r}).exists(): time.sleep(0.01)\n    time.sleep(1)\n    return found\nd.load_data = slowly"
     second = bench.start(*bench.train(out), BEFORE=slow)
     first = bench.run(*bench.train(out))

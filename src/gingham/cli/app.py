@@ -1,0 +1,129 @@
+"""The command line: all commands, and how the process ends."""
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import traceback
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from gingham._version import __version__
+from gingham.cli.compare import compare
+from gingham.cli.diagnose import diagnose
+from gingham.cli.evaluate import evaluate
+from gingham.cli.export import export
+from gingham.cli.predict import predict
+from gingham.cli.report import report
+from gingham.cli.serve import serve
+from gingham.cli.show import show
+from gingham.cli.summary import summary
+from gingham.cli.train import train
+from gingham.cli.trials import trials
+from gingham.errors import GinghamError, Terminated, is_exhausted, one_line
+
+app = typer.Typer(
+    name="gingham",
+    help="Train image classifiers on small pictures: in seconds on a laptop, honest about how good they are.",
+    epilog="Start with: gingham train",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+    elif context.invoked_subcommand != "train" and "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise GinghamError(f"torchrun is for gingham train; start gingham {context.invoked_subcommand} by itself")
+
+
+# In the order in which --help lists them.
+for command in (train, evaluate, predict, show, summary, trials, compare, report, diagnose, export, serve):
+    app.command()(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; exits with 0, 2 for what the user can mend, 130 when interrupted."""
+    usage_error: Any = typer.BadParameter.__mro__[2]  # the base of every complaint about arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an old terminal shows a question mark for the formulas' signs
+    try:
+        code: Any = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except GinghamError as error:
+        _fail(str(error))
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except Terminated:
+        raise
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except (BrokenPipeError, SystemExit):
+        # The reader, such as head, has had enough; typer, told to leave exits to us, still exits by itself on that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except usage_error as error:
+        _fail(error.format_message())
+    except OSError as error:
+        _fail(
+            f"cannot use {error.filename or 'a file or the output'} ({error.strerror or one_line(error)}); check that there is room, the "
+            "path and its permissions"
+        )
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        _fail(f"out of memory or threads ({one_line(error)}); try a smaller --set batch_size, or fewer other programs")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    line = " ".join(message.split())
+    rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    who = "gingham" if size == "1" or rank == "0" or not rank.isdecimal() else f"gingham (process {rank} of {size})"
+    with contextlib.suppress(OSError):
+        print(f"{who}: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _open_closed() -> None:
+    """Give stdin, stdout and stderr a place where they were closed: the next file would take their number, and what is printed go into it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
+    sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
+
+
+def run() -> NoReturn:
+    """Run the command line as a process of its own, and end it at once: what torch tidies up on the way out takes 0.4 s."""
+    code: Any = 1
+    _open_closed()
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:  # noqa: BLE001  # a bug of ours: shown as Python shows it
+        traceback.print_exc()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,119 @@
+"""`gingham diagnose`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gingham.cli.options import Json, Model
+from gingham.cli.output import print_json, say, try_draw
+from gingham.cli.resolve import factory_of, split_of
+from gingham.errors import DataError, GinghamError, suggest
+
+if TYPE_CHECKING:
+    import torch
+
+    from gingham.data.splits import Data
+    from gingham.training.issue import Finding
+
+
+def diagnose(
+    what: Annotated[str, typer.Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name or a place of data.")],
+    split: Annotated[
+        str | None, typer.Option(help="Of a run: also the accuracy with and without pictures of this split that leak.")
+    ] = None,
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG of the pictures found; <name>-findings.png here unless told.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with a run or with data."""
+    folder = Path(what)
+    if any((folder / name).exists() for name in ("model.json", "checkpoint", "trials.json")):
+        found, data, notes = _diagnose_run(folder, split, model)
+    elif split is not None:
+        raise GinghamError(f"--split is for a run, and {what} is none; leave it out")
+    else:
+        found, data, notes = _diagnose_data(what)
+    figure = None
+    if any(finding.pictures for finding in found):
+        from gingham.plots import draw_image_groups
+
+        figure = try_draw(draw_image_groups, _image_groups(found, data), out or Path(f"{Path(data.name).name}-findings.png"))
+    if as_json:
+        print_json([finding.to_dict() | {"file": figure if finding.pictures else None} for finding in found])
+        return
+    for finding in found:
+        print(f"{finding}\n")
+    if not found:
+        print(f"nothing found wrong with {what}")
+    for note in notes:
+        print(note)
+    if figure:
+        print(f"pictures: {figure}")
+
+
+def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[list[Finding], Data, list[str]]":
+    from gingham.diagnosis.check_run import diagnose_run
+    from gingham.evaluation.run_data import data_of
+    from gingham.runs.run import load
+
+    run = load(folder, factory_of(model))
+    data = data_of(run, folder)
+    notes = [
+        (
+            "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a learning "
+            "rate far too high or low, over-fitting, a batch of one under BatchNorm"
+        )
+    ]
+    if split is not None:
+        from gingham.diagnosis.check_data import leaking
+        from gingham.evaluation.evaluate import right_answers
+
+        chosen = split_of(run, folder, None, split)
+        trained = [data.train] + ([data.validation] if split == "test" and data.validation else [])
+        right = right_answers(run, chosen)
+        leaks = leaking(trained, chosen)
+        clean = (
+            f"{float(right[~leaks].double().mean()):.2%} without them" if not bool(leaks.all()) else "nothing is left without"
+        )
+        notes.append(
+            f"{int(leaks.sum()):,} of {len(leaks):,} {split} pictures are in the training data too, or nearly so: accuracy "
+            f"{float(right.double().mean()):.2%} with and {clean}"
+        )
+    return diagnose_run(run, data.train, data.validation), data, notes
+
+
+def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
+    from gingham.data.load_data import look_into
+    from gingham.data.registry import NAMED
+    from gingham.diagnosis.check_data import examine
+
+    if what not in NAMED and not Path(what).exists():
+        raise DataError(
+            f"{what} is no run, dataset or folder{suggest(what, NAMED)}; give a run folder, a dataset's name, a folder with a folder of "
+            "pictures for each class or with IDX files, a .csv or a .npz"
+        )
+    data, odd = look_into(what)
+    say("looking for duplicates, then training two small networks to doubt single labels")
+    found = examine(data, odd)
+    notes = []
+    if not any("exact" in finding.finding for finding in found):
+        notes.append("no exact duplicate, within the splits or across them")
+    notes.append(
+        "looked for: files, classes a split lacks, imbalance, pictures of one value, exact and near duplicates, labels mixed up, "
+        "single labels that are likely wrong"
+    )
+    return found, data, notes
+
+
+def _image_groups(issues: "list[Finding]", data: "Data") -> "list[tuple[str, list[list[tuple[torch.Tensor, str]]]]]":
+    """Each issue's title and its groups of images, with captions, for `draw_image_groups`."""
+    splits = {part.name: part for part in (data.train, data.validation, data.test) if part is not None}
+
+    def captioned(name: str, index: int) -> "tuple[torch.Tensor, str]":
+        split = splits[name]
+        return split.images[index], f"{split.classes[int(split.labels[index])][:11]}\n{name} {index}"
+
+    return [(issue.finding, [[captioned(*item) for item in group] for group in issue.pictures[:40]]) for issue in issues]

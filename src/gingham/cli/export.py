@@ -1,0 +1,69 @@
+"""`gingham export`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gingham.cli.options import Json, Model, RunFolder
+from gingham.cli.output import print_json
+from gingham.cli.resolve import run_or_packaged
+
+if TYPE_CHECKING:
+    from gingham.deploy.export import Exported
+    from gingham.runs.run import Run
+
+
+def export(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What to write: FILE.onnx, or FILE.html for a page that answers by itself.")
+    ],
+    run: RunFolder = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other pictures to compare the answers on, where those of the run are not at hand.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Weights and activations of 8 bits: smaller and faster, and what it costs is said.")
+    ] = False,
+    neighbours: Annotated[
+        int,
+        typer.Option(min=0, help="With FILE.html: how many training pictures the page holds, to show those most like yours."),
+    ] = 2000,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Write a model as one file that answers the same without Gingham: ONNX, or a page for a browser."""
+    from gingham.deploy.export import export as write
+    from gingham.deploy.export import require_exportable
+    from gingham.evaluation.run_data import data_of
+
+    require_exportable(file, int8=int8)  # before what takes seconds
+    loaded = run_or_packaged(run, model)
+    exported = write(loaded, file, data_of(loaded, run, data), int8=int8, neighbours=neighbours)
+    if as_json:
+        print_json(exported.to_dict())
+    else:
+        _print(loaded, exported)
+
+
+def _print(run: "Run", exported: "Exported") -> None:
+    shape = ", ".join(map(str, run.model.input_shape))
+    size = f"{exported.bytes / 1e6:.2f} MB"
+    if exported.neighbours is not None:
+        print(f"{exported.file}: {size}; open it in a browser, on a phone too: it needs no network, and sends nothing anywhere")
+        print(f"inside: the model, ONNX Runtime and OpenCV for browsers, {exported.neighbours:,} training pictures")
+    else:
+        print(
+            f"{exported.file}: {size}, opset {exported.opset}; uint8 pictures (N, {shape}) in, {len(run.model.classes)} probabilities out"
+        )
+    same = round(exported.agreement * exported.pictures)
+    print(
+        f"answers {same:,} of {exported.pictures:,} {exported.split} pictures as the model does, probabilities within "
+        f"{exported.max_difference:.1g}"
+    )
+    if exported.accuracy is not None and exported.accuracy_int8 is not None and exported.interval is not None:
+        low, high = exported.interval
+        print(
+            f"8 bits cost {100 * (exported.accuracy - exported.accuracy_int8):.2f} points of accuracy (95 % interval {100 * low:.2f} to "
+            f"{100 * high:.2f}): {exported.accuracy_int8:.2%} in place of {exported.accuracy:.2%} of {exported.measured:,} {exported.split} pictures"
+        )

@@ -1,0 +1,41 @@
+"""`gingham serve`."""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+
+from gingham.cli.options import Device, Model, RunFolder
+from gingham.cli.output import say
+from gingham.cli.resolve import run_or_packaged, training_pictures
+from gingham.errors import GinghamError
+
+
+def serve(
+    run: RunFolder = None,
+    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")] = 8000,
+    model: Model = None,
+    device: Device = "auto",
+) -> None:
+    """Serve a model over HTTP, and a page to try it on, until Ctrl-C."""
+    # From now on: the first process of a container does not hear a signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        from gingham.deploy import server
+    except ImportError as error:
+        if (error.name or "").startswith("gingham"):
+            raise
+        raise GinghamError(f"serving needs the package {error.name}; pip install 'gingham[serve]'") from error
+
+    loaded = run_or_packaged(run, model)
+    if device != "auto":  # some pictures at a time are answered on the CPU as quickly
+        from gingham.device import choose_device
+
+        loaded.model.to(choose_device(device))
+    listening = server.listen(host, port)
+    address, number = listening.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    say(f"the page: http://{shown}:{number}/   the API: http://{shown}:{number}/docs   (Ctrl-C ends it)")
+    server.serve(loaded, listening, lambda: training_pictures(loaded, run))

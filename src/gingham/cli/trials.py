@@ -1,0 +1,84 @@
+"""`gingham trials`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Device, Json, Model, SkipUnreadable, Split, Teacher
+from gingham.cli.output import print_json, say, say_notes
+from gingham.cli.resolve import factory_of, require_split, suited, teachers_named
+from gingham.errors import GinghamError
+from gingham.presets import DEFAULT_RECIPE, RECIPES, find_recipe
+from gingham.recipe import parse_settings
+from gingham.text import duration
+
+if TYPE_CHECKING:
+    from gingham.runs.run import Run
+
+
+def trials(
+    recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
+    seeds: Annotated[int, typer.Option(min=1, help="How many; more can be added to the same folder later.")] = 10,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    split: Split = "validation",
+    data: Annotated[str, typer.Option(help=DATA_HELP)] = DEFAULT_DATA,
+    skip_unreadable: SkipUnreadable = False,
+    epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the recipe; may be repeated.")
+    ] = None,
+    model: Model = None,
+    teacher: Teacher = None,
+    device: Device = "auto",
+    out: Annotated[Path | None, typer.Option(help="The folder of the trials; runs/<recipe>-trials unless told.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe over seeds: mean, spread, interval."""
+    changes = parse_settings(settings or []) | ({} if epochs is None else {"epochs": epochs})
+    if "seed" in changes:
+        raise GinghamError("--set got a seed; trials takes many: give --seeds N and --first-seed K")
+    chosen = find_recipe(recipe).replace(**changes)
+    own = f"-{model.rpartition(':')[2]}" if model else ""
+    folder = out or Path("runs") / f"{chosen.name}{own}-trials"
+    require_split(split)
+    from gingham.data.load_data import load_data
+    from gingham.experiments.trials import trials as run_trials
+
+    wanted = range(first_seed, first_seed + seeds)
+
+    def say_seed(seed: int, run: "Run | None", kept: bool) -> None:
+        done = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
+        if run is None:
+            say(f"{done}: failed, its loss is no longer finite")
+        else:
+            accuracy = run.metrics.get("validation_accuracy")
+            shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
+            say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds') or 0)}")
+
+    teachers = teachers_named(teacher or [], changes)
+    source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
+    say_notes(source)
+    chosen = suited(chosen, len(source.train), changes)
+    try:
+        found = run_trials(
+            chosen,
+            source,
+            wanted,
+            folder,
+            split=split,
+            device=device,
+            network=factory_of(model),
+            teachers=teachers,
+            progress=sys.stderr.isatty(),
+            on_seed=say_seed,
+        )
+    except KeyboardInterrupt:
+        say(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")
+        raise
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(f"{chosen.name}: {found}")
+        print(f"runs      {folder}/seed-N; compare with others: gingham compare {folder} OTHER-TRIALS")

@@ -1,0 +1,1 @@
+"""Datasets: load, decode, split, sample and augment."""

@@ -1,0 +1,56 @@
+"""How much memory is free, and large arrays that stay on disk."""
+
+import contextlib
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gingham.errors import DataError, GinghamError, one_line
+from gingham.io import replacing
+
+LARGEST_BYTES = 1 << 40
+
+
+def free_memory() -> int:
+    """Return how many bytes of memory this process can still take, by the system and by its container's limit."""
+    free = [LARGEST_BYTES]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, kind, group = line.split(":", 2)
+            if kind in ("", "memory"):  # of cgroup v2 and v1
+                root = Path("/sys/fs/cgroup", kind)
+                name = "memory.limit_in_bytes" if kind else "memory.max"
+                for folder in (root, root / group.lstrip("/")):  # inside a container its own group is the root
+                    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                        free.append(int((folder / name).read_text()))
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
+    except (OSError, ValueError, IndexError, StopIteration):
+        pass
+    return min(free)
+
+
+def map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], path: Path) -> npt.NDArray[np.uint8]:
+    """Copy some rows of a large array to a file of their own, once, and return that file mapped into memory.
+
+    `images` is uint8 (N, H, W), `rows` ascending indices (M,). A file of the right size that is there already is used.
+
+    Raises
+        DataError: the file cannot be written, such as for want of room.
+    """
+    shape = (len(rows), *images.shape[1:])
+    size = math.prod(shape)
+    try:
+        if not (path.exists() and path.stat().st_size == size):
+            with replacing(path) as side, side.open("wb") as file:
+                for part in np.array_split(rows, -(-size // (1 << 26))):
+                    file.write(images[part].tobytes())
+        return np.memmap(path, np.uint8, "c", 0, shape)
+    except (OSError, GinghamError) as error:
+        raise DataError(
+            f"cannot write {path} ({one_line(error)}), which a dataset larger than half of the free memory needs; "
+            f"free {size} bytes there, or hold no pictures out (--set validation_images=0)"
+        ) from error

@@ -1,0 +1,175 @@
+"""Convert a run's model to an ONNX graph, in float32 or int8."""
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gingham._version import __version__
+from gingham.data.sampler import evenly
+from gingham.data.splits import Split
+from gingham.deploy.page import dataset_of
+from gingham.errors import GinghamError, one_line
+from gingham.inference.neighbours import entering_last_layer
+from gingham.inference.predict import takes_garments
+from gingham.models.classifier import Classifier
+from gingham.runs.run import Run
+
+if TYPE_CHECKING:
+    import onnx
+    from onnxruntime import InferenceSession
+
+
+OPSET = 18  # read by ONNX Runtime from 1.14 (2023) and by every browser's
+CALIBRATED = 1000  # training pictures that say how far the activations of an int8 model reach
+
+
+class _Answering(torch.nn.Module):
+    """What goes into the file: pictures in, probabilities out and, if asked, what the last layer sees of each picture."""
+
+    def __init__(self, model: Classifier, *, with_features: bool) -> None:
+        super().__init__()
+        self.model, self.with_features = model, with_features
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        if not self.with_features:
+            answers: torch.Tensor = self.model(images).softmax(dim=1)
+            return answers
+        with entering_last_layer(self.model) as seen:
+            logits = self.model(images)
+        return logits.softmax(dim=1), seen[0] if seen else logits
+
+
+def graph_of(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
+    """Return a run's model as an ONNX graph, with its metadata; `with_features` adds an output `features` (N, D), what `features`
+    in inference/neighbours.py returns.
+
+    Raises
+        GinghamError: the network has no ONNX form.
+    """
+    model = _Answering(copy.deepcopy(run.model).cpu(), with_features=with_features).eval()
+    example = torch.zeros(2, *run.model.input_shape, dtype=torch.uint8)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=["probabilities", "features"][: 1 + with_features],
+                dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
+                verbose=False,
+            )
+        assert program is not None
+        graph: onnx.ModelProto = program.model_proto
+        if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+            raise ValueError("it depends on the number of pictures")
+    except Exception as error:  # a network of the user's own may be anything
+        raise GinghamError(
+            f"the network {run.recipe.network} has no ONNX form ({one_line(error)}); use operations that torch.onnx.export knows, "
+            "and none that depend on the pictures' number or values"
+        ) from error
+    _strip(graph)
+    graph.producer_name, graph.producer_version = "gingham", __version__
+    for name, value in _metadata(run).items():
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return graph
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    """What whoever uses the file must know, and where it comes from."""
+    return {
+        "classes": list(run.model.classes),
+        "threshold": float(run.model.threshold),
+        "temperature": float(run.model.temperature),
+        "input_shape": list(run.model.input_shape),
+        "preparation": "garment" if takes_garments(run) else "plain",  # which of prepare_garment and prepare_plain
+        "background": run.data.get("background"),
+        "recipe": run.recipe.name,
+        "network": run.recipe.network,
+        "seed": run.recipe.seed,
+        "dataset": dataset_of(run),
+        "fingerprint": run.data.get("fingerprint"),
+        "gingham": __version__,
+    }
+
+
+def _strip(graph: "onnx.ModelProto") -> None:
+    """Take out what the exporter notes of the code it came from: it names folders of this machine."""
+    del graph.metadata_props[:]
+    inside = graph.graph
+    for part in (inside, *inside.node, *inside.input, *inside.output, *inside.value_info, *inside.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def create_session(content: bytes) -> "InferenceSession":
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would keep torch's waiting
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def session_probabilities(session: "InferenceSession", images: torch.Tensor) -> npt.NDArray[np.float32]:
+    """A session's probabilities, (N, K), of batches of several sizes, as the file is for any."""
+    parts = torch.tensor_split(images, [1, 8, *range(258, len(images), 250)])
+    return np.concatenate([session.run(["probabilities"], {"images": part.numpy()})[0] for part in parts if len(part)])
+
+
+class _Calibration:
+    """Training pictures for ONNX Runtime's quantisation, in batches."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.parts = iter([{"images": part.numpy()} for part in torch.split(images, 100)])
+
+    def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
+        return next(self.parts, None)
+
+
+def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
+    """A graph with 8 bits for weights, a scale for each channel, and for activations, scaled by what training pictures give."""
+    import onnx
+    import onnx_ir as ir
+    from onnx_ir.passes.common import DeduplicateHashedInitializersPass
+    from onnxruntime.quantization import QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        given, whole, small = (Path(folder, name) for name in ("given.onnx", "whole.onnx", "int8.onnx"))
+        onnx.save(graph, given)
+        quant_pre_process(given, whole, skip_symbolic_shape=True)
+        calibration = _Calibration(train.images[evenly(len(train), CALIBRATED)].cpu())
+        quantize_static(whole, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
+        quantised = ir.load(small)
+        DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)  # the mirror image's branch got filters of its own
+        result: onnx.ModelProto = ir.to_proto(quantised)
+    del result.metadata_props[:]
+    result.metadata_props.extend(graph.metadata_props)
+    return result
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporters warn of, log and print: advice to themselves."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

@@ -1,0 +1,151 @@
+"""Choose the device and its numeric precision, and describe the machine."""
+
+import contextlib
+import ctypes
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gingham._version import __version__
+from gingham.errors import GinghamError
+
+
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """Return the device of that name; "auto" is the GPU where there is one (CUDA, then Apple's mps), else the CPU.
+
+    A process that trains together with others gives its number on this host: "auto" and "cuda" are then the GPU of that number.
+
+    Raises
+        GinghamError: a name torch does not know, or a device this machine does not have.
+    """
+    have = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    if local_rank is not None:
+        have_gpus = torch.cuda.device_count()
+        if name == "cuda" or (name == "auto" and have_gpus):
+            if local_rank >= have_gpus:
+                raise GinghamError(
+                    f"process {local_rank} of this host has no GPU of its own, as there are {have_gpus}; start as many processes as "
+                    "there are GPUs (torchrun --nproc-per-node), or give --device cpu"
+                )
+            torch.cuda.set_device(local_rank)  # where nccl works
+            return torch.device("cuda", local_rank)
+    else:
+        have += ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in have))
+    try:
+        device = torch.device(name)
+        if device.type in have and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
+            return device
+    except RuntimeError:
+        pass
+    raise GinghamError(f"no device {name!r} here; allowed: auto, {', '.join(have)}")
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the hardware multiplies it natively."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type == "cpu":  # without either bfloat16 is emulated and slower
+        return "bfloat16" if _cpu_has("amx_tile") or _cpu_has("avx512_bf16") else "float32"
+    return "float32"
+
+
+def _cpu_has(instructions: str) -> bool:
+    return bool(getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)())  # private to torch, but there since 2.4
+
+
+def processor() -> str:
+    """Return the CPU with the widest instructions torch computes with, which decide its speed, and the last bits of sums.
+
+    processor()        # "AMD EPYC (AVX512)", "Intel(R) Xeon(R) Processor (AVX512 with AMX)"
+    """
+    instructions = torch.backends.cpu.get_cpu_capability() + (" with AMX" if _cpu_has("amx_tile") else "")
+    return f"{_processor_name()} ({instructions})"
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs at that precision."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@contextlib.contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its kernels on each shape it meets first, within the block, and keep to the fastest."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda"
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def kept_pages() -> Iterator[None]:
+    """Let the C library keep the memory it frees, for as long as a training lasts.
+
+    Each step frees its activations and asks for as much again; by default their pages go back to the system in between and
+    fault in anew, 3,000 of them a step of `fast`, which makes steps 1.2 times as long (benchmarks/step_time.py). glibc alone
+    has this setting.
+    """
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    libc.mallopt(trim_threshold, 2**31 - 1)
+    libc.mallopt(mmap_threshold, 1 << 30)
+    try:
+        yield
+    finally:
+        libc.mallopt(trim_threshold, 64 << 20)  # where glibc's own adjustment ends
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.malloc_trim(0)
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return the versions and the hardware a figure must be quoted with."""
+    if device.type == "cuda":
+        hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
+    else:
+        hardware = f"{processor()}, {_threads()}"
+    return {
+        "gingham": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "hardware": hardware,
+    }
+
+
+def _power_limit(device: torch.device) -> str:
+    """What a GPU may draw, as NVIDIA's own tool says it: cards of one name differ in it, and in speed."""
+    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}", "--query-gpu=power.limit"]
+    try:
+        said = subprocess.run([*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
+        return f"{float(said.stdout):.0f} W"
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
+        return "power limit unknown"
+
+
+def _threads() -> str:
+    number = torch.get_num_threads()
+    return f"{number} thread{'s' * (number != 1)}"
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

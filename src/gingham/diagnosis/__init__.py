@@ -1,0 +1,1 @@
+"""Find problems with a run or a dataset."""

@@ -1,0 +1,37 @@
+"""Fit a model's temperature and its threshold for "unsure" to the validation split."""
+
+from gingham.data.splits import Split
+from gingham.distributed import ALONE, Crew
+from gingham.errors import DataError
+from gingham.evaluation.metrics import fit_temperature, threshold_for_risk
+from gingham.runs.run import Run
+
+
+def calibrate(run: Run, validation: Split, crew: Crew = ALONE) -> None:
+    """Fit a run's temperature and its threshold for "not sure" to the validation split, in place.
+
+    The threshold is the lowest at which at most the recipe's `risk` of the answers the model is sure of are wrong. The
+    run's metrics say what both came to. Processes that train together share the pictures, and end with the same.
+
+    Raises
+        DataError: given the test split.
+    """
+    if validation.name == "test":
+        raise DataError("calibrate got the test split; temperature and threshold are fitted to validation pictures")
+    model, risk = run.model, run.recipe.risk
+    labels = validation.labels.cpu()
+    model.temperature.fill_(1.0)
+    logits = crew.shared(model.logits, validation.images)
+    model.temperature.fill_(fit_temperature(logits, labels))
+    # In float32 as the model divides, so that a picture at the threshold falls on the same side in predict.
+    confidence, predicted = (logits / model.temperature.cpu()).softmax(dim=1).max(dim=1)
+    model.threshold.fill_(threshold_for_risk(confidence, predicted == labels, risk))
+    sure = confidence >= model.threshold.cpu()
+    wrong = int((predicted != labels)[sure].sum())
+    run.metrics |= {
+        "temperature": float(model.temperature),
+        "threshold": float(model.threshold),
+        "risk": risk,
+        "unsure_share": 1 - float(sure.double().mean()),
+        "sure_error": wrong / int(sure.sum()) if sure.any() else None,
+    }

@@ -1,0 +1,1 @@
+"""Trials over seeds, and comparisons between them."""

@@ -1,0 +1,1 @@
+"""Predict photos and explain the predictions."""

@@ -1,0 +1,1 @@
+"""Networks, the classifier around them, and the layer table."""

@@ -1,0 +1,117 @@
+"""The Classifier: a network with its preprocessing, temperature and threshold."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from gingham.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of N pictures.
+
+    `labels` is int64 (N,), the index of the most probable class; `probabilities` is float32 (N, K), rows summing to 1;
+    `unsure` is bool (N,), true where the top probability is below the model's threshold; `classes` holds the K names.
+    """
+
+    labels: torch.Tensor
+    probabilities: torch.Tensor
+    unsure: torch.Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each picture's most probable class."""
+        return [self.classes[label] for label in self.labels.tolist()]
+
+
+class Classifier(nn.Module):
+    """A network with all it needs to be used: uint8 (N, C, H, W) in, logits float (N, K) out.
+
+    Normalisation, temperature and the threshold for "not sure" are buffers, so they travel with the weights. With views
+    "flip" the answer, outside of training, is the mean of the logits of each picture and of its mirror image.
+
+        model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
+        model.predict(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)).probabilities   # (5, 10)
+
+    Raises
+        ModelError: `mean` or `std` fit neither one nor all channels, or pictures of another shape or dtype come in.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    temperature: torch.Tensor
+    threshold: torch.Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classes: Sequence[str],
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float] = (0.5,),
+        std: Sequence[float] = (0.5,),
+        views: str = "one",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.views = views
+        self.classes = tuple(classes)
+        self.input_shape = input_shape
+        channels = input_shape[0]
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, channels):
+                raise ModelError(
+                    f"{name} has {len(values)} numbers for pictures of {channels} channels; give one, or one a channel"
+                )
+            spread = tuple(values) * (channels if len(values) == 1 else 1)
+            self.register_buffer(name, torch.tensor(spread).view(1, channels, 1, 1))
+        self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; divides the logits
+        self.register_buffer("threshold", torch.tensor(0.0))  # a top probability below it is "not sure"
+        # Convolutions are faster on NHWC: as NCHW steps are 1.2 to 1.3 times as long (benchmarks/step_time.py).
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:
+            wanted = ", ".join(map(str, self.input_shape))
+            raise ModelError(
+                f"the model got {str(images.dtype).removeprefix('torch.')} pictures of shape {tuple(images.shape)}; "
+                f"it takes uint8 of shape (N, {wanted}) with values from 0 to 255"
+            )
+        pixels = (images.float() / 255 - self.mean) / self.std
+        logits: torch.Tensor = self.network(pixels)
+        if self.views == "flip" and not self.training:
+            logits = (logits + self.network(pixels.flip(3))) / 2
+        return logits / self.temperature
+
+    def predict(self, images: torch.Tensor | npt.NDArray[np.uint8], batch_size: int = 500) -> Predictions:
+        """Return the model's answers for uint8 pictures (N, C, H, W), in float32, `batch_size` at a time."""
+        logits = self.logits(torch.as_tensor(images), batch_size)
+        probabilities = logits.softmax(dim=1)
+        if not bool(probabilities.isfinite().all()):
+            raise ModelError("the model's answers are not finite numbers; restore its weights from a copy, or train again")
+        top, labels = probabilities.max(dim=1)
+        return Predictions(labels, probabilities, top < self.threshold.cpu(), self.classes)
+
+    @torch.no_grad()
+    def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
+        """Return float32 logits (N, K) on the CPU, in evaluation mode and without gradients."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        cudnn = torch.backends.cudnn
+        was_allowed, cudnn.allow_tf32 = cudnn.allow_tf32, False  # on a GPU "float32" convolutions may round to 10 bits
+        try:
+            device = self.mean.device
+            parts = [self(part.to(device)).float().cpu() for part in torch.split(images, batch_size)]
+            return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
+        finally:
+            cudnn.allow_tf32 = was_allowed
+            for module, mode in modes.items():
+                module.training = mode

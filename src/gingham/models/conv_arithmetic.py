@@ -1,0 +1,61 @@
+"""Output size and receptive field of one layer, as integer arithmetic along one axis.
+
+Source: Dumoulin & Visin, "A guide to convolution arithmetic for deep learning" (arXiv 1603.07285) and
+Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks" (distill.pub, 2019)."""
+
+from dataclasses import dataclass
+
+from gingham.errors import GinghamError
+
+
+@dataclass(frozen=True)
+class Window:
+    """A layer that slides over one axis: a convolution or a pooling."""
+
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+
+    @property
+    def span(self) -> int:
+        """Input positions from the first to the last tap: dilation (kernel - 1) + 1."""
+        return self.dilation * (self.kernel - 1) + 1
+
+
+@dataclass(frozen=True)
+class Field:
+    """What one output position sees: `size` input pixels, the next position's field `jump` pixels further on."""
+
+    size: int = 1
+    jump: int = 1
+
+    def through(self, window: Window) -> "Field":
+        """Return the field after one more layer.
+
+        >>> Field(size=8, jump=2).through(Window(kernel=3))
+        Field(size=12, jump=2)
+        """
+        return Field(self.size + (window.span - 1) * self.jump, self.jump * window.stride)
+
+
+def output_size(size: int, window: Window, ceil_mode: bool = False) -> int:
+    """Return floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, or ceil as `ceil_mode` pooling does.
+
+    >>> output_size(28, Window(kernel=3)), output_size(22, Window(kernel=2, stride=2))
+    (26, 11)
+
+    Raises
+        GinghamError: the window, dilated, is wider than the padded input.
+    """
+    room = size + 2 * window.padding - window.span
+    if room < 0:
+        raise GinghamError(
+            f"a window of {window.span} positions does not fit an input of {size} with padding {window.padding}; "
+            f"the input must be at least {window.span - 2 * window.padding}"
+        )
+    steps = -(-room // window.stride) if ceil_mode else room // window.stride
+    # The last window of ceil mode must start inside the input or its left padding (as in torch.nn.MaxPool2d).
+    if ceil_mode and steps * window.stride >= size + window.padding:
+        steps -= 1
+    return steps + 1

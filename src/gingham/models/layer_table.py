@@ -1,0 +1,234 @@
+"""The layer table of a network: rows, totals, and the arithmetic of each layer as text."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gingham.errors import ModelError, suggest
+from gingham.models.conv_arithmetic import Field, Window, output_size
+from gingham.text import count, render
+
+Pixels = int | list[int] | str | None  # a number, [height, width] where they differ, "all", or unknown
+
+
+@dataclass(frozen=True)
+class Slide:
+    """A window's passage over one axis of a map: what it read, and what each position saw before."""
+
+    window: Window
+    size: int
+    before: Field | None
+    ceil_mode: bool = False
+
+    @property
+    def out_size(self) -> int:
+        return output_size(self.size, self.window, self.ceil_mode)
+
+    @property
+    def rounding(self) -> str:
+        return "ceil" if self.ceil_mode else "floor"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """A convolution's weight: `shape` is (out channels, in channels of a group, height, width)."""
+
+    shape: tuple[int, int, int, int]
+    groups: int
+    biased: bool
+
+
+@dataclass
+class Layer:
+    """One row of the table: a module without inner modules, or an operation between modules that joins or reshapes.
+
+    `output_shape` has no batch dimension. `receptive_field` is in input pixels: an int, [height, width] where they
+    differ, "all" for what sees the whole picture whatever its size, None where it cannot be said. `beside_global` marks a
+    field that leaves out a side branch seeing everything. `flops` counts a multiply-add as two.
+    """
+
+    name: str
+    kind: str
+    kernel: str
+    output_shape: list[int]
+    parameters: int
+    trainable_parameters: int
+    flops: int
+    memory_bytes: int
+    receptive_field: Pixels
+    jump: Pixels
+    beside_global: bool
+    slides: tuple[Slide, Slide] | None = field(default=None, repr=False)
+    filters: Filters | None = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as JSON values."""
+        values = {key: value for key, value in vars(self).items() if key not in ("slides", "filters", "beside_global")}
+        return {**values, "global": self.beside_global}
+
+
+@dataclass
+class Summary:
+    """A network's layers and totals. `print(summary)` shows the table with its formulas.
+
+    `receptive_field` is that of the feature map that enters the classifier's pooling or flattening. `memory_bytes` is
+    for one float picture: input, every layer's output (in-place ones once) and the parameters with buffers.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    parameters: int
+    trainable_parameters: int
+    receptive_field: Pixels
+    flops: int
+    input_bytes: int
+    activation_bytes: int
+    parameter_bytes: int
+    layers: list[Layer]
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.input_bytes + self.activation_bytes + self.parameter_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        values = {**vars(self), "memory_bytes": self.memory_bytes, "input_shape": list(self.input_shape)}
+        return {**values, "layers": [layer.to_dict() for layer in self.layers]}
+
+    def explain(self, name: str) -> str:
+        """Return the arithmetic of one layer, worked through with its numbers; of every window for "all".
+
+        Raises
+            ModelError: there is no such layer.
+        """
+        if name == "all":
+            return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.slides)
+        for layer in self.layers:
+            if layer.name == name:
+                return _explain(layer, self)
+        raise ModelError(f"no layer {name!r} in {self.name}{suggest(name, [layer.name for layer in self.layers])}")
+
+    def table(self) -> str:
+        """Return the layer table and the totals as text."""
+        rows = [
+            [
+                layer.name, layer.kind, layer.kernel, "x".join(map(str, layer.output_shape)) or "1", count(layer.parameters),
+                count(layer.flops), count(layer.memory_bytes, "B"),
+                _show(layer.receptive_field) + "*" * layer.beside_global, _show(layer.jump),
+            ]
+            for layer in self.layers
+        ]  # fmt: skip
+        columns = ["layer", "kind<", "kernel", "output", "params", "FLOPs", "memory", "field", "jump"]
+        lines = [render(columns, rows), ""]
+        frozen, unused = (
+            self.parameters - self.trainable_parameters,
+            self.parameters - sum(row.parameters for row in self.layers),
+        )
+        resting = f"; {unused:,} of them not used by this pass" if unused else ""
+        lines.append(
+            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} not{resting})"
+        )
+        shape = "x".join(map(str, self.input_shape))
+        lines.append(f"receptive field   {self._field_in_words()} (the picture: {shape})")
+        lines.append(f"FLOPs             {self.flops:,} a picture (a multiply-add is two)")
+        lines.append(
+            f"memory            {count(self.memory_bytes, 'B')} a picture in float32: input {count(self.input_bytes, 'B')}, "
+            f"activations {count(self.activation_bytes, 'B')}, parameters {count(self.parameter_bytes, 'B')}"
+        )
+        if any(layer.beside_global for layer in self.layers):
+            lines.append("* beside a global side branch (a gate or a statistic over all positions), which is left out")
+        return "\n".join(lines)
+
+    def _field_in_words(self) -> str:
+        if self.receptive_field is None:
+            return "unknown: an operation on the way is not followed"
+        if isinstance(self.receptive_field, str):
+            return "all of the picture"
+        height, width = self.receptive_field if isinstance(self.receptive_field, list) else [self.receptive_field] * 2
+        covers = height >= self.input_shape[1] and width >= self.input_shape[2]
+        pixels = f"{_show(self.receptive_field)} pixels, {'which covers the picture' if covers else 'less than the picture'}"
+        after = any(layer.receptive_field == "all" for layer in self.layers)
+        return f"{pixels}; the classifier behind sees all of it" if after and not covers else pixels
+
+    def formulas(self) -> str:
+        """Return the formulas of output size and receptive field, and each window's numbers in them."""
+        windows = [layer for layer in self.layers if layer.slides]
+        shown = windows if len(windows) <= 12 else [*windows[:3], *windows[-1:]]
+        lines = [
+            "output size       out   = floor((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
+            "receptive field   field = field before + dilation (kernel − 1) × jump before; it starts at 1",
+            "jump              jump  = jump before × stride; it starts at 1",
+            "",
+        ]
+        width = max((len(layer.name) for layer in shown), default=0)
+        lines += [f"{layer.name:<{width}}  {_worked_line(layer)}" for layer in shown]
+        if len(shown) < len(windows):
+            lines.append(f"... {len(windows) - len(shown)} more: --explain all")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.table()}\n\n{self.formulas()}"
+
+
+def _show(value: Pixels) -> str:
+    return "-" if value is None else "x".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _worked_line(layer: Layer) -> str:
+    assert layer.slides
+    slide, window = layer.slides[0], layer.slides[0].window
+    inner = f"({slide.size} + {2 * window.padding} − {window.dilation}·{window.kernel - 1} − 1) / {window.stride}"
+    size = f"{slide.rounding}({inner}) + 1 = {slide.out_size}"
+    if slide.before is None:
+        return f"out {size}"
+    before, after = slide.before, slide.before.through(window)
+    reach = f"{before.size} + {window.dilation}·{window.kernel - 1}×{before.jump} = {after.size}"
+    return f"out {size:<38}  field {reach:<18}  jump {before.jump}×{window.stride} = {after.jump}"
+
+
+def _explain(layer: Layer, summary: Summary) -> str:
+    shape = "x".join(map(str, layer.output_shape))
+    head = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
+    if layer.slides is None:
+        seen = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
+        here = _show(layer.receptive_field)
+        return f"{head}\n  no window slides here: each output {seen.get(here, f'sees {here} pixels, as its input does')}"
+    lines = [head]
+    height, width = layer.slides
+    for slide, label, pixels in (
+        [(height, "", summary.input_shape[1])]
+        if height == width
+        else [(height, "  height", summary.input_shape[1]), (width, "  width", summary.input_shape[2])]
+    ):
+        lines += ([label] if label else []) + _explain_slide(slide, pixels)
+    if layer.filters:
+        lines += _explain_filters(layer.filters, height.out_size * width.out_size, layer.flops)
+    return "\n".join(lines)
+
+
+def _explain_slide(slide: Slide, pixels: int) -> list[str]:
+    window = slide.window
+    kernel, stride, padding, dilation = window.kernel, window.stride, window.padding, window.dilation
+    numbers = f"{slide.rounding}(({slide.size} + 2·{padding} − {dilation}·({kernel} − 1) − 1) / {stride}) + 1"
+    lines = [
+        f"  output size      {slide.rounding}((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
+        f"                 = {numbers} = {slide.out_size}",
+    ]
+    if slide.before:
+        size, jump, after = slide.before.size, slide.before.jump, slide.before.through(window)
+        lines += [
+            "  receptive field  field before + dilation (kernel − 1) × jump before",
+            f"                 = {size} + {dilation}·({kernel} − 1) × {jump} = {after.size} of {pixels} pixels",
+            f"  jump             jump before × stride = {jump} × {stride} = {after.jump}",
+        ]
+    return lines
+
+
+def _explain_filters(filters: Filters, positions: int, flops: int) -> list[str]:
+    out, inner, height, width = filters.shape
+    weights = out * inner * height * width
+    bias, total = (f" + {out} biases", weights + out) if filters.biased else (", no bias", weights)
+    grouped = f" (of {inner * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
+    return [
+        f"  parameters       {out} filters × {inner} channels{grouped} × {height}×{width}{bias} = {total:,}",
+        f"  FLOPs            2 × {weights:,} weights × {positions:,} positions = {flops:,}",
+    ]

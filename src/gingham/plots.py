@@ -1,0 +1,186 @@
+"""Figures as PNG files, drawn with matplotlib from arrays and names alone."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gingham.errors import GinghamError
+from gingham.io import replacing
+
+INK, BLUE, RUST, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#ffffff"
+BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
+
+
+def draw_contact_sheet(
+    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, file: Path, per_class: int = 12
+) -> Path:
+    """Write a PNG with the first `per_class` images of each class, in the order of the dataset, and return it.
+
+    `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K names; `name` is what the title calls the dataset. Only
+    the first 40 classes are shown.
+    """
+    shown = classes[:40]
+    height = images.shape[-2] / images.shape[-1]
+    figure = Figure(figsize=(1.9 + 0.72 * per_class, 0.7 + 0.74 * height * len(shown)), facecolor=PAPER)
+    grid = figure.add_gridspec(len(shown), per_class, left=0.165, right=0.99, top=1 - 0.55 / figure.get_figheight(),
+                               bottom=0.02, wspace=0.06, hspace=0.06)  # fmt: skip
+    for row, label in enumerate(shown):
+        chosen = (labels == row).nonzero().flatten()[:per_class].tolist()
+        for column in range(per_class):
+            axes = figure.add_subplot(grid[row, column])
+            axes.axis("off")
+            if column < len(chosen):
+                draw_image(axes, images[chosen[column]])
+            if column == 0:
+                axes.text(-0.15, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=11, color=INK)
+    rest = f", the first {len(shown)} of {len(classes)} classes" if len(shown) < len(classes) else ""
+    grey = " (bright pixels shown dark, as ink on paper)" if images.shape[1] != 3 else ""
+    title = f"{name}: training pictures by class{rest}{grey}"
+    figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title, fontsize=12, color=INK, va="center")
+    return write_figure(figure, file)
+
+
+def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
+    """Write a PNG of the first six images of a batch, uint8 (N, C, H, W), with their class names, and return it."""
+    figure = Figure(figsize=(7, 5), facecolor=PAPER, layout="constrained")
+    for number, (image, name) in enumerate(zip(images[:6], names, strict=False), 1):
+        axes = figure.add_subplot(2, 3, number)
+        axes.axis("off")
+        draw_image(axes, image)
+        axes.set_title(name, fontsize=12, color=INK)
+    grey = " (bright pixels shown dark, as ink on paper)" if images.shape[1] != 3 else ""
+    title = f"the first {min(6, len(images))} of a batch of {len(images)}{grey}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    return write_figure(figure, file)
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *, hard_examples: bool = False) -> Path:
+    """Write a PNG of loss and accuracy over the epochs, and return it.
+
+    `history` is that of a run: an entry for each step and one for each epoch. The training line averages its batches over a fiftieth
+    of the run each. With `hard_examples`, where later epochs take the hardest images, it is of those, and lies below the validation
+    split, the dots, where one is held out.
+    """
+    steps = [entry for entry in history if "learning_rate" in entry]
+    epoch_ends = [entry for entry in history if "epoch" in entry]
+    evaluations = [entry for entry in epoch_ends if entry["validation_accuracy"] is not None]
+    # Epochs may differ in length: a step lies between the ends of the epochs around it.
+    end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
+    training_label = "training (after epoch 1: hard pictures)" if hard_examples else "training"
+    figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
+    for column, (key, scale, label) in enumerate((("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)")), 1):
+        axes = figure.add_subplot(1, 2, column)
+        width = max(1, len(steps) // 50)
+        usable = len(steps) // width * width
+        means = np.array([entry[key] for entry in steps[:usable]]).reshape(-1, width).mean(axis=1) * scale
+        epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
+        axes.plot(epochs, means, color=BLUE, lw=1.8, marker="o" if len(means) == 1 else None, label=training_label)
+        if evaluations:
+            axes.plot(
+                [entry["epoch"] for entry in evaluations],
+                [entry[f"validation_{key}"] * scale for entry in evaluations],
+                color=RUST,
+                lw=1.8,
+                marker="o",
+                label="validation",
+                clip_on=False,
+            )
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.ticklabel_format(useOffset=False)
+        axes.set_xlim(0, end_epochs[-1])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
+    return write_figure(figure, file)
+
+
+def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]], file: Path) -> Path:
+    """Write a PNG of groups of images under titles, those of one group side by side, and return it.
+
+    A section is a title and its groups; a group is a sequence of images, uint8 (C, H, W), each with its caption. Of a group the first
+    four images are drawn.
+    """
+    rows: list[tuple[str, list[Sequence[tuple[torch.Tensor, str]]]]] = []
+    for title, groups in sections:
+        heading, line = title, list[Sequence[tuple[torch.Tensor, str]]]()
+        for group in (group[:4] for group in groups):
+            if line and sum(len(one) + 0.14 for one in line) + len(group) > 11:
+                rows.append((heading, line))
+                heading, line = "", []
+            line.append(group)
+        if line:
+            rows.append((heading, line))
+    height = 1.25 * len(rows) + 0.25 * sum(bool(title) for title, _ in rows)
+    figure = Figure(figsize=(10, height + 0.3), facecolor=PAPER)
+    top = height + 0.2
+    for title, line in rows:
+        if title:
+            top -= 0.25
+            figure.text(0.012, (top + 0.08) / (height + 0.3), title, fontsize=11, color=INK, weight="bold", va="bottom")
+        left = 0.1
+        for group in line:
+            for image, caption in group:
+                axes = figure.add_axes((left / 10, (top - 0.9) / (height + 0.3), 0.085, 0.85 / (height + 0.3)))
+                axes.axis("off")
+                draw_image(axes, image)
+                axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=INK)
+                left += 0.88
+            left += 0.12
+        top -= 1.25
+    return write_figure(figure, file)
+
+
+def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, file: Path) -> Path:
+    """Write a PNG of a confusion matrix, rows the true classes, each row in percent, and return it."""
+    counts = np.array(matrix, dtype=float)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(4.5, 2.2 + 0.58 * len(classes))
+    figure = Figure(figsize=(side + 0.6, side), facecolor=PAPER, layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap=BLUES, vmin=0, vmax=100)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, classes)
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= 30:
+        for row, column in np.argwhere(shares >= 0.05):
+            color = PAPER if shares[row, column] > 55 else INK
+            axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", fontsize=9, color=color)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=12, color=INK, weight="bold")
+    return write_figure(figure, file)
+
+
+def draw_image(axes: Any, image: torch.Tensor) -> None:
+    """Draw an image, uint8 (C, H, W), on matplotlib axes: grey ones dark on white."""
+    pixels = image.permute(1, 2, 0).numpy()
+    if pixels.shape[-1] == 3:
+        axes.imshow(pixels)
+    else:
+        axes.imshow(pixels[..., 0], cmap="gray_r", vmin=0, vmax=255)
+
+
+def write_figure(figure: Figure, file: Path) -> Path:
+    """Save with our mark inside; a file of that name that Gingham did not draw is left alone."""
+    if file.suffix.lower() != ".png":
+        raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name with --out")
+    if file.exists() and not _drawn_by_us(file):
+        raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
+    with replacing(file) as side:
+        figure.savefig(side, format="png", dpi=130, metadata={"Software": "gingham"})
+    return file
+
+
+def _drawn_by_us(file: Path) -> bool:
+    try:
+        with Image.open(file) as image:
+            return image.info.get("Software") == "gingham"
+    except (OSError, ValueError):
+        return False

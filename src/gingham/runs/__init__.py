@@ -1,0 +1,1 @@
+"""Trained runs and checkpoints on disk."""

@@ -1,0 +1,49 @@
+"""The predictions that a run keeps in its folder, so that runs can be compared without computing them again."""
+
+from collections.abc import Mapping
+
+import torch
+
+from gingham.errors import RunError
+from gingham.io import read_tensors, sha256, write_tensors
+from gingham.runs.run import WEIGHTS, Run
+
+
+def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
+    """Keep in a run's folder what its model answered on a split: each picture's top class, its confidence and its true class."""
+    assert run.folder is not None
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
+    tensors = {"predicted": predicted.int(), "confidence": confidence.float(), "labels": labels.cpu().int()}
+    facts = {"fingerprint": fingerprint, "weights": sha256(run.folder / WEIGHTS)}
+    write_tensors(run.folder / f"predictions-{split}.safetensors", tensors, facts)
+
+
+def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.Tensor] | None:
+    """Return what `save_predictions` kept: `predicted` and `labels`, int64 (N,), and `confidence`, float32 (N,).
+
+    None where nothing was kept, or what was is damaged, of other data or of other weights.
+    """
+    if run.folder is None or not (path := run.folder / f"predictions-{split}.safetensors").exists():
+        return None
+    try:
+        tensors, facts = read_tensors(path)
+    except RunError:
+        return None
+    if facts.get("fingerprint") != fingerprint or facts.get("weights") != sha256(run.folder / WEIGHTS):
+        return None
+    if not _are_predictions(tensors, len(run.model.classes)):
+        return None
+    return {name: tensor if name == "confidence" else tensor.long() for name, tensor in tensors.items()}
+
+
+def _are_predictions(tensors: Mapping[str, torch.Tensor], classes: int) -> bool:
+    """Whether tensors are what `save_predictions` keeps: no checksum says so, and a disk may have changed them."""
+    kinds = {"predicted": torch.int32, "confidence": torch.float32, "labels": torch.int32}
+    return (
+        {name: tensor.dtype for name, tensor in tensors.items()} == kinds
+        and {tensor.shape for tensor in tensors.values()} == {torch.Size([tensors["labels"].numel()])}
+        and all(
+            bool(((tensor >= 0) & (tensor <= (1.001 if name == "confidence" else classes - 1))).all())
+            for name, tensor in tensors.items()
+        )
+    )
