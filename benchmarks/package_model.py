@@ -19,8 +19,8 @@ import photographs
 from gingham.evaluation.calibrate import calibrate
 from gingham.inference.evaluate_photos import evaluate_photographs
 from gingham.inference.packaged_model import PACKAGED, load_packaged
-from gingham.inference.predict import average, prepare_for
-from gingham.runs.run import FACTS, HISTORY, Run, halve
+from gingham.inference.predict import mean_probabilities, preprocess
+from gingham.runs.run import HISTORY_FILE, METADATA_FILE, Run, halve
 
 LARGEST_BYTES = 1_000_000
 
@@ -41,7 +41,7 @@ def main() -> None:
     halve(run.model)
     calibrate(run, data.validation)
     new = scores(run, data, arguments.photos)
-    if (PACKAGED / FACTS).exists():
+    if (PACKAGED / METADATA_FILE).exists():
         old = scores(load_packaged(), data, arguments.photos)
         for name, value in new.items():
             print(f"{name:<32} {value:.2%}, packaged {old[name]:.2%}")
@@ -53,18 +53,18 @@ def main() -> None:
     for file in PACKAGED.glob("*"):  # git has them
         file.unlink()
     gingham.save(run, PACKAGED, halved=True)
-    (PACKAGED / HISTORY).unlink()
+    (PACKAGED / HISTORY_FILE).unlink()
     size = sum(file.stat().st_size for file in PACKAGED.iterdir())
     assert size < LARGEST_BYTES, f"the model takes {size:,} bytes; allowed: {LARGEST_BYTES:,}"
     print(f"packaged: {PACKAGED} ({size:,} bytes)")
 
 
-def scores(run: Run, data: gingham.Data, folders: list[Path]) -> dict[str, float]:
+def scores(run: Run, data: gingham.DataSplits, folders: list[Path]) -> dict[str, float]:
     """A model's accuracy on the test split and its balanced accuracy on each set of photographs."""
     found = {"test split": gingham.evaluate(run, data.test).accuracy}
     for kind in photographs.KINDS:
         images, labels = photographs.make(kind, 40)
-        answered = average(run.model, [prepare_for(run, image, "photo") for image in images]).argmax(dim=1)
+        answered = mean_probabilities(run.model, [preprocess(run, image, "photo") for image in images]).argmax(dim=1)
         right = (answered == labels).double()
         found[f"made photographs, {kind}"] = float(
             torch.stack([right[labels == k].mean() for k in sorted(set(labels.tolist()))]).mean()

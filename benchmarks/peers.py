@@ -206,8 +206,8 @@ def lightning() -> list[Point]:
 
 
 def fastai() -> list[Point]:
-    """fastai: a Learner with xresnet18 from scratch and fit_one_cycle, batches of 64; runs of one and two epochs."""
-    from fastai.callback.schedule import Learner  # importing it patches fit_one_cycle in
+    """fastai: a TrainStep with xresnet18 from scratch and fit_one_cycle, batches of 64; runs of one and two epochs."""
+    from fastai.callback.schedule import TrainStep  # importing it patches fit_one_cycle in
     from fastai.data.core import DataLoaders
     from fastai.losses import CrossEntropyLossFlat
     from fastai.vision.models.xresnet import xresnet18
@@ -218,11 +218,11 @@ def fastai() -> list[Point]:
         train = TensorDataset(images[:, None] / 255, labels)
         # It wants a validation loader and takes it after every epoch: one batch of 64, which costs next to nothing.
         loaders = DataLoaders(DataLoader(train, 64, shuffle=True, drop_last=True), DataLoader(Subset(train, range(64)), 64))
-        learner = Learner(loaders, xresnet18(c_in=1, n_out=10), loss_func=CrossEntropyLossFlat())
+        take_step = TrainStep(loaders, xresnet18(c_in=1, n_out=10), loss_func=CrossEntropyLossFlat())
         clock = Clock()
-        with learner.no_bar(), learner.no_logging():
-            learner.fit_one_cycle(epochs, 1e-2)
-        clock.look(epochs, partial(torch_accuracy, learner.model, test_images[:, None] / 255, test_labels))
+        with take_step.no_bar(), take_step.no_logging():
+            take_step.fit_one_cycle(epochs, 1e-2)
+        clock.look(epochs, partial(torch_accuracy, take_step.model, test_images[:, None] / 255, test_labels))
         points += clock.points
     return points
 

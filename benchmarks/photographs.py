@@ -24,12 +24,12 @@ from PIL import Image
 
 import gingham
 import records
-from gingham.data.image_files import list_pictures
+from gingham.data.image_files import list_images
 from gingham.device import describe_environment
-from gingham.inference.evaluate_photos import bare_name
+from gingham.inference.evaluate_photos import normalize_class_name
 from gingham.inference.packaged_model import load_packaged
-from gingham.inference.predict import average, prepare_for
-from gingham.inference.preprocess import Prepared, open_photo
+from gingham.inference.predict import mean_probabilities, preprocess
+from gingham.inference.preprocess import PreparedPhoto, open_photo
 from gingham.runs.run import Run
 
 Picture = npt.NDArray[Any]  # OpenCV's type hints know no more
@@ -118,9 +118,9 @@ def simply(image: Image.Image, way: str) -> Picture:
     return (small if way == SIMPLE[0] else 255 - small)[None]
 
 
-def balanced(run: Run, prepared: list[Prepared], labels: torch.Tensor) -> str:
+def balanced(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor) -> str:
     """The balanced accuracy, the share not sure and, of the others, the share of wrong answers, as cells of a table."""
-    confidence, answered = average(run.model, prepared).max(dim=1)
+    confidence, answered = mean_probabilities(run.model, prepared).max(dim=1)
     right, sure = (answered == labels).double(), confidence >= run.model.threshold
     accuracy = statistics.fmean(float(right[labels == k].mean()) for k in set(labels.tolist()))
     wrong = f"{1 - float(right[sure].mean()):.1%}" if bool(sure.any()) else "-"
@@ -138,21 +138,21 @@ def main() -> None:
         str(name): load_packaged() if str(name) == "packaged" else gingham.load(name) for name in arguments.runs or ["packaged"]
     }
     first = next(iter(runs.values()))
-    known = {bare_name(label): k for k, label in enumerate(first.model.classes)}
+    known = {normalize_class_name(label): k for k, label in enumerate(first.model.classes)}
     sets = {f"made: {kind}": make(kind, arguments.each) for kind in KINDS}
     for folder in arguments.photos:
-        entries = list_pictures(folder).entries
-        labels = torch.tensor([known[bare_name(entry.label)] for entry in entries])
+        entries = list_images(folder).entries
+        labels = torch.tensor([known[normalize_class_name(entry.label)] for entry in entries])
         sets[f"photographs: {folder.name}"] = ([open_photo(entry.file) for entry in entries], labels)
     rows, times = [], list[float]()
     for title, (images, labels) in sets.items():
         prepared = []
         for image in images:
             started = time.perf_counter()
-            prepared.append(prepare_for(first, image, "photo"))
+            prepared.append(preprocess(first, image, "photo"))
             times.append(time.perf_counter() - started)
         ways = {"as predict does": prepared}
-        ways |= {way: [Prepared(simply(image, way)[None], ()) for image in images] for way in SIMPLE}
+        ways |= {way: [PreparedPhoto(simply(image, way)[None], ()) for image in images] for way in SIMPLE}
         for name, run in runs.items():
             rows += [f"| {title} | {len(images)} | {name} | {way} | {balanced(run, ways[way], labels)} |" for way in ways]
     environment = describe_environment(torch.device("cpu"))

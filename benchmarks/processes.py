@@ -20,15 +20,19 @@ import torch
 import gingham
 import records
 from gingham.data.augment import augment
-from gingham.device import choose_device, choose_precision, describe_environment, kept_pages
-from gingham.distributed import Crew
-from gingham.models.registry import build
+from gingham.device import choose_device, choose_precision, describe_environment, retain_freed_memory
+from gingham.distributed import DistributedContext
+from gingham.models.registry import build_classifier
 from gingham.training.batches import Batch
 from gingham.training.optimizer import build_optimizer
-from gingham.training.step import learn
+from gingham.training.step import train_step
 
 RECIPES = {"fast": 3, "fast-94": 1}  # and their epochs
-WAYS = {"one process, one thread": (1, 1), "one process, two threads": (1, 2), "two processes, one thread each": (2, 1)}
+PREPARE_MODES = {
+    "one process, one thread": (1, 1),
+    "one process, two threads": (1, 2),
+    "two processes, one thread each": (2, 1),
+}
 ROUNDS, STEPS = 3, 60
 
 
@@ -54,23 +58,23 @@ def train(recipe: str, processes: int, threads: int) -> dict[str, Any]:
     return found
 
 
-def input_share(name: str, crew: Crew) -> float:
+def input_share(name: str, context: DistributedContext) -> float:
     """Return the share of a step's time that goes to getting its pictures, in one of some processes, with one thread."""
     torch.set_num_threads(1)
     recipe, data = gingham.RECIPES[name], gingham.load_data("fashion-mnist")
     device = choose_device("cpu")
-    model = build(recipe.network, data.classes, (1, 28, 28)).train()
+    model = build_classifier(recipe.network, data.classes, (1, 28, 28)).train()
     optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
     precision = choose_precision(recipe.precision, device)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    part, getting, whole = crew.part(recipe.batch_size), [], []
-    with kept_pages():
+    part, getting, whole = context.shard(recipe.batch_size), [], []
+    with retain_freed_memory():
         for step in range(10 + STEPS):
             batch = order[step * recipe.batch_size :][: recipe.batch_size][part]
             began = time.perf_counter()
             images = augment(data.train.images[batch], batch, recipe, 0, step, part, recipe.batch_size)
             got = time.perf_counter()
-            learn(model, optimizer, recipe, precision, None, Batch(images, data.train.labels[batch]))
+            train_step(model, optimizer, recipe, precision, None, Batch(images, data.train.labels[batch]))
             getting.append(got - began)
             whole.append(time.perf_counter() - began)
     return statistics.median(getting[10:]) / statistics.median(whole[10:])
@@ -78,11 +82,11 @@ def input_share(name: str, crew: Crew) -> float:
 
 def main() -> None:
     commit = records.clean_commit()
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {(recipe, way): [] for recipe in RECIPES for way in WAYS}
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {(recipe, way): [] for recipe in RECIPES for way in PREPARE_MODES}
     for turn in range(ROUNDS):
         print(f"round {turn + 1} of {ROUNDS}", file=sys.stderr)
         for (recipe, way), results in found.items():
-            results.append(train(recipe, *WAYS[way]))
+            results.append(train(recipe, *PREPARE_MODES[way]))
     rows = []
     for (recipe, way), results in found.items():
         seconds = [result["train_seconds"] for result in results]
@@ -93,7 +97,8 @@ def main() -> None:
         )
     environment = describe_environment(choose_device("cpu"))
     shares = [
-        f"| `{recipe}` | {input_share(recipe, Crew(0, 1)):.1%} | {input_share(recipe, Crew(0, 2)):.1%} |" for recipe in RECIPES
+        f"| `{recipe}` | {input_share(recipe, DistributedContext(0, 1)):.1%} | {input_share(recipe, DistributedContext(0, 2)):.1%} |"
+        for recipe in RECIPES
     ]
     text = f"""# Processes that share one machine
 

@@ -25,7 +25,7 @@ ARTICLE_CURVE = (0.7869, 0.8350, 0.8482)  # test accuracy after epochs 1, 2 and 
 DEAD = 0.15  # a network that never left 10 % ends below this
 
 
-def train_seed(seed: int, data: gingham.Data) -> dict[str, Any]:
+def train_seed(seed: int, data: gingham.DataSplits) -> dict[str, Any]:
     started = time.perf_counter()
     snapshots: list[dict[str, Any]] = []
     run = gingham.fit(

@@ -27,10 +27,10 @@ import torch.nn.functional as F
 
 import gingham
 import records
-from gingham.data.idx import FILES
+from gingham.data.idx import IDX_FILES
 from gingham.device import choose_device, describe_environment
 
-RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, views="one", shift_pixels=1)
+RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, tta="none", shift_pixels=1)
 COUNTS = (6_000, 60_000, 600_000)
 SIZES = (28, 64, 224)
 LARGE = 4_000_000  # pictures of 28x28: 3.1 GB
@@ -42,7 +42,7 @@ def repeat(folder: Path, count: int, size: int) -> None:
     """Write Fashion-MNIST as IDX files, repeated to `count` pictures and enlarged to `size`."""
     data = gingham.load_data("fashion-mnist", validation=0)
     folder.mkdir(parents=True)
-    for split, total, names in ((data.train, count, FILES[:2]), (data.test, 100, FILES[2:])):
+    for split, total, names in ((data.train, count, IDX_FILES[:2]), (data.test, 100, IDX_FILES[2:])):
         with (folder / names[0]).open("wb") as images, (folder / names[1]).open("wb") as labels:
             images.write(struct.pack(">BBBB3I", 0, 0, 8, 3, total, size, size))
             labels.write(struct.pack(">BBBBI", 0, 0, 8, 1, total))

@@ -21,13 +21,13 @@ from torch import nn
 
 import gingham
 import records
-from gingham.device import choose_device, choose_precision, describe_environment, kept_pages
+from gingham.device import choose_device, choose_precision, describe_environment, retain_freed_memory
 from gingham.models.networks import MeanPool
-from gingham.models.registry import build
+from gingham.models.registry import build_classifier
 from gingham.presets import find_recipe
 from gingham.training.batches import Batch
 from gingham.training.optimizer import build_optimizer
-from gingham.training.step import Learner, Recording, compiled, learn, noise_like, warm_up
+from gingham.training.step import CUDAGraphStep, TrainStep, compile_model, dummy_batch, train_step, warm_up
 
 WITHOUT = {
     "as it is": "everything on",
@@ -47,7 +47,7 @@ def measure(name: str, trick: str) -> float:
     recipe, device = gingham.RECIPES[name], choose_device("auto")
     precision = "float32" if trick == "bfloat16" else choose_precision(recipe.precision, device)
     torch.manual_seed(0)
-    model = build(recipe.network, list("0123456789"), (1, 28, 28))
+    model = build_classifier(recipe.network, list("0123456789"), (1, 28, 28))
     if trick == "mean over NHWC":
         for parent in list(model.modules()):
             for key, child in parent.named_children():
@@ -60,17 +60,19 @@ def measure(name: str, trick: str) -> float:
     images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
     labels = torch.randint(10, (recipe.batch_size,), device=device)
     times = []
-    learner: Learner = partial(learn, model, optimizer, recipe, precision, None)
+    take_step: TrainStep = partial(train_step, model, optimizer, recipe, precision, None)
     if trick == "eager steps":
-        network = compiled(model, optimizer, recipe, precision, None, [Batch(images, labels)])
-        learner = partial(learn, network, optimizer, recipe, precision, None)
+        network = compile_model(model, optimizer, recipe, precision, None, [Batch(images, labels)])
+        take_step = partial(train_step, network, optimizer, recipe, precision, None)
     if trick == "one by one" and device.type == "cuda":
         warm_up(model, recipe, precision, [recipe.batch_size], 0)  # what libraries set up on their first use cannot be recorded
-        learner = Recording(model, optimizer, recipe, precision, None, [noise_like(recipe.batch_size, model, recipe, None)])
-    with contextlib.nullcontext() if trick == "kept pages" else kept_pages():
+        take_step = CUDAGraphStep(
+            model, optimizer, recipe, precision, None, [dummy_batch(recipe.batch_size, model, recipe, None)]
+        )
+    with contextlib.nullcontext() if trick == "kept pages" else retain_freed_memory():
         for _ in range(10 + STEPS):
             started = time.perf_counter()
-            learner(Batch(images, labels), 1.0)
+            take_step(Batch(images, labels), 1.0)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
@@ -82,16 +84,16 @@ def profile(name: str) -> list[tuple[str, float, int]]:
     recipe, device = gingham.RECIPES[name], choose_device("auto")
     precision = choose_precision(recipe.precision, device)
     torch.manual_seed(0)
-    model = build(recipe.network, list("0123456789"), (1, 28, 28)).to(device).train()
+    model = build_classifier(recipe.network, list("0123456789"), (1, 28, 28)).to(device).train()
     optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
     images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
     labels = torch.randint(10, (recipe.batch_size,), device=device)
-    with kept_pages():
+    with retain_freed_memory():
         for _ in range(10):
-            learn(model, optimizer, recipe, precision, None, Batch(images, labels))
+            train_step(model, optimizer, recipe, precision, None, Batch(images, labels))
         with torch.profiler.profile() as seen:
             for _ in range(STEPS):
-                learn(model, optimizer, recipe, precision, None, Batch(images, labels))
+                train_step(model, optimizer, recipe, precision, None, Batch(images, labels))
     on_gpu = device.type == "cuda"
     rows = [
         (row.key, row.self_device_time_total if on_gpu else row.self_cpu_time_total, row.count) for row in seen.key_averages()

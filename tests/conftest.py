@@ -16,8 +16,8 @@ import numpy as np  # only now may torch be imported
 import pytest
 
 import gingham
-from gingham.data.idx import FILES
-from gingham.data.registry import locate
+from gingham.data.idx import IDX_FILES
+from gingham.data.registry import find_dataset_dir
 from gingham.deploy.browser_libraries import library_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ def make_dataset(folder: Path, train: int = 300, test: int = 80, classes: int = 
     random = np.random.RandomState(seed)
     half = side // 2
     corners = [(0, 0), (0, half), (half, 0), (half, half)]
-    for count, (images_name, labels_name) in ((train, FILES[:2]), (test, FILES[2:])):
+    for count, (images_name, labels_name) in ((train, IDX_FILES[:2]), (test, IDX_FILES[2:])):
         labels = (np.arange(count) % classes).astype(np.uint8)
         images = random.randint(0, 90, (count, side, side)).astype(np.uint8)
         for image, label in zip(images, labels, strict=True):
@@ -50,7 +50,7 @@ def quadrants(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def small_run(quadrants: Path) -> tuple["gingham.Run", "gingham.Data"]:
+def small_run(quadrants: Path) -> tuple["gingham.Run", "gingham.DataSplits"]:
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=32, validation_images=40)
     return gingham.fit(recipe, data.train, data.validation, progress=False), data
@@ -59,14 +59,14 @@ def small_run(quadrants: Path) -> tuple["gingham.Run", "gingham.Data"]:
 @pytest.fixture(scope="session")
 def fashion_mnist_folder() -> Path:
     """The real dataset. CI installs it, so that nothing is skipped there; elsewhere `make data` fetches it."""
-    folder = locate("fashion-mnist")
+    folder = find_dataset_dir("fashion-mnist")
     if folder is None:
         pytest.skip("Fashion-MNIST is not on this machine; make data fetches it")
     return folder
 
 
 @pytest.fixture(scope="session")
-def fashion_mnist(fashion_mnist_folder: Path) -> "gingham.Data":
+def fashion_mnist(fashion_mnist_folder: Path) -> "gingham.DataSplits":
     return gingham.load_data("fashion-mnist")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gingham import Recipe
-from gingham.data.augment import augment, cut_mix, cut_mix_some, erase, flip, shift
+from gingham.data.augment import apply_cutmix, augment, cutmix_boxes, cutout, flip, shift
 
 
 def pictures(count=7, channels=3, height=9, width=8):
@@ -58,7 +58,7 @@ def test_erase_is_the_slow_loops(side):
     images = pictures(20)
     centres = torch.stack([torch.randint(9, (20,)), torch.randint(8, (20,))], dim=1)
     expected = [slow_erase(image, *centre.tolist(), side) for image, centre in zip(images, centres, strict=True)]
-    assert torch.equal(erase(images, centres, side), torch.stack(expected))
+    assert torch.equal(cutout(images, centres, side), torch.stack(expected))
 
 
 def test_no_augmentation_is_the_picture_itself():
@@ -66,7 +66,7 @@ def test_no_augmentation_is_the_picture_itself():
     assert augment(images, torch.arange(5), Recipe(), epoch=3, step=9) is images
 
 
-FULL = Recipe(flip="random", shift_pixels=2, erase_pixels=3)
+FULL = Recipe(flip="random", shift_pixels=2, cutout_pixels=3)
 
 
 def test_operations_leave_their_input_and_its_kind_alone():
@@ -140,7 +140,7 @@ def test_cut_mix_is_the_slow_loops(channels):
     boxes = torch.stack(
         [tops, lefts, (tops + torch.randint(6, (20,))).clamp(max=9), (lefts + torch.randint(6, (20,))).clamp(max=8)], 1
     )
-    mixed, shares = cut_mix(images, partners, boxes)
+    mixed, shares = cutmix_boxes(images, partners, boxes)
     expected = [
         slow_cut_mix(image, images[partner], *box) for image, partner, box in zip(images, partners, boxes.tolist(), strict=True)
     ]
@@ -152,19 +152,19 @@ def test_cut_mix_is_the_slow_loops(channels):
 def test_the_boxes_that_are_mixed_in():
     images = torch.arange(1, 201, dtype=torch.uint8)[:, None, None, None].expand(200, 1, 28, 28)
     recipe = Recipe(cutmix=0.5)
-    mixed, partners, shares = cut_mix_some(images, recipe, step=3)
-    again = cut_mix_some(images, recipe, step=3)
+    mixed, partners, shares = apply_cutmix(images, recipe, step=3)
+    again = apply_cutmix(images, recipe, step=3)
     assert all(torch.equal(one, other) for one, other in zip((mixed, partners, shares), again, strict=True)), (
         "seed and step decide"
     )
-    assert not torch.equal(partners, cut_mix_some(images, recipe, step=4)[1])
-    assert not torch.equal(partners, cut_mix_some(images, recipe.replace(seed=1), step=3)[1])
+    assert not torch.equal(partners, apply_cutmix(images, recipe, step=4)[1])
+    assert not torch.equal(partners, apply_cutmix(images, recipe.replace(seed=1), step=3)[1])
     assert sorted(partners.tolist()) == list(range(200))
     assert torch.allclose(
         (mixed == images).float().mean(dim=(1, 2, 3)), torch.where(partners == torch.arange(200), 1.0, shares)
     )
     assert ((mixed == images) | (mixed == images[partners])).all()
     assert 70 < int((shares < 1).sum()) < 115, "half of them, but for boxes of less than a pixel"
-    assert (cut_mix_some(images, Recipe(cutmix=0.0), step=3)[2] == 1).all()
-    everywhere = torch.cat([cut_mix_some(images, Recipe(cutmix=1.0), step)[2] for step in range(50)])
+    assert (apply_cutmix(images, Recipe(cutmix=0.0), step=3)[2] == 1).all()
+    everywhere = torch.cat([apply_cutmix(images, Recipe(cutmix=1.0), step)[2] for step in range(50)])
     assert 0.6 < float(everywhere.mean()) < 0.75, "a half is asked for, and the border cuts boxes off"

@@ -111,13 +111,13 @@ def test_a_run_that_held_nothing_out_says_so(command, quadrants):
 
 
 def test_show(command, quadrants):
-    facts = values(command("show", quadrants, "--json"))
-    assert {"images", "classes", "shape", "per_class", "mean", "std", "fingerprint", "file"} <= set(facts)
-    assert (facts["images"], facts["shape"], facts["classes"]) == (380, [1, 28, 28], ["0", "1", "2", "3"])
-    assert facts["per_class"] == dict.fromkeys("0123", 95)
-    assert facts["duplicates"] == {"train": 0, "test": 0, "across": 0}
-    assert facts["file"] == "quadrants.png"
-    with Image.open(command.folder / facts["file"]) as sheet:
+    metadata = values(command("show", quadrants, "--json"))
+    assert {"images", "classes", "shape", "per_class", "mean", "std", "fingerprint", "file"} <= set(metadata)
+    assert (metadata["images"], metadata["shape"], metadata["classes"]) == (380, [1, 28, 28], ["0", "1", "2", "3"])
+    assert metadata["per_class"] == dict.fromkeys("0123", 95)
+    assert metadata["duplicates"] == {"train": 0, "test": 0, "across": 0}
+    assert metadata["file"] == "quadrants.png"
+    with Image.open(command.folder / metadata["file"]) as sheet:
         assert sheet.format == "PNG"
     shown = command("show", quadrants, "--out", "sheets/one.png").stdout
     assert "300 train, 80 test, in 4 classes" in shown
@@ -137,9 +137,9 @@ def test_show_one_batch_as_the_loop_sees_it(command, fashion_mnist_folder):
 
 
 def test_show_fashion_mnist(command, fashion_mnist_folder):
-    facts = values(command("show", "--json"))
-    assert (facts["images"], facts["splits"]) == (70000, {"train": 60000, "test": 10000})
-    assert facts["mean"] == pytest.approx(0.2860, abs=1e-4)
+    metadata = values(command("show", "--json"))
+    assert (metadata["images"], metadata["splits"]) == (70000, {"train": 60000, "test": 10000})
+    assert metadata["mean"] == pytest.approx(0.2860, abs=1e-4)
     assert "T-shirt/top" in command("show").stdout
 
 
@@ -258,7 +258,7 @@ def test_want_of_memory_is_one_sentence_however_it_is_said(command, quadrants, m
     def starve(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("gingham.training.fit.learn", starve)
+    monkeypatch.setattr("gingham.training.fit.train_step", starve)
     assert "out of memory or threads" in command(*TRAIN, "--data", quadrants, "--out", "starved", "--epochs", 1, code=2).stderr
 
     def convert(*arguments, **options):
@@ -267,7 +267,7 @@ def test_want_of_memory_is_one_sentence_however_it_is_said(command, quadrants, m
         except (MemoryError, RuntimeError) as cause:
             raise ValueError("a library's own way of saying so") from cause
 
-    monkeypatch.setattr("gingham.training.fit.learn", convert)
+    monkeypatch.setattr("gingham.training.fit.train_step", convert)
     assert "out of memory or threads" in command(*TRAIN, "--data", quadrants, "--out", "starved", "--epochs", 1, code=2).stderr
 
 
@@ -275,7 +275,7 @@ def test_a_bug_is_no_want_of_memory(command, quadrants, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("gingham.training.fit.learn", fail)
+    monkeypatch.setattr("gingham.training.fit.train_step", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         command(*TRAIN, "--data", quadrants, "--out", "failed")
 
@@ -372,8 +372,8 @@ def test_trials_compare_and_diagnose(command, quadrants):
     assert {"difference", "interval", "p_value", "verdict"} <= set(found)
     assert command("compare", "a/seed-0", "b/seed-0").stdout.count("\n") == 1
     for name in ("a/seed-0", "b/seed-0", quadrants):
-        for finding in values(command("diagnose", name, "--json")):
-            assert {"finding", "evidence", "fix"} <= set(finding)
+        for issue in values(command("diagnose", name, "--json")):
+            assert {"code", "title", "evidence", "fix"} <= set(issue)
     assert "the learning rate is far too low" in command("diagnose", "b/seed-0").stdout
     assert (
         "of 40 validation pictures are in the training data too"
@@ -393,9 +393,9 @@ def test_pictures_of_what_the_doctor_found(command, quadrants):
     content = bytearray(images.read_bytes())
     content[16:800] = (quadrants / "train-images-idx3-ubyte").read_bytes()[16:800]
     images.write_bytes(content)
-    (finding,) = values(command("diagnose", quadrants, "--json"))
-    assert finding["pictures"] == [[["train", 0], ["test", 0]]]
-    with Image.open(command.folder / finding["file"]) as figure:
+    (issue,) = values(command("diagnose", quadrants, "--json"))
+    assert issue["pictures"] == [[["train", 0], ["test", 0]]]
+    with Image.open(command.folder / issue["file"]) as figure:
         assert figure.width > 500
 
 

@@ -8,7 +8,7 @@ import torch
 import gingham
 from conftest import make_dataset
 from gingham import GinghamError, RunError
-from gingham.evaluation.evaluate import right_answers
+from gingham.evaluation.evaluate import correct_predictions
 from gingham.experiments.compare import _compare_runs, _compare_trials, _spread
 from gingham.io import locked
 
@@ -110,7 +110,7 @@ def test_other_settings_are_not_mixed_in(pair, data):
     good, _ = pair
     with pytest.raises(GinghamError, match=r"holds trials with learning_rate 1.0, not 0.1; give another --out"):
         gingham.trials(TINY.replace(learning_rate=0.1), data, range(1), good.folder, progress=False)
-    empty = gingham.Data(data.name, data.train, None, data.test, data.classes, data.fingerprint, data.source)
+    empty = gingham.DataSplits(data.name, data.train, None, data.test, data.classes, data.fingerprint, data.source)
     with pytest.raises(GinghamError, match="no pictures out"):
         gingham.trials(TINY, empty, range(1), good.folder, progress=False)
 
@@ -143,7 +143,7 @@ def test_comparing_runs_is_mcnemar(pair, data):
     good, bad = pair
     a, b = good.folder / "seed-0", bad.folder / "seed-0"
     found = gingham.compare(a, b, lambda run: data.validation)
-    first, second = (right_answers(gingham.load(place), data.validation) for place in (a, b))
+    first, second = (correct_predictions(gingham.load(place), data.validation) for place in (a, b))
     only_a, only_b = int((first & ~second).sum()), int((second & ~first).sum())
     assert found.p_value == pytest.approx(scipy.stats.binomtest(only_b, only_a + only_b).pvalue)
     assert found.difference == pytest.approx((only_b - only_a) / 60)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import gingham
 from conftest import make_dataset, write_idx
 from gingham import DataError, load_data
-from gingham.data.idx import FILES
-from gingham.data.registry import NAMED, locate
+from gingham.data.idx import IDX_FILES
+from gingham.data.registry import REGISTRY, find_dataset_dir
 from gingham.data.splits import _stratify
 from gingham.data.statistics import count_duplicates, describe
 
@@ -46,11 +46,11 @@ def test_fashion_mnist_is_the_clean_release(fashion_mnist):
 
 
 def test_fashion_mnist_facts(fashion_mnist):
-    facts = describe(fashion_mnist)
+    metadata = describe(fashion_mnist)
     whole = torch.cat([fashion_mnist.train.images, fashion_mnist.validation.images]).double() / 255
-    assert facts["mean"] == pytest.approx(float(whole.mean()), abs=1e-9) == pytest.approx(0.2860, abs=1e-4)
-    assert facts["std"] == pytest.approx(float(whole.std()), abs=1e-6) == pytest.approx(0.3530, abs=1e-4)
-    assert facts["per_class_train"] == dict.fromkeys(fashion_mnist.classes, 6000)
+    assert metadata["mean"] == pytest.approx(float(whole.mean()), abs=1e-9) == pytest.approx(0.2860, abs=1e-4)
+    assert metadata["std"] == pytest.approx(float(whole.std()), abs=1e-6) == pytest.approx(0.3530, abs=1e-4)
+    assert metadata["per_class_train"] == dict.fromkeys(fashion_mnist.classes, 6000)
 
 
 def test_the_validation_split_never_moves(fashion_mnist):
@@ -74,7 +74,7 @@ def test_held_out_and_kept_make_the_whole(fashion_mnist):
 @pytest.fixture
 def altered(fashion_mnist_folder, alone):
     """The real files in a folder of one's own, to be spoilt one way or another."""
-    for file in FILES:
+    for file in IDX_FILES:
         shutil.copy(fashion_mnist_folder / f"{file}.gz", alone)
     return alone
 
@@ -88,12 +88,12 @@ def rewrite(folder, file, change):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / f"{FILES[1]}.gz").unlink(), r"train-labels-idx1-ubyte is missing"),
-        (lambda folder: rewrite(folder, FILES[3], lambda content: content[:-1]), r"t10k-labels-idx1-ubyte is truncated"),
-        (lambda folder: (folder / f"{FILES[3]}.gz").write_bytes(b""), r"t10k-labels-idx1-ubyte.gz is not an IDX file"),
-        (lambda folder: rewrite(folder, FILES[3], lambda content: content[:-1] + b"\x07"), r"t10k-labels.* is not fashion-mnist: its SHA"),
-        (lambda folder: shutil.copy(folder / f"{FILES[3]}.gz", folder / f"{FILES[1]}.gz"), r"holds 10000 labels for the 60000 pictures"),
-        (lambda folder: shutil.copy(folder / f"{FILES[0]}.gz", folder / f"{FILES[1]}.gz"), r"in 3 dimensions, where"),
+        (lambda folder: (folder / f"{IDX_FILES[1]}.gz").unlink(), r"train-labels-idx1-ubyte is missing"),
+        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1]), r"t10k-labels-idx1-ubyte is truncated"),
+        (lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""), r"t10k-labels-idx1-ubyte.gz is not an IDX file"),
+        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"), r"t10k-labels.* is not fashion-mnist: its SHA"),
+        (lambda folder: shutil.copy(folder / f"{IDX_FILES[3]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"holds 10000 labels for the 60000 pictures"),
+        (lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"in 3 dimensions, where"),
     ],
 )  # fmt: skip
 def test_a_spoilt_source_is_one_sentence(altered, spoil, message):
@@ -119,20 +119,20 @@ def test_mnist_in_fashion_mnists_place(alone, monkeypatch):
         load_data("fashion-mnist")
     from gingham.data.idx import idx_sha256, read_idx
 
-    found = idx_sha256(read_idx(alone / "fashion-mnist" / FILES[0], 3))
-    mnist = dataclasses.replace(NAMED["mnist"], sha256=(found, *NAMED["mnist"].sha256[1:]))
-    monkeypatch.setitem(NAMED, "mnist", mnist)
+    found = idx_sha256(read_idx(alone / "fashion-mnist" / IDX_FILES[0], 3))
+    mnist = dataclasses.replace(REGISTRY["mnist"], sha256=(found, *REGISTRY["mnist"].sha256[1:]))
+    monkeypatch.setitem(REGISTRY, "mnist", mnist)
     with pytest.raises(DataError, match="is mnist, not fashion-mnist"):
         load_data("fashion-mnist")
 
 
 def test_places_are_tried_in_order(alone, tmp_path):
-    assert locate() is None
+    assert find_dataset_dir() is None
     places = [tmp_path / "system" / "fashion-mnist", tmp_path / "gingham" / "fashion-mnist", alone, alone / "FashionMNIST" / "raw",
               alone / "fashion-mnist"]  # fmt: skip
     for place in places:
         make_dataset(place, train=8, test=8)
-        assert locate() == place
+        assert find_dataset_dir() == place
 
 
 # --- downloading
@@ -150,22 +150,22 @@ def mirror(tmp_path, monkeypatch):
     folder.mkdir()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: Mirror(*args, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, known in NAMED.items():
+    for name, known in REGISTRY.items():
         here = (f"http://127.0.0.1:{server.server_port}/",)
-        monkeypatch.setitem(NAMED, name, dataclasses.replace(known, mirrors=here))
+        monkeypatch.setitem(REGISTRY, name, dataclasses.replace(known, mirrors=here))
     yield folder
     server.shutdown()
 
 
 def test_a_download_is_verified_and_kept(fashion_mnist_folder, alone, mirror, tmp_path, capsys):
-    for file in FILES:
+    for file in IDX_FILES:
         shutil.copy(fashion_mnist_folder / f"{file}.gz", mirror)
     data = load_data("fashion-mnist")
     assert len(data.train) == 55000
     assert data.source == str(tmp_path / "gingham" / "fashion-mnist")
-    assert locate() == tmp_path / "gingham" / "fashion-mnist"
+    assert find_dataset_dir() == tmp_path / "gingham" / "fashion-mnist"
     assert sorted(path.name for path in (tmp_path / "gingham").rglob("*")) == sorted(
-        ["fashion-mnist", *(f"{file}.gz" for file in FILES)]
+        ["fashion-mnist", *(f"{file}.gz" for file in IDX_FILES)]
     )
     assert capsys.readouterr().out == ""
 
@@ -174,7 +174,7 @@ def test_no_network_is_one_sentence_with_the_ways_out(alone, mirror, tmp_path):
     with pytest.raises(DataError, match=r"its download failed .*apt-get install dataset-fashion-mnist; or put") as caught:
         load_data("fashion-mnist")
     assert "\n" not in str(caught.value)
-    assert locate() is None
+    assert find_dataset_dir() is None
 
 
 # --- folders
@@ -201,13 +201,13 @@ def test_a_folder_that_is_not_there_is_not_passed_over(monkeypatch):
 
 
 def test_labels_of_another_length_than_the_pictures(quadrants):
-    write_idx(quadrants / FILES[3], np.zeros(79, np.uint8))
+    write_idx(quadrants / IDX_FILES[3], np.zeros(79, np.uint8))
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte holds 79 labels for the 80 pictures of t10k-images"):
         load_data(str(quadrants), validation=0)
 
 
 def test_pictures_of_two_sizes(quadrants):
-    write_idx(quadrants / FILES[2], np.zeros((80, 20, 28), np.uint8))
+    write_idx(quadrants / IDX_FILES[2], np.zeros((80, 20, 28), np.uint8))
     with pytest.raises(DataError, match="holds pictures of 20x28, the training ones are 28x28"):
         load_data(str(quadrants), validation=0)
 
@@ -245,12 +245,12 @@ def test_of_data_of_ones_own_a_fifth_at_most_is_held_out(quadrants):
 def test_planted_duplicates_are_counted(quadrants):
     from gingham.data.idx import read_idx
 
-    train, test = read_idx(quadrants / FILES[0], 3), read_idx(quadrants / FILES[2], 3)
+    train, test = read_idx(quadrants / IDX_FILES[0], 3), read_idx(quadrants / IDX_FILES[2], 3)
     train[5] = train[4] = train[3]
     test[1] = test[0]
     test[7] = train[10]
-    write_idx(quadrants / FILES[0], train)
-    write_idx(quadrants / FILES[2], test)
+    write_idx(quadrants / IDX_FILES[0], train)
+    write_idx(quadrants / IDX_FILES[2], test)
     for validation in (0, 40):
         assert count_duplicates(load_data(str(quadrants), validation)) == {"train": 2, "test": 1, "across": 1}
 
@@ -258,7 +258,7 @@ def test_planted_duplicates_are_counted(quadrants):
 def test_the_fingerprint_moves_with_one_pixel(quadrants):
     before = load_data(str(quadrants), validation=0).fingerprint
     assert load_data(str(quadrants), validation=40).fingerprint == before
-    with (quadrants / FILES[0]).open("r+b") as file:
+    with (quadrants / IDX_FILES[0]).open("r+b") as file:
         file.seek(500)
         old = file.read(1)
         file.seek(500)
@@ -282,9 +282,9 @@ def test_stratified_splits_are_fair(labels, draw):
 
 
 def test_known_datasets_have_a_checksum_for_every_file():
-    for known in NAMED.values():
+    for known in REGISTRY.values():
         assert all(len(value) == 32 for value in known.md5.values())
-        assert len({*known.sha256}) in (0, len(FILES))
+        assert len({*known.sha256}) in (0, len(IDX_FILES))
     assert gingham.load_data is load_data
 
 

@@ -24,10 +24,10 @@ def diagnosed(recipe, data, capsys, network=None, train=None, validation=None):
     train, validation = train or data.train, validation or data.validation
     run = gingham.fit(recipe, train, validation, network=network)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    found = gingham.diagnose_run(run, train, validation)
-    json.dumps([finding.to_dict() for finding in found], allow_nan=False)
-    assert all(finding.evidence and finding.fix and "\n" not in finding.fix for finding in found)
-    return [finding.finding for finding in found], said
+    found = gingham.check_run(run, train, validation)
+    json.dumps([issue.to_dict() for issue in found], allow_nan=False)
+    assert all(issue.evidence and issue.fix and "\n" not in issue.fix for issue in found)
+    return [issue.title for issue in found], said
 
 
 @pytest.mark.slow
@@ -41,15 +41,15 @@ def test_dead_relus_are_named_with_their_layer(data, capsys):
     found, said = diagnosed(ARTICLE, data, capsys, Dead)
     assert "all ReLUs are dead in layer conv2 (the ReLU after it)" in found
     assert any("dead in layer conv2" in line and "32 of its 32 channels (100%)" in line for line in said)
-    assert not any("stuck" in finding for finding in found), "its cause is known"
+    assert not any("stuck" in issue for issue in found), "its cause is known"
 
 
 def test_a_dead_layer_of_the_articles_network(data, capsys):
     run = gingham.fit(ARTICLE, data.train, data.validation, progress=False)
     with torch.no_grad():
         run.model.network.conv7.weight.neg_().sub_(1)
-    (finding,) = [one for one in gingham.diagnose_run(run, data.train) if "dead" in one.finding]
-    assert finding.finding == "all ReLUs are dead in layer relu7"
+    (issue,) = [one for one in gingham.check_run(run, data.train) if "dead" in one.title]
+    assert issue.title == "all ReLUs are dead in layer relu7"
 
 
 def test_a_loss_stuck_at_ln_k(data, capsys):
@@ -133,7 +133,7 @@ def test_over_fitting(capsys, tmp_path):
     recipe = gingham.RECIPES["fast-90"].replace(batch_size=16, epochs=80, hard_share=1, label_smoothing=0, network="medium")
     run = gingham.fit(recipe.replace(learning_rate=0.3), train, validation)
     assert any("the network over-fits" in line for line in capsys.readouterr().err.splitlines())
-    assert "the network over-fits" in [finding.finding for finding in gingham.diagnose_run(run, train, validation)]
+    assert "the network over-fits" in [issue.title for issue in gingham.check_run(run, train, validation)]
 
 
 def test_a_last_batch_of_one_under_batchnorm(data, capsys):
@@ -151,7 +151,7 @@ def test_the_doctor_leaves_the_model_as_it_was(data):
     run = gingham.fit(ARTICLE, data.train, data.validation, progress=False)
     before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
     expected = run.model.predict(data.test.images).probabilities
-    gingham.diagnose_run(run, data.train, data.validation)
+    gingham.check_run(run, data.train, data.validation)
     assert all(torch.equal(before[name], tensor) for name, tensor in run.model.state_dict().items())
     assert torch.equal(run.model.predict(data.test.images).probabilities, expected)
     assert run.test_openings == []
@@ -162,4 +162,4 @@ def test_healthy_runs_on_the_real_pictures(fashion_mnist, capsys):
     for recipe in (gingham.RECIPES["article"].replace(epochs=0.1), gingham.RECIPES["fast-85"]):
         run = gingham.fit(recipe, fashion_mnist.train, fashion_mnist.validation)
         assert "warning" not in capsys.readouterr().err
-    assert gingham.diagnose_run(run, fashion_mnist.train, fashion_mnist.validation) == []
+    assert gingham.check_run(run, fashion_mnist.train, fashion_mnist.validation) == []

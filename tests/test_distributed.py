@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from gingham.data.augment import augment
 from gingham.device import choose_device
-from gingham.distributed import ALONE, Crew, launched, restarted
+from gingham.distributed import SINGLE_PROCESS, DistributedContext, from_env, is_restart
 from gingham.errors import GinghamError
 from gingham.recipe import Recipe
 
@@ -15,41 +15,46 @@ from gingham.recipe import Recipe
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_the_mean_over_processes_of_weighted_losses_is_the_batchs(count, size):
     losses = torch.rand(count, dtype=torch.float64)
-    shares = [losses[Crew(rank, size).part(count)].mean() * Crew(rank, size).weight(count) for rank in range(size)]
+    shares = [
+        losses[DistributedContext(rank, size).shard(count)].mean() * DistributedContext(rank, size).weight(count)
+        for rank in range(size)
+    ]
     assert torch.stack(shares).mean() == pytest.approx(float(losses.mean()))
-    assert all(len(losses[Crew(rank, size).part(count)]) for rank in range(size))  # no process is without a picture
+    assert all(
+        len(losses[DistributedContext(rank, size).shard(count)]) for rank in range(size)
+    )  # no process is without a picture
 
 
 @pytest.mark.parametrize("flip", ["random", "alternating"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_picture_looks_the_same_however_many_processes_share_the_batch(size, flip):
-    recipe = Recipe(flip=flip, shift_pixels=2, erase_pixels=6, seed=5)
+    recipe = Recipe(flip=flip, shift_pixels=2, cutout_pixels=6, seed=5)
     images = torch.randint(256, (11, 1, 28, 28), dtype=torch.uint8)
     indices = torch.randperm(11)
     whole = augment(images, indices, recipe, 1, 9)
     for rank in range(size):
-        part = Crew(rank, size).part(11)
+        part = DistributedContext(rank, size).shard(11)
         assert torch.equal(augment(images[part], indices[part], recipe, 1, 9, part, 11), whole[part])
 
 
 def test_alone_everything_comes_back_as_it_was():
     values, data = torch.rand(3), b"bytes"
-    assert ALONE.leads
-    assert ALONE.add(values) is values
-    assert ALONE.any(True, False) == (True, False)
-    assert ALONE.send(data) is data
-    assert ALONE.shared(lambda pictures: pictures * 2, values).equal(values * 2)
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.add(values) is values
+    assert SINGLE_PROCESS.any(True, False) == (True, False)
+    assert SINGLE_PROCESS.broadcast_bytes(data) is data
+    assert SINGLE_PROCESS.map_sharded(lambda pictures: pictures * 2, values).equal(values * 2)
     module = torch.nn.Linear(2, 2)
-    assert ALONE.wrap(module, unused=False) is module
-    assert ALONE.weight(7) == 1.0
-    ALONE.require_same("recipe", "any")
-    with ALONE.in_turn():
+    assert SINGLE_PROCESS.wrap(module, unused=False) is module
+    assert SINGLE_PROCESS.weight(7) == 1.0
+    SINGLE_PROCESS.require_same("recipe", "any")
+    with SINGLE_PROCESS.main_first():
         pass
 
 
 def test_what_torchrun_says_is_read(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert launched() == ALONE
+    assert from_env() == SINGLE_PROCESS
     for name, value in (
         ("WORLD_SIZE", "4"),
         ("RANK", "3"),
@@ -58,11 +63,11 @@ def test_what_torchrun_says_is_read(monkeypatch):
         ("MASTER_PORT", "29500"),
     ):
         monkeypatch.setenv(name, value)
-    assert launched() == Crew(3, 4, 1)
-    assert not launched().leads
-    assert not restarted()
+    assert from_env() == DistributedContext(3, 4, 1)
+    assert not from_env().is_main
+    assert not is_restart()
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert restarted()
+    assert is_restart()
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("WORLD_SIZE", "two")])
@@ -77,7 +82,7 @@ def test_an_environment_that_does_not_fit_together_is_one_sentence(monkeypatch, 
         monkeypatch.setenv(key, good)
     monkeypatch.setenv(name, value)
     with pytest.raises(GinghamError, match="start them with torchrun, or unset WORLD_SIZE"):
-        launched()
+        from_env()
     assert name in command("train", code=2).stderr
 
 
@@ -104,5 +109,5 @@ def test_the_loss_weight_is_exact_for_uneven_shares():
     # 5 pictures in two processes: 3 and 2, whose means count as 3/5 and 2/5.
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     whole = F.cross_entropy(logits, labels)
-    halves = [F.cross_entropy(logits[rank::2], labels[rank::2]) * Crew(rank, 2).weight(5) for rank in range(2)]
+    halves = [F.cross_entropy(logits[rank::2], labels[rank::2]) * DistributedContext(rank, 2).weight(5) for rank in range(2)]
     assert sum(halves) / 2 == pytest.approx(float(whole))

@@ -6,7 +6,7 @@ import torch
 import gingham
 from gingham import DataError, GinghamError
 from gingham.evaluation.calibrate import calibrate
-from gingham.evaluation.evaluate import measure, right_answers
+from gingham.evaluation.evaluate import compute_result, correct_predictions
 from gingham.io import read_tensors, write_tensors
 from gingham.runs.predictions import load_predictions
 
@@ -62,10 +62,10 @@ def test_the_report_is_json(small_run):
 
 def test_the_report_prints_a_table_by_class(fashion_mnist):
     logits = torch.nn.functional.one_hot(fashion_mnist.test.labels, 10).float() * 20
-    text = str(measure(logits, fashion_mnist.test, []))
+    text = str(compute_result(logits, fashion_mnist.test, []))
     assert "100.00% of 10,000 test pictures right (95 % interval 99.96% to 100.00%)" in text
     assert all(name in text for name in fashion_mnist.classes)
-    shown = str(measure(logits, fashion_mnist.test, []).confusion)
+    shown = str(compute_result(logits, fashion_mnist.test, []).confusion)
     assert shown.count("1000") == 10
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -92,7 +92,7 @@ def test_a_look_that_cannot_be_recorded_does_not_happen(saved, monkeypatch):
     def refuse(*_):
         raise GinghamError("cannot write")
 
-    monkeypatch.setattr("gingham.evaluation.evaluate.record_opening", refuse)
+    monkeypatch.setattr("gingham.evaluation.evaluate.record_test_use", refuse)
     monkeypatch.setattr(type(run.model), "logits", lambda *_: pytest.fail("predictions were computed"))
     with pytest.raises(GinghamError, match="cannot write"):
         gingham.evaluate(run, data.test)
@@ -172,10 +172,10 @@ def test_damaged_predictions_are_made_anew(saved, spoil):
     run, data, folder = saved
     gingham.evaluate(run, data.validation)
     path = folder / "predictions-validation.safetensors"
-    tensors, facts = read_tensors(path)
+    tensors, metadata = read_tensors(path)
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     spoil(tensors)
-    write_tensors(path, tensors, facts)
+    write_tensors(path, tensors, metadata)
     assert load_predictions(run, "validation", data.fingerprint) is None
     assert gingham.evaluate(run, data.validation).accuracy == run.metrics["validation_accuracy"]
 
@@ -189,7 +189,7 @@ def test_predictions_that_cannot_be_kept_cost_no_result(saved, monkeypatch):
     monkeypatch.setattr("gingham.evaluation.evaluate.save_predictions", refuse)
     report = gingham.evaluate(run, data.validation)
     assert report.total == 40
-    assert int(right_answers(run, data.validation).sum()) == report.correct
+    assert int(correct_predictions(run, data.validation).sum()) == report.correct
     assert not (folder / "predictions-validation.safetensors").exists()
     gingham.evaluate(run, data.test)
     assert len(gingham.load(folder).test_openings) == 1, "the opening is written down all the same"

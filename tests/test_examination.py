@@ -10,8 +10,8 @@ from PIL import Image
 import gingham
 from conftest import make_dataset
 from gingham import DataError
-from gingham.data.load_data import look_into
-from gingham.diagnosis.check_data import leaking
+from gingham.data.load_data import load_unchecked
+from gingham.diagnosis.check_data import find_leaks
 
 
 @pytest.fixture
@@ -25,22 +25,22 @@ def changed(split, images=None, labels=None):
     )
 
 
-def names(findings):
-    return [finding.finding for finding in findings]
+def names(issues):
+    return [issue.title for issue in issues]
 
 
 def test_good_data_has_no_finding(data):
-    assert gingham.examine(data) == []
+    assert gingham.check_data(data) == []
 
 
 def test_exact_duplicates_within_and_across(data):
     images = data.train.images.clone()
     images[10], images[20] = images[2], data.test.images[3]
-    found = gingham.examine(dataclasses.replace(data, train=changed(data.train, images)))
+    found = gingham.check_data(dataclasses.replace(data, train=changed(data.train, images)))
     assert "1 test picture is in the training data too (exact duplicates)" in names(found)
     assert "1 picture is there more than once within a split (exact duplicates)" in names(found)
-    across = next(one for one in found if "test picture is" in one.finding)
-    assert across.pictures == ((("train", 20), ("test", 3)),)
+    across = next(one for one in found if "test picture is" in one.title)
+    assert across.images == ((("train", 20), ("test", 3)),)
     assert not any("near" in name for name in names(found)), "each is told once"
 
 
@@ -48,9 +48,9 @@ def test_duplicates_with_different_labels(data):
     images = data.train.images.clone()
     images[11] = images[2]  # of classes 3 and 2
     (torn,) = [
-        one for one in gingham.examine(dataclasses.replace(data, train=changed(data.train, images))) if "labels" in one.finding
+        one for one in gingham.check_data(dataclasses.replace(data, train=changed(data.train, images))) if "labels" in one.title
     ]
-    assert torn.finding == "1 group of exact duplicates with different labels"
+    assert torn.title == "1 group of exact duplicates with different labels"
     assert "labelled 2 and 3" in torn.evidence
 
 
@@ -58,21 +58,21 @@ def test_near_duplicates(data):
     images = data.train.images.clone()
     images[20] = (data.test.images[4].float() * 0.9 + 5).round().to(torch.uint8)
     planted = dataclasses.replace(data, train=changed(data.train, images))
-    (found,) = gingham.examine(planted)
-    assert found.finding == "1 test picture is in the training data too (near duplicates)"
-    assert set(found.pictures[0]) == {("train", 20), ("test", 4)}
-    assert leaking([planted.train], planted.test).nonzero().flatten().tolist() == [4]
+    (found,) = gingham.check_data(planted)
+    assert found.title == "1 test picture is in the training data too (near duplicates)"
+    assert set(found.images[0]) == {("train", 20), ("test", 4)}
+    assert find_leaks([planted.train], planted.test).nonzero().flatten().tolist() == [4]
 
 
 def test_a_class_missing_from_a_split(data):
     keep = data.test.labels != 2
     test = changed(data.test, data.test.images[keep], data.test.labels[keep])
-    assert "the test split lacks 1 of 4 classes" in names(gingham.examine(dataclasses.replace(data, test=test)))
+    assert "the test split lacks 1 of 4 classes" in names(gingham.check_data(dataclasses.replace(data, test=test)))
 
 
 def test_imbalance(data):
     keep = (data.train.labels != 1) | (torch.arange(400) < 30)
-    found = gingham.examine(
+    found = gingham.check_data(
         dataclasses.replace(data, train=changed(data.train, data.train.images[keep], data.train.labels[keep]))
     )
     assert "the classes are out of balance" in names(found)
@@ -81,14 +81,14 @@ def test_imbalance(data):
 def test_constant_pictures(data):
     images = data.train.images.clone()
     images[5] = 77
-    (found,) = gingham.examine(dataclasses.replace(data, train=changed(data.train, images)))
-    assert found.finding == "1 picture of one value all over"
+    (found,) = gingham.check_data(dataclasses.replace(data, train=changed(data.train, images)))
+    assert found.title == "1 picture of one value all over"
     assert "train picture 5" in found.evidence
 
 
 def test_shuffled_labels(data):
     labels = data.train.labels[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
-    found = gingham.examine(dataclasses.replace(data, train=changed(data.train, labels=labels)))
+    found = gingham.check_data(dataclasses.replace(data, train=changed(data.train, labels=labels)))
     assert names(found) == ["the labels of the train pictures do not belong to them"]
 
 
@@ -96,9 +96,9 @@ def test_wrong_labels(data):
     labels = data.train.labels.clone()
     wrong = [7, 50, 51, 133, 300]
     labels[wrong] = (labels[wrong] + 1) % 4
-    (found,) = gingham.examine(dataclasses.replace(data, train=changed(data.train, labels=labels)))
-    assert "likely wrong" in found.finding
-    assert {group[0][1] for group in found.pictures} == set(wrong)
+    (found,) = gingham.check_data(dataclasses.replace(data, train=changed(data.train, labels=labels)))
+    assert "likely wrong" in found.title
+    assert {group[0][1] for group in found.images} == set(wrong)
 
 
 @pytest.mark.slow
@@ -108,12 +108,12 @@ def test_wrong_labels_among_the_real_ones(fashion_mnist):
     labels = train.labels.clone()
     wrong = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:600]
     labels[wrong] = (labels[wrong] + torch.randint(1, 10, (600,), generator=torch.Generator().manual_seed(1))) % 10
-    (found,) = [one for one in gingham.examine(dataclasses.replace(fashion_mnist, train=changed(train, labels=labels)))
-                if "likely wrong" in one.finding]  # fmt: skip
-    count = int(found.finding.split()[0].replace(",", ""))
+    (found,) = [one for one in gingham.check_data(dataclasses.replace(fashion_mnist, train=changed(train, labels=labels)))
+                if "likely wrong" in one.title]  # fmt: skip
+    count = int(found.title.split()[0].replace(",", ""))
     assert 300 < count < 1200
     planted = set(wrong.tolist())
-    shown = [index for ((_, index),) in found.pictures]
+    shown = [index for ((_, index),) in found.images]
     assert sum(index in planted for index in shown) >= 0.8 * len(shown)
 
 
@@ -132,7 +132,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_of_pictures(folder):
-    data, odd = look_into(folder)
+    data, odd = load_unchecked(folder)
     assert data.classes == ("Boots", "bags")
     assert (len(data.train), len(data.test), odd) == (24, 8, [])
     assert data.train.images.shape == (24, 1, 32, 32)
@@ -148,7 +148,7 @@ def test_odd_files_are_named(folder, command):
     Image.new("RGB", (300, 20)).save(train / "bags" / "wide.png")
     Image.new("L", (40, 40), 9).save(train / "bags" / "really.gif", "PNG")
     (train / "bags" / "0.png").write_bytes((folder / "test" / "bags" / "2.png").read_bytes())
-    _, odd = look_into(folder)
+    _, odd = load_unchecked(folder)
     reasons = dict(odd)
     assert reasons["train/Boots/empty.png"] == "cannot be read: it is empty"
     assert set(reasons) == {"train/Boots/empty.png", "train/Boots/notes.txt", "train/bags/torn.png", "train/bags/wide.png",
@@ -165,19 +165,19 @@ def test_odd_files_are_named(folder, command):
 
 def test_a_folder_without_pictures(tmp_path):
     with pytest.raises(DataError, match="no class folders with pictures"):
-        look_into(tmp_path)
+        load_unchecked(tmp_path)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "a.png").write_text("no")
     with pytest.raises(DataError, match="has 1 classes; allowed: 2"):
-        look_into(tmp_path)
+        load_unchecked(tmp_path)
     (tmp_path / "dogs").mkdir()
     (tmp_path / "dogs" / "a.png").write_text("no")
     with pytest.raises(DataError, match="holds no file that can be read"):
-        look_into(tmp_path)
+        load_unchecked(tmp_path)
     (tmp_path / "train").mkdir()
     for name in ("cats", "dogs"):
         (tmp_path / name).rename(tmp_path / "train" / name)
         (tmp_path / "test" / name).mkdir(parents=True)
         Image.new("L", (9, 9)).save(tmp_path / "test" / name / "b.png")
     with pytest.raises(DataError, match="holds no training picture that can be read"):
-        look_into(tmp_path)
+        load_unchecked(tmp_path)

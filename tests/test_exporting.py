@@ -1,4 +1,4 @@
-"""Exported models against the models they were made from: the same answers, or no file."""
+"""ExportResult models against the models they were made from: the same answers, or no file."""
 
 import inspect
 import json
@@ -15,10 +15,10 @@ from PIL import Image
 import gingham
 from conftest import ROOT, make_dataset
 from gingham.cli.export import export as export_command
-from gingham.deploy.page import facts_of
-from gingham.inference.neighbours import GALLERY, features
+from gingham.deploy.page import model_metadata
+from gingham.inference.neighbours import GALLERY_SIZE, features
 from gingham.models.networks import NETWORKS
-from gingham.models.registry import build
+from gingham.models.registry import build_classifier
 from test_photos import drawn
 
 
@@ -56,12 +56,12 @@ def test_the_file_answers_as_the_model_does_whatever_the_batch(small_run, tmp_pa
 
 def test_the_file_says_what_it_needs_to_be_used(small_run, tmp_path):
     run, data = small_run
-    facts = metadata(gingham.export(run, tmp_path / "model.onnx", data).file)
-    assert json.loads(facts["classes"]) == list(run.model.classes)
-    assert float(facts["threshold"]) == float(run.model.threshold)
-    assert float(facts["temperature"]) == float(run.model.temperature)
-    assert json.loads(facts["input_shape"]) == [1, 28, 28]
-    assert (facts["network"], facts["gingham"]) == ("article", gingham.__version__)
+    entries = metadata(gingham.export(run, tmp_path / "model.onnx", data).file)
+    assert json.loads(entries["classes"]) == list(run.model.classes)
+    assert float(entries["threshold"]) == float(run.model.threshold)
+    assert float(entries["temperature"]) == float(run.model.temperature)
+    assert json.loads(entries["input_shape"]) == [1, 28, 28]
+    assert (entries["network"], entries["gingham"]) == ("article", gingham.__version__)
     content = (tmp_path / "model.onnx").read_bytes()
     assert b"site-packages" not in content, "no path of the machine it was made on"
     assert b".py" not in content
@@ -69,7 +69,7 @@ def test_the_file_says_what_it_needs_to_be_used(small_run, tmp_path):
 
 def test_both_views_and_the_temperature_are_inside(quadrants, tmp_path):
     data = gingham.load_data(str(quadrants), validation=40)
-    run = fitted(data, network="tiny", views="flip")
+    run = fitted(data, network="tiny", tta="flip")
     run.model.temperature.fill_(2.5)
     file = gingham.export(run, tmp_path / "model.onnx", data).file
     images = data.train.images[:64].numpy()
@@ -167,7 +167,7 @@ class WithoutForm(OtherwiseExported):
 def test_what_does_not_answer_the_same_is_not_written(quadrants, tmp_path, network, said):
     data = gingham.load_data(str(quadrants), validation=40)
     run = gingham.Run(
-        build("own", data.classes, (1, 28, 28), factory=network),
+        build_classifier("own", data.classes, (1, 28, 28), factory=network),
         gingham.RECIPES["article"].replace(network=f"tests:{network.__name__}", validation_images=40),
     )
     file = tmp_path / "model.onnx"
@@ -187,10 +187,10 @@ def test_without_held_out_pictures_the_training_pictures_are_compared(quadrants,
 
 
 def test_the_features_that_find_neighbours(small_run):
-    from gingham.deploy.onnx import graph_of
+    from gingham.deploy.onnx import to_onnx
 
     run, data = small_run
-    session = onnxruntime.InferenceSession(graph_of(run, with_features=True).SerializeToString())
+    session = onnxruntime.InferenceSession(to_onnx(run, with_features=True).SerializeToString())
     images = data.train.images[:9]
     said = session.run(["features"], {"images": images.numpy()})[0]
     assert np.allclose(said, features(run.model, images), atol=1e-4)
@@ -263,7 +263,7 @@ def test_no_place_of_this_machine_is_told(quadrants, command):
     command("export", "model.onnx", "--run", "run")
     assert metadata(command.folder / "model.onnx")["dataset"] == "quadrants"
     assert str(quadrants.parent).encode() not in (command.folder / "model.onnx").read_bytes()
-    assert facts_of(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
+    assert model_metadata(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
     quadrants.rename(quadrants.parent / "moved")
     said = command("export", "model.onnx", "--run", "run", code=2).stderr
     assert (
@@ -282,7 +282,7 @@ def test_data_of_another_shape_is_refused(small_run, tmp_path):
 
 def test_the_command_and_the_function_put_as_many_pictures_into_a_page():
     given = [inspect.signature(export).parameters["neighbours"].default for export in (gingham.export, export_command)]
-    assert given == [GALLERY, GALLERY]
+    assert given == [GALLERY_SIZE, GALLERY_SIZE]
 
 
 def test_missing_packages_are_named(command, monkeypatch):

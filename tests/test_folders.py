@@ -15,8 +15,8 @@ from PIL import Image
 
 import gingham
 from gingham import DataError, load_data
-from gingham.data.image_files import list_pictures
-from gingham.text import natural
+from gingham.data.image_files import list_images
+from gingham.text import natural_key
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_links_to_links_do_not_make_millions_of_paths(shoes):
         for name in "ab":
             (shoes / "clog" / str(level) / name).symlink_to(f"../{level + 1}")
     fill(shoes / "clog", {"40": 5})
-    assert len(list_pictures(shoes).entries) == 45
+    assert len(list_images(shoes).entries) == 45
 
 
 def test_any_depth_of_folders_is_listed(shoes):
@@ -139,7 +139,7 @@ def test_any_depth_of_folders_is_listed(shoes):
         place /= "d"
         place.mkdir()
     paint(place / "deep.png", seed=78)
-    assert len(list_pictures(shoes).entries) == 41
+    assert len(list_images(shoes).entries) == 41
     subprocess.run(["rm", "-rf", str(shoes / "boot")], check=True)  # Python removes no folders so deep
 
 
@@ -229,9 +229,9 @@ def test_one_name_in_two_spellings_is_one_class(tmp_path):
 
 @given(st.lists(st.text(max_size=6)))
 def test_natural_order_is_an_order(names):
-    ordered = sorted(names, key=natural)
+    ordered = sorted(names, key=natural_key)
     names.reverse()
-    assert sorted(names, key=natural) == ordered
+    assert sorted(names, key=natural_key) == ordered
     numbers = [name for name in ordered if name.isascii() and name.isdigit()]
     assert [int(name) for name in numbers] == sorted(map(int, numbers))
 
@@ -315,9 +315,9 @@ def test_unreadable_files_are_counted_and_named_or_left_out(shoes):
     assert data.test.files == whole.test.files
     assert any("8 of the 48 files are left out: boot/bomb.bmp" in note for note in data.notes)
     assert not any(name in file for name in spoiled for file in data.train.files)
-    from gingham.data.load_data import look_into
+    from gingham.data.load_data import load_unchecked
 
-    _, odd = look_into(str(shoes))
+    _, odd = load_unchecked(str(shoes))
     reasons = {name.removeprefix("boot/"): reason for name, reason in odd}
     assert set(reasons) == spoiled
     assert reasons["empty.png"] == "cannot be read: it is empty"
@@ -381,7 +381,7 @@ def test_a_pack_is_made_once_and_is_the_same(shoes, packs, monkeypatch):
     def refuse(*_):
         raise AssertionError("read again")
 
-    monkeypatch.setattr("gingham.data.pack_cache.read_pictures", refuse)
+    monkeypatch.setattr("gingham.data.pack_cache.decode_images", refuse)
     again = load_data(str(shoes))
     assert (again.fingerprint, again.train.files) == (first.fingerprint, first.train.files)
     assert torch.equal(again.train.images, first.train.images)
@@ -417,7 +417,7 @@ def test_each_size_has_a_pack(shoes, packs):
     assert len(list(packs.iterdir())) == 4
 
 
-def damage_byte(npy, facts):
+def damage_byte(npy, metadata):
     content = bytearray(npy.read_bytes())
     content[-100] ^= 1
     npy.write_bytes(content)
@@ -425,30 +425,30 @@ def damage_byte(npy, facts):
 
 DAMAGE = {
     "a byte": damage_byte,
-    "cut": lambda npy, facts: npy.write_bytes(npy.read_bytes()[:-1]),
-    "gone": lambda npy, facts: npy.unlink(),
-    "no facts": lambda npy, facts: facts.unlink(),
-    "text": lambda npy, facts: npy.write_text("no array"),
-    "pickle": lambda npy, facts: np.save(npy, np.array([{}] * 40, dtype=object)),
-    "another array": lambda npy, facts: np.save(npy, np.zeros((3, 1, 28, 28), np.uint8)),
-    "facts of another kind": lambda npy, facts: facts.write_text(json.dumps({"format": 1, "missing": 3})),
-    "torn header": lambda npy, facts: npy.write_bytes(npy.read_bytes()[:9] + b"\0" + npy.read_bytes()[10:12]),
-    "header of a giant": lambda npy, facts: npy.write_bytes(
+    "cut": lambda npy, metadata: npy.write_bytes(npy.read_bytes()[:-1]),
+    "gone": lambda npy, metadata: npy.unlink(),
+    "no facts": lambda npy, metadata: metadata.unlink(),
+    "text": lambda npy, metadata: npy.write_text("no array"),
+    "pickle": lambda npy, metadata: np.save(npy, np.array([{}] * 40, dtype=object)),
+    "another array": lambda npy, metadata: np.save(npy, np.zeros((3, 1, 28, 28), np.uint8)),
+    "facts of another kind": lambda npy, metadata: metadata.write_text(json.dumps({"format": 1, "missing": 3})),
+    "torn header": lambda npy, metadata: npy.write_bytes(npy.read_bytes()[:9] + b"\0" + npy.read_bytes()[10:12]),
+    "header of a giant": lambda npy, metadata: npy.write_bytes(
         npy.read_bytes().replace(b"(40, 1, 28, 28), }         ", b"(40, 1, 28, 28000000000), }")
     ),
-    "an unknown picture": lambda npy, facts: facts.write_text(
-        json.dumps({**json.loads(facts.read_text()), "odd": [[99, "is odd"]]})
+    "an unknown picture": lambda npy, metadata: metadata.write_text(
+        json.dumps({**json.loads(metadata.read_text()), "odd": [[99, "is odd"]]})
     ),
-    "facts cut": lambda npy, facts: facts.write_text('{"format"'),
+    "facts cut": lambda npy, metadata: metadata.write_text('{"format"'),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_pack_is_made_anew(shoes, packs, name):
     before = load_data(str(shoes))
-    (npy,), (facts,) = packs.glob("*.npy"), packs.glob("*.json")
+    (npy,), (metadata,) = packs.glob("*.npy"), packs.glob("*.json")
     whole = npy.read_bytes()
-    DAMAGE[name](npy, facts)
+    DAMAGE[name](npy, metadata)
     assert load_data(str(shoes)).fingerprint == before.fingerprint
     assert npy.read_bytes() == whole
 
@@ -595,8 +595,8 @@ def test_a_run_on_a_folder_goes_through_every_command(command, shoes):
     assert values(command("evaluate", "runs/fast-90-0", "--split", "test", "--json"))["total"] == 6
     command("report", "runs/fast-90-0")
     command("diagnose", "runs/fast-90-0", "--split", "validation")
-    facts = values(command("show", shoes, "--skip-unreadable", "--json"))
-    assert (facts["images"], facts["classes"], facts["shape"]) == (40, ["boot", "sandal"], [1, 28, 28])
+    metadata = values(command("show", shoes, "--skip-unreadable", "--json"))
+    assert (metadata["images"], metadata["classes"], metadata["shape"]) == (40, ["boot", "sandal"], [1, 28, 28])
     assert "8 files are not to be read as pictures" in command("diagnose", shoes).stdout
     paint(shoes / "boot" / "0.png", seed=123)
     assert "has changed since" in command("evaluate", "runs/fast-90-0", code=2).stderr

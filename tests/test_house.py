@@ -43,7 +43,7 @@ def test_help_takes_no_torch():
 
 
 def test_predicting_takes_no_torchvision():
-    code = "import gingham, torch; from gingham.models.registry import build; build('article', ['a'] * 10, (1, 28, 28))"
+    code = "import gingham, torch; from gingham.models.registry import build_classifier; build_classifier('article', ['a'] * 10, (1, 28, 28))"
     assert "torchvision" not in loaded_after(code)
 
 

@@ -31,7 +31,7 @@ def gradient_field(network, shape, layer=None):
         network.get_submodule(layer).register_forward_hook(lambda _module, _args, out: maps.append(out))
     pixels = (torch.rand(1, *shape, dtype=torch.float64) * 1e-3).requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "max_pool2d", averaging)
+        patch.setattr(F, "max_pool2d", ema_decay)
         out = network(pixels)
     feature_map = maps[-1] if layer is not None else out
     feature_map[0, :, feature_map.shape[2] // 2, feature_map.shape[3] // 2].sum().backward()
@@ -41,7 +41,7 @@ def gradient_field(network, shape, layer=None):
     return (bottom - top + 1, right - left + 1), clipped
 
 
-def averaging(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+def ema_decay(x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
     assert dilation in (1, (1, 1))
     return F.avg_pool2d(x, kernel_size, stride, padding, ceil_mode)
 

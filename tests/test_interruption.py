@@ -9,8 +9,8 @@ import pytest
 import gingham
 from gingham.errors import Terminated
 from gingham.runs.checkpoint import load_checkpoint
-from gingham.training.step import learn
-from gingham.training.stop_request import postponed
+from gingham.training.step import train_step
+from gingham.training.stop_request import deferred_signals
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def in_the_foreground():
 
 @pytest.mark.parametrize(("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_one_is_noted_and_means_what_it_did(number, ending):
-    with postponed() as asked:
+    with deferred_signals() as asked:
         assert not asked
         os.kill(os.getpid(), number)
         assert asked
@@ -34,12 +34,12 @@ def test_one_is_noted_and_means_what_it_did(number, ending):
 
 
 def test_the_second_ends_at_once_unless_patient():
-    with postponed() as asked:
+    with deferred_signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    with postponed(patient=True) as asked:
+    with deferred_signals(ignore_repeats=True) as asked:
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         assert asked
@@ -47,7 +47,7 @@ def test_the_second_ends_at_once_unless_patient():
 
 def test_what_others_handle_or_ignore_is_left_to_them():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with postponed() as asked:
+    with deferred_signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert not asked
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -57,7 +57,7 @@ def test_outside_the_main_thread_nothing_is_handled():
     seen = []
 
     def work():
-        with postponed():
+        with deferred_signals():
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=work)
@@ -80,7 +80,7 @@ def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command,
 
     with pytest.raises(ending):
         gingham.fit(recipe, data.train, data.validation, on_epoch=ask, **asking)
-    assert load_checkpoint(tmp_path / "run").facts["step"] == 19  # asked after the 18th, heard after the next
+    assert load_checkpoint(tmp_path / "run").metadata["step"] == 19  # asked after the 18th, heard after the next
     resumed = gingham.fit(recipe, data.train, data.validation, resume=True, **asking)
     whole = gingham.fit(recipe, data.train, data.validation, progress=False)
     assert resumed.metrics["resumed_from_step"] == 19
@@ -88,19 +88,19 @@ def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command,
 
     def asked_after_a_step(*arguments):
         os.kill(os.getpid(), number)
-        return learn(*arguments)
+        return train_step(*arguments)
 
     monkeypatch.setattr("gingham.training.fit.warm_up", lambda *_: False)
-    monkeypatch.setattr("gingham.training.fit.learn", asked_after_a_step)
+    monkeypatch.setattr("gingham.training.fit.train_step", asked_after_a_step)
     done = command.call("train", "--data", quadrants, "--recipe", "article", "--out", "run")
     assert done.code == code
     assert "interrupted; go on with the same command and --resume" in done.stderr
-    assert load_checkpoint(command.folder / "run").facts["step"] == 1
+    assert load_checkpoint(command.folder / "run").metadata["step"] == 1
     monkeypatch.undo()
 
     # What is said of such a run is a command that goes on with it, also where its recipe was changed.
     begun = ("--recipe", "article", "--epochs", 2, "--set", "batch_size=50", "--data", quadrants, "--out", "changed")
-    monkeypatch.setattr("gingham.training.fit.learn", asked_after_a_step)
+    monkeypatch.setattr("gingham.training.fit.train_step", asked_after_a_step)
     command("train", *begun, code=code)
     monkeypatch.undo()
     said = command("evaluate", "changed", code=2).stderr

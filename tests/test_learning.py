@@ -10,19 +10,19 @@ import torch.nn.functional as F
 
 import gingham
 from gingham import DataError, GinghamError, Recipe
-from gingham.models.registry import build
+from gingham.models.registry import build_classifier
 from gingham.training.batches import Batch
-from gingham.training.distillation import Teachers
-from gingham.training.loss import loss_of
-from gingham.training.optimizer import build_optimizer, set_rate
-from gingham.training.step import Recording, compiled, learn, noise_like, prepare_to_record, warm_up
+from gingham.training.distillation import TeacherEnsemble
+from gingham.training.loss import compute_loss
+from gingham.training.optimizer import build_optimizer, set_learning_rate
+from gingham.training.step import CUDAGraphStep, compile_model, dummy_batch, make_capturable, train_step, warm_up
 
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
 
 def model_of(recipe=FAST, seed=0):
     torch.manual_seed(seed)
-    return build(recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.views).train()
+    return build_classifier(recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.tta).train()
 
 
 def batch_of(count=12, seed=0, **more):
@@ -41,7 +41,7 @@ def slow_loss(logits, label, smoothing):
 @pytest.mark.parametrize("taught", [None, "all", "some"])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_the_loss_is_the_slow_one(mixed, taught):
-    recipe = Recipe(label_smoothing=0.1, teacher_share=0.7, teacher_temperature=3.0)
+    recipe = Recipe(label_smoothing=0.1, distillation_weight=0.7, distillation_temperature=3.0)
     logits, labels, others = torch.randn(6, 10), torch.randint(10, (6,)), torch.randint(10, (6,))
     shares = torch.rand(6)
     asked = torch.tensor([1.0, 0, 1, 0, 0, 1])
@@ -58,7 +58,7 @@ def test_the_loss_is_the_slow_one(mixed, taught):
         mine = (logits[k] / 3).softmax(0)
         apart = 9 * sum(answers[k][j] * (answers[k][j].log() - mine[j].log()) for j in range(10))
         expected.append((1 - follows) * hard + follows * apart)
-    found = loss_of(logits, batch, recipe, None if taught is None else answers)
+    found = compute_loss(logits, batch, recipe, None if taught is None else answers)
     assert found.item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
 
 
@@ -66,18 +66,18 @@ def test_teachers_answer_with_the_mean_of_their_probabilities():
     models = [model_of(seed=seed).eval() for seed in (0, 1)]
     batch = batch_of()
     expected = torch.stack([(model.logits(batch.images) / 4).softmax(1) for model in models]).mean(0)
-    assert torch.allclose(Teachers(models, 4.0)(batch.images), expected, atol=1e-6)
+    assert torch.allclose(TeacherEnsemble(models, 4.0)(batch.images), expected, atol=1e-6)
 
 
 def test_what_a_step_finds(monkeypatch):
     recipe, model, batch = FAST.replace(hard_share=0.5), model_of(), batch_of()
     twin = copy.deepcopy(model)
-    learned = learn(model, build_optimizer(model, recipe), recipe, "float32", None, batch)
+    output = train_step(model, build_optimizer(model, recipe), recipe, "float32", None, batch)
     logits = twin(batch.images)
-    assert torch.allclose(learned.losses, F.cross_entropy(logits, batch.labels, reduction="none"), atol=1e-5)
-    assert int(learned.hits) == int((logits.argmax(1) == batch.labels).sum())
-    assert learned.loss.item() == pytest.approx(F.cross_entropy(logits, batch.labels, label_smoothing=0.1).item(), abs=1e-5)
-    assert learn(model, build_optimizer(model, FAST), FAST, "float32", None, batch).losses is None
+    assert torch.allclose(output.losses, F.cross_entropy(logits, batch.labels, reduction="none"), atol=1e-5)
+    assert int(output.correct) == int((logits.argmax(1) == batch.labels).sum())
+    assert output.loss.item() == pytest.approx(F.cross_entropy(logits, batch.labels, label_smoothing=0.1).item(), abs=1e-5)
+    assert train_step(model, build_optimizer(model, FAST), FAST, "float32", None, batch).losses is None
 
 
 def test_a_mixed_picture_is_answered_rightly_by_what_covers_most_of_it():
@@ -85,18 +85,18 @@ def test_a_mixed_picture_is_answered_rightly_by_what_covers_most_of_it():
     images, said = batch_of().images, model(batch_of().images).argmax(1)
     wrong = (said + 1) % 10
     batch = Batch(images, wrong, said, torch.tensor([0.4] * 5 + [0.6] * 7))
-    assert int(learn(model, build_optimizer(model, FAST), FAST, "float32", None, batch).hits) == 5
+    assert int(train_step(model, build_optimizer(model, FAST), FAST, "float32", None, batch).correct) == 5
 
 
 @pytest.mark.parametrize("recipe", [FAST, gingham.RECIPES["article"]], ids=["muon", "sgd"])
 def test_an_optimizer_that_is_ready_to_be_recorded_takes_the_same_steps(recipe):
     plain, ready = model_of(recipe), model_of(recipe)
     optimizers = [build_optimizer(model, recipe) for model in (plain, ready)]
-    prepare_to_record(optimizers[1])
+    make_capturable(optimizers[1])
     for step in range(4):
         for model, optimizer in zip((plain, ready), optimizers, strict=True):
-            set_rate(optimizer, 0.1 / (step + 1))
-            learn(model, optimizer, recipe, "float32", None, batch_of(seed=step))
+            set_learning_rate(optimizer, 0.1 / (step + 1))
+            train_step(model, optimizer, recipe, "float32", None, batch_of(seed=step))
     assert all(torch.is_tensor(group["lr"]) for group in optimizers[1].param_groups)
     for one, other in zip(plain.state_dict().values(), ready.state_dict().values(), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
@@ -107,16 +107,21 @@ def test_an_optimizer_that_is_ready_to_be_recorded_takes_the_same_steps(recipe):
 def test_recorded_steps_are_the_plain_ones_on_a_gpu(recipe):
     plain, recorded = model_of(recipe).cuda(), model_of(recipe).cuda()
     optimizers = [build_optimizer(model, recipe) for model in (plain, recorded)]
-    teachers = Teachers([model_of(recipe, seed=9).cuda()], 2.0)
+    teachers = TeacherEnsemble([model_of(recipe, seed=9).cuda()], 2.0)
     warm_up(recorded, recipe, "float32", [5, 12], 0, teachers)
-    recording = Recording(
-        recorded, optimizers[1], recipe, "float32", teachers, [noise_like(size, recorded, recipe, teachers) for size in (5, 12)]
+    recording = CUDAGraphStep(
+        recorded,
+        optimizers[1],
+        recipe,
+        "float32",
+        teachers,
+        [dummy_batch(size, recorded, recipe, teachers) for size in (5, 12)],
     )
     for step, size in enumerate((12, 12, 5, 12)):
-        batch = noise_like(size, recorded, recipe.replace(seed=step), teachers)
+        batch = dummy_batch(size, recorded, recipe.replace(seed=step), teachers)
         for optimizer in optimizers:
-            set_rate(optimizer, 0.1 / (step + 1))
-        one, other = learn(plain, optimizers[0], recipe, "float32", teachers, batch), recording(batch)
+            set_learning_rate(optimizer, 0.1 / (step + 1))
+        one, other = train_step(plain, optimizers[0], recipe, "float32", teachers, batch), recording(batch)
         assert one.loss.item() == pytest.approx(other.loss.item(), rel=1e-3)
     for one, other in zip(plain.state_dict().values(), recorded.state_dict().values(), strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-3)
@@ -127,14 +132,14 @@ def test_recorded_steps_are_the_plain_ones_on_a_gpu(recipe):
 def test_a_compiled_model_takes_the_same_steps_and_starts_where_it_was():
     plain, fast = model_of(), model_of()
     optimizers = [build_optimizer(model, FAST) for model in (plain, fast)]
-    made = compiled(fast, optimizers[1], FAST, "float32", None, [noise_like(12, fast, FAST, None)])
+    made = compile_model(fast, optimizers[1], FAST, "float32", None, [dummy_batch(12, fast, FAST, None)])
     for one, other in zip(plain.state_dict().values(), fast.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     for step in range(4):
         losses = []
         for model, optimizer in zip((plain, made), optimizers, strict=True):
-            set_rate(optimizer, 0.1)
-            losses.append(learn(model, optimizer, FAST, "float32", None, batch_of(seed=step)).loss.item())
+            set_learning_rate(optimizer, 0.1)
+            losses.append(train_step(model, optimizer, FAST, "float32", None, batch_of(seed=step)).loss.item())
         assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
@@ -148,7 +153,7 @@ def test_no_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setattr(torch, "compile", fails)
     model = model_of()
     with pytest.raises(GinghamError, match=r"could not compile the network tiny \(no compiler.*set compile=false$"):
-        compiled(model, build_optimizer(model, FAST), FAST, "float32", None, [noise_like(12, model, FAST, None)])
+        compile_model(model, build_optimizer(model, FAST), FAST, "float32", None, [dummy_batch(12, model, FAST, None)])
 
 
 # --- through fit
@@ -168,7 +173,7 @@ def test_the_running_mean_is_the_slow_one(quadrants):
         kept = min(0.4, (1 + step) / (10 + step))
         for name, tensor in weights.items():
             mean[name] = kept * mean[name] + (1 - kept) * tensor if tensor.is_floating_point() else tensor
-    averaged = fit(recipe.replace(averaging=0.4), data)
+    averaged = fit(recipe.replace(ema_decay=0.4), data)
     averaged.model.temperature.copy_(mean["temperature"])  # which is fitted at the end
     averaged.model.threshold.copy_(mean["threshold"])
     for name, tensor in averaged.model.state_dict().items():
@@ -179,13 +184,13 @@ def test_the_running_mean_is_the_slow_one(quadrants):
 
 
 @pytest.fixture
-def taught(quadrants):
+def data_and_teacher(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     return data, fit(gingham.RECIPES["article"].replace(epochs=6, batch_size=16, learning_rate=0.05), data)
 
 
-def test_a_network_learns_from_a_teacher_alone(taught):
-    data, teacher = taught
+def test_a_network_learns_from_a_teacher_alone(data_and_teacher):
+    data, teacher = data_and_teacher
     shuffled = gingham.Split(
         "train",
         data.train.images,
@@ -194,49 +199,49 @@ def test_a_network_learns_from_a_teacher_alone(taught):
         data.train.dataset,
         data.train.fingerprint,
     )
-    recipe = gingham.RECIPES["article"].replace(epochs=10, batch_size=16, learning_rate=0.02, teacher_share=1.0)
+    recipe = gingham.RECIPES["article"].replace(epochs=10, batch_size=16, learning_rate=0.02, distillation_weight=1.0)
     run = gingham.fit(recipe, shuffled, data.validation, teachers=[teacher], progress=False)
     assert run.metrics["validation_accuracy"] > 0.85, "its labels are shuffled; only the teacher knows"
     assert run.data["teachers"][0]["recipe"] == "article"
 
 
-def test_the_loss_that_is_noted_is_that_of_the_labels(taught):
+def test_the_loss_that_is_noted_is_that_of_the_labels(data_and_teacher):
     """Else it would be compared with what guessing gives, and with untaught runs, by what it is not."""
-    data, teacher = taught
-    recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=300, teacher_share=0.9, teacher_temperature=20)
+    data, teacher = data_and_teacher
+    recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=300, distillation_weight=0.9, distillation_temperature=20)
     first = [fit(recipe, data, teachers=who).history[0]["loss"] for who in ((), (teacher,))]
     assert first[0] == pytest.approx(first[1], abs=1e-6)
 
 
-def test_a_teacher_that_may_know_the_answers_is_refused(taught, quadrants):
-    data, _ = taught
+def test_a_teacher_that_may_know_the_answers_is_refused(data_and_teacher, quadrants):
+    data, _ = data_and_teacher
     everything = gingham.load_data(str(quadrants), validation=0)
     knows = gingham.fit(gingham.RECIPES["article"].replace(epochs=0.1), everything.train, progress=False)
     with pytest.raises(DataError, match=r"was trained on 300 pictures .* may know what is held out here"):
         fit(gingham.RECIPES["article"], data, teachers=[knows])
 
 
-def test_a_teacher_of_other_classes_is_refused(taught, fashion_mnist):
-    _, teacher = taught
+def test_a_teacher_of_other_classes_is_refused(data_and_teacher, fashion_mnist):
+    _, teacher = data_and_teacher
     with pytest.raises(DataError, match="choose teachers that were trained on the same data"):
         gingham.fit(FAST, fashion_mnist.train, fashion_mnist.validation, teachers=[teacher], progress=False)
 
 
-def test_teachers_that_are_not_heard_or_named_twice_are_refused(taught):
-    data, teacher = taught
-    with pytest.raises(GinghamError, match="teacher_share is 0, so teachers would not be heard"):
-        fit(gingham.RECIPES["article"].replace(teacher_share=0), data, teachers=[teacher])
+def test_teachers_that_are_not_heard_or_named_twice_are_refused(data_and_teacher):
+    data, teacher = data_and_teacher
+    with pytest.raises(GinghamError, match="distillation_weight is 0, so teachers would not be heard"):
+        fit(gingham.RECIPES["article"].replace(distillation_weight=0), data, teachers=[teacher])
     with pytest.raises(GinghamError, match="two of 2 teachers have the same weights; name each once"):
         fit(gingham.RECIPES["article"], data, teachers=[teacher, teacher])
 
 
-def test_trials_with_a_teacher(taught, tmp_path):
-    data, teacher = taught
+def test_trials_with_a_teacher(data_and_teacher, tmp_path):
+    data, teacher = data_and_teacher
     recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=16, learning_rate=0.05)
     found = gingham.trials(recipe, data, [3, 4], tmp_path / "trials", teachers=[teacher], progress=False)
     alone = fit(recipe.replace(seed=3), data, teachers=[teacher])
     assert found.accuracies[0] == alone.metrics["validation_accuracy"]
-    assert gingham.load(tmp_path / "trials/seed-4").taught_by == "article with seed 0"
+    assert gingham.load(tmp_path / "trials/seed-4").teacher_names == "article with seed 0"
     with pytest.raises(GinghamError, match="holds trials with other teachers; give another --out"):
         gingham.trials(recipe, data, [3], tmp_path / "trials", progress=False)
     everything = gingham.fit(recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False)
@@ -261,15 +266,15 @@ def test_taught_on_the_command_line(command, quadrants):
     assert "article with seed 0" in command.call("report", "pupil").stdout + (command.folder / "pupil/report.html").read_text()
     many = command("trials", *same, "--seeds", 1, "--epochs", 1, "--teacher", "teacher", "--out", "trials")
     assert "trials/seed-N" in many.stdout
-    alone = command("train", *same, "--out", "other", "--set", "teacher_share=0.5", code=2)
-    assert "teacher_share is set and there is no teacher; name one with --teacher RUN" in alone.stderr
+    alone = command("train", *same, "--out", "other", "--set", "distillation_weight=0.5", code=2)
+    assert "distillation_weight is set and there is no teacher; name one with --teacher RUN" in alone.stderr
     packaged = command("train", *same, "--out", "other", "--teacher", "packaged", code=2)
     assert "the teacher photo with seed 0 answers for pictures of" in packaged.stderr
     assert not (command.folder / "other").exists()
 
 
-def test_a_checkpoint_remembers_its_teachers(taught, tmp_path):
-    data, teacher = taught
+def test_a_checkpoint_remembers_its_teachers(data_and_teacher, tmp_path):
+    data, teacher = data_and_teacher
     recipe = gingham.RECIPES["article"].replace(epochs=2, batch_size=32, checkpoint_seconds=0)
 
     class Stop(Exception):  # noqa: N818

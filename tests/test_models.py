@@ -5,7 +5,7 @@ from torch import nn
 
 from gingham import ModelError
 from gingham.models.networks import NETWORKS, MeanPool, Residual, article
-from gingham.models.registry import build
+from gingham.models.registry import build_classifier
 
 
 def reference_article():
@@ -38,7 +38,7 @@ def test_the_articles_network_is_the_articles():
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return build("article", [f"class {k}" for k in range(10)], (1, 28, 28))
+    return build_classifier("article", [f"class {k}" for k in range(10)], (1, 28, 28))
 
 
 def pictures(count=9, seed=0):
@@ -77,7 +77,7 @@ def test_the_batch_size_does_not_change_the_answers(model):
 
 
 def test_predicting_leaves_every_mode_alone():
-    model = build("article", list("0123456789"), (1, 28, 28)).train()
+    model = build_classifier("article", list("0123456789"), (1, 28, 28)).train()
     model.network.pool1.eval()  # as one freezes a BatchNorm
     model.predict(pictures())
     assert model.training
@@ -114,17 +114,17 @@ def test_other_pictures_are_refused(model, wrong):
 
 def test_networks_that_do_not_fit():
     with pytest.raises(ModelError, match="unknown network 'articel'; did you mean 'article'"):
-        build("articel", ["a"], (1, 28, 28))
+        build_classifier("articel", ["a"], (1, 28, 28))
     with pytest.raises(ModelError, match="cannot take pictures of 1x20x20"):
-        build("article", ["a"], (1, 20, 20))
+        build_classifier("article", ["a"], (1, 20, 20))
     with pytest.raises(ModelError, match=r"turns one picture of 1x32x32 into \(1, 90\), where \(1, 10\) logits are needed"):
-        build("article", list("0123456789"), (1, 32, 32))
+        build_classifier("article", list("0123456789"), (1, 32, 32))
     with pytest.raises(ModelError, match="mean has 3 numbers for pictures of 1 channels"):
-        build("article", list("0123456789"), (1, 28, 28), mean=(0.1, 0.2, 0.3))
+        build_classifier("article", list("0123456789"), (1, 28, 28), mean=(0.1, 0.2, 0.3))
 
 
 def test_answers_that_are_no_numbers_are_refused():
-    model = build("tiny", list("abc"), (1, 8, 8))
+    model = build_classifier("tiny", list("abc"), (1, 8, 8))
     with torch.no_grad():
         model.temperature.fill_(1e-45)
     with pytest.raises(ModelError, match="answers are not finite numbers; restore its weights from a copy"):
@@ -132,20 +132,20 @@ def test_answers_that_are_no_numbers_are_refused():
 
 
 def test_colour_and_other_class_counts():
-    model = build("article", list("abc"), (3, 28, 28), mean=(0.5, 0.4, 0.3), std=(0.2,))
+    model = build_classifier("article", list("abc"), (3, 28, 28), mean=(0.5, 0.4, 0.3), std=(0.2,))
     assert model.predict(torch.zeros(2, 3, 28, 28, dtype=torch.uint8)).probabilities.shape == (2, 3)
     assert model.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
 
 
 def test_every_network_can_be_built():
     for name in NETWORKS:
-        assert build(name, list("0123456789"), (1, 28, 28)).predict(pictures(2)).probabilities.shape == (2, 10)
+        assert build_classifier(name, list("0123456789"), (1, 28, 28)).predict(pictures(2)).probabilities.shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.keys() - {"article"}))
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (2, 45, 61)])
 def test_residual_networks_take_pictures_of_any_size(name, shape):
-    model = build(name, list("abcde"), shape)
+    model = build_classifier(name, list("abcde"), shape)
     assert model.logits(torch.zeros(3, *shape, dtype=torch.uint8)).shape == (3, 5)
 
 
@@ -169,16 +169,16 @@ def test_mean_pool_is_the_mean_over_positions_and_its_gradient_keeps_the_memory_
 
 def test_two_views_are_the_mean_of_picture_and_mirror_image():
     torch.manual_seed(0)
-    model = build("tiny", list("0123456789"), (1, 28, 28), views="flip")
+    model = build_classifier("tiny", list("0123456789"), (1, 28, 28), tta="flip")
     images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
-    model.views = "one"
+    model.tta = "none"
     expected = (model.logits(images) + model.logits(images.flip(3))) / 2
-    model.views = "flip"
+    model.tta = "flip"
     assert torch.allclose(model.logits(images), expected, atol=1e-5)
     assert torch.allclose(model.logits(images), model.logits(images.flip(3)), atol=1e-5)
     model.train()
     model.network.eval()  # BatchNorm as it answers, the classifier as it trains: one view
-    model.views = "one"
+    model.tta = "none"
     once = model(images)
-    model.views = "flip"
+    model.tta = "flip"
     assert torch.equal(model(images), once)

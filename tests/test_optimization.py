@@ -73,7 +73,7 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths():
 def test_muon_is_sgd_for_all_but_filters():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 9, 2))
-    recipe = Recipe(optimizer="muon", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, filter_scale=0)
+    recipe = Recipe(optimizer="muon", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, filter_lr_scale=0)
     ours = build_optimizer(network, recipe)
     for group in ours.param_groups:
         group["lr"] = recipe.learning_rate * group["scale"]
@@ -103,7 +103,7 @@ def test_muon_is_sgd_for_all_but_filters():
 def test_muons_filters_move_by_an_orthogonal_step_and_keep_their_norm():
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 8, 3, bias=False)
-    optimizer = build_optimizer(layer, Recipe(optimizer="muon", learning_rate=0.1, momentum=0.5, filter_scale=0.4))
+    optimizer = build_optimizer(layer, Recipe(optimizer="muon", learning_rate=0.1, momentum=0.5, filter_lr_scale=0.4))
     (group,) = optimizer.param_groups
     group["lr"] = 0.1 * group["scale"]
     before = layer.weight.detach().clone()

@@ -15,8 +15,8 @@ from PIL import Image
 import gingham
 from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
-from gingham.inference.neighbours import GALLERY, features, gallery
-from gingham.inference.predict import prepare_for
+from gingham.inference.neighbours import GALLERY_SIZE, features, gallery
+from gingham.inference.predict import preprocess
 from test_photos import GROUNDS, drawn
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def one_file(tmp_path_factory, packaged, fashion_mnist, browser_libraries):
 @pytest.fixture(scope="module")
 def served(packaged, fashion_mnist):
     place = serving.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(serving.application(packaged, lambda: fashion_mnist.train), log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(serving.create_app(packaged, lambda: fashion_mnist.train), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
     thread.start()
     yield f"http://127.0.0.1:{place.getsockname()[1]}/"
@@ -111,14 +111,14 @@ def test_it_answers_as_predict_does(page, packaged, fashion_mnist, tmp_path):
 
 
 def test_it_explains_as_predict_does(page, packaged, fashion_mnist, tmp_path):
-    some = gallery(packaged.model, fashion_mnist.train, GALLERY)
+    some = gallery(packaged.model, fashion_mnist.train, GALLERY_SIZE)
     for file in photographs(tmp_path / "photographs", fashion_mnist)[:14:3]:
         said = ask(page, file, explain=True)
-        prepared = prepare_for(packaged, Image.open(file))
-        picture = torch.tensor(prepared.picture)
+        prepared = preprocess(packaged, Image.open(file))
+        picture = torch.tensor(prepared.image)
         moved = occlusion(packaged.model, picture, packaged.model.classes.index(said["label"]), 5, 2)
         assert np.abs(np.array(said["why"]["moved"]) - moved.numpy()).max() < 2e-4
-        like = some.like(features(packaged.model, picture[None])[0], 6)
+        like = some.nearest(features(packaged.model, picture[None])[0], 6)
         shown = [neighbour["label"] for neighbour in said["why"]["neighbours"]]
         # Kept in bytes, pictures that are nearly as alike may change places.
         assert len(shown) == 6
@@ -126,7 +126,7 @@ def test_it_explains_as_predict_does(page, packaged, fashion_mnist, tmp_path):
         first = np.asarray(
             Image.open(io.BytesIO(base64.b64decode(said["why"]["neighbours"][0]["picture"].partition(",")[2]))).convert("L")
         )
-        nearby = some.images[some.like(features(packaged.model, picture[None])[0], 12)][:, 0].numpy()
+        nearby = some.images[some.nearest(features(packaged.model, picture[None])[0], 12)][:, 0].numpy()
         assert any((first == one).all() for one in nearby)
 
 
@@ -238,9 +238,9 @@ def test_the_file_holds_all_it_needs_and_may_send_nothing(one_file, packaged):
     assert "connect-src 'none'" in policy
     assert "form-action 'none'" in policy
     assert not re.findall(r"""<[^>]+(?:src|href|action)=["']?(?:https?:)?//""", text)
-    facts = json.loads(re.search(r'id="facts">(.*?)</script>', text)[1])
-    assert facts["classes"] == list(packaged.model.classes)
-    assert len(facts["labels"]) == GALLERY
+    metadata = json.loads(re.search(r'id="metadata">(.*?)</script>', text)[1])
+    assert metadata["classes"] == list(packaged.model.classes)
+    assert len(metadata["labels"]) == GALLERY_SIZE
 
 
 def test_a_page_of_own_data_in_colour(browser, browser_libraries, tmp_path):

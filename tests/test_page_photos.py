@@ -71,7 +71,7 @@ def check_equal(page, file, model=GARMENT):
     assert [step["name"] for step in said["steps"]] == [step.name for step in prepared.steps]
     for step, expected in zip(said["steps"], prepared.steps, strict=True):
         shown = np.frombuffer(base64.b64decode(step["rgba"]), np.uint8).reshape(step["height"], step["width"], 4)
-        assert largest_difference(shown[..., :3], expected.picture) == 0, step["name"]
+        assert largest_difference(shown[..., :3], expected.image) == 0, step["name"]
         assert (shown[..., 3] == 255).all()
     assert largest_difference(said["framings"], prepared.framings) == 0
     return prepared

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import gingham
 from gingham.data import augment_photos as photographed
-from gingham.data.augment_photos import Draws, as_photographed, photograph_some
+from gingham.data.augment_photos import RandomDraws, simulate_photo, simulate_photos
 
 CLASSES = ("T-shirt/top", "Trouser", "Sandal", "Ankle boot", "Bag")
 
@@ -30,7 +30,7 @@ def objects(count=20, side=28):
 def test_what_comes_back_is_a_batch_like_the_one_given(count, side, seed):
     images, labels = objects(count, side)
     kept = images.clone()
-    made = as_photographed(images, labels, CLASSES, generator(seed))
+    made = simulate_photo(images, labels, CLASSES, generator(seed))
     assert made.shape == images.shape
     assert made.dtype == torch.uint8
     assert torch.equal(images, kept), "the pictures given stay as they are"
@@ -41,15 +41,15 @@ def test_what_comes_back_is_a_batch_like_the_one_given(count, side, seed):
 def test_the_draws_are_decided_by_the_generator_alone():
     images, labels = objects()
     assert torch.equal(
-        as_photographed(images, labels, CLASSES, generator()), as_photographed(images, labels, CLASSES, generator())
+        simulate_photo(images, labels, CLASSES, generator()), simulate_photo(images, labels, CLASSES, generator())
     )
     assert not torch.equal(
-        as_photographed(images, labels, CLASSES, generator()), as_photographed(images, labels, CLASSES, generator(1))
+        simulate_photo(images, labels, CLASSES, generator()), simulate_photo(images, labels, CLASSES, generator(1))
     )
 
 
 def test_black_pictures_stay_free_of_what_is_no_number():
-    made = as_photographed(
+    made = simulate_photo(
         torch.zeros(30, 1, 28, 28, dtype=torch.uint8), torch.zeros(30, dtype=torch.long), CLASSES, generator()
     )
     assert made.dtype == torch.uint8
@@ -58,12 +58,12 @@ def test_black_pictures_stay_free_of_what_is_no_number():
 def test_a_share_of_the_batch_is_photographed_and_the_rest_is_untouched():
     images, labels = objects(20)
     recipe = gingham.RECIPES["photo"].replace(photo_share=0.3)
-    made = photograph_some(images, labels, CLASSES, recipe, step=4)
+    made = simulate_photos(images, labels, CLASSES, recipe, step=4)
     changed = (made != images).flatten(1).any(dim=1)
     assert changed.tolist() == [True] * 6 + [False] * 14
-    assert torch.equal(made, photograph_some(images, labels, CLASSES, recipe, step=4))
-    assert not torch.equal(made, photograph_some(images, labels, CLASSES, recipe, step=5))
-    assert not torch.equal(made, photograph_some(images, labels, CLASSES, recipe.replace(seed=1), step=4))
+    assert torch.equal(made, simulate_photos(images, labels, CLASSES, recipe, step=4))
+    assert not torch.equal(made, simulate_photos(images, labels, CLASSES, recipe, step=5))
+    assert not torch.equal(made, simulate_photos(images, labels, CLASSES, recipe.replace(seed=1), step=4))
 
 
 def test_classes_of_other_names_are_photographed_alone_and_upright():
@@ -73,7 +73,7 @@ def test_classes_of_other_names_are_photographed_alone_and_upright():
     layers = torch.cat([images.float() / 255, photographed._coverage(images.float() / 255)], dim=1)
     labels = torch.zeros(60, dtype=torch.long)
     nobody = photographed._among(labels, ("bar", "knob"), photographed.SHOES)
-    posed = photographed._pose(layers, nobody, nobody, Draws(60, generator(), images.device))
+    posed = photographed._pose(layers, nobody, nobody, RandomDraws(60, generator(), images.device))
     covered = posed[:, 1] > 0.5
     tall, wide = covered.any(dim=2).sum(dim=1), covered.any(dim=1).sum(dim=1)
     assert (tall > wide).double().mean() > 0.9
@@ -84,8 +84,8 @@ def test_a_pair_of_shoes_covers_more_than_one_shoe():
     images[:, :, 12:18, 2:26] = 200
     layers = torch.cat([images.float() / 255, photographed._coverage(images.float() / 255)], dim=1)
     shoe, other = torch.ones(200, dtype=torch.bool), torch.zeros(200, dtype=torch.bool)
-    pairs = photographed._pose(layers, shoe, other, Draws(200, generator(), images.device))
-    alone = photographed._pose(layers, other, other, Draws(200, generator(), images.device))
+    pairs = photographed._pose(layers, shoe, other, RandomDraws(200, generator(), images.device))
+    alone = photographed._pose(layers, other, other, RandomDraws(200, generator(), images.device))
 
     def squareness(layers):
         covered = layers[:, 1] > 0.5
@@ -100,7 +100,7 @@ def test_seen_from_above_a_shoe_is_alike_on_both_sides_of_its_middle():
     images[:, :, 14:20, 3:25] = 220
     images[:, :, 8:14, 14:25] = 120  # higher at the heel
     layers = torch.cat([images.float() / 255, photographed._coverage(images.float() / 255)], dim=1)
-    above = photographed._from_above(layers, torch.ones(40, dtype=torch.bool), Draws(40, generator(), images.device))
+    above = photographed._from_above(layers, torch.ones(40, dtype=torch.bool), RandomDraws(40, generator(), images.device))
     assert torch.allclose(above, above.flip(2), atol=1e-5)
     assert (above[:, 1].flatten(1).sum(dim=1) > 0).all()
 
@@ -113,7 +113,7 @@ def test_the_frame_is_brought_to_the_object():
         height, width = random.integers(5, 14, 2)
         top, left = random.integers(0, 28 - height), random.integers(0, 28 - width)
         image[0, top : top + height, left : left + width] = 1
-    framed = photographed._frame(torch.cat([images, images], dim=1), Draws(200, generator(), images.device))[:, 1] > 0.3
+    framed = photographed._frame(torch.cat([images, images], dim=1), RandomDraws(200, generator(), images.device))[:, 1] > 0.3
     longer = torch.maximum(framed.any(dim=1).sum(dim=1), framed.any(dim=2).sum(dim=1))
     assert (longer >= 24).double().mean() > 0.95
 

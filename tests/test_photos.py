@@ -26,7 +26,7 @@ def drawn(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0
 
 
 def silhouette(prepared):
-    return prepared.picture[0] > 30
+    return prepared.image[0] > 30
 
 
 def overlap(one, other):
@@ -60,12 +60,12 @@ GROUNDS = [
 def test_the_garment_is_found_whatever_its_colour_and_place(colour, ground, corner):
     photo, _ = drawn(colour, ground, corner=corner, texture=6)
     prepared = prepare_garment(photo)
-    assert prepared.picture.shape == (1, 28, 28)
-    assert prepared.picture.dtype == np.uint8
+    assert prepared.image.shape == (1, 28, 28)
+    assert prepared.image.dtype == np.uint8
     assert overlap(silhouette(prepared), expected_silhouette()) > 0.85
-    shirt = prepared.picture[0][silhouette(prepared)]
+    shirt = prepared.image[0][silhouette(prepared)]
     assert np.median(shirt) >= 65  # light on black, whatever it was
-    assert (prepared.picture[0][~expected_silhouette()] == 0).mean() > 0.8
+    assert (prepared.image[0][~expected_silhouette()] == 0).mean() > 0.8
 
 
 def test_every_step_is_kept_and_says_what_it_did():
@@ -74,9 +74,9 @@ def test_every_step_is_kept_and_says_what_it_did():
     assert prepared.notes[0] == "looked at 120x160 pixels"
     assert "made negative" in prepared.notes[3]
     for step in prepared.steps:
-        assert step.picture.dtype == np.uint8
-        assert step.picture.shape[2] == 3
-    assert np.array_equal(prepared.steps[5].picture[..., 0], prepared.picture[0])
+        assert step.image.dtype == np.uint8
+        assert step.image.shape[2] == 3
+    assert np.array_equal(prepared.steps[5].image[..., 0], prepared.image[0])
     assert prepared.framings.shape == (2, 1, 28, 28)
     widths = [np.flatnonzero((framing[0] > 30).any(axis=0)) for framing in prepared.framings]
     assert np.ptp(widths[1]) < np.ptp(widths[0])
@@ -87,7 +87,7 @@ def test_dark_cloth_turns_lighter_than_light_cloth():
     photo, mask = drawn((90, 90, 90), (255, 255, 255))
     pixels = np.array(photo)
     pixels[:, 150:][mask[:, 150:]] = 20
-    picture = prepare_garment(Image.fromarray(pixels)).picture[0]
+    picture = prepare_garment(Image.fromarray(pixels)).image[0]
     assert picture[12:20, 16:19].mean() > picture[12:20, 9:12].mean() + 60
 
 
@@ -97,7 +97,7 @@ def test_a_picture_that_is_negative_already_is_not_turned_again():
     pixels[:, 150:][mask[:, 150:]] = 240
     prepared = prepare_garment(Image.fromarray(pixels))
     assert "kept" in prepared.notes[3]
-    assert prepared.picture[0][12:20, 16:19].mean() > prepared.picture[0][12:20, 9:12].mean() + 60
+    assert prepared.image[0][12:20, 16:19].mean() > prepared.image[0][12:20, 9:12].mean() + 60
 
 
 def test_the_same_photo_gives_the_same_picture():
@@ -111,7 +111,7 @@ def test_the_same_photo_gives_the_same_picture():
 def test_proportions_are_kept():
     photo = Image.new("RGB", (400, 300), "white")
     ImageDraw.Draw(photo).rectangle((100, 120, 299, 219), fill=(30, 60, 90))
-    rows, columns = np.nonzero(prepare_garment(photo).picture[0] > 30)
+    rows, columns = np.nonzero(prepare_garment(photo).image[0] > 30)
     assert np.ptp(columns) + 1 == 28
     assert abs(np.ptp(rows) + 1 - 14) <= 1
     assert abs((rows.min() + rows.max()) / 2 - 13.5) <= 1
@@ -160,8 +160,8 @@ def test_transparency_is_taken_as_the_cut_out():
 )
 def test_a_photo_without_a_garment_is_taken_whole_or_in_part_and_never_fails(photo):
     prepared = prepare_garment(photo)
-    assert prepared.picture.shape == (1, 28, 28)
-    assert prepared.picture.max() > 0
+    assert prepared.image.shape == (1, 28, 28)
+    assert prepared.image.max() > 0
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "1", "I;16", "RGBA", "YCbCr"])
@@ -212,7 +212,7 @@ def test_a_picture_too_large_to_open_is_refused(tmp_path):
 
 def test_other_models_see_the_whole_picture():
     photo = Image.new("RGB", (100, 50), (10, 200, 30))
-    picture = prepare_plain(photo, (3, 32, 32)).picture
+    picture = prepare_plain(photo, (3, 32, 32)).image
     assert picture.shape == (3, 32, 32)
     assert (picture == np.array([10, 200, 30])[:, None, None]).all()
 
@@ -220,10 +220,10 @@ def test_other_models_see_the_whole_picture():
 def test_a_digit_on_paper_becomes_light_on_black_as_such_models_learned_it():
     paper = Image.new("RGB", (200, 200), (220, 215, 205))
     ImageDraw.Draw(paper).line((60, 40, 140, 160), fill=(30, 30, 60), width=14)
-    picture = prepare_plain(paper, (1, 28, 28), background=0.0).picture[0]
+    picture = prepare_plain(paper, (1, 28, 28), background=0.0).image[0]
     assert picture[0, 0] == picture[-1, -1] == 0
     assert picture[14, 14] > 200
-    light = prepare_plain(paper, (1, 28, 28), background=240.0).picture[0]
+    light = prepare_plain(paper, (1, 28, 28), background=240.0).image[0]
     assert light[0, 0] > 200
     assert light[14, 14] < 80
-    assert np.array_equal(prepare_plain(paper, (1, 28, 28)).picture[0], light)
+    assert np.array_equal(prepare_plain(paper, (1, 28, 28)).image[0], light)

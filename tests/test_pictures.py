@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from gingham.data import decode as pictures
-from gingham.data.decode import fit_square, read_picture, read_pictures, resize_pictures
+from gingham.data.decode import decode_image, decode_images, fit_square, resize_images
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I")
 
@@ -55,7 +55,7 @@ def test_a_picture_of_the_right_size_stays_byte_for_byte(tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (28, 28)).astype(np.uint8)
     assert (np.asarray(fit_square(Image.fromarray(pixels), 28)) == pixels).all()
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert (np.asarray(read_picture(tmp_path / "a.png", 28)) == pixels).all()
+    assert (np.asarray(decode_image(tmp_path / "a.png", 28)) == pixels).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -66,7 +66,7 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     upright.save(tmp_path / "a.png", exif=exif)
     with Image.open(tmp_path / "a.png") as stored:
         turned = ImageOps.exif_transpose(stored)
-    assert (np.asarray(read_picture(tmp_path / "a.png", 24)) == np.asarray(fit_square(turned, 24))).all()
+    assert (np.asarray(decode_image(tmp_path / "a.png", 24)) == np.asarray(fit_square(turned, 24))).all()
     assert turned.size == ((20, 30) if orientation < 5 else (30, 20))
 
 
@@ -95,13 +95,13 @@ def test_a_large_jpeg_is_about_what_it_would_be_without_the_shortcut(tmp_path, f
     picture.save(tmp_path / "a.jpg", quality=95)
     with Image.open(tmp_path / "a.jpg") as whole:
         slow = np.asarray(fit_square(whole, 28)).astype(int)
-    assert abs(np.asarray(read_picture(tmp_path / "a.jpg", 28)).astype(int) - slow).max() <= 8
+    assert abs(np.asarray(decode_image(tmp_path / "a.jpg", 28)).astype(int) - slow).max() <= 8
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_arrays_are_resized_alike(channels):
     pictures = np.random.RandomState(0).randint(0, 256, (3, channels, 32, 20)).astype(np.uint8)
-    resized = resize_pictures(pictures, 16)
+    resized = resize_images(pictures, 16)
     assert (resized.shape, resized.dtype) == ((3, channels, 16, 16), np.uint8)
     image = Image.fromarray(pictures[1, 0] if channels == 1 else pictures[1].transpose(1, 2, 0))
     expected = np.asarray(fit_square(image, 16))
@@ -111,7 +111,7 @@ def test_arrays_are_resized_alike(channels):
 def test_a_picture_beyond_the_limit_is_not_decoded(tmp_path):
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")  # 140 million pixels in a few thousand bytes
     Image.new("1", (9, 9)).save(tmp_path / "small.png")
-    reading = read_pictures([tmp_path / "huge.png", tmp_path / "small.png"], np.empty((2, 3, 9, 9), np.uint8), "")
+    reading = decode_images([tmp_path / "huge.png", tmp_path / "small.png"], np.empty((2, 3, 9, 9), np.uint8), "")
     assert reading.kept == [1]
     assert reading.odd == [(0, "cannot be read: it has 20000x7000 pixels, of 120,000,000 allowed in all")]
 
@@ -127,10 +127,10 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         at_once -= 1
         return image.convert("L")
 
-    monkeypatch.setattr(pictures, "plain", plain)
+    monkeypatch.setattr(pictures, "to_8_bit", plain)
     monkeypatch.setattr(pictures, "LARGE", 50)
     files = [tmp_path / f"{number}.png" for number in range(6)]
     for file in files:
         Image.new("L", (9, 9)).save(file)
-    assert read_pictures(files, np.empty((6, 3, 9, 9), np.uint8), "").kept == [*range(6)]
+    assert decode_images(files, np.empty((6, 3, 9, 9), np.uint8), "").kept == [*range(6)]
     assert most == 1

@@ -12,8 +12,8 @@ from conftest import make_dataset
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import features
 from gingham.inference.packaged_model import PACKAGED
-from gingham.inference.predict import average, prepare_for
-from gingham.models.registry import build
+from gingham.inference.predict import mean_probabilities, preprocess
+from gingham.models.registry import build_classifier
 from test_photos import drawn
 
 
@@ -89,19 +89,19 @@ def test_many_photos_get_the_answers_they_get_alone(packaged):
         alone = gingham.predict(packaged, [photo])[0]
         assert alone.label == answer.label
         assert list(alone.probabilities.values()) == pytest.approx(list(answer.probabilities.values()), abs=1e-5)
-    assert average(packaged.model, []).shape == (0, 10)
+    assert mean_probabilities(packaged.model, []).shape == (0, 10)
 
 
 def test_prepare_none_only_shrinks(packaged):
     photo, _ = drawn((40, 60, 120), (255, 255, 255))
-    prepared = prepare_for(packaged, photo, "none")
+    prepared = preprocess(packaged, photo, "none")
     expected = np.asarray(photo.convert("L").resize((28, 28), Image.Resampling.BOX))
-    assert np.array_equal(prepared.picture[0], expected)
+    assert np.array_equal(prepared.image[0], expected)
     small = Image.fromarray(np.arange(784, dtype=np.uint8).reshape(28, 28))
-    assert np.array_equal(prepare_for(packaged, small, "auto").picture[0], np.asarray(small))
-    assert len(prepare_for(packaged, small, "photo").framings) == 2
+    assert np.array_equal(preprocess(packaged, small, "auto").image[0], np.asarray(small))
+    assert len(preprocess(packaged, small, "photo").framings) == 2
     coloured = Image.new("RGB", (28, 28), "red")
-    assert len(prepare_for(packaged, coloured, "auto").framings) == 2, "of the model's size, but not of its colours"
+    assert len(preprocess(packaged, coloured, "auto").framings) == 2, "of the model's size, but not of its colours"
     with pytest.raises(gingham.GinghamError, match="--prepare got 'all'; allowed: auto, none, photo"):
         gingham.predict(packaged, [photo], "all")
 
@@ -277,10 +277,10 @@ def test_data_of_one_s_own_is_no_folder_of_photographs(tmp_path, command):
     assert report["split"] == "test"
 
 
-@pytest.mark.parametrize(("network", "views", "width"), [("tiny", "flip", 64), ("tiny", "one", 64), ("article", "one", 10)])
-def test_pictures_are_compared_as_the_network_sees_them(network, views, width):
+@pytest.mark.parametrize(("network", "tta", "width"), [("tiny", "flip", 64), ("tiny", "none", 64), ("article", "none", 10)])
+def test_pictures_are_compared_as_the_network_sees_them(network, tta, width):
     """By what goes into its last linear layer, of the picture and not of its mirror image; by its logits without one."""
-    model = build(network, [str(k) for k in range(10)], (1, 28, 28), views=views)
+    model = build_classifier(network, [str(k) for k in range(10)], (1, 28, 28), tta=tta)
     images = torch.randint(256, (1203, 1, 28, 28), dtype=torch.uint8)
     seen = features(model, images)
     assert seen.shape == (1203, width)

@@ -17,8 +17,8 @@ import torch
 from torchvision.datasets import EMNIST, KMNIST, MNIST, QMNIST, FashionMNIST
 
 from gingham import DataError, load_data
-from gingham.data.idx import FILES
-from gingham.data.registry import NAMED, locate
+from gingham.data.idx import IDX_FILES
+from gingham.data.registry import REGISTRY, find_dataset_dir
 
 
 def idx(array, kind=8):
@@ -32,7 +32,7 @@ def digits(count, classes, seed, first=0):
 
 def make_kmnist(folder):
     arrays = [*digits(60, 10, 0), *digits(20, 10, 1)]
-    for file, array in zip(FILES, arrays, strict=True):
+    for file, array in zip(IDX_FILES, arrays, strict=True):
         (folder / f"{file}.gz").write_bytes(gzip.compress(idx(array)))
     return arrays
 
@@ -41,10 +41,10 @@ def make_qmnist(folder):
     arrays = []
     for part, count in (("train", 60), ("test", 30)):
         images, labels = digits(count, 10, count)
-        facts = np.random.RandomState(0).randint(0, 99999, (count, 8)).astype(">i4")
-        facts[:, 0] = labels
+        metadata = np.random.RandomState(0).randint(0, 99999, (count, 8)).astype(">i4")
+        metadata[:, 0] = labels
         (folder / f"qmnist-{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
-        (folder / f"qmnist-{part}-labels-idx2-int.gz").write_bytes(gzip.compress(idx(facts, 0x0C)))
+        (folder / f"qmnist-{part}-labels-idx2-int.gz").write_bytes(gzip.compress(idx(metadata, 0x0C)))
         arrays += [images, labels]
     return arrays
 
@@ -97,13 +97,13 @@ def alone(monkeypatch, tmp_path):
 
 def publish(monkeypatch, name, folder, mirrors=()):
     """Make the files in a folder the published ones."""
-    sums = {file: hashlib.md5((folder / file).read_bytes()).hexdigest() for file in NAMED[name].md5}
-    monkeypatch.setitem(NAMED, name, dataclasses.replace(NAMED[name], md5=sums, mirrors=mirrors))
+    sums = {file: hashlib.md5((folder / file).read_bytes()).hexdigest() for file in REGISTRY[name].md5}
+    monkeypatch.setitem(REGISTRY, name, dataclasses.replace(REGISTRY[name], md5=sums, mirrors=mirrors))
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_each_format_gives_its_pictures_and_labels(alone, monkeypatch, name):
-    place = alone / NAMED[name].folder
+    place = alone / REGISTRY[name].folder
     place.mkdir()
     arrays = MAKERS[name](place)
     publish(monkeypatch, name, place)
@@ -111,7 +111,7 @@ def test_each_format_gives_its_pictures_and_labels(alone, monkeypatch, name):
     for split, images, labels in ((data.train, *arrays[:2]), (data.test, *arrays[2:])):
         assert torch.equal(split.images, torch.from_numpy(images if images.ndim == 4 else images[:, None]))
         assert split.labels.tolist() == labels.tolist()
-    assert (data.name, data.source, data.classes) == (name, str(place), NAMED[name].classes)
+    assert (data.name, data.source, data.classes) == (name, str(place), REGISTRY[name].classes)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -131,12 +131,12 @@ def test_a_download_is_verified_kept_and_found_again(alone, tmp_path, monkeypatc
         publish(monkeypatch, name, web, (here + "nowhere/", here))
         first = load_data(name, validation=0)
         assert capsys.readouterr().out == ""
-        kept = tmp_path / "cache" / "gingham" / NAMED[name].folder
-        assert locate(name) == kept
-        assert sorted(path.name for path in kept.iterdir()) == sorted(NAMED[name].md5)
+        kept = tmp_path / "cache" / "gingham" / REGISTRY[name].folder
+        assert find_dataset_dir(name) == kept
+        assert sorted(path.name for path in kept.iterdir()) == sorted(REGISTRY[name].md5)
         shutil.rmtree(web)  # from here on there is no network
         assert load_data(name, validation=0).fingerprint == first.fingerprint
-        (kept / next(iter(NAMED[name].md5))).write_bytes(b"damaged")
+        (kept / next(iter(REGISTRY[name].md5))).write_bytes(b"damaged")
         with pytest.raises(DataError, match=f"is not {name}: its MD5 begins"):
             load_data(name)
         shutil.rmtree(kept)
@@ -154,25 +154,25 @@ def test_a_download_of_other_content_is_refused(alone, tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *args: Quiet(*args, directory=str(web)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     here = (f"http://127.0.0.1:{server.server_port}/",)
-    monkeypatch.setitem(NAMED, "kmnist", dataclasses.replace(NAMED["kmnist"], mirrors=here))
+    monkeypatch.setitem(REGISTRY, "kmnist", dataclasses.replace(REGISTRY["kmnist"], mirrors=here))
     with pytest.raises(DataError, match=r"its download failed \(File not found or corrupted"):
         load_data("kmnist")
     server.shutdown()
-    assert locate("kmnist") is None
+    assert find_dataset_dir("kmnist") is None
 
 
 @pytest.mark.parametrize(
     ("name", "loose", "message"),
     [
-        ("kmnist", FILES[0], r"for which no checksum is published.* put train-images-idx3-ubyte.gz there .* with --data"),
+        ("kmnist", IDX_FILES[0], r"for which no checksum is published.* put train-images-idx3-ubyte.gz there .* with --data"),
         ("qmnist", "qmnist-train-images-idx3-ubyte", "put qmnist-train-images-idx3-ubyte.gz there as it is published"),
         ("emnist-digits", "emnist-digits-train-images-idx3-ubyte.gz", "put gzip.zip there as it is published"),
         ("cifar-10", "cifar-10-batches-bin", "put cifar-10-binary.tar.gz there as it is published, or use what is there with --data"),
     ],
 )  # fmt: skip
 def test_files_without_a_published_checksum_are_refused(alone, name, loose, message):
-    (alone / NAMED[name].folder).mkdir()
-    (alone / NAMED[name].folder / loose).write_bytes(b"whatever")
+    (alone / REGISTRY[name].folder).mkdir()
+    (alone / REGISTRY[name].folder / loose).write_bytes(b"whatever")
     with pytest.raises(DataError, match=message):
         load_data(name)
 
@@ -180,10 +180,12 @@ def test_files_without_a_published_checksum_are_refused(alone, name, loose, mess
 def test_a_file_of_another_set_is_called_by_its_name(alone, monkeypatch):
     make_kmnist(alone)
     publish(monkeypatch, "kmnist", alone)
-    monkeypatch.setitem(NAMED, "other", dataclasses.replace(NAMED["kmnist"], md5=dict.fromkeys(NAMED["kmnist"].md5, "0" * 32)))
+    monkeypatch.setitem(
+        REGISTRY, "other", dataclasses.replace(REGISTRY["kmnist"], md5=dict.fromkeys(REGISTRY["kmnist"].md5, "0" * 32))
+    )
     with pytest.raises(DataError, match="is kmnist, not other"):
         load_data("other")
-    (alone / f"{FILES[2]}.gz").unlink()
+    (alone / f"{IDX_FILES[2]}.gz").unlink()
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz is missing"):
         load_data("kmnist")
 
@@ -202,7 +204,7 @@ def test_cifar_from_its_folder_and_archive(alone, tmp_path):
     folder = tmp_path / "cifar-10-batches-bin"
     for place in (folder, tmp_path / "cifar-10-binary.tar.gz"):
         data = load_data(str(place), validation=100)
-        assert data.classes == NAMED["cifar-10"].classes
+        assert data.classes == REGISTRY["cifar-10"].classes
         assert data.train.images.shape == (49_900, 3, 32, 32)
         assert torch.equal(data.test.images, torch.from_numpy(arrays[2]))
     assert load_data(str(folder), validation=0, size=8).test.images.shape == (10_000, 3, 8, 8)
@@ -224,16 +226,16 @@ def test_cifar_from_its_folder_and_archive(alone, tmp_path):
 
 def test_the_checksums_are_those_that_torchvision_publishes():
     for name, theirs in (("mnist", MNIST), ("fashion-mnist", FashionMNIST), ("kmnist", KMNIST)):
-        assert NAMED[name].md5 == dict(theirs.resources)
+        assert REGISTRY[name].md5 == dict(theirs.resources)
     theirs = [*QMNIST.resources["train"], *QMNIST.resources["test"]]
-    assert NAMED["qmnist"].md5 == {url.rpartition("/")[2]: md5 for url, md5 in theirs}
+    assert REGISTRY["qmnist"].md5 == {url.rpartition("/")[2]: md5 for url, md5 in theirs}
     for name in ("balanced", "letters", "digits", "byclass", "bymerge", "mnist"):
-        assert NAMED[f"emnist-{name}"].md5 == {"gzip.zip": EMNIST.md5}
+        assert REGISTRY[f"emnist-{name}"].md5 == {"gzip.zip": EMNIST.md5}
 
 
 def test_the_class_names():
-    assert NAMED["kmnist"].classes == tuple(KMNIST.classes)
+    assert REGISTRY["kmnist"].classes == tuple(KMNIST.classes)
     for name in ("balanced", "bymerge", "byclass", "digits", "mnist"):
-        assert NAMED[f"emnist-{name}"].classes == tuple(EMNIST.classes_split_dict[name])
-    assert NAMED["emnist-letters"].classes == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    assert len(NAMED["emnist-balanced"].classes) == 47
+        assert REGISTRY[f"emnist-{name}"].classes == tuple(EMNIST.classes_split_dict[name])
+    assert REGISTRY["emnist-letters"].classes == tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert len(REGISTRY["emnist-balanced"].classes) == 47

@@ -84,7 +84,7 @@ def test_unknown_recipe():
 @pytest.mark.parametrize("images", [1, 7, 136, 2000, 9999])
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_for_few_pictures_takes_steps_enough(name, images):
-    few = RECIPES[name].for_few(images)
+    few = RECIPES[name].for_small_dataset(images)
     assert few.epochs * -(-images // few.batch_size) >= 500
     assert few.epochs >= RECIPES[name].epochs
     assert few.batch_size <= RECIPES[name].batch_size
@@ -92,10 +92,10 @@ def test_a_recipe_for_few_pictures_takes_steps_enough(name, images):
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_a_recipe_for_many_pictures_stays(name):
-    assert RECIPES[name].for_few(10_000) == RECIPES[name]
-    assert RECIPES[name].for_few(55_000) == RECIPES[name]
+    assert RECIPES[name].for_small_dataset(10_000) == RECIPES[name]
+    assert RECIPES[name].for_small_dataset(55_000) == RECIPES[name]
 
 
 def test_a_recipe_that_takes_steps_enough_stays():
     recipe = RECIPES["fast"].replace(batch_size=8, epochs=200, hard_share=1)
-    assert recipe.for_few(136) == recipe
+    assert recipe.for_small_dataset(136) == recipe

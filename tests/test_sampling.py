@@ -41,7 +41,7 @@ HARD = Recipe(epochs=3, batch_size=10, hard_share=0.3, easy_share=0.2, seed=5)  
 
 def test_later_epochs_take_the_hardest_and_some_of_the_others():
     sampler = Sampler(HARD, 100)
-    assert (sampler.first, sampler.later, sampler.steps) == (10, 5, 20)
+    assert (sampler.first_epoch_steps, sampler.later_epoch_steps, sampler.steps) == (10, 5, 20)
     assert [sampler.position(step) for step in (9, 10, 14, 15, 19)] == [(0, 9), (1, 0), (1, 4), (2, 0), (2, 4)]
     assert [sampler.epochs(done) for done in (5, 10, 12, 20)] == [0.5, 1, 1.4, 3]
 
@@ -49,7 +49,7 @@ def test_later_epochs_take_the_hardest_and_some_of_the_others():
     first = []
     for batch in sampler.batches(0, 10):
         first.append(batch)
-        sampler.note(batch, losses[batch])
+        sampler.record(batch, losses[batch])
     assert sorted(torch.cat(first).tolist()) == list(range(100))
     assert torch.equal(sampler.losses, losses)
 
@@ -66,8 +66,8 @@ def test_later_epochs_take_the_hardest_and_some_of_the_others():
 
 def test_hard_pictures_are_mixed_with_the_others():
     sampler = Sampler(HARD.replace(batch_size=22), 100)
-    sampler.note(torch.arange(100), torch.arange(100).float())
-    halves = list(sampler.batches(sampler.first, sampler.first + 2))
+    sampler.record(torch.arange(100), torch.arange(100).float())
+    halves = list(sampler.batches(sampler.first_epoch_steps, sampler.first_epoch_steps + 2))
     assert all(3 <= (half < 70).sum() <= 11 for half in halves)
 
 
@@ -76,28 +76,28 @@ def test_hard_epochs_can_be_taken_up_from_order_and_losses():
     expected = []
     for step, batch in enumerate(whole.batches(0, 20)):
         expected.append(batch)
-        whole.note(batch, losses[step, batch])
+        whole.record(batch, losses[step, batch])
     for stop in (4, 10, 12, 15, 19):
         before = Sampler(HARD, 100)
         for step, batch in enumerate(before.batches(0, stop)):
-            before.note(batch, losses[step, batch])
+            before.record(batch, losses[step, batch])
         after = Sampler(HARD, 100)
         after.order, after.losses = before.order.clone(), before.losses.clone()
         rest = []
         for step, batch in enumerate(after.batches(stop, 20), stop):
             rest.append(batch)
-            after.note(batch, losses[step, batch])
+            after.record(batch, losses[step, batch])
         assert all(torch.equal(a, b) for a, b in zip(rest, expected[stop:], strict=True))
 
 
 def test_no_share_at_all_still_takes_a_picture():
     sampler = Sampler(Recipe(epochs=2, hard_share=0, easy_share=0), 10)
-    assert sampler.pictures(1) == 1
+    assert sampler.epoch_size(1) == 1
     assert [len(batch) for batch in itertools.islice(sampler.batches(0, 2), 2)] == [10, 1]
 
 
 def test_blocks_are_read_together_within_a_window(monkeypatch):
-    monkeypatch.setattr("gingham.data.sampler.BLOCKS_A_WINDOW", 4)
+    monkeypatch.setattr("gingham.data.sampler.BLOCKS_PER_WINDOW", 4)
     sampler = Sampler(Recipe(epochs=1, batch_size=20), 103, block=5)
     order = torch.cat(list(sampler.batches(0, sampler.steps)))
     assert sorted(order.tolist()) == list(range(103))

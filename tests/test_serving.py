@@ -28,8 +28,8 @@ import gingham.deploy
 from gingham.deploy import connections
 from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
-from gingham.inference.neighbours import ALIKE, GALLERY, features, gallery
-from gingham.inference.predict import prepare_for
+from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, features, gallery
+from gingham.inference.predict import preprocess
 from test_photos import drawn
 
 BOUNDARY = "a-boundary"
@@ -70,7 +70,7 @@ def packaged():
 
 @pytest.fixture(scope="module")
 def client(packaged):
-    with TestClient(serving.application(packaged)) as client:
+    with TestClient(serving.create_app(packaged)) as client:
         yield client
 
 
@@ -78,7 +78,7 @@ def client(packaged):
 def listening(packaged):
     """A server on a port of its own, for what only a real connection shows."""
     place = serving.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(serving.application(packaged), log_level="error", http=connections.Connection))
+    server = uvicorn.Server(uvicorn.Config(serving.create_app(packaged), log_level="error", http=connections.Connection))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
     thread.start()
     yield place.getsockname()[1]
@@ -246,7 +246,7 @@ def test_any_content_length_is_answered(packaged, length):
 
     scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/predict",
              "raw_path": b"/predict", "query_string": b"", "headers": [(b"content-length", length.encode("latin-1"))]}  # fmt: skip
-    asyncio.run(serving.application(packaged)(scope, receive, send))
+    asyncio.run(serving.create_app(packaged)(scope, receive, send))
     assert sent[0]["status"] == (413 if length.isascii() and length.isdigit() else 415)
 
 
@@ -292,19 +292,19 @@ def test_the_page_runs_its_own_script_alone_and_asks_no_other_host(client):
 
 def test_an_explanation_shows_what_predict_draws(packaged, fashion_mnist):
     photo, _ = drawn((40, 60, 120), (255, 255, 255), texture=4)
-    with TestClient(serving.application(packaged, lambda: fashion_mnist.train)) as client:
+    with TestClient(serving.create_app(packaged, lambda: fashion_mnist.train)) as client:
         said = client.post("/predict?explain=true", content=encoded(photo), headers={"content-type": "image/png"})
     (entry,) = said.json()["predictions"]
-    prepared = prepare_for(packaged, photo)
+    prepared = preprocess(packaged, photo)
     for shown, step in zip(entry["steps"], prepared.steps, strict=True):
-        assert (np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["picture"].partition(",")[2])))) == step.picture).all()
-    picture = torch.tensor(prepared.picture)
+        assert (np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["picture"].partition(",")[2])))) == step.image).all()
+    picture = torch.tensor(prepared.image)
     moved = occlusion(packaged.model, picture, packaged.model.classes.index(entry["label"]), 5, 2)
     assert np.allclose(entry["explanation"]["moved"], moved.numpy(), atol=1e-4)
-    some = gallery(packaged.model, fashion_mnist.train, GALLERY)
-    like = some.like(features(packaged.model, picture[None])[0], ALIKE)
+    some = gallery(packaged.model, fashion_mnist.train, GALLERY_SIZE)
+    like = some.nearest(features(packaged.model, picture[None])[0], NUM_NEIGHBOURS)
     assert [one["label"] for one in entry["explanation"]["neighbours"]] == [some.labels[k] for k in like]
-    assert entry["explanation"]["among"] == GALLERY
+    assert entry["explanation"]["among"] == GALLERY_SIZE
 
 
 def test_without_training_pictures_there_are_no_neighbours(client):
@@ -545,10 +545,10 @@ def test_answers_do_not_wait_for_explanations(listening, monkeypatch):
 
 def test_who_waits_no_more_costs_nobody_their_answer(packaged):
     """Of those that are answered together one has been told that the server ends."""
-    batches = serving.Batches(packaged, 1)
+    batches = serving.RequestBatcher(packaged, 1)
     go_on = threading.Event()
     batches.pool.submit(go_on.wait)
-    (prepared,) = [prepare_for(packaged, Image.open(io.BytesIO(small())))]
+    (prepared,) = [preprocess(packaged, Image.open(io.BytesIO(small())))]
 
     async def ask():
         gone, stays = (asyncio.create_task(batches.answer([prepared])) for _ in range(2))
@@ -566,13 +566,13 @@ def test_a_run_of_own_data_is_served_as_predict_answers(small_run, tmp_path):
     picture = Image.fromarray(np.random.RandomState(3).randint(256, size=(60, 40, 3)).astype(np.uint8))
     picture.save(tmp_path / "own.png")
     (expected,) = gingham.predict(run, [tmp_path / "own.png"])
-    with TestClient(serving.application(run)) as client:
+    with TestClient(serving.create_app(run)) as client:
         (entry,) = client.post("/predict", content=encoded(picture), headers={"content-type": "image/png"}).json()[
             "predictions"
         ]
         assert "What is this?" in client.get("/").text
     same(entry, expected)
-    with TestClient(serving.application(run, lambda: data.train)) as client:
+    with TestClient(serving.create_app(run, lambda: data.train)) as client:
         said = client.post("/predict?explain=true", content=encoded(picture), headers={"content-type": "image/png"}).json()
         assert said["predictions"][0]["explanation"]["among"] == len(data.train), "all there are, where they are few"
 

@@ -35,13 +35,16 @@ def test_a_loaded_model_predicts_the_same_bits(saved):
 def test_what_a_run_folder_holds(saved):
     folder, run, _ = saved
     assert sorted(path.name for path in folder.iterdir()) == ["history.jsonl", "model.json", "model.safetensors"]
-    facts = json.loads((folder / "model.json").read_text())
-    assert facts["classes"] == ["0", "1", "2", "3"]
-    assert facts["input_shape"] == [1, 28, 28]
-    assert (facts["mean"], facts["std"]) == ([0.5], [0.5])
-    assert (facts["temperature"], facts["threshold"]) == (facts["metrics"]["temperature"], facts["metrics"]["threshold"])
-    assert facts["data"]["fingerprint"] == run.data["fingerprint"]
-    assert {"torch", "hardware", "gingham"} <= set(facts["environment"])
+    metadata = json.loads((folder / "model.json").read_text())
+    assert metadata["classes"] == ["0", "1", "2", "3"]
+    assert metadata["input_shape"] == [1, 28, 28]
+    assert (metadata["mean"], metadata["std"]) == ([0.5], [0.5])
+    assert (metadata["temperature"], metadata["threshold"]) == (
+        metadata["metrics"]["temperature"],
+        metadata["metrics"]["threshold"],
+    )
+    assert metadata["data"]["fingerprint"] == run.data["fingerprint"]
+    assert {"torch", "hardware", "gingham"} <= set(metadata["environment"])
     steps = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in steps if "learning_rate" in entry] == list(range(1, run.metrics["steps"] + 1))
 
@@ -63,14 +66,14 @@ def test_another_run_is_not_overwritten(saved, small_run):
 
 
 def change(folder, **changes):
-    facts = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**facts, **changes}))
+    metadata = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**metadata, **changes}))
 
 
 def remove(folder, key):
-    facts = json.loads((folder / "model.json").read_text())
-    del facts[key]
-    (folder / "model.json").write_text(json.dumps(facts))
+    metadata = json.loads((folder / "model.json").read_text())
+    del metadata[key]
+    (folder / "model.json").write_text(json.dumps(metadata))
 
 
 def reshape(folder, edit):
@@ -81,7 +84,8 @@ def reshape(folder, edit):
 
 WEIGHT = "network.conv1.weight"
 DAMAGE = {
-    "newer format": (lambda f: change(f, format=99), "format 99 is newer than 1.*update gingham"),
+    "newer format": (lambda f: change(f, format=99), "format 99 is newer than 2.*update gingham"),
+    "older format": (lambda f: change(f, format=1), "format 1 is from before the release 0.1.0 .*train again"),
     "odd format": (lambda f: change(f, format="x"), "format is 'x'"),
     "unknown network": (lambda f: change(f, recipe={"network": "os:system"}), "is a run of your own network os:system; give it again"),
     "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden"
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
 EVERYTHING = FAST.replace(
-    network="tiny", flip="random", shift_pixels=2, erase_pixels=5, averaging=0.9
+    network="tiny", flip="random", shift_pixels=2, cutout_pixels=5, ema_decay=0.9
 )  # what has a state or draw
 MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # which hard pictures exclude
 
@@ -161,7 +161,7 @@ def test_label_smoothing_and_schedules_reach_the_loop(quadrants):
 
 
 # The quadrants' classes are each other's mirror images: what mirrors cannot learn them.
-STRAIGHT = FAST.replace(network="tiny", flip="none", views="one")
+STRAIGHT = FAST.replace(network="tiny", flip="none", tta="none")
 
 
 def test_fast_learns(quadrants):
@@ -228,7 +228,7 @@ def test_splits_of_two_datasets_are_refused(quadrants, fashion_mnist):
 @pytest.fixture
 def short_epochs(monkeypatch):
     """Epochs of milliseconds end in a checkpoint too, so that there is one soon."""
-    monkeypatch.setattr("gingham.training.fit.EPOCH_SECONDS", 0.0)
+    monkeypatch.setattr("gingham.training.fit.MIN_CHECKPOINT_SECONDS", 0.0)
 
 
 class Stop(Exception):  # noqa: N818  # not an error of anyone's
@@ -308,16 +308,16 @@ def test_a_checkpoint_of_other_settings_is_refused(quadrants, tmp_path):
 
 
 SENSELESS = {
-    "a recipe that is none": lambda tensors, facts: facts.update(recipe=3),
-    "no step": lambda tensors, facts: facts.update(step=None),
-    "a step beyond": lambda tensors, facts: facts.update(step=10**9),
-    "epochs that are none": lambda tensors, facts: facts.update(epochs=[{"epoch": 1}]),
-    "an epoch of text": lambda tensors, facts: facts["epochs"][0].update(train_loss="low"),
-    "an epoch beyond": lambda tensors, facts: facts["epochs"][0].update(step=10**6),
-    "pictures that there are not": lambda tensors, facts: tensors["sampler.order"].fill_(300),
-    "a short order": lambda tensors, facts: tensors.update({"sampler.order": tensors["sampler.order"][:9]}),
-    "losses of one step": lambda tensors, facts: tensors.update({"history.losses": tensors["history.losses"][:1]}),
-    "a momentum for another": lambda tensors, facts: tensors.update({"optimizer.0.momentum_buffer": torch.zeros(1)}),
+    "a recipe that is none": lambda tensors, metadata: metadata.update(recipe=3),
+    "no step": lambda tensors, metadata: metadata.update(step=None),
+    "a step beyond": lambda tensors, metadata: metadata.update(step=10**9),
+    "epochs that are none": lambda tensors, metadata: metadata.update(epochs=[{"epoch": 1}]),
+    "an epoch of text": lambda tensors, metadata: metadata["epochs"][0].update(train_loss="low"),
+    "an epoch beyond": lambda tensors, metadata: metadata["epochs"][0].update(step=10**6),
+    "pictures that there are not": lambda tensors, metadata: tensors["sampler.order"].fill_(300),
+    "a short order": lambda tensors, metadata: tensors.update({"sampler.order": tensors["sampler.order"][:9]}),
+    "losses of one step": lambda tensors, metadata: tensors.update({"history.losses": tensors["history.losses"][:1]}),
+    "a momentum for another": lambda tensors, metadata: tensors.update({"optimizer.0.momentum_buffer": torch.zeros(1)}),
 }
 
 
@@ -326,8 +326,8 @@ SENSELESS = {
 def test_a_whole_checkpoint_that_makes_no_sense_is_refused(quadrants, tmp_path, name):
     recipe, data = interrupted(quadrants, tmp_path)
     kept = load_checkpoint(tmp_path)
-    SENSELESS[name](kept.tensors, kept.facts)
-    save_checkpoint(tmp_path, 99, kept.tensors, kept.facts)
+    SENSELESS[name](kept.tensors, kept.metadata)
+    save_checkpoint(tmp_path, 99, kept.tensors, kept.metadata)
     with pytest.raises(RunError, match=r"does not fit \(|was made with"):
         fit(recipe, data, folder=tmp_path, resume=True)
 
@@ -404,12 +404,12 @@ def test_patience_stops_and_keeps_the_best(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = ARTICLE.replace(epochs=40, batch_size=16, learning_rate=0.05, patience=3)
     run = fit(recipe, data)
-    looks = [entry for entry in run.history if "epoch" in entry]
-    accuracies = [entry["validation_accuracy"] for entry in looks]
+    evaluations = [entry for entry in run.history if "epoch" in entry]
+    accuracies = [entry["validation_accuracy"] for entry in evaluations]
     best = accuracies.index(max(accuracies))
-    assert len(looks) == best + 4 < 40
-    assert run.metrics["steps"] == looks[-1]["step"] == len([entry for entry in run.history if "learning_rate" in entry])
-    assert run.metrics["chosen_epoch"] == looks[best]["epoch"]
+    assert len(evaluations) == best + 4 < 40
+    assert run.metrics["steps"] == evaluations[-1]["step"] == len([entry for entry in run.history if "learning_rate" in entry])
+    assert run.metrics["chosen_epoch"] == evaluations[best]["epoch"]
     assert run.metrics["validation_accuracy"] == accuracies[best]
     assert gingham.evaluate(run, data.validation).accuracy == accuracies[best]
 
@@ -453,7 +453,7 @@ def test_the_history_for_tensorboard(quadrants, tmp_path):
     for name, key in (("train/loss", "loss"), ("train/accuracy", "accuracy"), ("learning_rate", "learning_rate")):
         assert [event.step for event in events.Scalars(name)] == [entry["step"] for entry in steps]
         assert [event.value for event in events.Scalars(name)] == pytest.approx([entry[key] for entry in steps])
-    looks = [entry["validation_accuracy"] for entry in run.history if "epoch" in entry]
-    assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(looks)
+    evaluations = [entry["validation_accuracy"] for entry in run.history if "epoch" in entry]
+    assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(evaluations)
     with pytest.raises(GinghamError, match="--track got 'wandb'; allowed: tensorboard"):
         fit(ARTICLE.replace(epochs=0.1), data, folder=tmp_path, track="wandb")

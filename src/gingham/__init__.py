@@ -16,17 +16,17 @@ from gingham._version import __version__
 
 if TYPE_CHECKING:
     from gingham.data.load_data import load_data
-    from gingham.data.splits import Data, Split
-    from gingham.deploy.export import Exported, export
-    from gingham.diagnosis.check_data import examine
-    from gingham.diagnosis.check_run import diagnose_run
+    from gingham.data.splits import DataSplits, Split
+    from gingham.deploy.export import ExportResult, export
+    from gingham.diagnosis.check_data import check_data
+    from gingham.diagnosis.check_run import check_run
     from gingham.errors import DataError, GinghamError, ModelError, RecipeError, RunError, TrainingError
-    from gingham.evaluation.evaluate import Report, evaluate
+    from gingham.evaluation.evaluate import EvaluationResult, evaluate
     from gingham.experiments.compare import Comparison, compare
     from gingham.experiments.trials import Trials, trials
     from gingham.inference.evaluate_photos import evaluate_photographs
     from gingham.inference.packaged_model import load_packaged
-    from gingham.inference.predict import Answer, predict
+    from gingham.inference.predict import ImagePrediction, predict
     from gingham.models.classifier import Classifier, Predictions
     from gingham.models.layer_table import Summary
     from gingham.models.networks import NETWORKS
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
     from gingham.reports.html import write_report
     from gingham.runs.run import Run, load, save
     from gingham.training.fit import fit
-    from gingham.training.issue import Finding
+    from gingham.training.issue import Issue
 
 # Each public name and the module it lives in, imported on first use: `import gingham` alone takes no time.
 _HOME = {
-    "Answer": "inference.predict",
+    "ImagePrediction": "inference.predict",
     "Classifier": "models.classifier",
     "Comparison": "experiments.compare",
-    "Data": "data.splits",
+    "DataSplits": "data.splits",
     "DataError": "errors",
-    "Exported": "deploy.export",
-    "Finding": "training.issue",
+    "ExportResult": "deploy.export",
+    "Issue": "training.issue",
     "GinghamError": "errors",
     "ModelError": "errors",
     "NETWORKS": "models.networks",
@@ -54,7 +54,7 @@ _HOME = {
     "RECIPES": "presets",
     "Recipe": "recipe",
     "RecipeError": "errors",
-    "Report": "evaluation.evaluate",
+    "EvaluationResult": "evaluation.evaluate",
     "Run": "runs.run",
     "RunError": "errors",
     "Split": "data.splits",
@@ -62,10 +62,10 @@ _HOME = {
     "TrainingError": "errors",
     "Trials": "experiments.trials",
     "compare": "experiments.compare",
-    "diagnose_run": "diagnosis.check_run",
+    "check_run": "diagnosis.check_run",
     "evaluate": "evaluation.evaluate",
     "evaluate_photographs": "inference.evaluate_photos",
-    "examine": "diagnosis.check_data",
+    "check_data": "diagnosis.check_data",
     "export": "deploy.export",
     "fit": "training.fit",
     "load": "runs.run",
@@ -81,19 +81,19 @@ _HOME = {
 __all__ = [
     "NETWORKS",
     "RECIPES",
-    "Answer",
     "Classifier",
     "Comparison",
-    "Data",
     "DataError",
-    "Exported",
-    "Finding",
+    "DataSplits",
+    "EvaluationResult",
+    "ExportResult",
     "GinghamError",
+    "ImagePrediction",
+    "Issue",
     "ModelError",
     "Predictions",
     "Recipe",
     "RecipeError",
-    "Report",
     "Run",
     "RunError",
     "Split",
@@ -101,11 +101,11 @@ __all__ = [
     "TrainingError",
     "Trials",
     "__version__",
+    "check_data",
+    "check_run",
     "compare",
-    "diagnose_run",
     "evaluate",
     "evaluate_photographs",
-    "examine",
     "export",
     "fit",
     "load",

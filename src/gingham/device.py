@@ -79,7 +79,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 
 @contextlib.contextmanager
-def tuned(device: torch.device) -> Iterator[None]:
+def cudnn_benchmark(device: torch.device) -> Iterator[None]:
     """Let cuDNN try its kernels on each shape it meets first, within the block, and keep to the fastest."""
     cudnn = torch.backends.cudnn
     before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda"
@@ -90,7 +90,7 @@ def tuned(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def kept_pages() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Let the C library keep the memory it frees, for as long as a training lasts.
 
     Each step frees its activations and asks for as much again; by default their pages go back to the system in between and

@@ -20,11 +20,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from gingham.errors import GinghamError, TrainingError, one_line
 
-PATIENCE = timedelta(hours=2)  # how long one process waits for another that is alive: the first may be packing a large dataset
+TIMEOUT = timedelta(hours=2)  # how long one process waits for another that is alive: the first may be packing a large dataset
 
 
 @dataclass(frozen=True)
-class Crew:
+class DistributedContext:
     """The processes that train one model together: this one is number `rank`, from 0, of `size`."""
 
     rank: int = 0
@@ -32,20 +32,20 @@ class Crew:
     local_rank: int = 0  # among those of this host
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def part(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """Which pictures of a batch of `count` are this process's: every `size`-th, and one that is not its own where it has none.
 
-        >>> Crew(1, 2).part(5), Crew(2, 3).part(2)
+        >>> DistributedContext(1, 2).shard(5), DistributedContext(2, 3).shard(2)
         (slice(1, None, 2), slice(0, None, 3))
         """
         return slice(self.rank % count, None, self.size)
 
     def weight(self, count: int) -> float:
-        """What the mean loss over `part` is to be multiplied with, so that the mean over processes is that over the batch."""
+        """What the mean loss over `shard` is to be multiplied with, so that the mean over processes is that over the batch."""
         if self.size == 1:
             return 1.0
         return len(range(self.rank, count, self.size)) * self.size / count
@@ -63,7 +63,7 @@ class Crew:
             dist.all_reduce(values)
         return values
 
-    def shared(self, answer: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tensor) -> torch.Tensor:
+    def map_sharded(self, answer: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tensor) -> torch.Tensor:
         """Return what `answer` gives for pictures, float (N, K), each computed in one process and in no other."""
         if self.size == 1:
             return answer(pictures)
@@ -80,20 +80,20 @@ class Crew:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in told.tolist())
 
-    def follow(self, tensors: Iterable[torch.Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors by the first process's."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def send(self, data: bytes) -> bytes:
+    def broadcast_bytes(self, data: bytes) -> bytes:
         """Return the first process's bytes in every process."""
         if self.size == 1:
             return data
         length = torch.tensor([len(data)])
         dist.broadcast(length, 0)
         told = torch.empty(int(length), dtype=torch.uint8)
-        if self.leads and data:
+        if self.is_main and data:
             told = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         dist.broadcast(told, 0)
         return told.numpy().tobytes()
@@ -104,7 +104,7 @@ class Crew:
         Raises
             GinghamError: it is not; in every process, so that none waits for another.
         """
-        same = self.send(value.encode()).decode() == value
+        same = self.broadcast_bytes(value.encode()).decode() == value
         if self.any(not same)[0]:
             raise GinghamError(
                 f"{'another process' if same else f'process {self.rank} of {self.size}'} has not the {what} of process 0; start every "
@@ -112,7 +112,7 @@ class Crew:
             )
 
     @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """Let one process of each host go first, and the others after it: what it downloads or packs, they find."""
         if self.size > 1 and self.local_rank > 0:
             dist.barrier()
@@ -121,18 +121,18 @@ class Crew:
             dist.barrier()
 
 
-ALONE = Crew()
+SINGLE_PROCESS = DistributedContext()
 
 
-def launched() -> Crew:
-    """Return what torchrun, or whoever started this process, says of it: ALONE for a process on its own.
+def from_env() -> DistributedContext:
+    """Return what torchrun, or whoever started this process, says of it: SINGLE_PROCESS for a process on its own.
 
     Raises
         GinghamError: what the environment says does not fit together.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
-        return ALONE
+        return SINGLE_PROCESS
     given = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
     given["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
     if not all(value.isdecimal() for value in given.values()) or not os.environ.get("MASTER_ADDR"):
@@ -141,16 +141,16 @@ def launched() -> Crew:
             f"WORLD_SIZE says that {size} processes train together, but {said}, MASTER_ADDR="
             f"{os.environ.get('MASTER_ADDR') or 'not set'}; start them with torchrun, or unset WORLD_SIZE"
         )
-    return Crew(int(given["RANK"]), int(size), int(given["LOCAL_RANK"]))
+    return DistributedContext(int(given["RANK"]), int(size), int(given["LOCAL_RANK"]))
 
 
-def restarted() -> bool:
+def is_restart() -> bool:
     """Return whether torchrun has started this process in place of one that died."""
-    return launched().size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return from_env().size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Crew]:
+def init_distributed() -> Iterator[DistributedContext]:
     """Let this process meet the others, if there are any, for as long as the block lasts; within another such block, stay with them.
 
     Tensors on the CPU go through gloo, those on NVIDIA's GPUs through nccl.
@@ -158,31 +158,31 @@ def joined() -> Iterator[Crew]:
     Raises
         GinghamError: the others are not found, or one of them is lost.
     """
-    crew = launched()
-    if crew.size == 1 or dist.is_initialized():
-        yield crew
+    context = from_env()
+    if context.size == 1 or dist.is_initialized():
+        yield context
         return
     try:
-        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=PrefixStore(_attempt(store, crew), store),
-            rank=crew.rank,
-            world_size=crew.size,
-            timeout=PATIENCE,
+            store=PrefixStore(_rendezvous_prefix(store, context), store),
+            rank=context.rank,
+            world_size=context.size,
+            timeout=TIMEOUT,
         )
     except (RuntimeError, ValueError) as error:
         raise GinghamError(
-            f"process {crew.rank} of {crew.size} does not find the others ({one_line(error)}); see that all are started, and that "
+            f"process {context.rank} of {context.size} does not find the others ({one_line(error)}); see that all are started, and that "
             "MASTER_ADDR and MASTER_PORT name the first host, or leave both to torchrun"
         ) from error
     try:
-        yield crew
+        yield context
     except RuntimeError as error:
-        if not _is_of_the_network(error):
+        if not _is_network_error(error):
             raise
         raise TrainingError(
-            f"process {crew.rank} of {crew.size} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them "
+            f"process {context.rank} of {context.size} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them "
             "again by itself, and the same command with --resume goes on from the last checkpoint"
         ) from error
     finally:
@@ -190,7 +190,7 @@ def joined() -> Iterator[Crew]:
             dist.destroy_process_group()
 
 
-def _attempt(store: Any, crew: Crew) -> str:
+def _rendezvous_prefix(store: Any, context: DistributedContext) -> str:
     """Agree on a name for this attempt to train together, which no earlier one had.
 
     torchrun's store outlives the processes: those started in place of dead ones would find the dead ones' addresses in it, and wait for them.
@@ -198,11 +198,11 @@ def _attempt(store: Any, crew: Crew) -> str:
     with its word, which is the name, and waits until each has said that name.
     """
     word = secrets.token_hex(8)
-    if crew.leads:
-        missing, deadline = set(range(1, crew.size)), time.monotonic() + PATIENCE.total_seconds()
+    if context.is_main:
+        missing, deadline = set(range(1, context.size)), time.monotonic() + TIMEOUT.total_seconds()
         while missing:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"process {min(missing)} has not come in {PATIENCE}")
+                raise RuntimeError(f"process {min(missing)} has not come in {TIMEOUT}")
             for rank in sorted(missing):
                 if store.check([f"ask/{rank}"]):  # a dead one's answer is read by nobody
                     store.set(f"answer/{store.get(f'ask/{rank}').decode()}", word)
@@ -210,12 +210,12 @@ def _attempt(store: Any, crew: Crew) -> str:
                     missing.discard(rank)
             time.sleep(0.02)
         return word
-    store.set(f"ask/{crew.rank}", word)
-    store.wait([f"answer/{word}"], PATIENCE)
+    store.set(f"ask/{context.rank}", word)
+    store.wait([f"answer/{word}"], TIMEOUT)
     attempt: str = store.get(f"answer/{word}").decode()
-    store.set(f"{attempt}/{crew.rank}", "here")
+    store.set(f"{attempt}/{context.rank}", "here")
     return attempt
 
 
-def _is_of_the_network(error: RuntimeError) -> bool:
+def _is_network_error(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Socket", "Connection"))

@@ -73,14 +73,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
-    listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return f"; did you mean {close[0]!r}? (known: {listed})" if close else f"; known: {listed}"
+    list_differences = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"; did you mean {close[0]!r}? (known: {list_differences})" if close else f"; known: {list_differences}"
 
 
-def listed(differences: Sequence[str]) -> str:
+def list_differences(differences: Sequence[str]) -> str:
     """Return the first three of some differences, and how many more there are.
 
-    >>> listed(["seed 1, not 0", "epochs 2, not 3"]), listed(list("abcde"))
+    >>> list_differences(["seed 1, not 0", "epochs 2, not 3"]), list_differences(list("abcde"))
     ('seed 1, not 0 and epochs 2, not 3', 'a and b and c and 2 more differences')
     """
     more = f" and {len(differences) - 3} more differences" if len(differences) > 3 else ""

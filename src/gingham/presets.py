@@ -18,7 +18,7 @@ FAST = Recipe(
     batch_size=256,
     optimizer="muon",
     learning_rate=0.8,
-    filter_scale=0.2,
+    filter_lr_scale=0.2,
     momentum=0.8,
     nesterov=True,
     warmup=0.2,
@@ -28,7 +28,7 @@ FAST = Recipe(
     hard_share=0.3,
     easy_share=0.1,
     flip="alternating",
-    views="flip",
+    tta="flip",
     mean=(0.286,),
     std=(0.353,),
 )
@@ -39,10 +39,10 @@ FAST_85 = FAST.replace(
     epochs=0.35,
     batch_size=128,
     learning_rate=1.0,
-    filter_scale=0.15,
+    filter_lr_scale=0.15,
     momentum=0.6,
     flip="none",
-    views="one",
+    tta="none",
 )
 FAST_90 = FAST_85.replace(name="fast-90", epochs=3)
 FAST_92 = FAST.replace(name="fast-92", epochs=6)
@@ -66,7 +66,7 @@ GPU_96 = FAST_94.replace(
     validate_every=1000,
 )
 GPU_BEST = GPU_96.replace(
-    name="gpu-best", network="wrn-28-10", epochs=200, schedule="cosine", averaging=0.999, compile=True, validate_every=10
+    name="gpu-best", network="wrn-28-10", epochs=200, schedule="cosine", ema_decay=0.999, compile=True, validate_every=10
 )
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe

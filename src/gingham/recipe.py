@@ -11,7 +11,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("sgd", "muon")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FLIPS = ("none", "random", "alternating")
-VIEWS = ("one", "flip")
+TTA = ("none", "flip")
 FEW_IMAGES, FEWEST_STEPS = 10_000, 500  # below both a training split is too small for recipes made for tens of thousands
 
 
@@ -55,7 +55,7 @@ class Recipe:
     batch_size: int = _number(64, 1, 1 << 20, "a whole number from 1 to 1048576")
     optimizer: str = _choice("sgd", OPTIMIZERS)
     learning_rate: float = _number(0.01, 0, 1e4, "a number from 0 to 10000")
-    filter_scale: float = _number(0.4, 0, 1e4, "a number from 0 to 10000: Muon's rate for filters, in learning rates")
+    filter_lr_scale: float = _number(0.4, 0, 1e4, "a number from 0 to 10000: Muon's rate for filters, in learning rates")
     warmup: float = _number(0.0, 0, 1, "the share of the steps, from 0 to 1, over which the learning rate rises")
     schedule: str = _choice("constant", SCHEDULES)
     momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 up to, but not, 1")
@@ -68,19 +68,19 @@ class Recipe:
     )
     flip: str = _choice("none", FLIPS)
     shift_pixels: int = _number(0, 0, 1024, "a whole number of pixels from 0 (none) to 1024")
-    erase_pixels: int = _number(0, 0, 1024, "the side of the square in pixels, from 0 (none) to 1024")
+    cutout_pixels: int = _number(0, 0, 1024, "the side of the square in pixels, from 0 (none) to 1024")
     cutmix: float = _number(0.0, 0, 1, "the share, from 0 to 1, of each batch over which a box of another picture is pasted")
     photo_share: float = _number(
         0.0, 0, 1, "the share, from 0 to 1, of each batch that is drawn as if photographed, cut out and prepared"
     )
-    averaging: float = _number(
+    ema_decay: float = _number(
         0.0, 0, 1 - 1e-9, "the share, from 0 (none) up to, but not, 1, that a running mean of the weights keeps at each step"
     )
-    teacher_share: float = _number(
+    distillation_weight: float = _number(
         0.9, 0, 1, "the share, from 0 to 1, of the loss that follows the teachers, where there are any"
     )
-    teacher_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides the logits of both sides")
-    views: str = _choice("one", VIEWS)
+    distillation_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides the logits of both sides")
+    tta: str = _choice("none", TTA)
     precision: str = _choice("auto", PRECISIONS)
     compile: bool = _setting(
         False, "true or false: whether torch.compile makes the steps faster, for a minute before them", _any
@@ -120,13 +120,13 @@ class Recipe:
         _refuse_unknown(changes)
         return dataclasses.replace(self, **changes)
 
-    def for_few(self, images: int) -> "Recipe":
+    def for_small_dataset(self, images: int) -> "Recipe":
         """Return the recipe as it suits a small training split: at least 500 steps, and all pictures in each epoch.
 
         With 10,000 pictures or more, or where it takes as many steps as it is, it stays. Otherwise an epoch has about eight
         batches, of 16 pictures at least, and there are as many epochs as 500 steps need.
 
-        >>> few = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_few(136)
+        >>> few = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_small_dataset(136)
         >>> few.batch_size, few.epochs, few.hard_share
         (17, 63.0, 1.0)
         """

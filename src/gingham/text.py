@@ -53,10 +53,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s"
 
 
-def natural(name: str) -> tuple[list[str | tuple[int, str]], str]:
+def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Return what sorts names as people do, numbers by their value, whatever the locale.
 
-    >>> sorted(["10", "2", "b1", "B2"], key=natural)
+    >>> sorted(["10", "2", "b1", "B2"], key=natural_key)
     ['2', '10', 'B2', 'b1']
     """
     # Text and digits alternate, so that like is compared with like; a number may be longer than int() takes.
@@ -65,6 +65,6 @@ def natural(name: str) -> tuple[list[str | tuple[int, str]], str]:
     return key, name
 
 
-def is_plain(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Return whether a class may be called so: in letters that are shown on one line and can be written as UTF-8."""
     return bool(name) and not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name)

@@ -31,11 +31,11 @@ except ImportError as error:
     )
 
 # Two at a time: what computes beside what waits for its processes. The server is last, and alone, as its answers must come in time.
-BESIDE = ((*killing.CHECKS, *spreading.CHECKS, *starving.CHECKS), tuple(fuzzing.CHECKS))
-ALONE = tuple(abusing.CHECKS)
+RUN_TOGETHER = ((*killing.CHECKS, *spreading.CHECKS, *starving.CHECKS), tuple(fuzzing.CHECKS))
+RUN_ALONE = tuple(abusing.CHECKS)
 
 
-EVERY = {check.name: check for checks in (*BESIDE, ALONE) for check in checks}
+EVERY = {check.name: check for checks in (*RUN_TOGETHER, RUN_ALONE) for check in checks}
 
 
 def tried(check: Check, short: bool) -> tuple[Outcome, float]:
@@ -74,8 +74,8 @@ def main() -> int:
                 found[check.name] = tried(check, given.short)
 
     with concurrent.futures.ThreadPoolExecutor() as lines:
-        list(lines.map(one_after_another, BESIDE))
-    one_after_another(ALONE)
+        list(lines.map(one_after_another, RUN_TOGETHER))
+    one_after_another(RUN_ALONE)
     rows, lost = [], []
     for name in chosen:
         outcome, seconds = found[name]

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from gingham.data.decode import fit_square, open_picture
+from gingham.data.decode import fit_square, open_image
 from gingham.data.idx import INT, UBYTE, read_idx
-from gingham.data.image_files import list_pictures, raw_of_files
+from gingham.data.image_files import list_images, read_image_dataset
 from gingham.data.listing import ORDER
-from gingham.data.load_data import load_data, look_into
+from gingham.data.load_data import load_data, load_unchecked
 from gingham.data.npz import read_npz
 from gingham.data.pack_cache import _pack_name
 from gingham.errors import DataError
@@ -337,30 +337,30 @@ class Tables:
         path = self.place / "packed.csv"
         if not self.packed:
             path.write_bytes(self.tables[0])
-            raw_of_files(path, 0, skip_unreadable=False)
+            read_image_dataset(path, 0, skip_unreadable=False)
             found = (self.judge.place / "cache" / "gingham" / "packs").iterdir()
             known = {file: file.read_bytes() for file in found}
             self.packed = {file: content for file, content in known.items() if file.stem in self.pack_of(path)}
         for file, content in self.packed.items():
             file.write_bytes(content)
-        array, facts = sorted(self.packed, reverse=True)
-        return path, array, facts
+        array, metadata = sorted(self.packed, reverse=True)
+        return path, array, metadata
 
     def pack_of(self, path: Path) -> str:
-        return _pack_name(path, list_pictures(path), 0)
+        return _pack_name(path, list_images(path), 0)
 
     def spoilt_pack(self, random: Random) -> Act:
-        path, array, facts = self.pack()
-        file = random.choice((array, facts))
+        path, array, metadata = self.pack()
+        file = random.choice((array, metadata))
         file.write_bytes(mutated(random, [file.read_bytes()]))
         return lambda: self.same(path)
 
     def same(self, path: Path) -> None:
         """A damaged pack is made anew: the pictures are what the files hold."""
-        raw = raw_of_files(path, 0, skip_unreadable=False)
+        raw = read_image_dataset(path, 0, skip_unreadable=False)
         assert raw.images.shape[0] == 6
         assert raw.test_images is not None
-        whole = open_picture(self.place / "a" / "0.png").convert("RGB")
+        whole = open_image(self.place / "a" / "0.png").convert("RGB")
         assert raw.images[0].tobytes() == np.asarray(fit_square(whole, raw.images.shape[2])).transpose(2, 0, 1).tobytes()
 
     def built(self, example: Any) -> Act:
@@ -414,8 +414,8 @@ class Tables:
         return self.act(path, way)
 
     def built_pack(self, key: str, value: Any) -> Act:
-        path, array, facts = self.pack()
-        said = json.loads(facts.read_text())
+        path, array, metadata = self.pack()
+        said = json.loads(metadata.read_text())
         if key == "shape":
             images = np.load(array)
             np.save(array, images[: len(images) // 2] if value else images[:0])
@@ -427,22 +427,22 @@ class Tables:
             array.write_bytes(array.read_bytes().replace(b"(8,", b"(9,", 1))
         else:
             said[key] = value
-        facts.write_text(json.dumps(said))
+        metadata.write_text(json.dumps(said))
         if key in ("missing", "odd"):  # they are taken as they are, if they fit
-            return lambda: raw_of_files(path, 0, skip_unreadable=True)
+            return lambda: read_image_dataset(path, 0, skip_unreadable=True)
         return lambda: self.same(path)
 
     def act(self, place: Path, way: int) -> Act:
         if way == 0:
-            return lambda: self.listed(place)
+            return lambda: self.list_differences(place)
         if way == 1:
             return lambda: self.examined(place)
         if way == 2:
             return lambda: self.loaded(place)
         return lambda: self.read(place, way)
 
-    def listed(self, place: Path) -> None:
-        listing = list_pictures(place, training=False)
+    def list_differences(self, place: Path) -> None:
+        listing = list_images(place, training=False)
         for entry in listing.entries:
             assert entry.split in ORDER
             assert entry.label in listing.classes
@@ -454,7 +454,7 @@ class Tables:
         assert len(set(listing.classes)) == len(listing.classes)
 
     def read(self, place: Path, way: int) -> None:
-        raw = raw_of_files(place, 0 if way % 2 else 5, skip_unreadable=way > 3)
+        raw = read_image_dataset(place, 0 if way % 2 else 5, skip_unreadable=way > 3)
         assert len(raw.images) == len(raw.labels) == len(raw.files)
         assert raw.images.dtype == np.uint8
         assert not len(raw.labels) or 0 <= raw.labels.min() <= raw.labels.max() < len(raw.classes)
@@ -467,7 +467,7 @@ class Tables:
             assert len(split.images) == len(split.labels) == len(split.files)
 
     def examined(self, place: Path) -> None:
-        data, odd = look_into(str(place))
+        data, odd = load_unchecked(str(place))
         assert len(data.train.images) == len(data.train.labels)
         assert all(reason for _, reason in odd)
 

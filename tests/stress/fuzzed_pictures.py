@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from gingham.data.decode import LARGEST_PIXELS, common_side, quiet, read_pictures
+from gingham.data.decode import LARGEST_PIXELS, common_side, decode_images, silence_pillow
 from gingham.errors import DataError
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 from stress.mutations import mutated
@@ -255,7 +255,7 @@ class Pictures:
         return (lambda: self.together(path)) if way < 3 else lambda: self.alone(path if way < 6 else content, way)
 
     def alone(self, file: Path | bytes, way: int) -> None:
-        with quiet():
+        with silence_pillow():
             photo = open_photo(file, None if way % 2 else "a picture")
             assert photo.mode in ("RGB", "RGBA")
             assert 0 < photo.width * photo.height <= LARGEST_PIXELS
@@ -263,7 +263,7 @@ class Pictures:
                 return  # large ones take their time
             shape = (1, 28, 28) if way % 2 else (3, 10, 14)
             prepared = prepare_plain(photo, shape, (None, 0.0, 255.0)[way % 3])
-            assert prepared.picture.shape == shape
+            assert prepared.image.shape == shape
             if way == 9:
                 prepared = prepare_garment(photo)
                 assert prepared.framings.shape == (2, 1, 28, 28)
@@ -274,7 +274,7 @@ class Pictures:
         images = np.zeros((2, 3, 8, 8), np.uint8)
         side = common_side([file, self.good])
         assert side in (28, *range(1, 65))
-        reading = read_pictures([file, self.good], images, "")
+        reading = decode_images([file, self.good], images, "")
         assert reading.kept in ([0, 1], [1])
         if reading.kept == [1]:
             said = dict(reading.odd)[0]

@@ -11,9 +11,9 @@ import torch
 from hypothesis import strategies as st
 
 import gingham
-from gingham.deploy.server import application
+from gingham.deploy.server import create_app
 from gingham.inference.predict import GARMENTS
-from gingham.models.registry import build
+from gingham.models.registry import build_classifier
 from gingham.runs.run import Run
 from stress.fuzzed_pictures import EXAMPLES, png, valid
 from stress.mutations import mutated
@@ -59,11 +59,11 @@ class Requests:
         self.classes, self.applications = [], []
         random = torch.Generator().manual_seed(0)
         for names, shape in ((("cat", "dog", "hen"), (3, 8, 8)), (tuple(sorted(GARMENTS)), (1, 28, 28))):
-            run = Run(build("tiny", names, shape, (0.5,), (0.5,), "flip"), recipe.replace(mean=0.5, std=0.5))
+            run = Run(build_classifier("tiny", names, shape, (0.5,), (0.5,), "flip"), recipe.replace(mean=0.5, std=0.5))
             images = torch.randint(256, (len(names), *shape), generator=random, dtype=torch.uint8)
             train = gingham.Split("train", images, torch.arange(len(names)), names, "pets", "f")
             self.classes.append(names)
-            self.applications.append(application(run, lambda train=train: train))
+            self.applications.append(create_app(run, lambda train=train: train))
         pictures = [files[0] for files in valid().values()] + [valid()["PNG"][4], valid()["JPEG"][3]]
         self.bodies = [
             (FORM, form([(named(b"a.png"), pictures[0])])),

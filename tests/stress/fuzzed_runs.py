@@ -20,9 +20,9 @@ from safetensors.torch import save
 
 import gingham
 from gingham.cli.train import print_trained
-from gingham.deploy.page import facts_of
+from gingham.deploy.page import model_metadata
 from gingham.models.networks import NETWORKS
-from gingham.models.registry import build
+from gingham.models.registry import build_classifier
 from gingham.presets import RECIPES
 from gingham.recipe import Recipe, parse_settings
 from gingham.reports.html import write_report
@@ -52,7 +52,7 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-def examine(run: Run) -> None:
+def check_data(run: Run) -> None:
     """What a run that loads must be good for."""
     channels, height, width = run.model.input_shape
     if channels * height * width <= 10_000:
@@ -62,8 +62,8 @@ def examine(run: Run) -> None:
         assert said.isfinite().all(), "probabilities that are not finite"
         assert ((said.sum(dim=1) - 1).abs() < 1e-3).all()
     assert Recipe.from_dict(json.loads(json.dumps(run.recipe.to_dict()))) == run.recipe
-    json.dumps(run.facts(), allow_nan=False, ensure_ascii=False).encode()
-    json.dumps(facts_of(run), allow_nan=False, ensure_ascii=False).encode()
+    json.dumps(run.metadata(), allow_nan=False, ensure_ascii=False).encode()
+    json.dumps(model_metadata(run), allow_nan=False, ensure_ascii=False).encode()
     with contextlib.redirect_stdout(io.StringIO()) as told:
         print_trained(run, Path("run"), None)
     assert told.getvalue().replace("\n", "").isprintable(), "what could write to a terminal"
@@ -75,10 +75,10 @@ class Folder:
     def __init__(self, judge: Judge) -> None:
         self.place = judge.place / "run"
         torch.manual_seed(0)
-        model = build("tiny", CLASSES, (1, 8, 8), RECIPE.mean, RECIPE.std, RECIPE.views)
+        model = build_classifier("tiny", CLASSES, (1, 8, 8), RECIPE.mean, RECIPE.std, RECIPE.tta)
         history = [{"step": step, "loss": 1.0 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in range(1, STEPS + 1)]
-        looks = {"validation_loss": 1.1, "validation_accuracy": 0.5}
-        history.append({"epoch": 1.0, "step": STEPS, "train_loss": 0.6, "train_accuracy": 0.5, **looks})
+        evaluations = {"validation_loss": 1.1, "validation_accuracy": 0.5}
+        history.append({"epoch": 1.0, "step": STEPS, "train_loss": 0.6, "train_accuracy": 0.5, **evaluations})
         metrics = {"validation_accuracy": 0.5, "train_seconds": 1.0, "epochs": 1.0}
         run = Run(model, RECIPE, history, metrics, {"name": "pets", "fingerprint": "f", "background": 0.0}, {"torch": "2"})
         gingham.save(run, self.place)
@@ -93,7 +93,7 @@ class Folder:
         write_report(
             run, *self.splits, None, judge.place / "report.html"
         )  # what libraries set up on their first use is not judged
-        self.facts = json.loads(self.files["model.json"])
+        self.metadata = json.loads(self.files["model.json"])
         self.dirty: set[str] = set()
 
     def write(self, **files: bytes) -> None:
@@ -106,11 +106,11 @@ class Folder:
 
     def agreeing(self, weights: bytes, **changes: Any) -> bytes:
         """A model.json whose checksum is that of these weights."""
-        return json.dumps({**self.facts, **changes, "weights_sha256": hashlib.sha256(weights).hexdigest()}).encode()
+        return json.dumps({**self.metadata, **changes, "weights_sha256": hashlib.sha256(weights).hexdigest()}).encode()
 
     def read(self) -> None:
         run = load(self.place)
-        examine(run)
+        check_data(run)
         pictured = run.model.input_shape == (1, 8, 8) and run.model.classes == CLASSES
         content = b"".join((self.place / name).read_bytes() for name in ("model.json", "history.jsonl"))
         if pictured and zlib.crc32(content) % REPORTED == 0:
@@ -123,7 +123,7 @@ class ModelJson(Folder):
 
     def __init__(self, judge: Judge) -> None:
         super().__init__(judge)
-        keys = st.tuples(st.sampled_from((*self.facts, "new"))) | st.tuples(
+        keys = st.tuples(st.sampled_from((*self.metadata, "new"))) | st.tuples(
             st.just("recipe"), st.sampled_from((*FIELDS, "new"))
         )
         inner = st.sampled_from(sorted(SAID))
@@ -132,7 +132,7 @@ class ModelJson(Folder):
         change |= st.tuples(st.just(("classes",)), st.just("set"), st.lists(word, min_size=3, max_size=3))
         shape = st.lists(st.sampled_from((1, 3, 8, 28, 64, 65, 4096)), min_size=3, max_size=3)
         change |= st.tuples(st.just(("input_shape",)), st.just("set"), shape)
-        self.examples = st.tuples(st.sampled_from(("facts",) * 8 + ("top", "history", "entry", "entry", "deep")), st.lists(change, min_size=1, max_size=3), VALUES,
+        self.examples = st.tuples(st.sampled_from(("metadata",) * 8 + ("top", "history", "entry", "entry", "deep")), st.lists(change, min_size=1, max_size=3), VALUES,
                                   st.booleans())  # fmt: skip
 
     def spoilt(self, random: Random) -> Act:
@@ -142,9 +142,9 @@ class ModelJson(Folder):
 
     def built(self, example: Any) -> Act:
         kind, changes, value, echoed = example
-        facts = json.loads(self.files["model.json"])
+        metadata = json.loads(self.files["model.json"])
         for path, what, new in changes:
-            inner = facts
+            inner = metadata
             for key in path[:-1]:
                 inner = inner.get(key) if isinstance(inner, dict) else None
             if not isinstance(inner, dict):
@@ -153,9 +153,9 @@ class ModelJson(Folder):
                 inner[path[-1]] = new
             else:
                 inner.pop(path[-1], None)
-            if echoed and path[0] == "recipe" and path[-1] in facts:  # what stands there twice
-                facts[path[-1]] = new
-        text = json.dumps(facts if kind == "facts" else value).encode()
+            if echoed and path[0] == "recipe" and path[-1] in metadata:  # what stands there twice
+                metadata[path[-1]] = new
+        text = json.dumps(metadata if kind == "metadata" else value).encode()
         if kind == "deep":
             text = b'{"format":' + b"[" * 100_000
         if kind == "entry":  # of which one key is something else, or gone
@@ -317,7 +317,7 @@ class Checkpoints:
         self.files = {path.name: path.read_bytes() for path in sorted((self.kept / "checkpoint").iterdir())}
         self.newest = max(name for name in self.files if name.endswith(".safetensors"))
         self.tensors = safetensors_load(self.files[self.newest])
-        self.facts = load_checkpoint(self.kept).facts
+        self.metadata = load_checkpoint(self.kept).metadata
         names = st.sampled_from(
             (
                 *self.tensors,
@@ -331,19 +331,19 @@ class Checkpoints:
         )
         numbers = st.sampled_from((math.nan, math.inf, 3e38, 0.0, -1.0, 0.5, 1e9))
         change = st.tuples(names, st.sampled_from(("fill", "one", "double", "bool", "shape", "empty", "remove")), numbers)
-        fact = st.tuples(st.sampled_from((*self.facts, *self.facts, "new")), VALUES | st.integers(0, 9), st.booleans())
+        fact = st.tuples(st.sampled_from((*self.metadata, *self.metadata, "new")), VALUES | st.integers(0, 9), st.booleans())
         epoch = st.dictionaries(
             st.sampled_from(("epoch", "step", "train_loss", "validation_accuracy", "validation_loss")), scalars, max_size=5
         )
         manifest = st.dictionaries(st.sampled_from(("format", "step", "bytes", "sha256", "x")), VALUES, min_size=1, max_size=2)
         self.examples = st.one_of(
-            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=2)), st.tuples(st.just("facts"), st.lists(fact, min_size=1, max_size=2)),
+            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=2)), st.tuples(st.just("metadata"), st.lists(fact, min_size=1, max_size=2)),
             st.tuples(st.just("epochs"), st.lists(epoch, max_size=3)), st.tuples(st.just("manifest"), manifest),
             st.tuples(st.just("names"), st.sampled_from(("step-99999999.json", "step-.json", "step-x.json", "step-00000009.json", ".step-1"))),
         )  # fmt: skip
 
     def recipe(self) -> Recipe:
-        return RECIPE.replace(checkpoint_seconds=0, flip="random", shift_pixels=1, averaging=0.9)
+        return RECIPE.replace(checkpoint_seconds=0, flip="random", shift_pixels=1, ema_decay=0.9)
 
     def fit(self, folder: Path | None = None, *, resume: bool = False) -> dict[str, torch.Tensor]:
         run = gingham.fit(self.recipe(), self.train, folder=folder, resume=resume, progress=False, device="cpu")
@@ -372,9 +372,9 @@ class Checkpoints:
         """Look at the checkpoint as all that reads it does, and seldom, as it takes longest, go on from it."""
         if has_checkpoint(self.place):
             read = load_checkpoint(self.place)
-            assert isinstance(read.facts, dict)
+            assert isinstance(read.metadata, dict)
             if exact:
-                assert read.facts["step"] in (1, 2), "a checkpoint that was not kept"
+                assert read.metadata["step"] in (1, 2), "a checkpoint that was not kept"
         if on:
             ended = self.fit(self.place, resume=True)
             if exact:
@@ -393,19 +393,19 @@ class Checkpoints:
         elif kind == "names":
             files[values] = files[manifest]
         else:
-            tensors, facts = self.tensors, dict(self.facts)
+            tensors, metadata = self.tensors, dict(self.metadata)
             if kind == "tensors":
                 tensors = changed(tensors, values)
             elif kind == "epochs":
-                facts["epochs"] = values
+                metadata["epochs"] = values
             else:
                 for key, value, removed in values:
-                    facts[key] = value
+                    metadata[key] = value
                     if removed:
-                        del facts[key]
-            text = json.dumps(facts).encode()
-            if "facts" in tensors and kind != "tensors":
-                tensors = {**tensors, "facts": torch.tensor(list(text), dtype=torch.uint8)}
+                        del metadata[key]
+            text = json.dumps(metadata).encode()
+            if "metadata" in tensors and kind != "tensors":
+                tensors = {**tensors, "metadata": torch.tensor(list(text), dtype=torch.uint8)}
             content = save(tensors)
             said = {**json.loads(files[manifest]), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             files |= {self.newest: content, manifest: json.dumps(said).encode()}

@@ -59,7 +59,7 @@ def mutated(random: Random, files: Sequence[bytes]) -> bytes:
     if kind < 0.05:
         return content
     for _ in range(random.choice((1, 1, 1, 2, 2, 4))):
-        content = random.choice(WAYS)(random, content, files)
+        content = random.choice(PREPARE_MODES)(random, content, files)
     return content
 
 
@@ -123,7 +123,7 @@ def _splice(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
     return content[: random.randrange(len(content) + 1)] + other[random.randrange(len(other) + 1) :]
 
 
-WAYS = (_flip, _flip, _overwrite, _cut, _insert, _repeat, _remove, _number, _number, _digits, _splice)
+PREPARE_MODES = (_flip, _flip, _overwrite, _cut, _insert, _repeat, _remove, _number, _number, _digits, _splice)
 
 
 def _place(random: Random, content: bytes) -> int:

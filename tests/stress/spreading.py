@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 
 import gingham
 from conftest import make_dataset
-from gingham.data.registry import locate
+from gingham.data.registry import find_dataset_dir
 from gingham.evaluation.metrics import mean_interval
 from stress.killing import COMPARED, SEED, end, start
 from stress.outcomes import Check, Outcome
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-ALONE = (*TORCHRUN, "--standalone", "--max-restarts=3")
+SINGLE_PROCESS = (*TORCHRUN, "--standalone", "--max-restarts=3")
 PLAIN = (
     "--recipe",
     "article",
@@ -66,7 +66,7 @@ def finished(folder: Path, *arguments: object, launcher: tuple[str, ...] = ()) -
     return f"it ended with {code}: {(folder / 'err').read_text()[-400:]}" if code else None
 
 
-def facts(run: Path) -> dict[str, float]:
+def metadata(run: Path) -> dict[str, float]:
     found: dict[str, float] = json.loads((run / "model.json").read_text())["metrics"]
     return found
 
@@ -85,7 +85,7 @@ def as_one_process(runs: int) -> Outcome:
         for number in range(2, 2 + runs):
             outcome.tried += 1
             run = folder / f"many-{number}"
-            if wrong := finished(folder, *line, "--out", run, launcher=(*ALONE, f"--nproc-per-node={number}")):
+            if wrong := finished(folder, *line, "--out", run, launcher=(*SINGLE_PROCESS, f"--nproc-per-node={number}")):
                 outcome.lost.append(f"{number} processes: {wrong}")
                 continue
             many = load_file(run / "model.safetensors")
@@ -93,9 +93,9 @@ def as_one_process(runs: int) -> Outcome:
             worst = max(worst, apart)
             if apart > 1e-4:
                 outcome.lost.append(f"{number} processes end {apart:.1e} from one")
-            if abs(facts(run)["validation_accuracy"] - report.accuracy) > 1e-9:
+            if abs(metadata(run)["validation_accuracy"] - report.accuracy) > 1e-9:
                 outcome.lost.append(
-                    f"{number} processes counted {facts(run)['validation_accuracy']:.3f} right, evaluate {report.accuracy:.3f}"
+                    f"{number} processes counted {metadata(run)['validation_accuracy']:.3f} right, evaluate {report.accuracy:.3f}"
                 )
     outcome.figures = f"weights at most {worst:.0e} apart after 50 steps"
     return outcome
@@ -123,13 +123,13 @@ def when_kept(run: Path, process: "subprocess.Popen[str]") -> bool:
     return True
 
 
-def restarted(kills: int) -> Outcome:
+def is_restart(kills: int) -> Outcome:
     """A worker killed with SIGKILL: torchrun starts all anew, and the run ends with the bytes of one that nobody touched."""
     outcome, chance = Outcome(), random.Random(SEED)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
         line = ("--data", make_dataset(folder / "data", train=600), *HARD, "--set", "checkpoint_seconds=0.2")
-        two = (*ALONE, "--nproc-per-node=2")
+        two = (*SINGLE_PROCESS, "--nproc-per-node=2")
         if wrong := finished(folder, *line, "--out", "whole", launcher=two):
             return Outcome(1, [wrong])
         for number in range(kills):
@@ -162,7 +162,7 @@ def asked_to_end(times: int) -> Outcome:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
         line = ("--data", make_dataset(folder / "data", train=600), *HARD, "--set", "checkpoint_seconds=0.3")
-        for launcher, name in (((), "alone"), ((*ALONE, "--nproc-per-node=2"), "two")):
+        for launcher, name in (((), "alone"), ((*SINGLE_PROCESS, "--nproc-per-node=2"), "two")):
             if wrong := finished(folder, *line, "--out", f"whole-{name}", launcher=launcher):
                 return Outcome(1, [wrong])
             for number, sent in enumerate((signal.SIGTERM, signal.SIGINT)[:times]):
@@ -185,18 +185,18 @@ def asked_to_end(times: int) -> Outcome:
 
 def with_batchnorm(seeds: int) -> Outcome:
     """Two processes, each with BatchNorm's statistics of its own half: accuracy within the interval that the seeds of one process span."""
-    if locate("fashion-mnist") is None:
+    if find_dataset_dir("fashion-mnist") is None:
         return Outcome(figures="not tried: Fashion-MNIST is not on this machine")
     accuracies: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         for seed in range(seeds):
             for number, found in accuracies.items():
-                launcher = (*ALONE, f"--nproc-per-node={number}") if number > 1 else ()
+                launcher = (*SINGLE_PROCESS, f"--nproc-per-node={number}") if number > 1 else ()
                 run = folder / f"{number}-{seed}"
                 if wrong := finished(folder, "--recipe", "fast-85", "--seed", seed, "--out", run, launcher=launcher):
                     return Outcome(1, [wrong])
-                found.append(facts(run)["validation_accuracy"])
+                found.append(metadata(run)["validation_accuracy"])
     one, two = (statistics.mean(found) for found in accuracies.values())
     # Where another seed's accuracy lies, at 95 %: the interval of the mean is narrower by the root of n + 1.
     low, high = mean_interval(accuracies[1])
@@ -240,7 +240,7 @@ def on_two_hosts(kills: int) -> Outcome:
         folder = Path(place).resolve()
         data = make_dataset(folder / "data", train=600)
         line = ("--data", data, *HARD, "--set", "checkpoint_seconds=0.2")
-        if wrong := finished(folder, *line, "--out", "whole", launcher=(*ALONE, "--nproc-per-node=2")):
+        if wrong := finished(folder, *line, "--out", "whole", launcher=(*SINGLE_PROCESS, "--nproc-per-node=2")):
             return Outcome(1, [wrong])
         for number in range(1 + kills):
             outcome.tried += 1
@@ -275,7 +275,7 @@ def on_two_hosts(kills: int) -> Outcome:
 
 CHECKS = [
     Check("Processes as one: torchrun with 2 and more", as_one_process, short=1, long=3, unit="runs"),
-    Check("Processes: a worker killed, restarted by torchrun", restarted, short=1, long=4, unit="kills"),
+    Check("Processes: a worker killed, restarted by torchrun", is_restart, short=1, long=4, unit="kills"),
     Check("Processes: SIGTERM and Ctrl-C", asked_to_end, short=1, long=2, unit="signals"),
     Check("Processes: BatchNorm against one process", with_batchnorm, short=3, long=6, unit="seeds"),
     Check("Processes on two hosts", on_two_hosts, short=1, long=3, unit="kills"),

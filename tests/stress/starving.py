@@ -30,7 +30,7 @@ from PIL import Image
 from stress.outcomes import Check, Outcome
 
 LIMIT_SECONDS = 120  # against hangs
-WEIGHTS, FACTS = "model.safetensors", "model.json"
+WEIGHTS_FILE, METADATA_FILE = "model.safetensors", "model.json"
 SETTINGS = ("--recipe", "fast-85", "--epochs", "4", "--set", "batch_size=50", "--set", "validation_images=40")
 SETTINGS += ("--set", "patience=0", "--set", "checkpoint_seconds=0")
 # Run in the child: limits on itself, then gingham. Where this runs in the background, Ctrl-C is ignored, and would be in there.
@@ -149,9 +149,9 @@ class Bench:
 
     def require_result(self, out: Path) -> None:
         """Require a finished run with the bytes of the undisturbed one."""
-        require((out / FACTS).exists(), f"{out.name} was not finished")
-        require(sha256(out / WEIGHTS) == self.weights, f"{out.name} came to other weights than an undisturbed run")
-        seconds = json.loads((out / FACTS).read_text())["metrics"]["wall_seconds"]
+        require((out / METADATA_FILE).exists(), f"{out.name} was not finished")
+        require(sha256(out / WEIGHTS_FILE) == self.weights, f"{out.name} came to other weights than an undisturbed run")
+        seconds = json.loads((out / METADATA_FILE).read_text())["metrics"]["wall_seconds"]
         require(0 < seconds < LIMIT_SECONDS, f"{out.name} says that it took {seconds} wall_seconds")
 
     def mounted(self, megabytes: float = 64) -> Path:
@@ -255,7 +255,10 @@ def full_disk(bench: Bench) -> None:
             done.went_well()
         else:
             done.refused("No space left", "space", "room")
-            require(not (out / FACTS).exists(), f"a run that failed for want of room looks finished (at {share} of its size)")
+            require(
+                not (out / METADATA_FILE).exists(),
+                f"a run that failed for want of room looks finished (at {share} of its size)",
+            )
         filler.unlink()
         require(contents(kept) == before, "an earlier run was changed by another for which there was no room")
         bench.run(*bench.train(out, "--resume")).went_well()
@@ -278,7 +281,7 @@ def file_limit(bench: Bench) -> None:
     out = bench.folder / "file-limit"
     for size in (1000, 60_000):
         bench.run(*bench.train(out), RLIMIT_FSIZE=size).refused()
-        require(not (out / FACTS).exists(), "a run that could not be written looks finished")
+        require(not (out / METADATA_FILE).exists(), "a run that could not be written looks finished")
     bench.run(*bench.train(out, "--resume")).went_well()
     bench.require_result(out)
 
@@ -293,7 +296,7 @@ def full_cache(bench: Bench) -> None:
     cache = bench.mounted(0.2)
     fill(cache, cache / "filler", 50_000)  # for the beginning of a pack
     bench.run(*line, "--out", bench.folder / "uncached", XDG_CACHE_HOME=cache).went_well()
-    weights = [sha256(bench.folder / name / WEIGHTS) for name in ("cached", "uncached")]
+    weights = [sha256(bench.folder / name / WEIGHTS_FILE) for name in ("cached", "uncached")]
     require(weights[0] == weights[1], "with a full cache a training came to other weights")
 
 
@@ -326,7 +329,7 @@ def read_only_cache(bench: Bench) -> None:
     bench.remount(cache, "ro")
     out = bench.folder / "read-only-cache"
     bench.run("train", "--data", pictures, "--recipe", "fast-85", "--out", out, XDG_CACHE_HOME=cache).went_well()
-    require((out / FACTS).exists(), "a run with a read-only cache was not finished")
+    require((out / METADATA_FILE).exists(), "a run with a read-only cache was not finished")
 
 
 def read_only_run(bench: Bench) -> None:
@@ -379,7 +382,9 @@ def read_only_on_the_way(bench: Bench) -> None:
     bench.run(*bench.train(finished, "--epochs", "6")).went_well()
     shutil.rmtree(out)
     bench.run(*bench.train(out, "--epochs", "6")).went_well()
-    require(sha256(out / WEIGHTS) == sha256(finished / WEIGHTS), "after it was read-only a folder came to other weights")
+    require(
+        sha256(out / WEIGHTS_FILE) == sha256(finished / WEIGHTS_FILE), "after it was read-only a folder came to other weights"
+    )
 
 
 def another_user(bench: Bench) -> None:
@@ -435,7 +440,7 @@ def memory_limit(bench: Bench) -> None:
     used = int(re.search(r"VmPeak:\s+(\d+)", importing(bench))[1]) * 1024  # type: ignore[index]
     for limits in ({"RLIMIT_AS": used + (600 << 20)}, {"RLIMIT_DATA": 1200 << 20}):
         bench.run(*line, **limits).refused("memory")
-    require(not (bench.folder / "memory" / FACTS).exists(), "a run without memory looks finished")
+    require(not (bench.folder / "memory" / METADATA_FILE).exists(), "a run without memory looks finished")
 
 
 def importing(bench: Bench) -> str:
@@ -466,7 +471,7 @@ def memory_at_every_place(bench: Bench) -> None:
             ended_by_libraries += 1
         if done.code:
             require(
-                not (out / FACTS).exists() or sha256(out / WEIGHTS) == bench.weights,
+                not (out / METADATA_FILE).exists() or sha256(out / WEIGHTS_FILE) == bench.weights,
                 "a run without memory looks finished, and is wrong",
             )
             bench.run(*bench.train(out, "--resume")).went_well()
@@ -525,7 +530,9 @@ def cache_deleted(bench: Bench) -> None:
     require(done.code in (0, 130) and "Traceback" not in done.stderr, f"ended with {done.code}: {done.stderr[-600:]!r}")
     shutil.rmtree(cache, ignore_errors=True)
     bench.run(*line, "--out", out, "--resume", XDG_CACHE_HOME=cache).went_well()
-    require(sha256(whole / WEIGHTS) == sha256(out / WEIGHTS), "with its cache deleted a training came to other weights")
+    require(
+        sha256(whole / WEIGHTS_FILE) == sha256(out / WEIGHTS_FILE), "with its cache deleted a training came to other weights"
+    )
 
 
 def two_at_once(bench: Bench) -> None:
@@ -548,7 +555,7 @@ def two_shifted(bench: Bench) -> None:
     """The second has looked into the folder, and reads its data, while the first finishes."""
     out = bench.folder / "shifted"
     slow = "import gingham.data.load_data as d, time, pathlib\nload = d.load_data\ndef slowly(*a, **k):\n    found = load(*a, **k)\n"
-    slow += f"    while not pathlib.Path({str(out / FACTS)!r}).exists(): time.sleep(0.01)\n    time.sleep(1)\n    return found\nd.load_data = slowly"
+    slow += f"    while not pathlib.Path({str(out / METADATA_FILE)!r}).exists(): time.sleep(0.01)\n    time.sleep(1)\n    return found\nd.load_data = slowly"
     second = bench.start(*bench.train(out), BEFORE=slow)
     first = bench.run(*bench.train(out))
     one_of(bench, [first, ended(second)], out)
@@ -564,7 +571,7 @@ def trials_and_train(bench: Bench) -> None:
     for other in others:
         ended(other).refused("another gingham")
     ended(trials).went_well()
-    require((out / "seed-0" / FACTS).exists(), "the trials did not finish their seed")
+    require((out / "seed-0" / METADATA_FILE).exists(), "the trials did not finish their seed")
 
 
 def folder_deleted(bench: Bench) -> None:
@@ -578,7 +585,7 @@ def folder_deleted(bench: Bench) -> None:
             break
     done = ended(process)
     if done.code == 0:
-        require((out / FACTS).exists(), "it went on without its folder, and its result is nowhere")
+        require((out / METADATA_FILE).exists(), "it went on without its folder, and its result is nowhere")
         return
     done.refused()
     bench.run(*bench.train(out, "--resume")).went_well()
@@ -646,7 +653,7 @@ def bench() -> Iterator[Bench]:
     try:
         write_data(place.data)
         place.run(*place.train(place.undisturbed)).went_well()
-        place.weights = sha256(place.undisturbed / WEIGHTS)
+        place.weights = sha256(place.undisturbed / WEIGHTS_FILE)
         yield place
     finally:
         for mount in place.mounts:

@@ -7,7 +7,7 @@ import typer
 
 from gingham.cli.options import Json, Split
 from gingham.cli.output import print_json
-from gingham.cli.resolve import require_split, split_of
+from gingham.cli.resolve import load_split, require_split
 
 
 def compare(
@@ -26,7 +26,7 @@ def compare(
     from gingham.models.registry import import_network
 
     networks = [import_network(name) for name in model or []]
-    found = run_compare(a, b, lambda run: split_of(run, run.folder or a, None, split), networks=networks)
+    found = run_compare(a, b, lambda run: load_split(run, run.folder or a, None, split), networks=networks)
     if as_json:
         print_json(found.to_dict())
     else:

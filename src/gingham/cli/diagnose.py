@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gingham.cli.options import Json, Model
-from gingham.cli.output import print_json, say, try_draw
-from gingham.cli.resolve import factory_of, split_of
+from gingham.cli.output import print_json, print_message, try_draw
+from gingham.cli.resolve import load_split, network_factory
 from gingham.errors import DataError, GinghamError, suggest
 
 if TYPE_CHECKING:
     import torch
 
-    from gingham.data.splits import Data
-    from gingham.training.issue import Finding
+    from gingham.data.splits import DataSplits
+    from gingham.training.issue import Issue
 
 
 def diagnose(
@@ -37,15 +37,15 @@ def diagnose(
     else:
         found, data, notes = _diagnose_data(what)
     figure = None
-    if any(finding.pictures for finding in found):
+    if any(issue.images for issue in found):
         from gingham.plots import draw_image_groups
 
         figure = try_draw(draw_image_groups, _image_groups(found, data), out or Path(f"{Path(data.name).name}-findings.png"))
     if as_json:
-        print_json([finding.to_dict() | {"file": figure if finding.pictures else None} for finding in found])
+        print_json([issue.to_dict() | {"file": figure if issue.images else None} for issue in found])
         return
-    for finding in found:
-        print(f"{finding}\n")
+    for issue in found:
+        print(f"{issue}\n")
     if not found:
         print(f"nothing found wrong with {what}")
     for note in notes:
@@ -54,13 +54,13 @@ def diagnose(
         print(f"pictures: {figure}")
 
 
-def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[list[Finding], Data, list[str]]":
-    from gingham.diagnosis.check_run import diagnose_run
-    from gingham.evaluation.run_data import data_of
+def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[list[Issue], DataSplits, list[str]]":
+    from gingham.diagnosis.check_run import check_run
+    from gingham.evaluation.run_data import load_run_data
     from gingham.runs.run import load
 
-    run = load(folder, factory_of(model))
-    data = data_of(run, folder)
+    run = load(folder, network_factory(model))
+    data = load_run_data(run, folder)
     notes = [
         (
             "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a learning "
@@ -68,13 +68,13 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
         )
     ]
     if split is not None:
-        from gingham.diagnosis.check_data import leaking
-        from gingham.evaluation.evaluate import right_answers
+        from gingham.diagnosis.check_data import find_leaks
+        from gingham.evaluation.evaluate import correct_predictions
 
-        chosen = split_of(run, folder, None, split)
+        chosen = load_split(run, folder, None, split)
         trained = [data.train] + ([data.validation] if split == "test" and data.validation else [])
-        right = right_answers(run, chosen)
-        leaks = leaking(trained, chosen)
+        right = correct_predictions(run, chosen)
+        leaks = find_leaks(trained, chosen)
         clean = (
             f"{float(right[~leaks].double().mean()):.2%} without them" if not bool(leaks.all()) else "nothing is left without"
         )
@@ -82,24 +82,24 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
             f"{int(leaks.sum()):,} of {len(leaks):,} {split} pictures are in the training data too, or nearly so: accuracy "
             f"{float(right.double().mean()):.2%} with and {clean}"
         )
-    return diagnose_run(run, data.train, data.validation), data, notes
+    return check_run(run, data.train, data.validation), data, notes
 
 
-def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
-    from gingham.data.load_data import look_into
-    from gingham.data.registry import NAMED
-    from gingham.diagnosis.check_data import examine
+def _diagnose_data(what: str) -> "tuple[list[Issue], DataSplits, list[str]]":
+    from gingham.data.load_data import load_unchecked
+    from gingham.data.registry import REGISTRY
+    from gingham.diagnosis.check_data import check_data
 
-    if what not in NAMED and not Path(what).exists():
+    if what not in REGISTRY and not Path(what).exists():
         raise DataError(
-            f"{what} is no run, dataset or folder{suggest(what, NAMED)}; give a run folder, a dataset's name, a folder with a folder of "
+            f"{what} is no run, dataset or folder{suggest(what, REGISTRY)}; give a run folder, a dataset's name, a folder with a folder of "
             "pictures for each class or with IDX files, a .csv or a .npz"
         )
-    data, odd = look_into(what)
-    say("looking for duplicates, then training two small networks to doubt single labels")
-    found = examine(data, odd)
+    data, odd = load_unchecked(what)
+    print_message("looking for duplicates, then training two small networks to doubt single labels")
+    found = check_data(data, odd)
     notes = []
-    if not any("exact" in finding.finding for finding in found):
+    if not any(issue.code.startswith("exact-duplicates") for issue in found):
         notes.append("no exact duplicate, within the splits or across them")
     notes.append(
         "looked for: files, classes a split lacks, imbalance, pictures of one value, exact and near duplicates, labels mixed up, "
@@ -108,7 +108,7 @@ def _diagnose_data(what: str) -> "tuple[list[Finding], Data, list[str]]":
     return found, data, notes
 
 
-def _image_groups(issues: "list[Finding]", data: "Data") -> "list[tuple[str, list[list[tuple[torch.Tensor, str]]]]]":
+def _image_groups(issues: "list[Issue]", data: "DataSplits") -> "list[tuple[str, list[list[tuple[torch.Tensor, str]]]]]":
     """Each issue's title and its groups of images, with captions, for `draw_image_groups`."""
     splits = {part.name: part for part in (data.train, data.validation, data.test) if part is not None}
 
@@ -116,4 +116,4 @@ def _image_groups(issues: "list[Finding]", data: "Data") -> "list[tuple[str, lis
         split = splits[name]
         return split.images[index], f"{split.classes[int(split.labels[index])][:11]}\n{name} {index}"
 
-    return [(issue.finding, [[captioned(*item) for item in group] for group in issue.pictures[:40]]) for issue in issues]
+    return [(issue.title, [[captioned(*item) for item in group] for group in issue.images[:40]]) for issue in issues]

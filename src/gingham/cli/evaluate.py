@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gingham.cli.options import Device, Json, Model
-from gingham.cli.output import print_json, say, times, try_draw
-from gingham.cli.resolve import named_run, require_split, split_of
+from gingham.cli.output import format_times, print_json, print_message, try_draw
+from gingham.cli.resolve import load_named_run, load_split, require_split
 from gingham.errors import GinghamError, sentence
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def evaluate(
     from gingham.evaluation.evaluate import evaluate as measure
 
     place = choose_device(device)
-    loaded = named_run(run, model)
+    loaded = load_named_run(run, model)
     packaged = loaded.folder is None
     loaded.model.to(place)
     photographs = data is not None and _are_photographs(data, loaded)
@@ -53,9 +53,9 @@ def evaluate(
         report, bad = evaluate_photographs(loaded, data, split)
         unreadable = {"unreadable": [one.to_dict() for one in bad]}
         for one in bad:
-            say(f"left out: {one.error}")
+            print_message(f"left out: {one.error}")
     else:
-        report = measure(loaded, split_of(loaded, run, data, split or "validation"))
+        report = measure(loaded, load_split(loaded, run, data, split or "validation"))
 
     from gingham.plots import draw_confusion
 
@@ -70,7 +70,7 @@ def evaluate(
     print()
     print(report)
     if report.split == "test":
-        print(f"the test split has been opened {times(len(report.test_openings))} by this run")
+        print(f"the test split has been opened {format_times(len(report.test_openings))} by this run")
     seconds = loaded.metrics.get("train_seconds")
     if isinstance(seconds, (int, float)):
         print(
@@ -81,8 +81,8 @@ def evaluate(
 
 def _are_photographs(data: str, run: "Run") -> bool:
     """Whether `data` is a place of picture files other than the run's own, to be prepared as `predict` does."""
-    from gingham.data.load_data import is_pictures
-    from gingham.data.registry import NAMED
+    from gingham.data.load_data import is_image_collection
+    from gingham.data.registry import REGISTRY
 
     place = Path(data).resolve()
-    return data not in NAMED and place.exists() and is_pictures(place) and str(place) != run.data.get("name")
+    return data not in REGISTRY and place.exists() and is_image_collection(place) and str(place) != run.data.get("name")

@@ -7,10 +7,10 @@ import typer
 
 from gingham.cli.options import Json, Model, RunFolder
 from gingham.cli.output import print_json
-from gingham.cli.resolve import run_or_packaged
+from gingham.cli.resolve import load_run_or_packaged
 
 if TYPE_CHECKING:
-    from gingham.deploy.export import Exported
+    from gingham.deploy.export import ExportResult
     from gingham.runs.run import Run
 
 
@@ -35,18 +35,18 @@ def export(
     """Write a model as one file that answers the same without Gingham: ONNX, or a page for a browser."""
     from gingham.deploy.export import export as write
     from gingham.deploy.export import require_exportable
-    from gingham.evaluation.run_data import data_of
+    from gingham.evaluation.run_data import load_run_data
 
     require_exportable(file, int8=int8)  # before what takes seconds
-    loaded = run_or_packaged(run, model)
-    exported = write(loaded, file, data_of(loaded, run, data), int8=int8, neighbours=neighbours)
+    loaded = load_run_or_packaged(run, model)
+    exported = write(loaded, file, load_run_data(loaded, run, data), int8=int8, neighbours=neighbours)
     if as_json:
         print_json(exported.to_dict())
     else:
         _print(loaded, exported)
 
 
-def _print(run: "Run", exported: "Exported") -> None:
+def _print(run: "Run", exported: "ExportResult") -> None:
     shape = ", ".join(map(str, run.model.input_shape))
     size = f"{exported.bytes / 1e6:.2f} MB"
     if exported.neighbours is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gingham.errors import GinghamError, sentence
 
 if TYPE_CHECKING:
-    from gingham.data.splits import Data
+    from gingham.data.splits import DataSplits
 
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # that nobody sets, unlike the time of day
@@ -31,7 +31,7 @@ def wall_seconds() -> float:
     return time.clock_gettime(CLOCK) - start
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """Print to stderr, where everything goes that is not a result; of processes that train together the first speaks for all."""
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         return
@@ -39,10 +39,10 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def say_notes(data: "Data") -> None:
+def print_notes(data: "DataSplits") -> None:
     """Print what loading data has to tell, a line each."""
     for note in data.notes:
-        say(note)
+        print_message(note)
 
 
 def print_json(value: object) -> None:
@@ -57,12 +57,12 @@ def print_pairs(*pairs: tuple[str, object]) -> None:
         print(f"{label:<{width}}  {sentence(str(text))}")
 
 
-def seconds(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     """Return seconds as text, `-` where they are not known."""
     return "-" if value is None else f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
 
 
-def times(number: int) -> str:
+def format_times(number: int) -> str:
     """Return how often, in words."""
     return "once" if number == 1 else f"{number} times"
 
@@ -72,5 +72,5 @@ def try_draw(draw: Callable[..., Path], *arguments: Any, **options: Any) -> str 
     try:
         return str(draw(*arguments, **options))
     except GinghamError as error:
-        say(f"gingham: no figure: {error}")
+        print_message(f"gingham: no figure: {error}")
         return None

@@ -7,12 +7,12 @@ import typer
 
 from gingham.cli.options import Device, Json, Model, RunFolder
 from gingham.cli.output import print_json, try_draw
-from gingham.cli.resolve import run_or_packaged, training_pictures
+from gingham.cli.resolve import load_run_or_packaged, load_training_images
 from gingham.errors import DataError, GinghamError
 
 if TYPE_CHECKING:
     from gingham.data.splits import Split
-    from gingham.inference.predict import Answer
+    from gingham.inference.predict import ImagePrediction
     from gingham.runs.run import Run
 
 
@@ -47,12 +47,12 @@ def predict(
         raise GinghamError("--out is for the figures of --explain; give both, or neither")
     from gingham.inference.predict import predict as answer
 
-    loaded = run_or_packaged(run, model)
+    loaded = load_run_or_packaged(run, model)
     if device != "auto":  # some pictures are answered on the CPU before a GPU has woken up
         from gingham.device import choose_device
 
         loaded.model.to(choose_device(device))
-    train = training_pictures(loaded, run) if explain else None
+    train = load_training_images(loaded, run) if explain else None
     entries: list[dict[str, Any]] = []
     taken: set[Path] = set()
     for start in range(0, len(images), TOGETHER):
@@ -71,7 +71,7 @@ def predict(
         raise DataError(of_them + "; ".join(errors[:SHOWN]) + f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN))
 
 
-def _print(answer: "Answer", figure: str | None, *, notes: bool) -> None:
+def _print(answer: "ImagePrediction", figure: str | None, *, notes: bool) -> None:
     assert answer.probabilities is not None
     assert answer.prepared is not None
     if answer.unsure:
@@ -85,7 +85,7 @@ def _print(answer: "Answer", figure: str | None, *, notes: bool) -> None:
         print(f"  figure: {figure}")
 
 
-def _explained(answer: "Answer", loaded: "Run", train: "Split | None", folder: Path, taken: set[Path]) -> str | None:
+def _explained(answer: "ImagePrediction", loaded: "Run", train: "Split | None", folder: Path, taken: set[Path]) -> str | None:
     """Draw why into a file named after the picture, or one beside it where two pictures have one name."""
     from gingham.inference.explain import explain
 

@@ -7,7 +7,7 @@ import typer
 
 from gingham.cli.options import Json, Model
 from gingham.cli.output import print_json
-from gingham.cli.resolve import factory_of
+from gingham.cli.resolve import network_factory
 
 
 def report(
@@ -17,12 +17,12 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write a run's report: one HTML file that opens offline."""
-    from gingham.evaluation.run_data import data_of
+    from gingham.evaluation.run_data import load_run_data
     from gingham.reports.html import write_report
     from gingham.runs.run import load
 
-    loaded = load(run, factory_of(model))
-    source = data_of(loaded, run)
+    loaded = load(run, network_factory(model))
+    source = load_run_data(loaded, run)
     file = write_report(loaded, source.train, source.validation, source.test, out or run / "report.html")
     if as_json:
         print_json({"file": str(file), "bytes": file.stat().st_size})

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from gingham.cli.options import Device, Model, RunFolder
-from gingham.cli.output import say
-from gingham.cli.resolve import run_or_packaged, training_pictures
+from gingham.cli.output import print_message
+from gingham.cli.resolve import load_run_or_packaged, load_training_images
 from gingham.errors import GinghamError
 
 
@@ -29,7 +29,7 @@ def serve(
             raise
         raise GinghamError(f"serving needs the package {error.name}; pip install 'gingham[serve]'") from error
 
-    loaded = run_or_packaged(run, model)
+    loaded = load_run_or_packaged(run, model)
     if device != "auto":  # some pictures at a time are answered on the CPU as quickly
         from gingham.device import choose_device
 
@@ -37,5 +37,5 @@ def serve(
     listening = server.listen(host, port)
     address, number = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
-    say(f"the page: http://{shown}:{number}/   the API: http://{shown}:{number}/docs   (Ctrl-C ends it)")
-    server.serve(loaded, listening, lambda: training_pictures(loaded, run))
+    print_message(f"the page: http://{shown}:{number}/   the API: http://{shown}:{number}/docs   (Ctrl-C ends it)")
+    server.serve(loaded, listening, lambda: load_training_images(loaded, run))

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Json, SkipUnreadable
-from gingham.cli.output import print_json, print_pairs, say_notes
+from gingham.cli.output import print_json, print_notes, print_pairs
 from gingham.presets import DEFAULT_RECIPE, find_recipe
 from gingham.recipe import Recipe
 
 if TYPE_CHECKING:
-    from gingham.data.splits import Data
+    from gingham.data.splits import DataSplits
 
 
 def show(
@@ -27,27 +27,29 @@ def show(
     from gingham.data.statistics import describe
 
     source = load_data(data, validation=0, skip_unreadable=skip_unreadable)
-    say_notes(source)
+    print_notes(source)
     stem = Path(source.name).resolve().name
-    facts = describe(source)
+    statistics = describe(source)
     if batch is None:
         from gingham.plots import draw_contact_sheet
 
         train = source.train
-        facts["file"] = str(draw_contact_sheet(train.images, train.labels, train.classes, stem, out or Path(f"{stem}.png")))
+        statistics["file"] = str(
+            draw_contact_sheet(train.images, train.labels, train.classes, stem, out or Path(f"{stem}.png"))
+        )
     else:
-        facts |= _show_batch(source, find_recipe(recipe).replace(batch_size=batch), out or Path(f"{stem}-batch.png"))
+        statistics |= _show_batch(source, find_recipe(recipe).replace(batch_size=batch), out or Path(f"{stem}-batch.png"))
     if as_json:
-        print_json(facts)
+        print_json(statistics)
     else:
-        _print_facts(facts)
+        _print_statistics(statistics)
 
 
-def _show_batch(source: "Data", recipe: Recipe, file: Path) -> dict[str, Any]:
+def _show_batch(source: "DataSplits", recipe: Recipe, file: Path) -> dict[str, Any]:
     from torch import nn
 
     from gingham.data.augment import augment
-    from gingham.data.augment_photos import photograph_some
+    from gingham.data.augment_photos import simulate_photos
     from gingham.data.sampler import Sampler
     from gingham.models.classifier import Classifier
     from gingham.plots import draw_batch
@@ -55,7 +57,7 @@ def _show_batch(source: "Data", recipe: Recipe, file: Path) -> dict[str, Any]:
     indices = next(Sampler(recipe, len(source.train)).batches(0, 1))
     images, labels = augment(source.train.images[indices], indices, recipe, epoch=0, step=0), source.train.labels[indices]
     if recipe.photo_share:
-        images = photograph_some(images, labels, source.classes, recipe, step=0)
+        images = simulate_photos(images, labels, source.classes, recipe, step=0)
     names = [source.classes[label] for label in labels.tolist()]
     channels, height, width = images.shape[1:]
     normalised = Classifier(nn.Identity(), source.classes, (channels, height, width), recipe.mean, recipe.std)(images)
@@ -72,36 +74,36 @@ def _show_batch(source: "Data", recipe: Recipe, file: Path) -> dict[str, Any]:
     }
 
 
-def _print_facts(facts: dict[str, Any]) -> None:
+def _print_statistics(statistics: dict[str, Any]) -> None:
     from gingham.text import render
 
-    if "batch" in facts:
-        batch = facts["batch"]
+    if "batch" in statistics:
+        batch = statistics["batch"]
         low, high = batch["normalised_range"]
-        print(f"one training batch of {facts['name']}, as the loop sees it")
+        print(f"one training batch of {statistics['name']}, as the loop sees it")
         print(f"in memory     {batch['dtype']} {tuple(batch['shape'])}, from {batch['range'][0]} to {batch['range'][1]}")
         print(f"normalised    {batch['normalised_dtype']} {tuple(batch['shape'])}, from {low:.3f} to {high:.3f}")
         print(f"first labels  {', '.join(batch['labels'][:6])}")
-        print(f"figure        {facts['file']}")
+        print(f"figure        {statistics['file']}")
         return
-    train, test = facts["per_class_train"], facts["per_class_test"]
-    print(render(["class", "train", "test"], [[name, f"{train[name]:,}", f"{test[name]:,}"] for name in facts["classes"]]))
-    duplicates = facts["duplicates"]
-    numbers = [value if isinstance(value, list) else [value] for value in (facts["mean"], facts["std"])]
+    train, test = statistics["per_class_train"], statistics["per_class_test"]
+    print(render(["class", "train", "test"], [[name, f"{train[name]:,}", f"{test[name]:,}"] for name in statistics["classes"]]))
+    duplicates = statistics["duplicates"]
+    numbers = [value if isinstance(value, list) else [value] for value in (statistics["mean"], statistics["std"])]
     mean, std = (", ".join(f"{x:.4f}" for x in values) for values in numbers)
     print()
     print_pairs(
         (
             "pictures",
-            f"{facts['splits']['train']:,} train, {facts['splits']['test']:,} test, in {len(facts['classes'])} classes",
+            f"{statistics['splits']['train']:,} train, {statistics['splits']['test']:,} test, in {len(statistics['classes'])} classes",
         ),
-        ("shape", f"{'x'.join(map(str, facts['shape']))}, uint8"),
+        ("shape", f"{'x'.join(map(str, statistics['shape']))}, uint8"),
         ("mean, std", f"{mean}; {std} (training pictures, pixels from 0 to 1)"),
         (
             "duplicates",
             f"{duplicates['train']} within train, {duplicates['test']} within test, {duplicates['across']} of test also in train",
         ),
-        ("source", facts["source"]),
-        ("fingerprint", facts["fingerprint"]),
-        ("figure", facts["file"]),
+        ("source", statistics["source"]),
+        ("fingerprint", statistics["fingerprint"]),
+        ("figure", statistics["file"]),
     )

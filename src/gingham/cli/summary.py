@@ -6,7 +6,7 @@ import typer
 
 from gingham.cli.options import Json
 from gingham.cli.output import print_json
-from gingham.cli.resolve import factory_of
+from gingham.cli.resolve import network_factory
 from gingham.errors import GinghamError
 
 
@@ -28,7 +28,7 @@ def summary(
     from gingham.cli.resolve import find_network
     from gingham.models.summary import summarize
 
-    network, default = find_network(model, shape, factory_of(own))
+    network, default = find_network(model, shape, network_factory(own))
     result = summarize(network, shape or default, model)
     explained = None if explain is None else result.explain(explain)
     if as_json:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Device, Json, Model, SkipUnreadable, Teacher
-from gingham.cli.output import print_json, print_pairs, say, say_notes, seconds, try_draw, wall_seconds
-from gingham.cli.resolve import factory_of, suited, teachers_named
+from gingham.cli.output import format_seconds, print_json, print_message, print_notes, print_pairs, try_draw, wall_seconds
+from gingham.cli.resolve import adapt_to_size, load_teacher_runs, network_factory
 from gingham.errors import GinghamError, Terminated
 from gingham.presets import DEFAULT_RECIPE, RECIPES, find_recipe
 from gingham.recipe import Recipe, parse_settings
 
 if TYPE_CHECKING:
-    from gingham.distributed import Crew
+    from gingham.distributed import DistributedContext
     from gingham.models.registry import NetworkFactory
     from gingham.runs.run import Run
 
@@ -52,26 +52,36 @@ def train(
     chosen = find_recipe(recipe).replace(**changes)
     own = f"-{model.rpartition(':')[2]}" if model else ""
     folder = out or Path("runs") / f"{chosen.name}{own}-{chosen.seed}"
-    from gingham.distributed import joined, restarted
+    from gingham.distributed import init_distributed, is_restart
 
-    finished, resume = (folder / "model.json").exists(), resume or restarted()
+    finished, resume = (folder / "model.json").exists(), resume or is_restart()
     if finished and not resume:
         raise GinghamError(
             f"{folder} already holds a finished run; give another --out or --seed, or look at it with gingham evaluate {folder}"
         )
-    with joined() as crew:
-        if crew.any(crew.leads and finished)[0]:
-            if not crew.leads:
+    with init_distributed() as context:
+        if context.any(context.is_main and finished)[0]:
+            if not context.is_main:
                 return
             from gingham.runs.run import load
 
-            run = load(folder, factory_of(model))
-            say(f"{folder} is finished already; nothing to resume")
+            run = load(folder, network_factory(model))
+            print_message(f"{folder} is finished already; nothing to resume")
         else:
             run = _train(
-                chosen, changes, data, skip_unreadable, folder, device, resume, factory_of(model), teacher or [], track, crew
+                chosen,
+                changes,
+                data,
+                skip_unreadable,
+                folder,
+                device,
+                resume,
+                network_factory(model),
+                teacher or [],
+                track,
+                context,
             )
-            if not crew.leads:
+            if not context.is_main:
                 return
     if as_json:
         print_json({"run": str(folder), **run.metrics})
@@ -91,9 +101,9 @@ def print_trained(run: "Run", folder: Path, model: str | None) -> None:
         ),
         (
             "time",
-            f"{seconds(result.get('train_seconds'))} train_seconds, {seconds(result.get('wall_seconds'))} wall_seconds{_resumed(result)}",
+            f"{format_seconds(result.get('train_seconds'))} train_seconds, {format_seconds(result.get('wall_seconds'))} wall_seconds{_resumed(result)}",
         ),
-        *([("taught by", run.taught_by)] if run.taught_by else []),
+        *([("taught by", run.teacher_names)] if run.teacher_names else []),
         ("throughput", _throughput(result)),
         ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result.get('precision')}"),
         ("validation", _validation(result.get("validation_accuracy"), run.recipe.validation_images)),
@@ -146,30 +156,30 @@ def _train(
     network: "NetworkFactory | None",
     teachers: list[Path],
     track: str | None,
-    crew: "Crew",
+    context: "DistributedContext",
 ) -> "Run":
     from gingham.data.load_data import load_data
     from gingham.device import choose_device
     from gingham.io import locked, require_writable
     from gingham.plots import draw_curves
-    from gingham.runs.checkpoint import has_checkpoint, has_leftovers
-    from gingham.runs.run import FACTS, save
-    from gingham.training.callbacks import require_tracker
-    from gingham.training.distillation import require_teachers
+    from gingham.runs.checkpoint import has_checkpoint, has_unverified_checkpoint
+    from gingham.runs.run import METADATA_FILE, save
+    from gingham.training.callbacks import validate_tracker
+    from gingham.training.distillation import validate_teachers
     from gingham.training.fit import fit
 
-    choose_device(device, crew.local_rank if crew.size > 1 else None)
-    require_tracker(track)
-    if crew.leads and has_checkpoint(folder) and not resume:
+    choose_device(device, context.local_rank if context.size > 1 else None)
+    validate_tracker(track)
+    if context.is_main and has_checkpoint(folder) and not resume:
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
-    taught_by = teachers_named(teachers, given)
-    with crew.in_turn():
+    taught_by = load_teacher_runs(teachers, given)
+    with context.main_first():
         source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
-    say_notes(source)
-    recipe = suited(recipe, len(source.train), given)
-    require_teachers(taught_by, recipe, source.train, source.validation)  # before a folder is made
+    print_notes(source)
+    recipe = adapt_to_size(recipe, len(source.train), given)
+    validate_teachers(taught_by, recipe, source.train, source.validation)  # before a folder is made
     train_it = functools.partial(
         fit,
         recipe,
@@ -181,14 +191,17 @@ def _train(
         network=network,
         teachers=taught_by,
     )
-    if not crew.leads:
+    if not context.is_main:
         return train_it()
     require_writable(folder)
     if resume and not has_checkpoint(folder):
-        halves = " (what is in its checkpoint folder has no manifest, and is not known to be whole)" * has_leftovers(folder)
-        say(f"nothing to resume in {folder}{halves}; starting")
+        halves = (
+            " (what is in its checkpoint folder has no manifest, and is not known to be whole)"
+            * has_unverified_checkpoint(folder)
+        )
+        print_message(f"nothing to resume in {folder}{halves}; starting")
     with locked(folder, wait=False):
-        if (folder / FACTS).exists():  # while the data was being read
+        if (folder / METADATA_FILE).exists():  # while the data was being read
             raise GinghamError(
                 f"{folder} was finished by another gingham just now; look at it with gingham evaluate {folder}, or give another --out"
             )
@@ -200,7 +213,7 @@ def _train(
                 if has_checkpoint(folder)
                 else "no step was done yet, so nothing is kept"
             )
-            say(f"\ninterrupted; {again}")
+            print_message(f"\ninterrupted; {again}")
             raise
         run.metrics["wall_seconds"] = wall_seconds()  # all but the writing that follows
         save(run, folder)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Device, Json, Model, SkipUnreadable, Split, Teacher
-from gingham.cli.output import print_json, say, say_notes
-from gingham.cli.resolve import factory_of, require_split, suited, teachers_named
+from gingham.cli.output import print_json, print_message, print_notes
+from gingham.cli.resolve import adapt_to_size, load_teacher_runs, network_factory, require_split
 from gingham.errors import GinghamError
 from gingham.presets import DEFAULT_RECIPE, RECIPES, find_recipe
 from gingham.recipe import parse_settings
@@ -51,16 +51,16 @@ def trials(
     def say_seed(seed: int, run: "Run | None", kept: bool) -> None:
         done = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
         if run is None:
-            say(f"{done}: failed, its loss is no longer finite")
+            print_message(f"{done}: failed, its loss is no longer finite")
         else:
             accuracy = run.metrics.get("validation_accuracy")
             shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
-            say(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds') or 0)}")
+            print_message(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds') or 0)}")
 
-    teachers = teachers_named(teacher or [], changes)
+    teachers = load_teacher_runs(teacher or [], changes)
     source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
-    say_notes(source)
-    chosen = suited(chosen, len(source.train), changes)
+    print_notes(source)
+    chosen = adapt_to_size(chosen, len(source.train), changes)
     try:
         found = run_trials(
             chosen,
@@ -69,13 +69,13 @@ def trials(
             folder,
             split=split,
             device=device,
-            network=factory_of(model),
+            network=network_factory(model),
             teachers=teachers,
             progress=sys.stderr.isatty(),
             on_seed=say_seed,
         )
     except KeyboardInterrupt:
-        say(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")
+        print_message(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")
         raise
     if as_json:
         print_json(found.to_dict())

@@ -41,13 +41,13 @@ def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int | None = None)
     return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def erase(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tensor:
+def cutout(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tensor:
     """Black out one square of `side` pixels a picture, cut off at the border.
 
     `images` is uint8 (B, C, H, W); `centres` int64 (B, 2), row and column of each square's centre (of an even side, the
     pixel below and to the right of it).
 
-    >>> erase(torch.full((1, 1, 1, 4), 9, dtype=torch.uint8), torch.tensor([[0, 0]]), 3).tolist()
+    >>> cutout(torch.full((1, 1, 1, 4), 9, dtype=torch.uint8), torch.tensor([[0, 0]]), 3).tolist()
     [[[[0, 0, 9, 9]]]]
 
     Source: DeVries & Taylor, "Cutout" (arXiv 1708.04552), on bytes before normalisation, so that erased is black.
@@ -60,13 +60,13 @@ def erase(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tenso
     return images.masked_fill(inside, 0)
 
 
-def cut_mix(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cutmix_boxes(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Paste a box of each picture's partner over it, and say which share of each picture is still its own.
 
     `images` is uint8 (B, C, H, W); `partners` int64 (B,), places in the batch; `boxes` int64 (B, 4): the first row and column
     of each box and those after its last, at least 0, at most H and W. What comes back is like `images`, and float (B,).
 
-    >>> cut_mix(torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([1, 0]), torch.tensor([[0, 0, 1, 1]] * 2))
+    >>> cutmix_boxes(torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([1, 0]), torch.tensor([[0, 0, 1, 1]] * 2))
     (tensor([[[[3, 2]]],
     <BLANKLINE>
     <BLANKLINE>
@@ -82,14 +82,14 @@ def cut_mix(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -
     return torch.where(inside, images[partners], images), own
 
 
-def cut_mix_some(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def apply_cutmix(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a training batch with the recipe's `cutmix` share of it mixed, each picture's partner, and the share that is its own.
 
     `images` is uint8 (B, C, H, W), the whole batch; partners are int64 (B,), shares float (B,), 1 where nothing was pasted. The
     box that is pasted covers any share of the picture, all equally likely, and is cut off at the border. Nothing but the
     recipe's seed and `step` decides the draws.
 
-        images, partners, shares = cut_mix_some(batch, recipe, step=0)
+        images, partners, shares = apply_cutmix(batch, recipe, step=0)
     """
     count, (height, width) = len(images), images.shape[2:]
     generator = torch.Generator().manual_seed(zlib.crc32(f"mix {recipe.seed} {step}".encode()))
@@ -102,7 +102,7 @@ def cut_mix_some(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch
         for place, size in zip(centre, (height, width), strict=True)
     ]
     partners = partners.to(images.device)
-    mixed, shares = cut_mix(images, partners, torch.stack(edges, dim=1).to(images.device))
+    mixed, shares = cutmix_boxes(images, partners, torch.stack(edges, dim=1).to(images.device))
     return mixed, partners, shares
 
 
@@ -133,7 +133,7 @@ def augment(
     return _distorted(images, indices, recipe, epoch, drawn)
 
 
-def augment_ahead(
+def augment_batches(
     images: torch.Tensor, batches: Sequence[torch.Tensor], recipe: Recipe, epoch: int, step: int
 ) -> Sequence[torch.Tensor]:
     """Return what `augment` does for consecutive batches of one epoch, the first of them that of `step`.
@@ -141,7 +141,7 @@ def augment_ahead(
     `images` is uint8 (N, C, H, W), the pictures of all of the `batches`, int64 (B,) each, one after the other. A GPU is done with a
     batch before Python has told it what to do: here it is told once for many.
 
-        first, second = augment_ahead(split.images[torch.cat(pair)], pair, recipe, epoch=0, step=0)
+        first, second = augment_batches(split.images[torch.cat(pair)], pair, recipe, epoch=0, step=0)
     """
     sizes = [len(batch) for batch in batches]
     draws = [_draws(recipe, number, size, images) for number, size in enumerate(sizes, step)]
@@ -158,7 +158,7 @@ def _draws(recipe: Recipe, step: int, count: int, images: torch.Tensor) -> list[
         coins = torch.rand(count, generator=generator) < 0.5
     if limit := recipe.shift_pixels:
         offsets = torch.randint(-limit, limit + 1, (count, 2), generator=generator)
-    if recipe.erase_pixels:
+    if recipe.cutout_pixels:
         centres = torch.stack([torch.randint(size, (count,), generator=generator) for size in images.shape[2:]], dim=1)
     return [coins, offsets, centres]
 
@@ -175,5 +175,5 @@ def _distorted(
     if offsets is not None:
         images = shift(images, offsets, recipe.shift_pixels)
     if centres is not None:
-        images = erase(images, centres, recipe.erase_pixels)
+        images = cutout(images, centres, recipe.cutout_pixels)
     return images

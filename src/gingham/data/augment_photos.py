@@ -25,15 +25,15 @@ TROUSERS = {"Trouser"}
 COVERED = 0.5  # coverage from which a place counts as part of the object
 
 
-class Draws:
+class RandomDraws:
     """Random numbers for `count` pictures, drawn on the CPU, so that they are the same for every device."""
 
     def __init__(self, count: int, generator: torch.Generator, device: torch.device) -> None:
         self.count, self.generator, self.device = count, generator, device
 
-    def of(self, count: int) -> "Draws":
+    def of(self, count: int) -> "RandomDraws":
         """The same stream for another number of pictures."""
-        return Draws(count, self.generator, self.device)
+        return RandomDraws(count, self.generator, self.device)
 
     def between(self, low: float, high: float) -> torch.Tensor:
         """Uniform numbers, float (N,)."""
@@ -57,14 +57,14 @@ class Draws:
         return torch.randn(self.count, 1, *size, generator=self.generator).to(self.device)
 
 
-def photograph_some(
+def simulate_photos(
     images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], recipe: Recipe, step: int
 ) -> torch.Tensor:
     """Return a training batch with the recipe's `photo_share` of it, the first ones, as if photographed.
 
     `images` is uint8 (B, 1, H, W) in random order, `labels` int64 (B,). Nothing but the recipe's seed and `step` decides the draws.
 
-        batch = photograph_some(batch, labels, data.classes, recipe, step=0)
+        batch = simulate_photos(batch, labels, data.classes, recipe, step=0)
 
     Raises
         GinghamError: pictures in colour.
@@ -74,17 +74,17 @@ def photograph_some(
             f"photo_share is {recipe.photo_share:g}, and the pictures have {images.shape[1]} channels; it is for grey pictures of "
             "objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
         )
-    count = photographed(len(images), recipe)
+    count = num_simulated(len(images), recipe)
     generator = torch.Generator().manual_seed(zlib.crc32(f"photo {recipe.seed} {step}".encode()))
-    return torch.cat([as_photographed(images[:count], labels[:count], classes, generator), images[count:]])
+    return torch.cat([simulate_photo(images[:count], labels[:count], classes, generator), images[count:]])
 
 
-def photographed(images: int, recipe: Recipe) -> int:
+def num_simulated(images: int, recipe: Recipe) -> int:
     """Return how many of a batch of so many pictures, its first ones, are as if photographed."""
     return round(images * recipe.photo_share)
 
 
-def as_photographed(
+def simulate_photo(
     images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], generator: torch.Generator
 ) -> torch.Tensor:
     """Return pictures as they might look had their objects been photographed by someone and prepared by `inference/preprocess.py`.
@@ -92,12 +92,12 @@ def as_photographed(
     `images` is uint8 (N, 1, H, W), objects on black; `labels` int64 (N,), places in `classes`; what comes back is like
     `images`. Every draw is taken from `generator`.
 
-        as_photographed(batch, labels, data.classes, torch.Generator().manual_seed(0))
+        simulate_photo(batch, labels, data.classes, torch.Generator().manual_seed(0))
     """
     if not len(images):
         return images
     shoe, tall, top, trouser = (_among(labels, classes, names) for names in (SHOES, TALL_SHOES, TOPS, TROUSERS))
-    draws = Draws(len(images), generator, images.device)
+    draws = RandomDraws(len(images), generator, images.device)
     brightness = images.float() / 255
     layers = torch.cat([brightness, _coverage(brightness)], dim=1)
     layers = _spread_sleeves(layers, top, draws)
@@ -143,7 +143,7 @@ def _about(matrix: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
     return torch.cat([matrix, centre[:, :, None] - matrix @ centre[:, :, None]], dim=2)
 
 
-def _spread_sleeves(layers: torch.Tensor, top: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _spread_sleeves(layers: torch.Tensor, top: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Sleeves turned outward about the shoulders, as garments lie on beds; the frame grows by 1.3 to hold them."""
     chosen = (top & draws.chance(0.6)).nonzero().flatten()
     if not len(chosen):
@@ -164,7 +164,7 @@ def _spread_sleeves(layers: torch.Tensor, top: torch.Tensor, draws: Draws) -> to
     return layers.index_copy(0, chosen, spread)
 
 
-def _from_above(layers: torch.Tensor, above: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _from_above(layers: torch.Tensor, above: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Shoes seen from above: the side view folded about its middle, either the sole outside, in an outline rounded at both
     ends, or the sole inside."""
     chosen = above.nonzero().flatten()
@@ -193,7 +193,7 @@ def _from_above(layers: torch.Tensor, above: torch.Tensor, draws: Draws) -> torc
     return layers.index_copy(0, chosen, torch.stack([folded[:, 0] * (coverage > 0), coverage], 1))
 
 
-def _pose(layers: torch.Tensor, shoe: torch.Tensor, above: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _pose(layers: torch.Tensor, shoe: torch.Tensor, above: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Turned, squeezed or stretched, sheared, moved and bent a little; shoes further, in any quarter turn, and in pairs."""
     height, width = layers.shape[2:]
 
@@ -230,7 +230,7 @@ def _pose(layers: torch.Tensor, shoe: torch.Tensor, above: torch.Tensor, draws: 
     return posed.index_copy(0, pair, torch.where(front[:, 1:] > COVERED, front, behind))
 
 
-def _wear(layers: torch.Tensor, top: torch.Tensor, trouser: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _wear(layers: torch.Tensor, top: torch.Tensor, trouser: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Clothes on someone: head, arms and legs about a top, a top and feet about trousers, in simple shapes."""
     chosen = ((top | trouser) & draws.chance(0.3)).nonzero().flatten()
     if not len(chosen):
@@ -283,7 +283,7 @@ def _wear(layers: torch.Tensor, top: torch.Tensor, trouser: torch.Tensor, draws:
     return layers.index_copy(0, chosen, torch.stack([brightness, coverage], 1))
 
 
-def _frame(layers: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _frame(layers: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Cropped to what is there, as preparation crops, a little generously or narrowly; one in eight reaches out of the frame."""
     size = layers.shape[3]
     inside = layers[:, 1] > 0.3
@@ -301,7 +301,7 @@ def _frame(layers: torch.Tensor, draws: Draws) -> torch.Tensor:
     return _warp(layers, torch.cat([matrix, torch.stack(middles, 1)[:, :, None]], dim=2))
 
 
-def _cut_out(coverage: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _cut_out(coverage: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Coverage as found in a photograph: edges ragged, pieces missing."""
     size = coverage.shape[2], coverage.shape[3]
     ragged = ((coverage - COVERED + draws.clouds(size, (9, 9)) * draws.map(0, 0.25)) * 4 + 0.5).clamp(0, 1)
@@ -309,7 +309,7 @@ def _cut_out(coverage: torch.Tensor, draws: Draws) -> torch.Tensor:
     return ragged * (1 - missing)
 
 
-def _light(brightness: torch.Tensor, cut_out: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _light(brightness: torch.Tensor, cut_out: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Tones as a lamp, a cloth and a camera may make them: another curve, negative, flatter or harsher, creased, uneven."""
     size = brightness.shape[2], brightness.shape[3]
     curve = draws.map(-0.9, 0.9).exp()
@@ -327,7 +327,7 @@ def _light(brightness: torch.Tensor, cut_out: torch.Tensor, draws: Draws) -> tor
     return darkest + (lightest - darkest) * tone.clamp(0, 1)
 
 
-def _finish(brightness: torch.Tensor, cut_out: torch.Tensor, draws: Draws) -> torch.Tensor:
+def _finish(brightness: torch.Tensor, cut_out: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Put together as bytes: scraps of the background kept, or all of it; blurred or sharpened; most as bright as they can be."""
     size = brightness.shape[2], brightness.shape[3]
     ground = (draws.map(0.1, 0.9) + draws.clouds(size, (6, 6)) * 0.1).clamp(0, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gingham.data.raw import Raw
+from gingham.data.raw import RawDataset
 from gingham.errors import DataError, one_line
 
 CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
@@ -22,7 +22,7 @@ def find_cifar(place: Path) -> Path | None:
     return next((folder for folder in folders if (folder / CIFAR_FILES[0]).is_file()), None)
 
 
-def read_cifar(place: Path, classes: tuple[str, ...]) -> Raw:
+def read_cifar(place: Path, classes: tuple[str, ...]) -> RawDataset:
     """Return CIFAR-10 from its binary release: the archive `cifar-10-binary.tar.gz`, or the folder it holds.
 
     Raises
@@ -44,7 +44,7 @@ def read_cifar(place: Path, classes: tuple[str, ...]) -> Raw:
         raise DataError(f"{place} has labels above {len(classes) - 1}; {again}")
     images, test_images = (np.concatenate([row[:, 1:] for row in part]).reshape(-1, 3, 32, 32) for part in (rows[:5], rows[5:]))
     labels, test_labels = (np.concatenate([row[:, 0] for row in part]).astype(np.int64) for part in (rows[:5], rows[5:]))
-    return Raw(images, labels, classes, test_images, test_labels)
+    return RawDataset(images, labels, classes, test_images, test_labels)
 
 
 def _cifar_parts(place: Path) -> Iterator[tuple[str, bytes]]:

@@ -46,7 +46,7 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
         OSError: the image's file is damaged, which Pillow notices only now.
         ValueError: the pixels are floating-point numbers, of no range that is known.
     """
-    return _fit(plain(ImageOps.exif_transpose(image)), size)
+    return _fit(to_8_bit(ImageOps.exif_transpose(image)), size)
 
 
 def _fit(flat: Image.Image, size: int) -> Image.Image:
@@ -60,7 +60,7 @@ def _fit(flat: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def plain(image: Image.Image) -> Image.Image:
+def to_8_bit(image: Image.Image) -> Image.Image:
     """Return an image with 8 bits a channel and nothing transparent, of mode "L" if it is grey by its kind, else "RGB".
 
     Raises
@@ -85,7 +85,7 @@ def _border_colour(image: Image.Image) -> int | tuple[int, ...]:
     return int(colour) if image.mode == "L" else tuple(colour.tolist())
 
 
-def open_picture(file: Path | bytes) -> Image.Image:
+def open_image(file: Path | bytes) -> Image.Image:
     """Open an image file, or what is in one, of one of FORMATS; its pixels are decoded where they are first used.
 
     Raises
@@ -98,14 +98,14 @@ def open_picture(file: Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
 
 
-def read_picture(file: Path, size: int) -> Image.Image:
+def decode_image(file: Path, size: int) -> Image.Image:
     """Return an image file as a square picture: what `fit_square` gives, with large JPEGs decoded at a reduced scale.
 
     Raises
-        OSError, ValueError: as `open_picture` and `fit_square`, more than LARGEST_PIXELS, or what else Pillow meets in a damaged
+        OSError, ValueError: as `open_image` and `fit_square`, more than LARGEST_PIXELS, or what else Pillow meets in a damaged
             file.
     """
-    with open_picture(file) as image:
+    with open_image(file) as image:
         return _square(image, size)
 
 
@@ -116,7 +116,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     image.draft(None, (3 * size, 3 * size))  # a JPEG of 12 megapixels is read 12 times as fast
     with _LARGE_ONES if image.width * image.height > LARGE else contextlib.nullcontext():
         ImageOps.exif_transpose(image, in_place=True)  # and no copy, as fit_square makes: each may take half a gigabyte
-        return _fit(plain(image), size)
+        return _fit(to_8_bit(image), size)
 
 
 def common_side(files: Sequence[Path]) -> int:
@@ -125,7 +125,7 @@ def common_side(files: Sequence[Path]) -> int:
     Only the headers are read, no further than to the first picture that differs; files that cannot be read do not count.
     """
     found = set()
-    with ThreadPoolExecutor(_threads()) as pool, quiet():
+    with ThreadPoolExecutor(_threads()) as pool, silence_pillow():
         for group in _groups(files):
             found |= {size for size in pool.map(_size, group) if size}
             if len(found) > 1:
@@ -136,14 +136,14 @@ def common_side(files: Sequence[Path]) -> int:
 
 def _size(file: Path) -> tuple[int, int] | None:
     try:
-        with open_picture(file) as image:
+        with open_image(file) as image:
             return image.size
     except Exception:  # noqa: BLE001  # as _read
         return None
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecodeResult:
     """What came of reading image files: the places in the list of those that were read, whether all of them are grey,
     what is odd, as (place, reason), and whether that may be different another time (a disk that failed, a permission)."""
 
@@ -153,7 +153,7 @@ class Reading:
     passing: bool
 
 
-def read_pictures(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> Reading:
+def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> DecodeResult:
     """Read image files into the first rows of `images`, uint8 (N, 3, S, S), in order, with a bar on a terminal.
 
     A file that cannot be read is left out and named as odd, its reason beginning with UNREADABLE. Odd are, too, pictures of a
@@ -161,7 +161,7 @@ def read_pictures(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     """
     kept, odd, grey, passing = list[int](), list[tuple[int, str]](), True, False
     size = images.shape[-1]
-    with quiet(), ThreadPoolExecutor(_threads()) as pool, _bar(len(files), title) as bar:
+    with silence_pillow(), ThreadPoolExecutor(_threads()) as pool, _bar(len(files), title) as bar:
         results = (result for group in _groups(files) for result in pool.map(_read, group, repeat(size)))
         for place, (pixels, reason, may_pass) in enumerate(results):
             if reason:
@@ -172,13 +172,13 @@ def read_pictures(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
                 images[len(kept)] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
                 kept.append(place)
             bar.update()
-    return Reading(kept, grey, odd, passing)
+    return DecodeResult(kept, grey, odd, passing)
 
 
 def _read(file: Path, size: int) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool]:
     """A file's pixels (S, S) or (S, S, 3), what is odd about it, and whether that may be different another time."""
     try:
-        with open_picture(file) as image:
+        with open_image(file) as image:
             reason = _oddity(image, file, size)
             return np.asarray(_square(image, size)), reason, False
     except Exception as error:  # noqa: BLE001  # in a damaged file Pillow meets errors of nearly any type
@@ -211,7 +211,7 @@ def _threads() -> int:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_pillow() -> Iterator[None]:
     """Silence what Pillow warns of and logs: metadata, pictures that are merely large, and errors that it then raises anyway."""
     logger = logging.getLogger("PIL")
     level = logger.level
@@ -228,7 +228,7 @@ def _bar(count: int, title: str) -> "tqdm[None]":
     return tqdm(total=count, desc=title, unit=" pictures", disable=not sys.stderr.isatty(), leave=False)
 
 
-def resize_pictures(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     """Return pictures uint8 (N, C, H, W), C 1 or 3, as uint8 (N, C, size, size), each as `fit_square` does it."""
     resized = np.empty((len(images), images.shape[1], size, size), np.uint8)
     for row, picture in zip(resized, images, strict=True):

@@ -17,7 +17,7 @@ from gingham.data.raw import Pixels
 from gingham.errors import DataError, one_line
 from gingham.io import require_plain
 
-FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UBYTE, INT = 0x08, 0x0C  # the IDX type codes of unsigned bytes and of integers of four bytes
 DEFLATE_RATIO = 1032  # no compressed byte holds more (https://zlib.net/zlib_tech.html)
 
@@ -97,12 +97,12 @@ def read_idx_folder(folder: Path) -> tuple[Pixels, Pixels, Pixels, Pixels]:
         DataError: a file missing or as in `read_idx`, or files that do not belong together.
     """
     arrays = []
-    for file in FILES:
+    for file in IDX_FILES:
         path = find_idx(folder, file)
         if path is None:
-            raise DataError(f"{folder / file} is missing (nor is there {file}.gz); a dataset needs {', '.join(FILES)}")
+            raise DataError(f"{folder / file} is missing (nor is there {file}.gz); a dataset needs {', '.join(IDX_FILES)}")
         arrays.append(read_idx(path, dimensions=3 if "images" in file else 1))
-    for images, labels, files in ((arrays[0], arrays[1], FILES[:2]), (arrays[2], arrays[3], FILES[2:])):
+    for images, labels, files in ((arrays[0], arrays[1], IDX_FILES[:2]), (arrays[2], arrays[3], IDX_FILES[2:])):
         if len(images) != len(labels):
             raise DataError(
                 f"{folder / files[1]} holds {len(labels)} labels for the {len(images)} pictures of {files[0]}; "
@@ -110,7 +110,7 @@ def read_idx_folder(folder: Path) -> tuple[Pixels, Pixels, Pixels, Pixels]:
             )
     if arrays[0].shape[1:] != arrays[2].shape[1:]:
         raise DataError(
-            f"{folder / FILES[2]} holds pictures of {arrays[2].shape[1]}x{arrays[2].shape[2]}, the training ones are "
+            f"{folder / IDX_FILES[2]} holds pictures of {arrays[2].shape[1]}x{arrays[2].shape[2]}, the training ones are "
             f"{arrays[0].shape[1]}x{arrays[0].shape[2]}; take both files from the same source"
         )
     return arrays[0], arrays[1], arrays[2], arrays[3]

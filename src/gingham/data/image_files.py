@@ -7,14 +7,14 @@ import numpy as np
 
 from gingham.data.image_folder import list_folder
 from gingham.data.listing import ORDER, Listing
-from gingham.data.pack_cache import read_files
-from gingham.data.raw import Raw
+from gingham.data.pack_cache import read_images
+from gingham.data.raw import RawDataset
 from gingham.data.table import list_table
 from gingham.errors import DataError
-from gingham.text import is_plain, natural
+from gingham.text import is_plain_name, natural_key
 
 
-def list_pictures(place: Path, *, training: bool = True) -> Listing:
+def list_images(place: Path, *, training: bool = True) -> Listing:
     """Return the picture files of a folder of class folders, or of a `.csv` table of paths and labels.
 
     With `training` some of them must be to train on; photographs to measure a model on may all lie in a test folder.
@@ -24,25 +24,25 @@ def list_pictures(place: Path, *, training: bool = True) -> Listing:
     """
     entries, empty = list_table(place, training) if place.is_file() else list_folder(place, training)
     for entry in entries:
-        if not is_plain(entry.label):
+        if not is_plain_name(entry.label):
             raise DataError(f"{place} has a class of the name {entry.label!r}; rename it, in plain letters of UTF-8")
-    classes = sorted({entry.label for entry in entries}, key=natural)
+    classes = sorted({entry.label for entry in entries}, key=natural_key)
     number = {name: place for place, name in enumerate(classes)}
-    entries.sort(key=lambda entry: (ORDER.index(entry.split), number[entry.label], natural(entry.name)))
+    entries.sort(key=lambda entry: (ORDER.index(entry.split), number[entry.label], natural_key(entry.name)))
     return Listing(tuple(entries), tuple(classes), tuple(empty))
 
 
-def raw_of_files(place: Path, size: int, *, skip_unreadable: bool) -> Raw:
+def read_image_dataset(place: Path, size: int, *, skip_unreadable: bool) -> RawDataset:
     """Return the pictures of a folder of class folders or of a `.csv` table as a Raw, with the splits it has.
 
     Raises
-        DataError: as `list_pictures` and `read_files`; a class folder without files; files that cannot be read, unless
+        DataError: as `list_images` and `read_images`; a class folder without files; files that cannot be read, unless
             `skip_unreadable`.
     """
-    listing = list_pictures(place)
+    listing = list_images(place)
     if listing.empty:
         raise DataError(f"the class folder {listing.empty[0]} of {place} is empty; put pictures into it, or remove it")
-    found = read_files(place, listing, size)
+    found = read_images(place, listing, size)
     unreadable = found.unreadable()
     named = ", ".join(f"{_readable(name)} ({reason})" for name, reason in unreadable[:3])
     named += f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
@@ -59,7 +59,7 @@ def raw_of_files(place: Path, size: int, *, skip_unreadable: bool) -> Raw:
     test = next((k for k, entry in enumerate(found.entries) if entry.split == "test"), len(labels))
     tested = any(entry.split == "test" for entry in listing.entries)
     files = tuple(_readable(entry.name) for entry in found.entries)
-    return Raw(
+    return RawDataset(
         found.images[:test],
         labels[:test],
         listing.classes,

@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from gingham.data.cifar import find_cifar, read_cifar
-from gingham.data.decode import resize_pictures
-from gingham.data.idx import FILES, find_idx, read_idx_folder
-from gingham.data.image_files import list_pictures, raw_of_files
+from gingham.data.decode import resize_images
+from gingham.data.idx import IDX_FILES, find_idx, read_idx_folder
+from gingham.data.image_files import list_images, read_image_dataset
 from gingham.data.memory import free_memory
 from gingham.data.npz import read_npz
-from gingham.data.pack_cache import read_files
-from gingham.data.raw import Raw, raw_of
-from gingham.data.registry import NAMED, read_named
-from gingham.data.splits import Data, cut_splits, make_split
+from gingham.data.pack_cache import read_images
+from gingham.data.raw import RawDataset, raw_from_arrays
+from gingham.data.registry import REGISTRY, read_registered
+from gingham.data.splits import DataSplits, cut_splits, make_split
 from gingham.errors import DataError, suggest
-from gingham.text import is_plain
+from gingham.text import is_plain_name
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 10_000
 LARGEST_SIDE = 4096
@@ -30,7 +30,7 @@ def load_data(
     *,
     size: int = 0,
     skip_unreadable: bool = False,
-) -> Data:
+) -> DataSplits:
     """Return a dataset's training, validation and test split.
 
     `name` is a published dataset, verified by its checksums (fashion-mnist, mnist, kmnist, qmnist, emnist-balanced and its
@@ -64,8 +64,8 @@ def load_data(
         raise DataError(
             f"pictures of size {size} were asked for; allowed: 1 to {LARGEST_SIDE} pixels, or 0 to leave it to the data"
         )
-    if name in NAMED:
-        raw, folder = read_named(name)
+    if name in REGISTRY:
+        raw, folder = read_registered(name)
         source = str(folder)
     else:
         raw = _read_own(name, size, skip_unreadable)
@@ -77,39 +77,39 @@ def load_data(
     return cut_splits(raw, name, source, validation, size, skip_unreadable)
 
 
-def _read_own(name: str, size: int, skip_unreadable: bool) -> Raw:
+def _read_own(name: str, size: int, skip_unreadable: bool) -> RawDataset:
     place = Path(name).resolve() if name else None
     if place is None or not place.exists():
         raise DataError(
-            f"unknown dataset {name!r}{suggest(name, NAMED)}, a folder of class folders, a .csv of paths and labels, a .npz file, "
-            f"or a folder with the files {', '.join(FILES)}"
+            f"unknown dataset {name!r}{suggest(name, REGISTRY)}, a folder of class folders, a .csv of paths and labels, a .npz file, "
+            f"or a folder with the files {', '.join(IDX_FILES)}"
         )
-    if is_pictures(place):
-        raw = raw_of_files(place, size, skip_unreadable=skip_unreadable)
+    if is_image_collection(place):
+        raw = read_image_dataset(place, size, skip_unreadable=skip_unreadable)
     elif place.suffix.lower() == ".npz":
         raw = read_npz(place)
     elif cifar := find_cifar(place):
-        return read_cifar(cifar, NAMED["cifar-10"].classes)
+        return read_cifar(cifar, REGISTRY["cifar-10"].classes)
     elif place.is_dir():
         arrays = read_idx_folder(place)
-        return raw_of(arrays, tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1)))
+        return raw_from_arrays(arrays, tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1)))
     else:
         raise DataError(
             f"{place} is no dataset; give a folder of class folders, a .csv of paths and labels, a .npz file, a folder of IDX "
-            f"files, or one of: {', '.join(NAMED)}"
+            f"files, or one of: {', '.join(REGISTRY)}"
         )
     _require_all_classes(raw, str(place))
     return raw
 
 
-def is_pictures(place: Path) -> bool:
+def is_image_collection(place: Path) -> bool:
     """Return whether a place holds pictures in files of their own: a `.csv` table, or a folder of no other kind."""
     if place.is_dir():
-        return all(find_idx(place, file) is None for file in FILES) and find_cifar(place) is None
+        return all(find_idx(place, file) is None for file in IDX_FILES) and find_cifar(place) is None
     return place.suffix.lower() == ".csv" and place.exists()
 
 
-def look_into(name: str) -> tuple[Data, list[tuple[str, str]]]:
+def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
     """Return data to be examined, its validation split apart, and what is odd about its files, as (file, reason).
 
     Unlike `load_data`, a folder or table of pictures is taken as it is: files that cannot be read are left out, classes
@@ -119,11 +119,11 @@ def look_into(name: str) -> tuple[Data, list[tuple[str, str]]]:
         DataError: as `load_data`, but for that; no picture that can be read.
     """
     place = Path(name).resolve()
-    if name in NAMED or not is_pictures(place):
+    if name in REGISTRY or not is_image_collection(place):
         return load_data(name, validation=0), []
-    listing = list_pictures(place)
+    listing = list_images(place)
     _require_classes(listing.classes, str(place))
-    found = read_files(place, listing, 0)
+    found = read_images(place, listing, 0)
     if found.entries[0].split != "train":
         raise DataError(f"{place} holds no training picture that can be read; see that its files are whole")
     number = {label: k for k, label in enumerate(listing.classes)}
@@ -137,10 +137,10 @@ def look_into(name: str) -> tuple[Data, list[tuple[str, str]]]:
         splits[title] = make_split(title, found.images[start:stop], labels, listing.classes, str(place), names)
     odd = [*found.odd, *((folder, "is a class folder without a picture") for folder in listing.empty)]
     held_out = splits["validation"] if len(splits["validation"]) else None
-    return Data(str(place), splits["train"], held_out, splits["test"], listing.classes, "", str(place)), odd
+    return DataSplits(str(place), splits["train"], held_out, splits["test"], listing.classes, "", str(place)), odd
 
 
-def _renamed(raw: Raw, classes: tuple[str, ...], name: str) -> Raw:
+def _renamed(raw: RawDataset, classes: tuple[str, ...], name: str) -> RawDataset:
     """The labels by the names that a model has for them, where they are numbers or a part of those names."""
     number = {label: k for k, label in enumerate(classes)}
     if set(raw.classes) <= set(number):
@@ -162,11 +162,11 @@ def _require_classes(classes: Sequence[str], name: str) -> None:
         raise DataError(
             f"{name} has {len(classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}: give each class its folder, or its label"
         )
-    if odd := [label for label in classes if not is_plain(label)]:
+    if odd := [label for label in classes if not is_plain_name(label)]:
         raise DataError(f"{name} has a class of the name {odd[0]!r}; rename it, in plain letters of UTF-8")
 
 
-def _require_all_classes(raw: Raw, name: str) -> None:
+def _require_all_classes(raw: RawDataset, name: str) -> None:
     train = len(raw.labels) - raw.validation
     parts = {"training": raw.labels[:train], "validation": raw.labels[train:], "test": raw.test_labels}
     for title, labels in parts.items():
@@ -183,7 +183,7 @@ def _require_all_classes(raw: Raw, name: str) -> None:
             )
 
 
-def _resized(raw: Raw, size: int, name: str) -> Raw:
+def _resized(raw: RawDataset, size: int, name: str) -> RawDataset:
     if size == 0 or raw.images.shape[2:] == (size, size):
         return raw
     count = len(raw.images) + len(raw.test_images if raw.test_images is not None else ())
@@ -191,5 +191,5 @@ def _resized(raw: Raw, size: int, name: str) -> Raw:
         raise DataError(
             f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the memory free here; set a smaller size, or 0"
         )
-    test = None if raw.test_images is None else resize_pictures(raw.test_images, size)
-    return dataclasses.replace(raw, images=resize_pictures(raw.images, size), test_images=test)
+    test = None if raw.test_images is None else resize_images(raw.test_images, size)
+    return dataclasses.replace(raw, images=resize_images(raw.images, size), test_images=test)

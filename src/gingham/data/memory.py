@@ -33,7 +33,7 @@ def free_memory() -> int:
     return min(free)
 
 
-def map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], path: Path) -> npt.NDArray[np.uint8]:
+def memory_map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], path: Path) -> npt.NDArray[np.uint8]:
     """Copy some rows of a large array to a file of their own, once, and return that file mapped into memory.
 
     `images` is uint8 (N, H, W), `rows` ascending indices (M,). A file of the right size that is there already is used.

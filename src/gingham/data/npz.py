@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gingham.data.idx import FILES
+from gingham.data.idx import IDX_FILES
 from gingham.data.memory import free_memory
-from gingham.data.raw import Pixels, Raw
+from gingham.data.raw import Pixels, RawDataset
 from gingham.errors import DataError, one_line
 from gingham.io import require_plain
-from gingham.text import natural
+from gingham.text import natural_key
 
 NPZ_NAMES = {
     "train": (("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels")),
@@ -25,7 +25,7 @@ NPZ_NAMES = {
 }
 
 
-def read_npz(path: Path) -> Raw:
+def read_npz(path: Path) -> RawDataset:
     """Return the pictures and labels in a `.npz` file of Keras's, MedMNIST's or plain names (NPZ_NAMES).
 
     Pictures are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; labels are integers or text, (N,) or (N, 1).
@@ -42,7 +42,7 @@ def read_npz(path: Path) -> Raw:
         if size > free_memory() // 2:
             raise DataError(
                 f"{path} holds {size} bytes, more than half of the memory free here; save it as four IDX files, which are "
-                f"read from disk ({', '.join(FILES)})"
+                f"read from disk ({', '.join(IDX_FILES)})"
             )
         with np.load(path, allow_pickle=False) as arrays:
             found = {}
@@ -139,7 +139,7 @@ def _labels(array: npt.NDArray[Any], what: str) -> npt.NDArray[Any]:
     return array
 
 
-def _assembled(path: Path, found: dict[str, tuple[Pixels, npt.NDArray[Any]]], names: tuple[str, ...] | None) -> Raw:
+def _assembled(path: Path, found: dict[str, tuple[Pixels, npt.NDArray[Any]]], names: tuple[str, ...] | None) -> RawDataset:
     shape = found["train"][0].shape[1:]
     for split, (images, labels) in found.items():
         if len(images) != len(labels):
@@ -148,7 +148,7 @@ def _assembled(path: Path, found: dict[str, tuple[Pixels, npt.NDArray[Any]]], na
             raise DataError(f"{path} has {split} pictures of {images.shape[1:]}, training ones of {shape}; they must be alike")
     every = np.concatenate([labels for _, labels in found.values()])  # numbers beside text become text
     values = np.unique(every)
-    classes = tuple(sorted(map(str, values.tolist()), key=natural)) if names is None else names
+    classes = tuple(sorted(map(str, values.tolist()), key=natural_key)) if names is None else names
     if len({*classes}) < len(classes):
         raise DataError(f"{path} gives one name to two classes; name each once")
     place = {name: number for number, name in enumerate(classes)}
@@ -163,7 +163,7 @@ def _assembled(path: Path, found: dict[str, tuple[Pixels, npt.NDArray[Any]]], na
         )
     numbers = {split: order[np.searchsorted(values, labels.astype(every.dtype))] for split, (_, labels) in found.items()}
     learning = [split for split in ("train", "validation") if split in found]
-    return Raw(
+    return RawDataset(
         found["train"][0] if len(learning) == 1 else np.concatenate([found[split][0] for split in learning]),
         np.concatenate([numbers[split] for split in learning]),
         classes,

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from gingham.data.decode import UNREADABLE, common_side, read_pictures
+from gingham.data.decode import UNREADABLE, common_side, decode_images
 from gingham.data.listing import Entry, Listing
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels
@@ -27,7 +27,7 @@ CHUNK_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DecodedImages:
     """The pictures of a listing: uint8 `images` (N, C, S, S) of its `entries` that could be read, in order, and what is odd
     about files, as (name, reason)."""
 
@@ -40,7 +40,7 @@ class Pictures:
         return [(name, reason.removeprefix(UNREADABLE)) for name, reason in self.odd if reason.startswith(UNREADABLE)]
 
 
-def read_files(place: Path, listing: Listing, size: int) -> Pictures:
+def read_images(place: Path, listing: Listing, size: int) -> DecodedImages:
     """Return the pictures of a listing as squares of `size` pixels (0: their common size, or 28), grey where all are grey.
 
     They are read once, and kept as a pack in the user's cache; a pack is known by the names, sizes and times of the
@@ -57,7 +57,7 @@ def read_files(place: Path, listing: Listing, size: int) -> Pictures:
         raise DataError(f"{place} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files")
     gone = {*missing}
     entries = tuple(entry for number, entry in enumerate(listing.entries) if number not in gone)
-    return Pictures(
+    return DecodedImages(
         images, entries, tuple((listing.entries[number].name, reason) for number, reason in odd), packed is not None
     )
 
@@ -73,31 +73,31 @@ def _read_anew(place: Path, listing: Listing, size: int, pack: Path) -> Found:
     title = f"reading {place.name}"
     if not large:
         images = np.empty(shape, np.uint8)
-        reading = read_pictures(files, images, title)
+        reading = decode_images(files, images, title)
         images = images[: len(reading.kept), : 1 if reading.grey else 3]
-        facts = _facts(reading.kept, reading.odd, len(files))
+        metadata = _metadata(reading.kept, reading.odd, len(files))
         if len(images) and not reading.passing:
             with contextlib.suppress(GinghamError, OSError):  # a cache that cannot be written to costs time, no result
-                _pack(pack, images, facts)
-        return np.ascontiguousarray(images), facts["missing"], reading.odd
+                _pack(pack, images, metadata)
+        return np.ascontiguousarray(images), metadata["missing"], reading.odd
     try:
         pack.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=pack.parent) as side_file:
             _reserve(side_file, math.prod(shape))
             images = np.memmap(side_file, np.uint8, "w+", shape=shape)
-            reading = read_pictures(files, images, title)
-            facts = _facts(reading.kept, reading.odd, len(files))
+            reading = decode_images(files, images, title)
+            metadata = _metadata(reading.kept, reading.odd, len(files))
             if reading.kept:
-                _pack(pack, images[: len(reading.kept), : 1 if reading.grey else 3], facts)
+                _pack(pack, images[: len(reading.kept), : 1 if reading.grey else 3], metadata)
     except (OSError, GinghamError) as error:
         raise DataError(
             f"cannot write {pack} ({one_line(error)}), which pictures larger than half of the free memory need; free "
             f"{2 * len(files) * 3 * side * side} bytes there, or set a smaller size"
         ) from error
-    return _unpack(pack, len(files)) or (np.empty((0, *shape[1:]), np.uint8), facts["missing"], reading.odd)
+    return _unpack(pack, len(files)) or (np.empty((0, *shape[1:]), np.uint8), metadata["missing"], reading.odd)
 
 
-def _facts(kept: Sequence[int], odd: Sequence[tuple[int, str]], files: int) -> dict[str, Any]:
+def _metadata(kept: Sequence[int], odd: Sequence[tuple[int, str]], files: int) -> dict[str, Any]:
     return {"format": PACK_FORMAT, "missing": sorted({*range(files)} - {*kept}), "odd": odd}
 
 
@@ -116,17 +116,17 @@ def _pack_name(place: Path, listing: Listing, size: int) -> str:
     return f"{of.hexdigest()[:16]}-{state.hexdigest()[:32]}.npy"
 
 
-def _pack(path: Path, images: npt.NDArray[np.uint8], facts: dict[str, Any]) -> None:
+def _pack(path: Path, images: npt.NDArray[np.uint8], metadata: dict[str, Any]) -> None:
     """Write pictures and what is known of them, and remove the packs of earlier states of the same place."""
     check, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
     with replacing(path) as side, side.open("wb") as file:
-        facts_of = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
-        np.lib.format.write_array_header_1_0(file, facts_of)
+        model_metadata = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
+        np.lib.format.write_array_header_1_0(file, model_metadata)
         for start in range(0, len(images), rows):
             part = np.ascontiguousarray(images[start : start + rows])
             file.write(part.data)
             check = zlib.crc32(part.data, check)
-    write_json(path.with_suffix(".json"), {**facts, "crc32": check})
+    write_json(path.with_suffix(".json"), {**metadata, "crc32": check})
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
             old.unlink(missing_ok=True)
@@ -141,10 +141,13 @@ def _reserve(file: IO[bytes], size: int) -> None:
 def _unpack(path: Path, files: int) -> Found | None:
     """What `_pack` wrote, or None where it is missing, damaged or of other files."""
     try:
-        facts = read_json(path.with_suffix(".json"))
+        metadata = read_json(path.with_suffix(".json"))
         large = path.stat().st_size > free_memory() // 2
         images = np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
-        missing, odd = [int(place) for place in facts["missing"]], [(int(place), str(reason)) for place, reason in facts["odd"]]
+        missing, odd = (
+            [int(place) for place in metadata["missing"]],
+            [(int(place), str(reason)) for place, reason in metadata["odd"]],
+        )
         check, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
         for start in range(0, len(images), rows):
             check = zlib.crc32(np.ascontiguousarray(images[start : start + rows]).data, check)
@@ -152,7 +155,7 @@ def _unpack(path: Path, files: int) -> Found | None:
         whole &= len({*missing}) == len(missing) and all(
             0 <= place < files for place in [*missing, *(place for place, _ in odd)]
         )
-        return (images, missing, odd) if whole and check == facts["crc32"] else None
+        return (images, missing, odd) if whole and check == metadata["crc32"] else None
     except (
         OSError,
         GinghamError,

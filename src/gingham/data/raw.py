@@ -11,7 +11,7 @@ Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Raw:
+class RawDataset:
     """A dataset as its source has it, before gingham cuts any split.
 
     `images` is uint8 (N, C, H, W) and `labels` int64 (N,), 0 to K-1: the training pictures and, behind them, the last
@@ -30,7 +30,7 @@ class Raw:
     notes: tuple[str, ...] = ()  # sentences for whoever loads it
 
 
-def raw_of(arrays: Sequence[Pixels], classes: tuple[str, ...]) -> Raw:
+def raw_from_arrays(arrays: Sequence[Pixels], classes: tuple[str, ...]) -> RawDataset:
     """Return grey pictures (N, H, W) and labels (N,), of training and of test, as a Raw."""
     images, labels, test_images, test_labels = arrays
-    return Raw(images[:, None], labels.astype(np.int64), classes, test_images[:, None], test_labels.astype(np.int64))
+    return RawDataset(images[:, None], labels.astype(np.int64), classes, test_images[:, None], test_labels.astype(np.int64))

@@ -18,8 +18,8 @@ from typing import BinaryIO, NoReturn, cast
 import numpy as np
 
 from gingham.data.cifar import read_cifar
-from gingham.data.idx import FILES, INT, find_idx, idx_sha256, read_idx, read_idx_folder
-from gingham.data.raw import Raw, raw_of
+from gingham.data.idx import IDX_FILES, INT, find_idx, idx_sha256, read_idx, read_idx_folder
+from gingham.data.raw import RawDataset, raw_from_arrays
 from gingham.errors import DataError, one_line
 from gingham.io import cache_folder
 
@@ -27,7 +27,7 @@ SYSTEM_FOLDER = Path("/usr/share/datasets")
 
 
 @dataclass(frozen=True)
-class Named:
+class DatasetSpec:
     """A published dataset. `md5` has the files that are downloaded from the first of `mirrors` that has them, each with
     its published checksum; `sha256`, where known, those of the decompressed IDX files, in the order of FILES, which are
     then what is verified. `loose` are names of files that show the dataset is there, though nothing verifies them."""
@@ -38,26 +38,26 @@ class Named:
     mirrors: tuple[str, ...]
     md5: dict[str, str]
     megabytes: int
-    read: Callable[[Path, "Named"], Raw]
+    read: Callable[[Path, "DatasetSpec"], RawDataset]
     sha256: tuple[str, ...] = ()
     loose: tuple[str, ...] = ()
     debian_package: str = ""
 
 
-def _read_idx(folder: Path, known: Named) -> Raw:
-    return raw_of(read_idx_folder(folder), known.classes)
+def _read_idx(folder: Path, known: DatasetSpec) -> RawDataset:
+    return raw_from_arrays(read_idx_folder(folder), known.classes)
 
 
-def _read_qmnist(folder: Path, known: Named) -> Raw:
+def _read_qmnist(folder: Path, known: DatasetSpec) -> RawDataset:
     arrays = []
     for name in known.md5:
         labels = "labels" in name
         array = read_idx(folder / name, 2 if labels else 3, INT if labels else 0x08)
         arrays.append(array[:, 0, 3] if labels else array)  # of the eight numbers a picture the first is its class
-    return raw_of(arrays, known.classes)
+    return raw_from_arrays(arrays, known.classes)
 
 
-def _read_emnist(folder: Path, known: Named, split: str) -> Raw:
+def _read_emnist(folder: Path, known: DatasetSpec, split: str) -> RawDataset:
     arrays = []
     for part in ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1"):
         name = f"gzip/emnist-{split}-{part}-ubyte.gz"
@@ -68,10 +68,10 @@ def _read_emnist(folder: Path, known: Named, split: str) -> Raw:
             raise DataError(f"cannot read {name} in {folder / 'gzip.zip'} ({one_line(error)}); take it anew") from error
         # Each picture is stored by columns; the letters' labels count from 1.
         arrays.append(np.ascontiguousarray(array.transpose(0, 2, 1)) if "images" in part else array - (split == "letters"))
-    return raw_of(arrays, known.classes)
+    return raw_from_arrays(arrays, known.classes)
 
 
-def _read_cifar_archive(folder: Path, known: Named) -> Raw:
+def _read_cifar_archive(folder: Path, known: DatasetSpec) -> RawDataset:
     return read_cifar(folder / next(iter(known.md5)), known.classes)
 
 
@@ -81,11 +81,11 @@ MERGED = tuple(string.digits + string.ascii_uppercase + "abdefghnqrt")
 
 
 def _mnist_files(md5: tuple[str, str, str, str]) -> dict[str, str]:
-    return {f"{file}.gz": value for file, value in zip(FILES, md5, strict=True)}
+    return {f"{file}.gz": value for file, value in zip(IDX_FILES, md5, strict=True)}
 
 
-def _emnist(split: str, classes: tuple[str, ...]) -> Named:
-    return Named(
+def _emnist(split: str, classes: tuple[str, ...]) -> DatasetSpec:
+    return DatasetSpec(
         classes,
         "emnist",
         "EMNIST/raw",
@@ -99,8 +99,8 @@ def _emnist(split: str, classes: tuple[str, ...]) -> Named:
 
 # The MD5 sums are those that torchvision publishes. Of Fashion-MNIST's SHA-256 sums: those of the clean release of 31 August
 # 2017; the first one held duplicates across train and test.
-NAMED = {
-    "fashion-mnist": Named(
+REGISTRY = {
+    "fashion-mnist": DatasetSpec(
         ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         "fashion-mnist",
         "FashionMNIST/raw",
@@ -123,7 +123,7 @@ NAMED = {
         ),
         debian_package="dataset-fashion-mnist",
     ),
-    "mnist": Named(
+    "mnist": DatasetSpec(
         DIGITS,
         "mnist",
         "MNIST/raw",
@@ -145,7 +145,7 @@ NAMED = {
             "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
         ),
     ),
-    "kmnist": Named(
+    "kmnist": DatasetSpec(
         ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
         "kmnist",
         "KMNIST/raw",
@@ -160,9 +160,9 @@ NAMED = {
         ),
         21,
         _read_idx,
-        loose=FILES,
+        loose=IDX_FILES,
     ),
-    "qmnist": Named(
+    "qmnist": DatasetSpec(
         DIGITS,
         "qmnist",
         "QMNIST/raw",
@@ -183,7 +183,7 @@ NAMED = {
     "emnist-byclass": _emnist("byclass", tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)),
     "emnist-bymerge": _emnist("bymerge", MERGED),
     "emnist-mnist": _emnist("mnist", DIGITS),
-    "cifar-10": Named(
+    "cifar-10": DatasetSpec(
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         "cifar-10",
         "",
@@ -196,51 +196,51 @@ NAMED = {
 }
 
 
-def read_named(name: str) -> tuple[Raw, Path]:
+def read_registered(name: str) -> tuple[RawDataset, Path]:
     """Return a published dataset, verified, and the folder it was read from; it is downloaded where it is nowhere else.
 
     Raises
         DataError: a file missing, damaged, without a checksum, or of another dataset; a download that failed.
     """
-    folder = locate(name) or _download(name)
+    folder = find_dataset_dir(name) or _download(name)
     return _read_verified(name, folder), folder
 
 
-def locate(name: str = "fashion-mnist") -> Path | None:
+def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
     """Return the first folder that holds any of a known dataset's files, in the order `load_data` looks, or None."""
-    known = NAMED[name]
+    known = REGISTRY[name]
     folders = []
     if own := os.environ.get("GINGHAM_DATA"):
         if not Path(own).is_dir():
             raise DataError(f"GINGHAM_DATA is {own}, which is no folder; point it at one that holds {name}, or unset it")
         folders += [Path(own) / known.folder, Path(own) / known.torchvision_folder, Path(own)]
     folders += [cache_folder() / known.folder, SYSTEM_FOLDER / known.folder]
-    names = (*known.md5, *known.loose, *(FILES if known.sha256 else ()))
+    names = (*known.md5, *known.loose, *(IDX_FILES if known.sha256 else ()))
     return next((place for place in folders if any(os.path.lexists(place / file) for file in names)), None)
 
 
-def _read_verified(name: str, folder: Path) -> Raw:
-    known = NAMED[name]
+def _read_verified(name: str, folder: Path) -> RawDataset:
+    known = REGISTRY[name]
     if not known.sha256:
         for file in known.md5:
             _verify_file(name, folder, file)
         return known.read(folder, known)
     arrays = read_idx_folder(folder)
-    for file, array, expected in zip(FILES, arrays, known.sha256, strict=True):
+    for file, array, expected in zip(IDX_FILES, arrays, known.sha256, strict=True):
         if (found := idx_sha256(array)) != expected:
             _refuse(
                 name, find_idx(folder, file) or folder / file, f"its SHA-256 begins {found[:12]}, not {expected[:12]}", found
             )
-    return raw_of(arrays, known.classes)
+    return raw_from_arrays(arrays, known.classes)
 
 
 def _verify_file(name: str, folder: Path, file: str) -> None:
-    path, expected = folder / file, NAMED[name].md5[file]
+    path, expected = folder / file, REGISTRY[name].md5[file]
     if not path.is_file():
-        loose = next((one for one in NAMED[name].loose if (folder / one).exists()), None)
-        if loose is None or any((folder / other).is_file() for other in NAMED[name].md5):
+        loose = next((one for one in REGISTRY[name].loose if (folder / one).exists()), None)
+        if loose is None or any((folder / other).is_file() for other in REGISTRY[name].md5):
             raise DataError(f"{path} is missing; put it there as it is published, or remove {folder} and load again")
-        other_way = "" if NAMED[name].folder == "emnist" else f", or use what is there with --data {folder}"
+        other_way = "" if REGISTRY[name].folder == "emnist" else f", or use what is there with --data {folder}"
         raise DataError(
             f"{folder} holds {loose}, for which no checksum is published, so that it is not known to be {name}; put {file} "
             f"there as it is published{other_way}"
@@ -258,7 +258,7 @@ def _verify_file(name: str, folder: Path, file: str) -> None:
 
 def _refuse(name: str, path: Path, evidence: str, found: str) -> NoReturn:
     """Files of several datasets have the same names: a known checksum says whose file it is."""
-    other = next((one for one, known in NAMED.items() if found in (*known.sha256, *known.md5.values())), None)
+    other = next((one for one, known in REGISTRY.items() if found in (*known.sha256, *known.md5.values())), None)
     use = f"or use it as it is with --data {path.parent}"
     if other:
         raise DataError(
@@ -273,7 +273,7 @@ def _refuse(name: str, path: Path, evidence: str, found: str) -> NoReturn:
 
 
 def _download(name: str) -> Path:
-    known = NAMED[name]
+    known = REGISTRY[name]
     folder = cache_folder() / known.folder
     package = f"on Debian or Ubuntu: apt-get install {known.debian_package}; " if known.debian_package else ""
     first, *others = known.md5
@@ -301,7 +301,7 @@ def _download(name: str) -> Path:
         socket.setdefaulttimeout(timeout)
 
 
-def _fetch(known: Named, file: str, folder: Path) -> None:
+def _fetch(known: DatasetSpec, file: str, folder: Path) -> None:
     from torchvision.datasets.utils import download_url  # only a download needs it, and it takes a second to import
 
     md5 = None if known.sha256 else known.md5[file]  # their content is verified, however it was packed

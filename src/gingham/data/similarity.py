@@ -9,7 +9,7 @@ NEAR = 0.997  # correlation; Fashion-MNIST's pairs above it look like one photog
 BLOCK = 1024
 
 
-def normalised(images: torch.Tensor) -> torch.Tensor:
+def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
     """Return float32 (N, D): each picture's pixels with mean 0 and norm 1, so that products are correlations.
 
     `images` is uint8 (N, C, H, W). A picture of one value becomes zeros.
@@ -38,12 +38,12 @@ def directions(vectors: torch.Tensor) -> torch.Tensor:
 def near_duplicates(vectors: torch.Tensor, near: float = NEAR) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pairs of pictures whose correlation is at least `near`, and their correlations, the closest first.
 
-    `vectors` is what `normalised` gives, (N, D); what comes back is int64 (P, 2), the smaller index first, and float (P,).
+    `vectors` is what `normalized_vectors` gives, (N, D); what comes back is int64 (P, 2), the smaller index first, and float (P,).
     No pair is missed: a projection never makes two vectors lie further apart, so pairs that are far apart in it, by its
     first direction and then by all of its directions, are far apart.
 
     >>> pictures = torch.tensor([[[[0, 9], [9, 0]]], [[[9, 0], [0, 0]]], [[[1, 19], [19, 1]]]], dtype=torch.uint8)
-    >>> near_duplicates(normalised(pictures))[0].tolist()
+    >>> near_duplicates(normalized_vectors(pictures))[0].tolist()
     [[0, 2]]
     """
     reach = (2 * (1 - near)) ** 0.5 + 1e-5  # the distance of two unit vectors of that correlation
@@ -66,7 +66,9 @@ def near_duplicates(vectors: torch.Tensor, near: float = NEAR) -> tuple[torch.Te
     return pairs[kept][best], correlations[kept][best]
 
 
-def agreement(queries: torch.Tensor, labels: torch.Tensor, base: torch.Tensor, base_labels: torch.Tensor) -> tuple[int, int]:
+def count_label_agreement(
+    queries: torch.Tensor, labels: torch.Tensor, base: torch.Tensor, base_labels: torch.Tensor
+) -> tuple[int, int]:
     """Return how many pictures have the label of the picture most like them, and how many there are.
 
     `queries` and `base` are normalised vectors, (Q, D) and (B, D), of different pictures. Where labels belong to their
@@ -78,10 +80,10 @@ def agreement(queries: torch.Tensor, labels: torch.Tensor, base: torch.Tensor, b
     return right, len(labels)
 
 
-def nearest(queries: torch.Tensor, base: torch.Tensor, count: int) -> torch.Tensor:
+def nearest_neighbours(queries: torch.Tensor, base: torch.Tensor, count: int) -> torch.Tensor:
     """Return the places in `base` (B, D) of the `count` vectors most like each of `queries` (Q, D), by cosine, best first: int64 (Q, count).
 
-    >>> nearest(torch.tensor([[1.0, 0.1]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]), 2).tolist()
+    >>> nearest_neighbours(torch.tensor([[1.0, 0.1]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]), 2).tolist()
     [[1, 2]]
     """
     likeness = F.normalize(queries, dim=1) @ F.normalize(base, dim=1).T

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gingham.data.memory import map_rows
-from gingham.data.raw import Labels, Pixels, Raw
-from gingham.data.registry import NAMED
+from gingham.data.memory import memory_map_rows
+from gingham.data.raw import Labels, Pixels, RawDataset
+from gingham.data.registry import REGISTRY
 from gingham.errors import DataError
 from gingham.io import cache_folder
 
@@ -56,7 +56,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Data:
+class DataSplits:
     """A dataset's splits. `validation` is None when nothing is held out; `fingerprint` is a SHA-256 of all pictures,
     labels and class names, the same whatever is held out. `notes` are sentences that whoever loads it should read."""
 
@@ -70,7 +70,7 @@ class Data:
     notes: tuple[str, ...] = ()
 
 
-def cut_splits(raw: Raw, name: str, source: str, validation: int, size: int, skip_unreadable: bool) -> Data:
+def cut_splits(raw: RawDataset, name: str, source: str, validation: int, size: int, skip_unreadable: bool) -> DataSplits:
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
     own = len(raw.labels) - raw.validation
@@ -84,7 +84,7 @@ def cut_splits(raw: Raw, name: str, source: str, validation: int, size: int, ski
         train, held_out = (train, given) if validation else (np.concatenate([train, given]), given[:0])
         held_out_images = raw.images[own:]
     else:
-        if name not in NAMED and validation > (most := len(train) // 5):
+        if name not in REGISTRY and validation > (most := len(train) // 5):
             notes.append(f"{most} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}")
             validation = most
         kept, taken = _stratify(raw.labels[train], validation, name)
@@ -98,7 +98,7 @@ def cut_splits(raw: Raw, name: str, source: str, validation: int, size: int, ski
     labels, files = raw.labels[held_out], _named(raw.files, held_out)
     validation_split = split("validation", held_out_images, labels, files) if len(held_out) else None
     pack = f"{fingerprint[:32]}-{len(held_out)}"
-    return Data(
+    return DataSplits(
         name=name,
         train=split("train", _rows(raw.images, train, pack, last=True), raw.labels[train], _named(raw.files, train)),
         validation=validation_split,
@@ -130,7 +130,7 @@ def _rows(images: Pixels, rows: npt.NDArray[np.intp], pack: str = "", *, last: b
     if last and rows[-1] - rows[0] + 1 == len(rows):
         return images[rows[0] : rows[-1] + 1]
     if isinstance(images, np.memmap) and pack:
-        return map_rows(images, rows, cache_folder() / "packs" / pack)
+        return memory_map_rows(images, rows, cache_folder() / "packs" / pack)
     if not last:
         return np.array(images[rows])
     for start in range(0, len(rows), 4096):  # indexing would hold all pictures twice
@@ -144,7 +144,7 @@ def _by_class(labels: Labels) -> Sequence[npt.NDArray[np.intp]]:
     return np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
 
 
-def _hold_out_test(raw: Raw, own: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _hold_out_test(raw: RawDataset, own: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
     """Places kept and held out, each ascending: of each class those whose hash of class and file name is lowest."""
     counts = np.bincount(raw.labels[:own], minlength=len(raw.classes))
     if len(few_of := np.flatnonzero((counts > 0) & (counts < 3))):
@@ -182,7 +182,7 @@ def _stratify(labels: Labels, validation: int, name: str) -> tuple[npt.NDArray[n
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _fingerprint(raw: Raw) -> str:
+def _fingerprint(raw: RawDataset) -> str:
     digest = hashlib.sha256("\0".join(raw.classes).encode())
     for array in (raw.images, raw.labels, raw.test_images, raw.test_labels):
         if array is None:

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from gingham.data.splits import Data
+from gingham.data.splits import DataSplits
 
 
-def count_duplicates(data: Data) -> dict[str, int]:
+def count_duplicates(data: DataSplits) -> dict[str, int]:
     """Return how many pictures of a dataset are exact copies, byte by byte, labels aside.
 
     `train` counts the training pictures (held-out ones included) that an earlier training picture equals, `test` the
@@ -26,7 +26,7 @@ def count_duplicates(data: Data) -> dict[str, int]:
     }
 
 
-def describe(data: Data) -> dict[str, Any]:
+def describe(data: DataSplits) -> dict[str, Any]:
     """Return the facts of a dataset as JSON values: what `gingham show --json` prints, but for the figure.
 
     `images` and `per_class` count training and test pictures together, `splits` and `per_class_train`/`_test` apart.

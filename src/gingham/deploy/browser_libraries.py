@@ -12,7 +12,7 @@ from pathlib import Path
 from gingham.errors import DataError, one_line
 from gingham.io import cache_folder, replacing
 
-REGISTRY = "https://registry.npmjs.org"
+NPM_REGISTRY = "https://registry.npmjs.org"
 LARGEST = 100 << 20  # of an archive
 
 
@@ -73,7 +73,7 @@ def _kept(file: Path, wanted: str) -> bytes | None:
 
 
 def _download(library: Library, place: Path) -> dict[str, bytes]:
-    registry = os.environ.get("npm_config_registry", REGISTRY).rstrip("/")  # noqa: SIM112  # as npm calls it
+    registry = os.environ.get("npm_config_registry", NPM_REGISTRY).rstrip("/")  # noqa: SIM112  # as npm calls it
     url = f"{registry}/{library.package}/-/{library.package.rpartition('/')[2]}-{library.version}.tgz"
     print(f"downloading {library.package} {library.version}, {library.megabytes} MB, once", file=sys.stderr)
     way_out = f"put {', '.join(Path(name).name for name in library.files)} of that package into {place}, or try again online"

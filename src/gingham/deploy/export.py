@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gingham.data.sampler import evenly
-from gingham.data.splits import Data, Split
-from gingham.deploy.onnx import OPSET, create_session, graph_of, quantize_int8, session_probabilities
+from gingham.data.sampler import evenly_spaced
+from gingham.data.splits import DataSplits, Split
+from gingham.deploy.onnx import OPSET, create_session, quantize_int8, session_probabilities, to_onnx
 from gingham.deploy.page import write_page
 from gingham.errors import DataError, GinghamError
 from gingham.evaluation.metrics import paired_interval
-from gingham.evaluation.run_data import data_of
-from gingham.inference.neighbours import GALLERY, gallery
+from gingham.evaluation.run_data import load_run_data
+from gingham.inference.neighbours import GALLERY_SIZE, gallery
 from gingham.io import replacing
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
@@ -31,7 +31,7 @@ MEASURED = 10_000  # pictures at most that say what int8 costs
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written: `pictures` of `split` were answered by the file and by the model it was made from, with the same
     top class for the share `agreement`, and probabilities that differ by `max_difference` at most. For int8 `accuracy` is the
     model's on `measured` of these pictures, `accuracy_int8` the file's, and `interval` that of the loss, at 95 %.
@@ -56,7 +56,9 @@ class Exported:
         return {name: str(value) if name == "file" else value for name, value in asdict(self).items() if value is not None}
 
 
-def export(run: Run, file: str | Path, data: Data | None = None, *, int8: bool = False, neighbours: int = GALLERY) -> Exported:
+def export(
+    run: Run, file: str | Path, data: DataSplits | None = None, *, int8: bool = False, neighbours: int = GALLERY_SIZE
+) -> ExportResult:
     """Write a run's model as one file that answers the same without gingham: `.onnx`, or `.html`, a page for a browser.
 
     ONNX: `images` uint8 (N, C, H, W) in, N being any number, `probabilities` float32 (N, K) out. Normalisation, both views and
@@ -79,7 +81,7 @@ def export(run: Run, file: str | Path, data: Data | None = None, *, int8: bool =
     """
     file = Path(file)
     require_exportable(file, int8=int8)
-    source = data_of(run) if data is None else data
+    source = load_run_data(run) if data is None else data
     split = (
         source.validation if source.validation is not None and len(source.validation) else source.train
     )  # never the test split
@@ -87,9 +89,9 @@ def export(run: Run, file: str | Path, data: Data | None = None, *, int8: bool =
         got, wanted = ("x".join(map(str, sides)) for sides in (shape, run.model.input_shape))
         raise DataError(f"{source.name} has pictures of {got}, the model takes {wanted}; give data of the model's own kind")
     page = file.suffix.lower() == ".html"
-    graph = graph_of(run, with_features=page)
+    graph = to_onnx(run, with_features=page)
     content = graph.SerializeToString()
-    images = split.images[evenly(len(split), COMPARED)].cpu()
+    images = split.images[evenly_spaced(len(split), COMPARED)].cpu()
     expected = run.model.predict(images).probabilities.numpy()
     exported = _compare(expected, create_session(content), images)
     if exported["max_difference"] > TOLERANCE or exported["agreement"] < 1:
@@ -109,7 +111,7 @@ def export(run: Run, file: str | Path, data: Data | None = None, *, int8: bool =
     else:
         with replacing(file) as side:
             side.write_bytes(content)
-    return Exported(file=file, bytes=file.stat().st_size, opset=OPSET, split=split.name, **exported)
+    return ExportResult(file=file, bytes=file.stat().st_size, opset=OPSET, split=split.name, **exported)
 
 
 def require_exportable(file: Path, *, int8: bool) -> None:
@@ -147,7 +149,7 @@ def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", ima
 
 
 def _cost(model: Classifier, session: "InferenceSession", split: Split) -> dict[str, Any]:
-    places = evenly(len(split), MEASURED)
+    places = evenly_spaced(len(split), MEASURED)
     images, labels = split.images[places].cpu(), split.labels[places].cpu().numpy()
     after = (
         session_probabilities(session, images).argmax(axis=1) == labels

@@ -16,12 +16,12 @@ import numpy.typing as npt
 import torch
 
 from gingham._version import __version__
-from gingham.data.sampler import evenly
+from gingham.data.sampler import evenly_spaced
 from gingham.data.splits import Split
 from gingham.deploy.page import dataset_of
 from gingham.errors import GinghamError, one_line
-from gingham.inference.neighbours import entering_last_layer
-from gingham.inference.predict import takes_garments
+from gingham.inference.neighbours import capture_features
+from gingham.inference.predict import is_garment_model
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
@@ -45,12 +45,12 @@ class _Answering(torch.nn.Module):
         if not self.with_features:
             answers: torch.Tensor = self.model(images).softmax(dim=1)
             return answers
-        with entering_last_layer(self.model) as seen:
+        with capture_features(self.model) as seen:
             logits = self.model(images)
         return logits.softmax(dim=1), seen[0] if seen else logits
 
 
-def graph_of(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
+def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
     """Return a run's model as an ONNX graph, with its metadata; `with_features` adds an output `features` (N, D), what `features`
     in inference/neighbours.py returns.
 
@@ -95,7 +95,7 @@ def _metadata(run: Run) -> dict[str, Any]:
         "threshold": float(run.model.threshold),
         "temperature": float(run.model.temperature),
         "input_shape": list(run.model.input_shape),
-        "preparation": "garment" if takes_garments(run) else "plain",  # which of prepare_garment and prepare_plain
+        "preparation": "garment" if is_garment_model(run) else "plain",  # which of prepare_garment and prepare_plain
         "background": run.data.get("background"),
         "recipe": run.recipe.name,
         "network": run.recipe.network,
@@ -152,7 +152,7 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
         given, whole, small = (Path(folder, name) for name in ("given.onnx", "whole.onnx", "int8.onnx"))
         onnx.save(graph, given)
         quant_pre_process(given, whole, skip_symbolic_shape=True)
-        calibration = _Calibration(train.images[evenly(len(train), CALIBRATED)].cpu())
+        calibration = _Calibration(train.images[evenly_spaced(len(train), CALIBRATED)].cpu())
         quantize_static(whole, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
         quantised = ir.load(small)
         DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)  # the mirror image's branch got filters of its own

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from gingham._version import __version__
 from gingham.deploy.browser_libraries import LIBRARIES, library_files
 from gingham.inference.neighbours import Gallery
-from gingham.inference.predict import takes_garments
+from gingham.inference.predict import is_garment_model
 from gingham.io import write_text
 from gingham.runs.run import Run
 
 FOLDER = Path(__file__).parent / "web"
 
 
-def facts_of(run: Run) -> dict[str, Any]:
+def model_metadata(run: Run) -> dict[str, Any]:
     """Return what a run's model is, as JSON values: classes, shape, threshold, where it comes from and how it was measured."""
     background = run.data.get("background")
     return {
@@ -30,7 +30,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         "input_shape": list(run.model.input_shape),
         "threshold": float(run.model.threshold),
         "temperature": float(run.model.temperature),
-        "garments": takes_garments(run),
+        "garments": is_garment_model(run),
         "background": background if isinstance(background, (int, float)) else None,
         "recipe": run.recipe.name,
         "network": run.recipe.network,
@@ -107,14 +107,14 @@ def _render(
     run: Run, script: str, policy: str | None = None, payload: dict[str, str] | None = None, labels: Sequence[int] = ()
 ) -> str:
     """The page with its script; alone, also with its own policy, the parts it is made of, and the labels of its training pictures."""
-    facts = facts_of(run) | {"labels": labels}
+    metadata = model_metadata(run) | {"labels": labels}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html").render(
-        model=facts,
+        model=metadata,
         # In a script element, where the only thing that may not stand is its end.
-        facts=json.dumps(facts, ensure_ascii=False).replace("<", "\\u003c"),
+        metadata=json.dumps(metadata, ensure_ascii=False).replace("<", "\\u003c"),
         script=script,
         policy=policy,
         payload=payload or {},

@@ -8,7 +8,7 @@ PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which take
 PARTS = 1000  # of a form, which may have other fields beside its pictures
 
 
-def pictures_of(body: bytes, kind: str) -> list[tuple[str, bytes]]:
+def read_request_images(body: bytes, kind: str) -> list[tuple[str, bytes]]:
     """Return the pictures in a request's body, by name: the files of a form, or the body itself.
 
     `kind` is the Content-Type: multipart/form-data, image/... or application/octet-stream.

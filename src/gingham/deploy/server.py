@@ -30,17 +30,17 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
 from gingham._version import __version__
-from gingham.data.decode import LARGE, open_picture, quiet
+from gingham.data.decode import LARGE, open_image, silence_pillow
 from gingham.data.splits import Split
 from gingham.deploy.api_schema import PREDICT_BODY, PREDICT_RESPONSES, Health
 from gingham.deploy.connections import ACCEPTED, Connection
-from gingham.deploy.page import facts_of, served_page
-from gingham.deploy.request_images import PICTURES, PIXELS, pictures_of
+from gingham.deploy.page import model_metadata, served_page
+from gingham.deploy.request_images import PICTURES, PIXELS, read_request_images
 from gingham.errors import DataError, GinghamError, sentence
 from gingham.inference.explain import occlusion
-from gingham.inference.neighbours import ALIKE, GALLERY, Gallery, features, gallery
-from gingham.inference.predict import Answer, answers, average, prepare_for
-from gingham.inference.preprocess import Bytes, Prepared, open_photo
+from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, Gallery, features, gallery
+from gingham.inference.predict import ImagePrediction, mean_probabilities, preprocess, to_predictions
+from gingham.inference.preprocess import Bytes, PreparedPhoto, open_photo
 from gingham.runs.run import Run
 
 MEGABYTE = 1 << 20
@@ -54,25 +54,25 @@ GIVE_BACK_SECONDS = 20  # between the times that free memory goes back to the sy
 QUEUED, FILES = 2048, 1024  # connections that wait to be accepted; file descriptors that CONNECTIONS need
 
 
-class Batches:
+class RequestBatcher:
     """Answers pictures of many requests together: whoever is waiting when a thread is free goes into its next batch."""
 
     def __init__(self, run: Run, threads: int) -> None:
         self.run = run
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="model")
-        self.waiting: deque[tuple[list[Prepared], Future[torch.Tensor]]] = deque()
+        self.waiting: deque[tuple[list[PreparedPhoto], Future[torch.Tensor]]] = deque()
 
-    async def answer(self, prepared: list[Prepared]) -> torch.Tensor:
+    async def answer(self, prepared: list[PreparedPhoto]) -> torch.Tensor:
         """Return the probabilities (N, K) of prepared pictures."""
         if not prepared:
-            return average(self.run.model, [])
+            return mean_probabilities(self.run.model, [])
         said: Future[torch.Tensor] = Future()
         self.waiting.append((prepared, said))
         self.pool.submit(self._next)
         return await asyncio.wrap_future(said)
 
     def _next(self) -> None:
-        taken: list[tuple[list[Prepared], Future[torch.Tensor]]] = []
+        taken: list[tuple[list[PreparedPhoto], Future[torch.Tensor]]] = []
         while sum(len(prepared) for prepared, _ in taken) < TOGETHER:
             try:
                 taken.append(self.waiting.popleft())
@@ -82,7 +82,7 @@ class Batches:
         if not taken:  # another thread has taken them along, or nobody waits for them any more
             return
         try:
-            said = average(self.run.model, [one for prepared, _ in taken for one in prepared])
+            said = mean_probabilities(self.run.model, [one for prepared, _ in taken for one in prepared])
             for (_, future), part in zip(taken, torch.split(said, [len(prepared) for prepared, _ in taken]), strict=True):
                 future.set_result(part)
         except Exception as error:  # noqa: BLE001  # whoever waits must hear of it
@@ -99,7 +99,7 @@ class _Service:
         run.model.eval()  # once and for all: threads that switch it to and fro would answer in each other's mode
         cores = min(THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
         self.large = threading.Lock()
-        self.batches = Batches(run, cores if run.model.mean.device.type == "cpu" else 1)
+        self.batches = RequestBatcher(run, cores if run.model.mean.device.type == "cpu" else 1)
         self.preparing = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
         # Apart from the answers: one takes a hundred times as long, and who asks for none would wait for those of others.
         self.explaining = ThreadPoolExecutor(cores, thread_name_prefix="explanation")
@@ -107,7 +107,7 @@ class _Service:
 
     def _gallery(self, train: Callable[[], Split | None]) -> Gallery | None:
         split = train()
-        return None if split is None else gallery(self.run.model, split, GALLERY)
+        return None if split is None else gallery(self.run.model, split, GALLERY_SIZE)
 
     async def receive(self, request: Request) -> bytes:
         """Return a request's body; what is too large, or too slow, is refused before it is all there."""
@@ -146,8 +146,8 @@ class _Service:
             loop = asyncio.get_running_loop()
             kind = request.headers.get("content-type", "")
             names, results = await loop.run_in_executor(self.preparing, self.prepare, body, kind)
-            read = [result for result in results if isinstance(result, Prepared)]
-            found = answers(self.run.model, names, results, await self.batches.answer(read))
+            read = [result for result in results if isinstance(result, PreparedPhoto)]
+            found = to_predictions(self.run.model, names, results, await self.batches.answer(read))
             if not explain:
                 return [answer.to_dict() for answer in found]
             nearby = await asyncio.wrap_future(self.gallery)
@@ -155,16 +155,16 @@ class _Service:
         finally:
             self.held -= len(body)
 
-    def prepare(self, body: bytes, kind: str) -> tuple[list[str], list[Prepared | DataError]]:
+    def prepare(self, body: bytes, kind: str) -> tuple[list[str], list[PreparedPhoto | DataError]]:
         """Return the names of the pictures in a body, and each prepared, or why it cannot be."""
-        pictures = pictures_of(body, kind)
-        with quiet():
+        pictures = read_request_images(body, kind)
+        with silence_pillow():
             return [name for name, _ in pictures], [self._prepare(name, content) for name, content in pictures]
 
-    def _prepare(self, name: str, content: bytes) -> Prepared | DataError:
+    def _prepare(self, name: str, content: bytes) -> PreparedPhoto | DataError:
         try:
             with self.large if _pixels(content) > LARGE else contextlib.nullcontext():
-                return prepare_for(self.run, open_photo(content, name, PIXELS))
+                return preprocess(self.run, open_photo(content, name, PIXELS))
         except DataError as error:
             return error
 
@@ -172,7 +172,7 @@ class _Service:
 def _pixels(content: bytes) -> int:
     """How many pixels a picture says it has, before any is read; 0 for what is no picture."""
     try:
-        with open_picture(content) as image:
+        with open_image(content) as image:
             return image.width * image.height
     except Exception:  # noqa: BLE001  # in a damaged file Pillow meets errors of nearly any type
         return 0
@@ -185,14 +185,14 @@ def _too_large() -> HTTPException:
     )
 
 
-def _explained(run: Run, answer: Answer, nearby: Gallery | None) -> dict[str, Any]:
+def _explained(run: Run, answer: ImagePrediction, nearby: Gallery | None) -> dict[str, Any]:
     """An answer as JSON values with its reasons, and the picture after each step."""
     entry = answer.to_dict()
     if answer.prepared is None:
         return entry
     for step, shown in zip(answer.prepared.steps, entry["steps"], strict=True):
-        shown["picture"] = _png(step.picture)
-    picture = torch.tensor(answer.prepared.picture)
+        shown["picture"] = _png(step.image)
+    picture = torch.tensor(answer.prepared.image)
     stride = max(1, max(picture.shape[1:]) // 14)
     moved = occlusion(run.model, picture, run.model.classes.index(answer.label), max(5, 2 * stride + 1), stride)
     why: dict[str, Any] = {
@@ -202,7 +202,7 @@ def _explained(run: Run, answer: Answer, nearby: Gallery | None) -> dict[str, An
     }
     if nearby is not None:
         why["among"] = len(nearby.labels)
-        for k in nearby.like(features(run.model, picture[None])[0], ALIKE):
+        for k in nearby.nearest(features(run.model, picture[None])[0], NUM_NEIGHBOURS):
             why["neighbours"].append({"label": nearby.labels[k], "picture": _png(nearby.images[k].numpy())})
     return entry | {"explanation": why}
 
@@ -216,12 +216,12 @@ def _png(pixels: Bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> FastAPI:
+def create_app(run: Run, train: Callable[[], Split | None] = lambda: None) -> FastAPI:
     """Return the web application of a run: `POST /predict`, `GET /model`, `GET /health`, `GET /` (the page), `GET /docs`.
 
     `train` gives the training pictures that `explain` finds the nearest of, where there are some; it is called once, on another thread.
 
-        app = gingham.deploy.server.application(gingham.load_packaged())
+        app = gingham.deploy.server.create_app(gingham.load_packaged())
     """
     app = FastAPIOffline(
         title="Gingham",
@@ -231,7 +231,7 @@ def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> F
     )
     service = _Service(run, train)
     html, policy = served_page(run)
-    facts = facts_of(run) | {
+    metadata = model_metadata(run) | {
         "limits": {"request_bytes": BODY_BYTES, "pictures": PICTURES, "pixels": PIXELS},
         "gingham": __version__,
     }
@@ -255,7 +255,7 @@ def application(run: Run, train: Callable[[], Split | None] = lambda: None) -> F
     @app.get("/model", tags=["about"])
     async def model() -> dict[str, Any]:
         """What answers: its classes, the shape of its pictures, its threshold for "not sure", how it was trained and measured."""
-        return facts
+        return metadata
 
     @app.get("/health", response_model=Health, tags=["about"])
     async def health() -> dict[str, str]:
@@ -316,7 +316,7 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
     cv2.setNumThreads(1)
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # whoever sent a broken form is told
     config = uvicorn.Config(
-        application(run, train),
+        create_app(run, train),
         log_level="error",
         access_log=False,
         server_header=False,
@@ -326,8 +326,8 @@ def serve(run: Run, listening: socket.socket, train: Callable[[], Split | None] 
         http=Connection,
         ws="none",
     )
-    _allow_files()
-    threading.Thread(target=_give_back, name="memory", daemon=True).start()
+    _raise_file_limit()
+    threading.Thread(target=_trim_memory, name="memory", daemon=True).start()
     _Server(config).run(sockets=[listening])
 
 
@@ -340,7 +340,7 @@ class _Server(uvicorn.Server):
             place.listen(QUEUED)
 
 
-def _give_back() -> None:
+def _trim_memory() -> None:
     """Give the system the memory that is free, now and then: glibc keeps what lies between blocks in use, more each minute under load."""
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     while hasattr(libc, "malloc_trim"):
@@ -348,7 +348,7 @@ def _give_back() -> None:
         libc.malloc_trim(0)
 
 
-def _allow_files() -> None:
+def _raise_file_limit() -> None:
     """Ask for as many file descriptors as the connections need, where the system gives a process fewer unless asked."""
     import resource  # not on Windows, where gingham does not run yet
 

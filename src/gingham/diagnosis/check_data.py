@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
-from gingham.data.similarity import NEAR, near_duplicates, normalised
-from gingham.data.splits import Data, Split
+from gingham.data.decode import UNREADABLE
+from gingham.data.similarity import NEAR, near_duplicates, normalized_vectors
+from gingham.data.splits import DataSplits, Split
 from gingham.evaluation.metrics import fit_temperature
 from gingham.presets import RECIPES
 from gingham.training.checks import check_labels
 from gingham.training.fit import fit
-from gingham.training.issue import Finding
+from gingham.training.issue import Issue
 
 IMBALANCE = 10  # times as many pictures of one class as of another
 SURE, DOUBTED = 0.97, 0.01  # probabilities of another class and of the given one at which a label is doubted
@@ -20,7 +21,7 @@ LISTED = 40  # pictures, or groups of them, a finding shows
 Place = tuple[str, int]  # a split's name and a picture's index in it
 
 
-def examine(data: Data, odd_files: Sequence[tuple[str, str]] = ()) -> list[Finding]:
+def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> list[Issue]:
     """Return what is wrong with a dataset, the gravest first; an empty list if nothing is found.
 
     Looks for classes that a split lacks or that are rare, pictures of one value, exact and near duplicates within and
@@ -28,7 +29,7 @@ def examine(data: Data, odd_files: Sequence[tuple[str, str]] = ()) -> list[Findi
     small network is trained on each half of the training pictures and asked about the other half; of test pictures
     only the pixels are looked at. `odd_files` are what reading the data found odd, as (file, reason).
 
-        for finding in gingham.examine(gingham.load_data("fashion-mnist")):
+        for finding in gingham.check_data(gingham.load_data("fashion-mnist")):
             print(finding)
 
     Source of the last: Northcutt, Jiang & Chuang, "Confident learning" (arXiv 1911.00068), with fixed thresholds.
@@ -42,27 +43,34 @@ def examine(data: Data, odd_files: Sequence[tuple[str, str]] = ()) -> list[Findi
     return [*_describe_files(odd_files), *mixed, *found, *([] if mixed else _check_single_labels(data))]
 
 
-def _describe_files(odd: Sequence[tuple[str, str]]) -> list[Finding]:
-    unreadable = [row for row in odd if row[1].startswith("cannot be read")]
+def _describe_files(odd_files: Sequence[tuple[str, str]]) -> list[Issue]:
+    unreadable = [row for row in odd_files if row[1].startswith(UNREADABLE)]
+    odd = [row for row in odd_files if row not in unreadable]
     kinds = (
-        (unreadable, "not to be read as pictures", "take them out, or replace those that should be pictures"),
-        ([row for row in odd if row not in unreadable], "odd", "see whether they are what they should be"),
+        (
+            unreadable,
+            "unreadable-files",
+            "not to be read as pictures",
+            "take them out, or replace those that should be pictures",
+        ),
+        (odd, "odd-files", "odd", "see whether they are what they should be"),
     )
     return [
-        Finding(f"{_count(len(rows), 'file')} {_is(len(rows))} {title}", _listed([" ".join(row) for row in rows], 8), fix)
-        for rows, title, fix in kinds
+        Issue(code, f"{_count(len(rows), 'file')} {_is(len(rows))} {title}", _listed([" ".join(row) for row in rows], 8), fix)
+        for rows, code, title, fix in kinds
         if rows
     ]
 
 
-def _check_classes(data: Data, parts: Sequence[Split]) -> list[Finding]:
+def _check_classes(data: DataSplits, parts: Sequence[Split]) -> list[Issue]:
     found = []
     for part in parts:
         missing = [name for name, count in part.counts().items() if not count]
         if missing:
             names = _listed(missing)
             found.append(
-                Finding(
+                Issue(
+                    "missing-classes",
                     f"the {part.name} split lacks {len(missing)} of {len(data.classes)} classes",
                     f"it has no picture of {names}",
                     f"add pictures of {names} to it, or cut the splits anew",
@@ -72,7 +80,8 @@ def _check_classes(data: Data, parts: Sequence[Split]) -> list[Finding]:
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[common] > IMBALANCE * counts[rare]:
         found.append(
-            Finding(
+            Issue(
+                "imbalanced-classes",
                 "the classes are out of balance",
                 f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}: {counts[common] / counts[rare]:.0f} "
                 "times as many",
@@ -82,7 +91,7 @@ def _check_classes(data: Data, parts: Sequence[Split]) -> list[Finding]:
     return found
 
 
-def _check_constant(data: Data, parts: Sequence[Split]) -> list[Finding]:
+def _check_constant(data: DataSplits, parts: Sequence[Split]) -> list[Issue]:
     places: list[Place] = []
     for part in parts:
         flat = part.images.flatten(1)
@@ -90,7 +99,8 @@ def _check_constant(data: Data, parts: Sequence[Split]) -> list[Finding]:
     if not places:
         return []
     return [
-        Finding(
+        Issue(
+            "constant-images",
             f"{_count(len(places), 'picture')} of one value all over",
             f"{_named(data, places)}",
             "remove them, or see what went wrong when they were made",
@@ -113,7 +123,7 @@ def _copies(parts: Sequence[Split]) -> Groups:
 def _near(parts: Sequence[Split], copies: Groups) -> Groups:
     """Groups of near duplicates, each of exact ones only once."""
     places = [(part.name, index) for part in parts for index in range(len(part))]
-    vectors = torch.cat([normalised(part.images) for part in parts])
+    vectors = torch.cat([normalized_vectors(part.images) for part in parts])
     again = {place for group in copies for place in group[1:]}
     usable = torch.tensor([place not in again for place in places]) & (vectors.norm(dim=1) > 0.5)
     index = usable.nonzero().flatten()
@@ -135,7 +145,7 @@ def _near(parts: Sequence[Split], copies: Groups) -> Groups:
     return list(order.values())
 
 
-def _describe_copies(data: Data, groups: Groups, kind: str) -> list[Finding]:
+def _describe_copies(data: DataSplits, groups: Groups, kind: str) -> list[Issue]:
     found = []
     across = [
         group for group in groups if any(name == "test" for name, _ in group) and any(name != "test" for name, _ in group)
@@ -145,7 +155,8 @@ def _describe_copies(data: Data, groups: Groups, kind: str) -> list[Finding]:
     if across:
         leaks = sum(name == "test" for group in across for name, _ in group)
         found.append(
-            Finding(
+            Issue(
+                f"{kind}-duplicates-across-splits",
                 f"{_count(leaks, 'test picture')} {_is(leaks)} in the training data too ({kind} duplicates)",
                 f"{_count(len(across), 'group')} of pictures with {same}, such as {_named(data, across[0])}",
                 "remove the training pictures"
@@ -160,7 +171,8 @@ def _describe_copies(data: Data, groups: Groups, kind: str) -> list[Finding]:
     if within:
         extra = sum(len(group) - 1 for group in within)
         found.append(
-            Finding(
+            Issue(
+                f"{kind}-duplicates-within-split",
                 f"{_count(extra, 'picture')} {_is(extra)} there more than once within a split ({kind} duplicates)",
                 f"{_count(len(within), 'group')} of pictures with {same}, such as {_named(data, within[0])}",
                 "keep one of each group",
@@ -172,7 +184,8 @@ def _describe_copies(data: Data, groups: Groups, kind: str) -> list[Finding]:
     if torn:
         labels = [data.classes[int(splits[name].labels[k])] for name, k in torn[0]]
         found.append(
-            Finding(
+            Issue(
+                f"{kind}-duplicates-with-different-labels",
                 f"{_count(len(torn), 'group')} of {kind} duplicates with different labels",
                 f"such as {_named(data, torn[0])}, labelled {' and '.join(labels)}",
                 "look at them and correct the labels",
@@ -182,7 +195,7 @@ def _describe_copies(data: Data, groups: Groups, kind: str) -> list[Finding]:
     return found
 
 
-def _check_single_labels(data: Data) -> list[Finding]:
+def _check_single_labels(data: DataSplits) -> list[Issue]:
     parts = [part for part in (data.train, data.validation) if part is not None]
     images, labels = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
     places = [(part.name, index) for part in parts for index in range(len(part))]
@@ -199,7 +212,8 @@ def _check_single_labels(data: Data) -> list[Finding]:
     first = int(doubted[0])
     wrong = [places[k] for k in doubted.tolist()]
     return [
-        Finding(
+        Issue(
+            "likely-wrong-labels",
             f"{_count(len(wrong), 'label')} {_is(len(wrong))} likely wrong",
             f"small networks that had not seen these pictures are at least {SURE:.0%} sure of another class, such as of "
             f"{_named(data, wrong[:1])}, labelled {data.classes[int(labels[first])]}, which they take for {data.classes[int(other[first])]}",
@@ -209,7 +223,7 @@ def _check_single_labels(data: Data) -> list[Finding]:
     ]
 
 
-def _answers_of_the_other_half(data: Data, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _answers_of_the_other_half(data: DataSplits, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Logits (N, K) for every picture from a network that was trained on the half it is not in."""
     pixels = images[:: max(1, len(images) // 5000)].float() / 255
     recipe = RECIPES["fast-90"].replace(
@@ -226,9 +240,9 @@ def _answers_of_the_other_half(data: Data, images: torch.Tensor, labels: torch.T
     return logits
 
 
-def leaking(train: Sequence[Split], split: Split) -> torch.Tensor:
+def find_leaks(train: Sequence[Split], split: Split) -> torch.Tensor:
     """Return which pictures of a split are near duplicates of pictures that were trained on, bool (N,)."""
-    vectors = [normalised(part.images) for part in (*train, split)]
+    vectors = [normalized_vectors(part.images) for part in (*train, split)]
     start = sum(map(len, vectors[:-1]))
     pairs, _ = near_duplicates(torch.cat(vectors))
     leaks = torch.zeros(len(split), dtype=torch.bool)
@@ -236,7 +250,7 @@ def leaking(train: Sequence[Split], split: Split) -> torch.Tensor:
     return leaks
 
 
-def _named(data: Data, places: Sequence[Place]) -> str:
+def _named(data: DataSplits, places: Sequence[Place]) -> str:
     splits = {part.name: part for part in (data.train, data.validation, data.test) if part is not None}
     names = [splits[name].files[k] if splits[name].files else f"{name} picture {k}" for name, k in places]
     return _listed(names)

@@ -4,18 +4,18 @@ import torch
 
 from gingham.data.splits import Split
 from gingham.runs.run import Run
-from gingham.training.checks import STUCK, check_batches, check_labels, check_training
-from gingham.training.issue import Finding
+from gingham.training.checks import check_batches, check_labels, check_training
+from gingham.training.issue import Issue
 
 
-def diagnose_run(run: Run, train: Split, validation: Split | None = None) -> list[Finding]:
+def check_run(run: Run, train: Split, validation: Split | None = None) -> list[Issue]:
     """Return what is wrong with a trained network, the likeliest cause first; an empty list if nothing is found.
 
     `train` and `validation` are the splits it was trained with. Looks for layers whose ReLUs are dead, softmax applied
     twice, pixels that are not normalised, a loss stuck at ln K, a learning rate far too high or low, over-fitting, and a
     last batch of one under BatchNorm. Some hundred pictures of the training split are looked at; the test split never.
 
-        for finding in gingham.diagnose_run(run, data.train, data.validation):
+        for finding in gingham.check_run(run, data.train, data.validation):
             print(finding)
     """
     model, recipe = run.model, run.recipe
@@ -24,5 +24,5 @@ def diagnose_run(run: Run, train: Split, validation: Split | None = None) -> lis
     found = check_training(model, recipe, train, losses, epochs, len(losses), over=True)
     mixed = check_labels(train, validation)
     if mixed:
-        found = [finding for finding in found if not finding.finding.startswith(STUCK)]  # a consequence
+        found = [issue for issue in found if issue.code != "stuck-loss"]  # a consequence
     return [*mixed, *found, *check_batches(recipe, len(train), model.network)]

@@ -1,13 +1,13 @@
 """Fit a model's temperature and its threshold for "unsure" to the validation split."""
 
 from gingham.data.splits import Split
-from gingham.distributed import ALONE, Crew
+from gingham.distributed import SINGLE_PROCESS, DistributedContext
 from gingham.errors import DataError
 from gingham.evaluation.metrics import fit_temperature, threshold_for_risk
 from gingham.runs.run import Run
 
 
-def calibrate(run: Run, validation: Split, crew: Crew = ALONE) -> None:
+def calibrate(run: Run, validation: Split, context: DistributedContext = SINGLE_PROCESS) -> None:
     """Fit a run's temperature and its threshold for "not sure" to the validation split, in place.
 
     The threshold is the lowest at which at most the recipe's `risk` of the answers the model is sure of are wrong. The
@@ -21,7 +21,7 @@ def calibrate(run: Run, validation: Split, crew: Crew = ALONE) -> None:
     model, risk = run.model, run.recipe.risk
     labels = validation.labels.cpu()
     model.temperature.fill_(1.0)
-    logits = crew.shared(model.logits, validation.images)
+    logits = context.map_sharded(model.logits, validation.images)
     model.temperature.fill_(fit_temperature(logits, labels))
     # In float32 as the model divides, so that a picture at the threshold falls on the same side in predict.
     confidence, predicted = (logits / model.temperature.cpu()).softmax(dim=1).max(dim=1)

@@ -13,7 +13,7 @@ from gingham.data.splits import Split
 from gingham.errors import DataError, GinghamError
 from gingham.evaluation.metrics import calibration_error, confusion_matrix, proportion_interval, reliability
 from gingham.runs.predictions import load_predictions, save_predictions
-from gingham.runs.run import Run, record_opening
+from gingham.runs.run import Run, record_test_use
 from gingham.text import render
 
 
@@ -40,7 +40,7 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class Report:
+class EvaluationResult:
     """How a run did on a split.
 
     `accuracy` and its 95 % Wilson `interval` are fractions; `balanced_accuracy` is the mean of the accuracies of the classes
@@ -102,7 +102,7 @@ class Report:
         return "\n".join(lines)
 
 
-def evaluate(run: Run, split: Split) -> Report:
+def evaluate(run: Run, split: Split) -> EvaluationResult:
     """Return how a run does on a split: `print` it for a table by class.
 
     Opening the test split is written into the run, and into its folder where it is saved, before any prediction is
@@ -116,10 +116,10 @@ def evaluate(run: Run, split: Split) -> Report:
         GinghamError: the opening cannot be written into the run's folder.
     """
     logits = _answers(run, split)
-    return measure(logits, split, list(run.test_openings), float(run.model.temperature), float(run.model.threshold))
+    return compute_result(logits, split, list(run.test_openings), float(run.model.temperature), float(run.model.threshold))
 
 
-def right_answers(run: Run, split: Split) -> torch.Tensor:
+def correct_predictions(run: Run, split: Split) -> torch.Tensor:
     """Return which pictures of a split a run gets right, bool (N,): from the predictions it keeps, or computed as `evaluate` does.
 
     Raises
@@ -144,7 +144,7 @@ def _answers(run: Run, split: Split) -> torch.Tensor:
         raise DataError(f"the {split.name} split of {split.dataset} is empty; choose another split")
     if split.name == "test":
         date = datetime.now(UTC).isoformat(timespec="seconds")
-        record_opening(run, {"date": date, "dataset": split.dataset, "images": len(split)})
+        record_test_use(run, {"date": date, "dataset": split.dataset, "images": len(split)})
     logits = model.logits(split.images)
     if run.folder is not None and split.fingerprint == run.data.get("fingerprint"):
         with contextlib.suppress(GinghamError):  # a folder that cannot be written to can be measured all the same
@@ -152,13 +152,13 @@ def _answers(run: Run, split: Split) -> torch.Tensor:
     return logits
 
 
-def measure(
+def compute_result(
     logits: torch.Tensor,
     split: Split,
     test_openings: list[dict[str, Any]],
     temperature: float = 1.0,
     threshold: float = 0.0,
-) -> Report:
+) -> EvaluationResult:
     """Return the Report of a model's logits, float (N, K), computed on a split with that temperature and threshold."""
     labels = split.labels.cpu()
     probabilities, plain = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
@@ -176,7 +176,7 @@ def measure(
         }
         for k, name in enumerate(split.classes)
     }
-    return Report(
+    return EvaluationResult(
         split=split.name,
         accuracy=correct / total,
         balanced_accuracy=statistics.fmean(right[k] / true[k] for k in range(len(true)) if true[k]),

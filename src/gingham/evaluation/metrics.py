@@ -45,7 +45,7 @@ def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
     confidence, predicted = probabilities.double().max(dim=1)
     right = (predicted == labels).double()
     place = (confidence * bins - 1e-6).ceil().long().clamp(1, bins) - 1  # float32 0.8 is a little above 0.8
-    count, sure, hits = (
+    count, confidence_sum, correct = (
         torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values)
         for values in (torch.ones_like(confidence), confidence, right)
     )
@@ -54,8 +54,8 @@ def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
             "low": k / bins,
             "high": (k + 1) / bins,
             "count": int(count[k]),
-            "confidence": float(sure[k] / count[k]),
-            "accuracy": float(hits[k] / count[k]),
+            "confidence": float(confidence_sum[k] / count[k]),
+            "accuracy": float(correct[k] / count[k]),
         }
         for k in range(bins)
         if count[k]

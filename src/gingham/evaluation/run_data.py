@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from gingham.data.load_data import load_data
-from gingham.data.registry import NAMED
-from gingham.data.splits import Data
+from gingham.data.registry import REGISTRY
+from gingham.data.splits import DataSplits
 from gingham.errors import DataError
 from gingham.runs.run import Run
 
 
-def data_of(run: Run, place: Path | None = None, data: str | None = None, held_out: int | None = None) -> Data:
+def load_run_data(run: Run, place: Path | None = None, data: str | None = None, held_out: int | None = None) -> DataSplits:
     """Return what a run was trained on, as it was, or other data of its classes; `place` is what errors call the run.
 
     Raises
@@ -19,7 +19,7 @@ def data_of(run: Run, place: Path | None = None, data: str | None = None, held_o
     name = data or run.data.get("name")
     if not isinstance(name, str):
         raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
-    if data is None and name not in NAMED and not Path(name).exists():
+    if data is None and name not in REGISTRY and not Path(name).exists():
         raise DataError(
             f"{name}, which {folder} was trained on, is not there any more; put it back (evaluate and export take another place with --data)"
         )

@@ -10,10 +10,10 @@ import torch
 
 from gingham.data.splits import Split
 from gingham.errors import GinghamError, RunError
-from gingham.evaluation.evaluate import right_answers
+from gingham.evaluation.evaluate import correct_predictions
 from gingham.io import read_json
-from gingham.models.registry import NetworkFactory, name_of
-from gingham.runs.run import FACTS, TRIALS, Run, load
+from gingham.models.registry import NetworkFactory, factory_name
+from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load
 
 DRAWS = 2000  # of the bootstrap
 LEVEL = 0.95
@@ -72,7 +72,7 @@ def compare(
     for folder in folders:
         if not folder.is_dir():
             raise GinghamError(f"there is no folder {folder}; give two run folders, or two folders of trials")
-    kinds = ["trials" if (folder / TRIALS).exists() else "runs" for folder in folders]
+    kinds = ["trials" if (folder / TRIALS_FILE).exists() else "runs" for folder in folders]
     if kinds[0] != kinds[1]:
         raise GinghamError(
             f"{folders[kinds.index('runs')]} is a single run and {folders[kinds.index('trials')]} a set of trials; compare two "
@@ -88,7 +88,7 @@ def compare(
                 f"{own.dataset}, {len(own)}); compare on data and validation_images they share"
             )
         split = own
-        rows.append(torch.stack([right_answers(run, split) for run in runs]))
+        rows.append(torch.stack([correct_predictions(run, split) for run in runs]))
         names.append(str(folder))
     assert split is not None
     if kinds[0] == "runs":
@@ -97,13 +97,15 @@ def compare(
 
 
 def _load(folder: Path, networks: Sequence[NetworkFactory]) -> Run:
-    own = {name_of(factory): factory for factory in networks}
-    name = read_json(folder / FACTS).get("network") if own and (folder / FACTS).exists() else None
+    own = {factory_name(factory): factory for factory in networks}
+    name = read_json(folder / METADATA_FILE).get("network") if own and (folder / METADATA_FILE).exists() else None
     return load(folder, own.get(name) if isinstance(name, str) else None)
 
 
 def _members(folder: Path) -> list[Path]:
-    members = sorted((path.parent for path in folder.glob(f"seed-*/{FACTS}")), key=lambda path: (len(path.name), path.name))
+    members = sorted(
+        (path.parent for path in folder.glob(f"seed-*/{METADATA_FILE}")), key=lambda path: (len(path.name), path.name)
+    )
     if not members:
         raise RunError(f"no seed in {folder} is finished; go on with gingham trials --out {folder}")
     return members

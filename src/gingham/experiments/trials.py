@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gingham.data.splits import Data, Split
-from gingham.errors import GinghamError, RunError, TrainingError, listed
-from gingham.evaluation.evaluate import evaluate, right_answers
+from gingham.data.splits import DataSplits, Split
+from gingham.errors import GinghamError, RunError, TrainingError, list_differences
+from gingham.evaluation.evaluate import correct_predictions, evaluate
 from gingham.evaluation.metrics import mean_interval, proportion_interval
 from gingham.io import locked, read_json, require_writable, write_json
-from gingham.models.registry import NetworkFactory, name_of
+from gingham.models.registry import NetworkFactory, factory_name
 from gingham.recipe import Recipe
-from gingham.runs.run import FACTS, TRIALS, Run, load, save
+from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load, save
 from gingham.text import duration
-from gingham.training.distillation import require_teachers
+from gingham.training.distillation import validate_teachers
 from gingham.training.fit import fit
 
 
@@ -95,7 +95,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 def trials(
     recipe: Recipe,
-    data: Data,
+    data: DataSplits,
     seeds: Sequence[int],
     folder: str | Path,
     *,
@@ -126,15 +126,15 @@ def trials(
         raise GinghamError("trials got no seeds; give at least one, better ten")
     chosen = _split(data, split, recipe)
     if network is not None:
-        recipe = recipe.replace(network=name_of(network))
-    taught_by = require_teachers(teachers, recipe, data.train, data.validation)
+        recipe = recipe.replace(network=factory_name(network))
+    taught_by = validate_teachers(teachers, recipe, data.train, data.validation)
     require_writable(folder)
     with locked(folder, wait=False):
         _claim(folder, recipe, data, taught_by)
         failed: dict[int, str] = {}
         trained = []
         for seed in wanted:
-            kept = (folder / f"seed-{seed}" / FACTS).exists()
+            kept = (folder / f"seed-{seed}" / METADATA_FILE).exists()
             try:
                 run = _one(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, teachers, progress)
                 trained.append(seed)
@@ -147,7 +147,7 @@ def trials(
         return _gather(recipe, folder, trained, failed, chosen, network)
 
 
-def _split(data: Data, name: str, recipe: Recipe) -> Split:
+def _split(data: DataSplits, name: str, recipe: Recipe) -> Split:
     if name not in ("validation", "test"):
         raise GinghamError(f"--split got {name!r}; allowed: validation, test")
     chosen = data.test if name == "test" else data.validation
@@ -159,18 +159,18 @@ def _split(data: Data, name: str, recipe: Recipe) -> Split:
     return chosen
 
 
-def _claim(folder: Path, recipe: Recipe, data: Data, teachers: Sequence[str]) -> None:
+def _claim(folder: Path, recipe: Recipe, data: DataSplits, teachers: Sequence[str]) -> None:
     """Write down what the trials in a folder are of, or see that it is the same."""
     held_out = len(data.validation) if data.validation else 0
     known = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
     settings = {**known, "seed": None, "checkpoint_seconds": None}
     now = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint, "teachers": list(teachers)}
-    if not (folder / TRIALS).exists():
-        if any(folder.glob("*/" + FACTS)) or (folder / FACTS).exists():
+    if not (folder / TRIALS_FILE).exists():
+        if any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
             raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
-        write_json(folder / TRIALS, now)
+        write_json(folder / TRIALS_FILE, now)
         return
-    before = read_json(folder / TRIALS)
+    before = read_json(folder / TRIALS_FILE)
     theirs = before.get("recipe") if isinstance(before.get("recipe"), dict) else {}
     assert isinstance(theirs, dict)
     theirs = {**Recipe().to_dict(), **theirs}  # a field they do not have yet
@@ -178,12 +178,12 @@ def _claim(folder: Path, recipe: Recipe, data: Data, teachers: Sequence[str]) ->
     changed += [f"data {before.get('data')}, not {data.name}"] * (before.get("fingerprint") != data.fingerprint)
     changed += ["other teachers"] * (before.get("teachers", []) != list(teachers))
     if changed:
-        raise GinghamError(f"{folder} holds trials with {listed(changed)}; give another --out")
+        raise GinghamError(f"{folder} holds trials with {list_differences(changed)}; give another --out")
 
 
 def _one(
     recipe: Recipe,
-    data: Data,
+    data: DataSplits,
     folder: Path,
     device: str,
     network: NetworkFactory | None,
@@ -192,7 +192,7 @@ def _one(
 ) -> Run:
     require_writable(folder)
     with locked(folder, wait=False):  # train may be told to write there
-        if (folder / FACTS).exists():
+        if (folder / METADATA_FILE).exists():
             return load(folder, network)
         run = fit(
             recipe,
@@ -218,7 +218,7 @@ def _gather(
     commonest = max(split.counts().values()) / len(split)
     for seed in seeds:
         run = load(folder / f"seed-{seed}", network)
-        right = right_answers(run, split)
+        right = correct_predictions(run, split)
         accuracies.append(float(right.double().mean()))
         if (took := run.metrics.get("train_seconds")) is None:
             raise RunError(f"{run.folder} does not say how long it trained (train_seconds); remove it to train that seed again")

@@ -9,15 +9,15 @@ import torch
 from matplotlib.figure import Figure
 
 from gingham.data.splits import Split
-from gingham.inference.neighbours import ALIKE, features, gallery
-from gingham.inference.predict import Answer
+from gingham.inference.neighbours import NUM_NEIGHBOURS, features, gallery
+from gingham.inference.predict import ImagePrediction
 from gingham.models.classifier import Classifier
 from gingham.plots import BLUE, INK, PAPER, RUST, write_figure
 
 SAMPLE = 6000  # looking at every training picture would take ten seconds
 
 
-def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) -> Path:
+def explain(model: Classifier, answer: ImagePrediction, train: Split | None, file: Path) -> Path:
     """Write a PNG that explains an answer about a photograph, and return it.
 
     Above, every step of the preparation; below, the probabilities, the picture with what speaks for (blue) and against
@@ -27,7 +27,7 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
         GinghamError: a file of that name that Gingham did not draw, or that cannot be written.
     """
     assert answer.prepared is not None
-    columns = max(len(answer.prepared.steps), ALIKE)
+    columns = max(len(answer.prepared.steps), NUM_NEIGHBOURS)
     figure = Figure(figsize=(1.75 * columns, 6.4), facecolor=PAPER)
     perhaps = "not sure, perhaps " if answer.unsure else ""
     head = f"{Path(answer.image).name}: {perhaps}{answer.label} ({answer.confidence:.0%})"
@@ -35,11 +35,11 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
     for place, step in enumerate(answer.prepared.steps):
         axes = figure.add_axes(((place + 0.06) / columns, 0.63, 0.88 / columns, 0.28))
         axes.axis("off")
-        axes.imshow(step.picture, interpolation="nearest" if max(step.picture.shape) < 100 else "antialiased", aspect="equal")
+        axes.imshow(step.image, interpolation="nearest" if max(step.image.shape) < 100 else "antialiased", aspect="equal")
         axes.set_anchor("S")
         text = textwrap.fill(f"{place + 1}. {step.note}", 27)
         figure.text((place + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
-    picture = torch.tensor(answer.prepared.picture)
+    picture = torch.tensor(answer.prepared.image)
     _draw_probabilities(figure, answer, float(model.threshold))
     _draw_what_speaks(figure, model, picture, answer.label)
     if train is not None:
@@ -47,7 +47,7 @@ def explain(model: Classifier, answer: Answer, train: Split | None, file: Path) 
     return write_figure(figure, file)
 
 
-def _draw_probabilities(figure: Figure, answer: Answer, threshold: float) -> None:
+def _draw_probabilities(figure: Figure, answer: ImagePrediction, threshold: float) -> None:
     assert answer.probabilities is not None
     _title(figure, 0.012, "What the model answers")
     best = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
@@ -82,7 +82,7 @@ def _draw_neighbours(figure: Figure, model: Classifier, picture: torch.Tensor, t
     some = gallery(model, train, SAMPLE)
     if some is None:
         return
-    places = some.like(features(model, picture[None])[0], ALIKE)
+    places = some.nearest(features(model, picture[None])[0], NUM_NEIGHBOURS)
     _title(figure, 0.62, f"Most like it of {len(some.images):,} training pictures")
     for k, index in enumerate(places):
         axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
@@ -114,7 +114,7 @@ def occlusion(model: Classifier, picture: torch.Tensor, label: int, side: int = 
     lost, from -1 to 1, while a square of `side` pixels around the place is blacked out. With a `stride` only every so
     many places down and across are tried.
 
-    `picture` is uint8 (C, H, W).
+    `image` is uint8 (C, H, W).
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (arXiv 1311.2901).
     """

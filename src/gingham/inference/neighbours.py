@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from gingham.data.sampler import evenly
-from gingham.data.similarity import nearest
+from gingham.data.sampler import evenly_spaced
+from gingham.data.similarity import nearest_neighbours
 from gingham.data.splits import Split
 from gingham.models.classifier import Classifier
 
-GALLERY, ALIKE = 2000, 6  # training pictures that a page or a server compares with, and how many of them are shown
+GALLERY_SIZE, NUM_NEIGHBOURS = (
+    2000,
+    6,
+)  # training pictures that a page or a server compares with, and how many of them are shown
 
 
 def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
@@ -21,7 +24,7 @@ def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 
     `images` is uint8 (N, C, H, W).
     """
-    with entering_last_layer(model) as found:
+    with capture_features(model) as found:
         logits = torch.cat([model.logits(part) for part in torch.split(images, 500)])
     if not found:
         return logits
@@ -30,7 +33,7 @@ def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def entering_last_layer(model: Classifier) -> Iterator[list[torch.Tensor]]:
+def capture_features(model: Classifier) -> Iterator[list[torch.Tensor]]:
     """Collect what goes into a network's last linear layer while this thread asks it, (N, D) a call; nothing where it has none."""
     layers = [module for module in model.network.modules() if isinstance(module, torch.nn.Linear)]
     found, here = list[torch.Tensor](), threading.get_ident()
@@ -55,9 +58,9 @@ class Gallery:
     labels: tuple[str, ...]
     features: torch.Tensor
 
-    def like(self, seen: torch.Tensor, count: int) -> list[int]:
+    def nearest(self, seen: torch.Tensor, count: int) -> list[int]:
         """Return the places of the pictures most like one of features (D,), best first."""
-        places: list[int] = nearest(seen[None], self.features, count)[0].tolist()
+        places: list[int] = nearest_neighbours(seen[None], self.features, count)[0].tolist()
         return places
 
 
@@ -65,7 +68,7 @@ def gallery(model: Classifier, train: Split, count: int) -> Gallery | None:
     """Return `count` of the training pictures, or all, evenly spread over the split; None where they are not of the model's shape."""
     if tuple(train.images.shape[1:]) != model.input_shape or not count:
         return None
-    some = evenly(len(train), count)
+    some = evenly_spaced(len(train), count)
     images = train.images[some].cpu()
     labels = tuple(train.classes[label] for label in train.labels[some].tolist())
     return Gallery(images, labels, features(model, images))

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gingham.data.decode import quiet
-from gingham.data.registry import NAMED
+from gingham.data.decode import silence_pillow
+from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError
-from gingham.inference.preprocess import Prepared, Step, is_grey, on_white, open_photo, prepare_garment, prepare_plain
+from gingham.inference.preprocess import PreparedPhoto, Step, is_grey, on_white, open_photo, prepare_garment, prepare_plain
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
-GARMENTS = set(NAMED["fashion-mnist"].classes)
-WAYS = ("auto", "none", "photo")
+GARMENTS = set(REGISTRY["fashion-mnist"].classes)
+PREPARE_MODES = ("auto", "none", "photo")
 
 
 @dataclass(frozen=True)
-class Answer:
+class ImagePrediction:
     """What a model says of one image file: `label` is its top class, `confidence` that class's probability, `probabilities`
     all of them by class name, and `unsure` whether the confidence is below the model's threshold. `prepared` is the
     picture that the model saw, with the steps that led to it. For a file that cannot be read `error` says why, and the
@@ -34,7 +34,7 @@ class Answer:
     confidence: float = 0.0
     probabilities: dict[str, float] | None = None
     unsure: bool = False
-    prepared: Prepared | None = None
+    prepared: PreparedPhoto | None = None
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Answer:
         }
 
 
-def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto") -> list[Answer]:
+def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto") -> list[ImagePrediction]:
     """Return what a run's model says of images: files, or pictures opened with Pillow; an answer each, in order.
 
     `prepare` "auto" leaves a picture of the model's own size and colours alone and prepares anything else as the pictures
@@ -63,33 +63,33 @@ def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str =
     Raises
         GinghamError: another `prepare`. A file that cannot be read gets an answer with its `error`.
     """
-    if prepare not in WAYS:
-        raise GinghamError(f"--prepare got {prepare!r}; allowed: {', '.join(WAYS)}")
+    if prepare not in PREPARE_MODES:
+        raise GinghamError(f"--prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
     names = [str(image) if isinstance(image, (str, Path)) else f"picture {number}" for number, image in enumerate(images, 1)]
     results = preprocess_all(run, images, prepare)
-    read = [result for result in results if isinstance(result, Prepared)]
-    return answers(run.model, names, results, average(run.model, read))
+    read = [result for result in results if isinstance(result, PreparedPhoto)]
+    return to_predictions(run.model, names, results, mean_probabilities(run.model, read))
 
 
-def answers(
-    model: Classifier, names: Sequence[str], results: Sequence[Prepared | DataError], probabilities: torch.Tensor
-) -> list[Answer]:
+def to_predictions(
+    model: Classifier, names: Sequence[str], results: Sequence[PreparedPhoto | DataError], probabilities: torch.Tensor
+) -> list[ImagePrediction]:
     """Return an answer for each name: from the probabilities (M, K) of the M results that could be prepared, in their order."""
     top, labels = probabilities.max(dim=1) if len(probabilities) else (torch.empty(0), torch.empty(0))
     unsure = top < model.threshold.cpu()
     said = zip(probabilities.tolist(), top.tolist(), labels.tolist(), unsure.tolist(), strict=True)
     found = []
     for name, result in zip(names, results, strict=True):
-        if not isinstance(result, Prepared):
-            found.append(Answer(name, error=str(result)))
+        if not isinstance(result, PreparedPhoto):
+            found.append(ImagePrediction(name, error=str(result)))
             continue
         shares, confidence, label, doubt = next(said)
         by_name = dict(zip(model.classes, shares, strict=True))
-        found.append(Answer(name, model.classes[label], confidence, by_name, doubt, result))
+        found.append(ImagePrediction(name, model.classes[label], confidence, by_name, doubt, result))
     return found
 
 
-def average(model: Classifier, prepared: Sequence[Prepared]) -> torch.Tensor:
+def mean_probabilities(model: Classifier, prepared: Sequence[PreparedPhoto]) -> torch.Tensor:
     """Return a model's probabilities for prepared photographs, float32 (N, K): the mean over the framings of each."""
     if not prepared:
         return torch.empty(0, len(model.classes))
@@ -102,22 +102,22 @@ def average(model: Classifier, prepared: Sequence[Prepared]) -> torch.Tensor:
 
 def preprocess_all(
     run: Run, images: Sequence[str | Path | Image.Image], way: str, *, steps: bool = True
-) -> list[Prepared | DataError]:
-    def one(image: str | Path | Image.Image) -> Prepared | DataError:
+) -> list[PreparedPhoto | DataError]:
+    def one(image: str | Path | Image.Image) -> PreparedPhoto | DataError:
         try:
-            prepared = prepare_for(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), way)
+            prepared = preprocess(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), way)
         except DataError as error:
             return error
-        return prepared if steps else Prepared(prepared.framings, ())  # the steps of thousands would fill the memory
+        return prepared if steps else PreparedPhoto(prepared.framings, ())  # the steps of thousands would fill the memory
 
-    with quiet():
+    with silence_pillow():
         if len(images) == 1:
             return [one(images[0])]
         with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
             return list(pool.map(one, images))
 
 
-def prepare_for(run: Run, photo: Image.Image, way: str = "auto") -> Prepared:
+def preprocess(run: Run, photo: Image.Image, way: str = "auto") -> PreparedPhoto:
     """Return a photograph as a run's model takes it: as the pictures were made that it was trained on, each step kept.
 
     `photo` is what `open_photo` gives. A model of Fashion-MNIST is shown the garment, cut out, on black; any other one the
@@ -130,14 +130,14 @@ def prepare_for(run: Run, photo: Image.Image, way: str = "auto") -> Prepared:
         small = on_white(photo).convert("L" if grey else "RGB").resize((width, height), Image.Resampling.BOX)
         pixels = np.asarray(small)
         picture = pixels[None] if grey else pixels.transpose(2, 0, 1)
-        return Prepared(np.ascontiguousarray(picture)[None], (Step("size", note, np.asarray(small.convert("RGB"))),))
-    if takes_garments(run):
+        return PreparedPhoto(np.ascontiguousarray(picture)[None], (Step("size", note, np.asarray(small.convert("RGB"))),))
+    if is_garment_model(run):
         return prepare_garment(photo, run.model.input_shape)
     background = run.data.get("background")
     return prepare_plain(photo, run.model.input_shape, background if isinstance(background, (int, float)) else None)
 
 
-def takes_garments(run: Run) -> bool:
+def is_garment_model(run: Run) -> bool:
     """Return whether a run's model knows garments, light on black, as Fashion-MNIST has them."""
     named = run.data.get("name") == "fashion-mnist" or set(run.model.classes) == GARMENTS
     return run.model.input_shape[0] == 1 and named

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from gingham.data.decode import FORMATS, LARGEST_PIXELS, fit_square, open_picture, plain
+from gingham.data.decode import FORMATS, LARGEST_PIXELS, fit_square, open_image, to_8_bit
 from gingham.errors import DataError, one_line
 
 Bytes = npt.NDArray[Any]  # uint8; OpenCV's type hints know no more
@@ -24,11 +24,11 @@ class Step:
 
     name: str
     note: str
-    picture: Bytes
+    image: Bytes
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedPhoto:
     """A prepared photograph: uint8 `framings` (V, C, H, W), the pictures a model is to answer for, whose probabilities are
     averaged, and the steps that led to them."""
 
@@ -36,7 +36,7 @@ class Prepared:
     steps: tuple[Step, ...]
 
     @property
-    def picture(self) -> Bytes:
+    def image(self) -> Bytes:
         """The first of the framings, uint8 (C, H, W): the one that is shown."""
         first: Bytes = self.framings[0]
         return first
@@ -58,7 +58,7 @@ def open_photo(file: Path | bytes, name: str | None = None, largest: int = LARGE
     """
     called = name or ("the picture" if isinstance(file, bytes) else str(file))
     try:
-        with open_picture(file) as image:
+        with open_image(file) as image:
             width, height = image.size
             if width * height > largest:
                 raise DataError(
@@ -88,13 +88,13 @@ def _reason(error: Exception, called: str) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)  # and no conversion for nothing: each copy may take 200 MB
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return plain(image).convert("RGB")
+        return to_8_bit(image).convert("RGB")
     wanted = "RGBA" if image.has_transparency_data else "RGB"
     image.load()
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: float | None = None) -> Prepared:
+def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: float | None = None) -> PreparedPhoto:
     """Return a photograph as the files of an own dataset are read: whole, in its own proportions, in a square.
 
     `photo` is what `open_photo` gives, `shape` is (C, H, W). `background` is the median value around the model's training
@@ -116,10 +116,10 @@ def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: f
             pixels = (lifted / max(float(lifted.max()), 32) * 255).astype(np.uint8)
             steps.append(Step("contrast", "its background made black, what stands out of it light", _rgb(pixels)))
     picture = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return Prepared(np.ascontiguousarray(picture)[None], tuple(steps))
+    return PreparedPhoto(np.ascontiguousarray(picture)[None], tuple(steps))
 
 
-def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28)) -> Prepared:
+def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28)) -> PreparedPhoto:
     """Return a photograph of a garment as the pictures of Fashion-MNIST were made: light on black, filling the frame.
 
     `photo` is what `open_photo` gives, of any size; `shape` is (C, H, W), C copies of a grey picture. The steps: find the
@@ -128,7 +128,7 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
     are two framings, the second at 85 % of its width: clothes lie wider than the dataset's hang.
 
         prepared = prepare_garment(open_photo(Path("shirt.jpg")))
-        prepared.picture.shape, prepared.notes       # (1, 28, 28), what was done
+        prepared.image.shape, prepared.notes       # (1, 28, 28), what was done
 
     Source: the order of the steps is that of Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747), whose photographs
     had plain backgrounds; Rother, Kolmogorov & Blake, "GrabCut" (2004), through OpenCV.
@@ -173,7 +173,7 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
             "narrower", f"answered for at {NARROWER:.0%} of its width too, as clothes lie wider than they hang", _rgb(squeezed)
         )
     )
-    return Prepared(np.repeat(np.stack([picture, squeezed])[:, None], shape[0], axis=1), tuple(steps))
+    return PreparedPhoto(np.repeat(np.stack([picture, squeezed])[:, None], shape[0], axis=1), tuple(steps))
 
 
 FLOOR = 65  # the darkest that a garment becomes: its shape must show against black, whatever its colour

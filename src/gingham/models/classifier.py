@@ -36,7 +36,7 @@ class Predictions:
 class Classifier(nn.Module):
     """A network with all it needs to be used: uint8 (N, C, H, W) in, logits float (N, K) out.
 
-    Normalisation, temperature and the threshold for "not sure" are buffers, so they travel with the weights. With views
+    Normalisation, temperature and the threshold for "not sure" are buffers, so they travel with the weights. With tta
     "flip" the answer, outside of training, is the mean of the logits of each picture and of its mirror image.
 
         model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
@@ -58,11 +58,11 @@ class Classifier(nn.Module):
         input_shape: tuple[int, int, int],
         mean: Sequence[float] = (0.5,),
         std: Sequence[float] = (0.5,),
-        views: str = "one",
+        tta: str = "none",
     ) -> None:
         super().__init__()
         self.network = network
-        self.views = views
+        self.tta = tta
         self.classes = tuple(classes)
         self.input_shape = input_shape
         channels = input_shape[0]
@@ -87,7 +87,7 @@ class Classifier(nn.Module):
             )
         pixels = (images.float() / 255 - self.mean) / self.std
         logits: torch.Tensor = self.network(pixels)
-        if self.views == "flip" and not self.training:
+        if self.tta == "flip" and not self.training:
             logits = (logits + self.network(pixels.flip(3))) / 2
         return logits / self.temperature
 

@@ -17,12 +17,12 @@ TRIED_SIDE = 128  # pixels of the blank picture that a network is tried on, at m
 NetworkFactory = Callable[..., nn.Module]
 
 
-def name_of(factory: NetworkFactory) -> str:
+def factory_name(factory: NetworkFactory) -> str:
     """Return what a run calls a network of the user's own: `package.module:Class`."""
     return f"{factory.__module__}:{factory.__qualname__}"
 
 
-def construct(network: str, factory: NetworkFactory | None, channels: int = 1, classes: int = 10) -> nn.Module:
+def create_network(network: str, factory: NetworkFactory | None, channels: int = 1, classes: int = 10) -> nn.Module:
     """Return a fresh network: Gingham's of that name or, given a factory, what that makes.
 
     A factory is a class or function; it gets `channels` and `classes` where it has parameters of these names.
@@ -47,13 +47,13 @@ def construct(network: str, factory: NetworkFactory | None, channels: int = 1, c
     return made
 
 
-def build(
+def build_classifier(
     network: str,
     classes: Sequence[str],
     input_shape: tuple[int, int, int],
     mean: Sequence[float] = (0.5,),
     std: Sequence[float] = (0.5,),
-    views: str = "one",
+    tta: str = "none",
     factory: NetworkFactory | None = None,
 ) -> Classifier:
     """Return a Classifier around a freshly initialised network, tried on one blank picture.
@@ -64,8 +64,8 @@ def build(
     Raises
         ModelError: no network has that name, or it does not fit the pictures or the number of classes.
     """
-    made = construct(network, factory, input_shape[0], len(classes))
-    model = Classifier(made, classes, input_shape, mean, std, views)
+    made = create_network(network, factory, input_shape[0], len(classes))
+    model = Classifier(made, classes, input_shape, mean, std, tta)
     # Those of gingham's take pictures of any size or of a small one: no file of a stranger's makes room for a larger one here.
     channels, height, width = input_shape
     tried = input_shape if factory is not None else (channels, min(height, TRIED_SIDE), min(width, TRIED_SIDE))

@@ -17,8 +17,8 @@ from torch import nn
 
 from gingham._version import __version__
 from gingham.data.splits import Split
-from gingham.diagnosis.check_run import diagnose_run
-from gingham.evaluation.evaluate import Report, measure
+from gingham.diagnosis.check_run import check_run
+from gingham.evaluation.evaluate import EvaluationResult, compute_result
 from gingham.evaluation.metrics import proportion_interval
 from gingham.io import write_text
 from gingham.models.summary import summarize
@@ -39,7 +39,7 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
     """Write the report of a run to an HTML file and return it.
 
     It shows what was trained on what, sample pictures, curves, results by class, the most confident mistakes, how far its
-    confidence can be trusted, what the network sees, its layers, its speed, what `diagnose_run` finds, and its limits.
+    confidence can be trusted, what the network sees, its layers, its speed, what `check_run` finds, and its limits.
     The results are of the validation split; of the test split, where the run has opened it before, too: the report opens
     nothing.
 
@@ -54,8 +54,8 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"percent": _percent, "duration": duration, "safe_svg": _markup}
-    facts = _facts(run, train, validation, test)
-    write_text(file, environment.get_template("report.html").render(facts))
+    values = _template_values(run, train, validation, test)
+    write_text(file, environment.get_template("report.html").render(values))
     return file
 
 
@@ -69,12 +69,12 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f} %"
 
 
-def _facts(run: Run, train: Split, validation: Split | None, test: Split | None) -> dict[str, Any]:
+def _template_values(run: Run, train: Split, validation: Split | None, test: Split | None) -> dict[str, Any]:
     model = run.model
     results = []
     if validation is not None:
         logits = model.logits(validation.images)
-        report = measure(logits, validation, run.test_openings, float(model.temperature), float(model.threshold))
+        report = compute_result(logits, validation, run.test_openings, float(model.temperature), float(model.threshold))
         results.append(_result(run, report, validation, logits.softmax(dim=1)))
     opened = load_predictions(run, "test", test.fingerprint) if test is not None else None
     return {
@@ -104,12 +104,12 @@ def _facts(run: Run, train: Split, validation: Split | None, test: Split | None)
         "example": _picture(_image((validation or train).images[0])),
         "layers": summarize(model.network, model.input_shape, run.recipe.network),
         "speed": _speed(run, train),
-        "findings": diagnose_run(run, train, validation),
+        "issues": check_run(run, train, validation),
         "limits": _limits(run, train, validation, opened),
     }
 
 
-def _result(run: Run, report: Report, split: Split, probabilities: torch.Tensor) -> dict[str, Any]:
+def _result(run: Run, report: EvaluationResult, split: Split, probabilities: torch.Tensor) -> dict[str, Any]:
     matrix = torch.tensor(report.confusion.matrix)
     totals = matrix.sum(dim=1, keepdim=True).clamp(min=1)
     order = sorted(report.per_class, key=lambda name: report.per_class[name]["accuracy"] or 0)
@@ -225,10 +225,10 @@ def _feature_maps(model: Any, image: torch.Tensor) -> list[dict[str, Any]]:
 
     handles = [module.register_forward_hook(keep(name)) for name, module in model.network.named_modules() if name]
     try:
-        views, model.views = model.views, "one"
+        tta, model.tta = model.tta, "none"
         model.logits(image)
     finally:
-        model.views = views
+        model.tta = tta
         for handle in handles:
             handle.remove()
     rows = []

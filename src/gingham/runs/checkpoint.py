@@ -24,9 +24,9 @@ from gingham.presets import train_options
 from gingham.recipe import Recipe
 
 FOLDER = "checkpoint"
-FORMAT = 1
+FORMAT = 2  # 1 was used before the first release
 KEPT = 2
-FACTS = "facts"  # the tensor that holds them, as the bytes of their JSON, so that one checksum covers everything
+METADATA_KEY = "metadata"  # the tensor with the bytes of the metadata as JSON, so that one checksum covers everything
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Checkpoint:
     """All that a training needs to go on: tensors by name, and facts, which are JSON values."""
 
     tensors: dict[str, torch.Tensor]
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Keep the state of a training after `step` steps beside the one kept before it, and remove older ones.
 
     Killed at any moment, even within, it leaves the checkpoint before whole.
@@ -49,8 +49,8 @@ def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor]
     state = place / f"step-{step:08d}.safetensors"
     manifest = state.with_suffix(".json")
     manifest.unlink(missing_ok=True)  # of a torn one from this step
-    text = json.dumps(facts, allow_nan=False).encode()
-    write_tensors(state, {**tensors, FACTS: torch.from_numpy(np.frombuffer(text, np.uint8).copy())})
+    text = json.dumps(metadata, allow_nan=False).encode()
+    write_tensors(state, {**tensors, METADATA_KEY: torch.from_numpy(np.frombuffer(text, np.uint8).copy())})
     write_json(manifest, {"format": FORMAT, "step": step, "bytes": state.stat().st_size, "sha256": sha256(state)})
     # Later ones are torn, or this training would have gone on from them.
     kept = [path.stem for path in _manifests(folder) if path.stem <= state.stem][:KEPT]
@@ -62,7 +62,7 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_manifests(folder))
 
 
-def has_leftovers(folder: Path) -> bool:
+def has_unverified_checkpoint(folder: Path) -> bool:
     """Return whether states were left there that no manifest tells to be whole."""
     return not has_checkpoint(folder) and any((folder / FOLDER).glob("step-*.safetensors"))
 
@@ -87,7 +87,7 @@ def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
     for manifest in _manifests(folder):
         try:
             return _verified(manifest), torn
-        except _NewerError:
+        except _FormatError:
             raise
         except (OSError, RunError) as error:
             why = error.strerror or one_line(error) if isinstance(error, OSError) else one_line(error).partition("; ")[0]
@@ -102,8 +102,13 @@ def _verified(manifest: Path) -> bytes:
     said = read_json(manifest)
     version = said.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise _NewerError(
+        raise _FormatError(
             f"{manifest} is of format {version}, newer than {FORMAT}, the newest this gingham reads; update gingham"
+        )
+    if isinstance(version, int) and version < FORMAT:
+        raise _FormatError(
+            f"{manifest} is of format {version}, from before the release 0.1.0, and is not read any more; remove {manifest.parent} to "
+            "start over"
         )
     state = manifest.with_suffix(".safetensors")
     require_plain(state)
@@ -116,8 +121,8 @@ def _verified(manifest: Path) -> bytes:
     return data
 
 
-class _NewerError(RunError):
-    """A checkpoint of a newer format: no damage, so the one before it is no way out."""
+class _FormatError(RunError):
+    """A checkpoint of another format. It is not damaged, so the one before it is no replacement."""
 
 
 def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
@@ -128,26 +133,26 @@ def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
     """
     try:
         tensors = load(data)
-        facts = json.loads(tensors.pop(FACTS).numpy().tobytes())
-        if not isinstance(facts, dict):
-            raise ValueError(f"its facts are a {type(facts).__name__}, not an object")
-        return Checkpoint(tensors, facts)
+        metadata = json.loads(tensors.pop(METADATA_KEY).numpy().tobytes())
+        if not isinstance(metadata, dict):
+            raise ValueError(f"its facts are a {type(metadata).__name__}, not an object")
+        return Checkpoint(tensors, metadata)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         place = folder / FOLDER
         raise RunError(f"{place} holds no checkpoint of gingham ({one_line(error)}); remove it to start over") from error
 
 
-def options_of(facts: Mapping[str, Any]) -> str:
+def resume_options(metadata: Mapping[str, Any]) -> str:
     """Return what `gingham train` is told to go on with a training whose checkpoint has such facts; `...` where they make no sense.
 
-    >>> options_of({"recipe": {"name": "article", "network": "article"}, "dataset": "my pictures", "teachers": ["1f0a"]})
+    >>> resume_options({"recipe": {"name": "article", "network": "article"}, "dataset": "my pictures", "teachers": ["1f0a"]})
     "--recipe article --seed 0 --set precision=auto --set validation_images=5000 --data 'my pictures' --teacher RUN"
     """
     try:
-        words = [train_options(Recipe.from_dict(facts.get("recipe", {})))]
+        words = [train_options(Recipe.from_dict(metadata.get("recipe", {})))]
     except RecipeError:
         return "..."
-    dataset, teachers = facts.get("dataset"), facts.get("teachers")
+    dataset, teachers = metadata.get("dataset"), metadata.get("teachers")
     if isinstance(dataset, str) and dataset != "fashion-mnist":
         words.append(f"--data {shlex.quote(dataset)}")
     if isinstance(teachers, list):  # by their checksums: where they are is not known

@@ -6,7 +6,7 @@ import torch
 
 from gingham.errors import RunError
 from gingham.io import read_tensors, sha256, write_tensors
-from gingham.runs.run import WEIGHTS, Run
+from gingham.runs.run import WEIGHTS_FILE, Run
 
 
 def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -14,8 +14,8 @@ def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tenso
     assert run.folder is not None
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     tensors = {"predicted": predicted.int(), "confidence": confidence.float(), "labels": labels.cpu().int()}
-    facts = {"fingerprint": fingerprint, "weights": sha256(run.folder / WEIGHTS)}
-    write_tensors(run.folder / f"predictions-{split}.safetensors", tensors, facts)
+    metadata = {"fingerprint": fingerprint, "weights": sha256(run.folder / WEIGHTS_FILE)}
+    write_tensors(run.folder / f"predictions-{split}.safetensors", tensors, metadata)
 
 
 def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.Tensor] | None:
@@ -26,10 +26,10 @@ def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.
     if run.folder is None or not (path := run.folder / f"predictions-{split}.safetensors").exists():
         return None
     try:
-        tensors, facts = read_tensors(path)
+        tensors, metadata = read_tensors(path)
     except RunError:
         return None
-    if facts.get("fingerprint") != fingerprint or facts.get("weights") != sha256(run.folder / WEIGHTS):
+    if metadata.get("fingerprint") != fingerprint or metadata.get("weights") != sha256(run.folder / WEIGHTS_FILE):
         return None
     if not _are_predictions(tensors, len(run.model.classes)):
         return None

@@ -12,15 +12,15 @@ from gingham.errors import GinghamError, RunError, one_line
 from gingham.io import locked, parse_json, read_json, read_tensors, require_plain, sha256, write_json, write_tensors, write_text
 from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
-from gingham.models.registry import NetworkFactory, build, name_of
+from gingham.models.registry import NetworkFactory, build_classifier, factory_name
 from gingham.recipe import Recipe
-from gingham.runs.checkpoint import has_checkpoint, load_checkpoint, options_of, remove_checkpoints
-from gingham.runs.schema import require_entry, require_facts
-from gingham.text import is_plain
+from gingham.runs.checkpoint import has_checkpoint, load_checkpoint, remove_checkpoints, resume_options
+from gingham.runs.schema import validate_history_entry, validate_metadata
+from gingham.text import is_plain_name
 
-FORMAT = 1
-TRIALS = "trials.json"  # of a folder of runs that differ in their seed
-WEIGHTS, FACTS, HISTORY = "model.safetensors", "model.json", "history.jsonl"
+FORMAT = 2  # 1 was used before the first release
+TRIALS_FILE = "trials.json"  # of a folder of runs that differ in their seed
+WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "history.jsonl"
 
 
 @dataclass
@@ -43,11 +43,11 @@ class Run:
     folder: Path | None = None
 
     @property
-    def taught_by(self) -> str:
+    def teacher_names(self) -> str:
         """Its teachers in words, such as "accurate with seed 0, accurate with seed 1"; nothing where it had none."""
         return ", ".join(f"{one.get('recipe')} with seed {one.get('seed')}" for one in self.data.get("teachers") or [])
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return everything but the tensors and the history, as JSON values."""
         return {
             "format": FORMAT,
@@ -81,15 +81,15 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
         RunError: the folder holds another finished run.
     """
     folder = Path(folder).resolve()
-    if (folder / FACTS).exists() and run.folder != folder:
+    if (folder / METADATA_FILE).exists() and run.folder != folder:
         raise RunError(f"{folder} already holds a finished run; choose another folder")
     tensors = run.model.state_dict()
     if halved:
         tensors = {name: tensor.half() if _is_filter(tensor) else tensor for name, tensor in tensors.items()}
-    write_tensors(folder / WEIGHTS, tensors)
-    write_text(folder / HISTORY, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
+    write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_text(folder / HISTORY_FILE, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
     run.folder = folder
-    write_json(folder / FACTS, {**run.facts(), "weights_sha256": sha256(folder / WEIGHTS)})
+    write_json(folder / METADATA_FILE, {**run.metadata(), "weights_sha256": sha256(folder / WEIGHTS_FILE)})
     remove_checkpoints(folder)
     return folder
 
@@ -106,15 +106,15 @@ def _is_filter(tensor: torch.Tensor) -> bool:
     return tensor.dtype == torch.float32 and tensor.dim() >= 2 and tensor.numel() > 100
 
 
-def record_opening(run: Run, opening: dict[str, Any]) -> None:
+def record_test_use(run: Run, opening: dict[str, Any]) -> None:
     """Add an opening of the test split to a run, and to its folder where it is saved, beside those others have added."""
     if run.folder is None:
         run.test_openings.append(opening)
         return
     with locked(run.folder, wait=True):
-        facts = read_json(run.folder / FACTS)
-        run.test_openings = [*facts.get("test_openings", []), opening]
-        write_json(run.folder / FACTS, {**facts, "test_openings": run.test_openings})
+        metadata = read_json(run.folder / METADATA_FILE)
+        run.test_openings = [*metadata.get("test_openings", []), opening]
+        write_json(run.folder / METADATA_FILE, {**metadata, "test_openings": run.test_openings})
 
 
 def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
@@ -130,23 +130,23 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
             another shape; a network of your own that is not given, or another one.
     """
     folder = Path(folder)
-    if not (folder / FACTS).exists():
+    if not (folder / METADATA_FILE).exists():
         raise RunError(_why_not_there(folder))
-    facts = read_json(folder / FACTS)
+    metadata = read_json(folder / METADATA_FILE)
     try:
-        run = _from_facts(facts, network)
+        run = _from_metadata(metadata, network)
     except _OwnNetworkError as error:
         raise RunError(f"{folder} {error}") from None
     except KeyError as error:
-        raise RunError(f"{folder / FACTS} lacks the key {error}; restore it from a copy or train again") from error
+        raise RunError(f"{folder / METADATA_FILE} lacks the key {error}; restore it from a copy or train again") from error
     except (GinghamError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(
-            f"{folder / FACTS} does not describe a run ({one_line(error)}); restore it from a copy or train again"
+            f"{folder / METADATA_FILE} does not describe a run ({one_line(error)}); restore it from a copy or train again"
         ) from error
-    tensors, _ = read_tensors(folder / WEIGHTS)
-    _fill(run.model, tensors, folder / WEIGHTS)
-    _require_agreement(run, facts, folder)
-    run.history = _read_history(folder / HISTORY)
+    tensors, _ = read_tensors(folder / WEIGHTS_FILE)
+    _fill(run.model, tensors, folder / WEIGHTS_FILE)
+    _require_agreement(run, metadata, folder)
+    run.history = _read_history(folder / HISTORY_FILE)
     run.folder = folder.resolve()
     return run
 
@@ -155,10 +155,10 @@ def _why_not_there(folder: Path) -> str:
     if has_checkpoint(folder):
         return (
             f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham train "
-            f"{options_of(load_checkpoint(folder).facts)} --resume --out {folder}"
+            f"{resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
-    inner = sorted(path.parent for path in folder.glob(f"*/{FACTS}"))
-    if (folder / TRIALS).exists():
+    inner = sorted(path.parent for path in folder.glob(f"*/{METADATA_FILE}"))
+    if (folder / TRIALS_FILE).exists():
         of_them = f"one of its runs, such as {inner[0]}" if inner else "a run"
         return f"{folder} is a folder of trials; name {of_them}, or compare it with other trials (gingham compare)"
     if inner:
@@ -167,7 +167,7 @@ def _why_not_there(folder: Path) -> str:
         return f"{folder} is a file; name the folder of a run, such as {folder.parent}"
     if not folder.exists():
         return f"there is no folder {folder}; name a run folder, or train one with gingham train --out {folder}"
-    return f"no run in {folder} ({FACTS} is missing); name a run folder, or train one with gingham train"
+    return f"no run in {folder} ({METADATA_FILE} is missing); name a run folder, or train one with gingham train"
 
 
 class _OwnNetworkError(Exception):
@@ -178,23 +178,25 @@ def _require_factory(network: str, factory: NetworkFactory | None) -> None:
     own = ":" in network
     if factory is None and own:
         raise _OwnNetworkError(f"is a run of your own network {network}; give it again with --model {network}")
-    if factory is not None and name_of(factory) != network:
-        given = name_of(factory)
+    if factory is not None and factory_name(factory) != network:
+        given = factory_name(factory)
         way_out = f"give --model {network}" if own else "leave --model out"
         raise _OwnNetworkError(f"is a run of the network {network}, not of {given}; {way_out}")
 
 
-def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None) -> Run:
-    version = facts["format"]
+def _from_metadata(metadata: Mapping[str, Any], factory: NetworkFactory | None = None) -> Run:
+    version = metadata["format"]
     if not isinstance(version, int) or version < 1:
         raise ValueError(f"format is {version!r}, a whole number from 1 is needed")
     if version > FORMAT:
         raise ValueError(f"format {version} is newer than {FORMAT}, the newest this gingham reads: update gingham")
-    recipe = Recipe.from_dict(facts["recipe"])
+    if version < FORMAT:
+        raise ValueError(f"format {version} is from before the release 0.1.0 and is not read any more: train again")
+    recipe = Recipe.from_dict(metadata["recipe"])
     _require_factory(recipe.network, factory)
     if factory is None and recipe.network not in NETWORKS:
         raise ValueError(f"its network {recipe.network!r} is not one of gingham's: {', '.join(NETWORKS)}")
-    classes, shape = facts["classes"], facts["input_shape"]
+    classes, shape = metadata["classes"], metadata["input_shape"]
     if not (isinstance(classes, list) and 0 < len(classes) <= 10_000 and all(isinstance(name, str) for name in classes)):
         raise ValueError("classes is not a list of 1 to 10000 names")
     if len(set(classes)) < len(classes):
@@ -203,37 +205,37 @@ def _from_facts(facts: Mapping[str, Any], factory: NetworkFactory | None = None)
         raise ValueError(f"input_shape is {shape!r}, three whole numbers from 1 to 4096 are needed")
     if shape[0] > 64:
         raise ValueError(f"input_shape is {shape!r}, with {shape[0]} channels; at most 64 are allowed")
-    if odd := [name for name in classes if not is_plain(name)]:
+    if odd := [name for name in classes if not is_plain_name(name)]:
         raise ValueError(f"classes has the name {odd[0]!r}, which is not in plain letters")
     for key, kind in (("data", dict), ("metrics", dict), ("environment", dict), ("test_openings", list)):
-        if not isinstance(facts[key], kind):
+        if not isinstance(metadata[key], kind):
             raise ValueError(f"{key} is not a {kind.__name__}")
-    require_facts(facts)
+    validate_metadata(metadata)
     with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; the caller's stream stays where it was
         size = (shape[0], shape[1], shape[2])
-        model = build(recipe.network, classes, size, recipe.mean, recipe.std, recipe.views, factory)
+        model = build_classifier(recipe.network, classes, size, recipe.mean, recipe.std, recipe.tta, factory)
     return Run(
         model=model,
         recipe=recipe,
-        metrics=facts["metrics"],
-        data=facts["data"],
-        environment=facts["environment"],
-        test_openings=facts["test_openings"],
+        metrics=metadata["metrics"],
+        data=metadata["data"],
+        environment=metadata["environment"],
+        test_openings=metadata["test_openings"],
     )
 
 
-def _require_agreement(run: Run, facts: Mapping[str, Any], folder: Path) -> None:
+def _require_agreement(run: Run, metadata: Mapping[str, Any], folder: Path) -> None:
     """What model.json repeats for its readers must be so, or someone edited a number that has no effect."""
-    now = run.facts()
+    now = run.metadata()
     for key in ("network", "seed", "mean", "std", "temperature", "threshold"):
-        if key not in facts:
-            raise RunError(f"{folder / FACTS} lacks the key {key!r}; restore it from a copy or train again")
-        if facts[key] != now[key]:
+        if key not in metadata:
+            raise RunError(f"{folder / METADATA_FILE} lacks the key {key!r}; restore it from a copy or train again")
+        if metadata[key] != now[key]:
             raise RunError(
-                f"{folder / FACTS} says {key} {facts[key]!r} where the recipe and weights beside it say {now[key]!r}; restore it from a copy"
+                f"{folder / METADATA_FILE} says {key} {metadata[key]!r} where the recipe and weights beside it say {now[key]!r}; restore it from a copy"
             )
-    if facts.get("weights_sha256") != sha256(folder / WEIGHTS):
-        raise RunError(f"{folder / WEIGHTS} is not the file that was saved (its SHA-256 differs); restore it from a copy")
+    if metadata.get("weights_sha256") != sha256(folder / WEIGHTS_FILE):
+        raise RunError(f"{folder / WEIGHTS_FILE} is not the file that was saved (its SHA-256 differs); restore it from a copy")
 
 
 def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -265,7 +267,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         if odd := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
             raise ValueError(f"line {odd[0]} is not a JSON object")
         for number, entry in enumerate(entries, 1):
-            require_entry(entry, number)
+            validate_history_entry(entry, number)
         return entries
     except FileNotFoundError:
         return []  # a model can be used without the story of its training

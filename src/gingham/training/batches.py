@@ -5,36 +5,37 @@ from dataclasses import dataclass
 
 import torch
 
-from gingham.data.augment import augment, augment_ahead, cut_mix_some
-from gingham.data.augment_photos import photograph_some, photographed
+from gingham.data.augment import apply_cutmix, augment, augment_batches
+from gingham.data.augment_photos import num_simulated, simulate_photos
 from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
-from gingham.distributed import Crew
+from gingham.distributed import DistributedContext
 from gingham.recipe import Recipe
-from gingham.training.distillation import Teachers
+from gingham.training.distillation import TeacherEnsemble
 
-IMAGES_AHEAD = 1 << 16  # that a GPU has distorted at a time
+IMAGES_PER_CALL = 1 << 16  # images augmented per GPU call
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures to learn from, uint8 (B, C, H, W), and what is known of each: `labels`, int64 (B,), and, where it is not all,
+    """One batch of training images, on the training device.
 
-    `others`, int64 (B,), the labels of what was pasted over them, with `shares`, float (B,), of the picture that are still its own;
-    and `taught`, float (B,), 1 for pictures of which the teachers are asked and 0 for those they know nothing of.
+    `images` is uint8 (B, C, H, W), `labels` int64 (B,). With CutMix, `mixed_labels`, int64 (B,), are the labels of the images pasted
+    over these, and `mix_weight`, float (B,), the share of each image that is still its own. `distill_mask`, float (B,), is 1 for
+    images that the teachers are asked about and 0 for the others; None if they are asked about all.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    others: torch.Tensor | None = None
-    shares: torch.Tensor | None = None
-    taught: torch.Tensor | None = None
+    mixed_labels: torch.Tensor | None = None
+    mix_weight: torch.Tensor | None = None
+    distill_mask: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def tensors(self) -> list[torch.Tensor]:
-        """All of its tensors that there are."""
+        """Return the tensors that are not None, in a fixed order."""
         return [tensor for tensor in vars(self).values() if tensor is not None]
 
 
@@ -46,30 +47,33 @@ def draw_batches(
     sampler: Sampler,
     start: int,
     stop: int,
-    crew: Crew,
-    teachers: Teachers | None,
+    context: DistributedContext,
+    teachers: TeacherEnsemble | None,
 ) -> Iterator[tuple[int, torch.Tensor, Batch]]:
-    """The steps from `start` up to `stop`, each with its indices, int64 (B,), and its batch."""
-    ahead = images.is_cuda and crew.size == 1 and not recipe.photo_share and not recipe.cutmix
-    if not ahead:
+    """Yield the steps from `start` up to `stop`, each with the indices of its images, int64 (B,), and its batch.
+
+    `images` and `labels` are those of the split `train`, on the device where they are kept.
+    """
+    together = images.is_cuda and context.size == 1 and not recipe.photo_share and not recipe.cutmix
+    if not together:
         for step, indices in enumerate(sampler.batches(start, stop), start):
             epoch, _ = sampler.position(step)
-            yield step, indices, _draw(images, labels, indices, train, recipe, epoch, step, crew, teachers)
+            yield step, indices, _draw_batch(images, labels, indices, train, recipe, epoch, step, context, teachers)
         return
     while start < stop:
-        epoch, place = sampler.position(start)
-        left = (sampler.later if epoch else sampler.first) - place  # the next epoch's order is not known before this one ends
-        end = min(stop, start + left, start + max(1, IMAGES_AHEAD // recipe.batch_size))
+        epoch, epoch_step = sampler.position(start)
+        # The order of the next epoch is not known before this one ends.
+        steps_left = (sampler.later_epoch_steps if epoch else sampler.first_epoch_steps) - epoch_step
+        end = min(stop, start + steps_left, start + max(1, IMAGES_PER_CALL // recipe.batch_size))
         batches = list(sampler.batches(start, end))
-        own = torch.cat(batches)
-        pictures = augment_ahead(images[own], batches, recipe, epoch, start)
-        truths = torch.split(labels[own], [len(batch) for batch in batches])
-        for step, indices, seen, truth in zip(range(start, end), batches, pictures, truths, strict=True):
-            yield step, indices, Batch(seen, truth)
+        indices = torch.cat(batches)
+        batch_images = augment_batches(images[indices], batches, recipe, epoch, start)
+        batch_labels = torch.split(labels[indices], [len(batch) for batch in batches])
+        yield from zip(range(start, end), batches, map(Batch, batch_images, batch_labels), strict=True)
         start = end
 
 
-def _draw(
+def _draw_batch(
     images: torch.Tensor,
     labels: torch.Tensor,
     indices: torch.Tensor,
@@ -77,21 +81,22 @@ def _draw(
     recipe: Recipe,
     epoch: int,
     step: int,
-    crew: Crew,
-    teachers: Teachers | None,
+    context: DistributedContext,
+    teachers: TeacherEnsemble | None,
 ) -> Batch:
-    """This process's part of the batch that has the pictures `indices`, int64 (B,), as the recipe distorts and mixes them."""
-    part = crew.part(len(indices))
-    # What is photographed and what is mixed with what depends on the whole batch.
+    """Return this process's shard of the batch of the images `indices`, int64 (B,), augmented and mixed as the recipe says."""
+    shard = context.shard(len(indices))
+    # Which images become photos, and which are mixed with which, depends on the whole batch.
     whole = recipe.photo_share > 0 or recipe.cutmix > 0
-    own, within = (indices, slice(None)) if whole else (indices[part], part)
-    pictures = augment(images[own.to(images.device)].to(labels.device), own, recipe, epoch, step, within, len(indices))
-    others = shares = taught = None
+    needed, part = (indices, slice(None)) if whole else (indices[shard], shard)
+    batch = augment(images[needed.to(images.device)].to(labels.device), needed, recipe, epoch, step, part, len(indices))
+    mixed_labels = mix_weight = distill_mask = None
     if recipe.photo_share:
-        pictures = photograph_some(pictures, labels[indices], train.classes, recipe, step)[part]
-        if teachers and teachers.blind:
-            taught = (torch.arange(len(indices), device=labels.device) >= photographed(len(indices), recipe)).float()[part]
+        batch = simulate_photos(batch, labels[indices], train.classes, recipe, step)[shard]
+        if teachers and teachers.skip_photos:
+            is_photo = torch.arange(len(indices), device=labels.device) < num_simulated(len(indices), recipe)
+            distill_mask = (~is_photo).float()[shard]
     elif recipe.cutmix:
-        pictures, partners, shares = cut_mix_some(pictures, recipe, step)
-        pictures, others, shares = pictures[part], labels[indices[partners]][part], shares[part]
-    return Batch(pictures, labels[indices[part]], others, shares, taught)
+        batch, partners, mix_weight = apply_cutmix(batch, recipe, step)
+        batch, mixed_labels, mix_weight = batch[shard], labels[indices[partners]][shard], mix_weight[shard]
+    return Batch(batch, labels[indices[shard]], mixed_labels, mix_weight, distill_mask)

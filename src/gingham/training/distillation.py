@@ -13,37 +13,38 @@ from gingham.recipe import Recipe
 from gingham.runs.run import Run
 
 
-class Teachers:
-    """Trained models whose answers another one learns: probabilities, the mean over all of them.
+class TeacherEnsemble:
+    """Trained models whose predictions another model learns: the mean of their probabilities.
 
-    They see the very pictures the learner sees, distorted as they are for it.
+    They get the same augmented images as the model that is trained. With `skip_photos` they are not asked about simulated photos,
+    which none of them was trained on.
 
     Sources: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531); the same view for both from Beyer et
     al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv 2106.05237).
     """
 
-    def __init__(self, models: Sequence[Classifier], temperature: float, blind: bool = False) -> None:
+    def __init__(self, models: Sequence[Classifier], temperature: float, skip_photos: bool = False) -> None:
         self.models = [model.eval().requires_grad_(False) for model in models]
         self.temperature = temperature
-        self.blind = blind  # to pictures as if photographed, of which they have seen none
+        self.skip_photos = skip_photos
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return probabilities, float (B, K), for uint8 pictures (B, C, H, W)."""
-        answers = [(model(images).float() / self.temperature).softmax(dim=1) for model in self.models]
-        return torch.stack(answers).mean(dim=0)
+        """Return probabilities, float (B, K), for uint8 images (B, C, H, W)."""
+        probabilities = [(model(images).float() / self.temperature).softmax(dim=1) for model in self.models]
+        return torch.stack(probabilities).mean(dim=0)
 
 
-def require_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None) -> tuple[str, ...]:
-    """See that runs can teach a recipe on a split, and return the checksums of their weights.
+def validate_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None) -> tuple[str, ...]:
+    """Check that runs can be teachers for a recipe on a split, and return the checksums of their weights.
 
     Raises
         GinghamError: the recipe does not listen to teachers, or two of them are the same.
         DataError: one was trained on other pictures or classes, and so may know what is held out.
     """
-    if teachers and not recipe.teacher_share:
+    if teachers and not recipe.distillation_weight:
         raise GinghamError(
-            "teacher_share is 0, so teachers would not be heard; set it above 0, such as 0.9, or name no teacher"
+            "distillation_weight is 0, so teachers would not be heard; set it above 0, such as 0.9, or name no teacher"
         )
     held_out = len(validation) if validation else 0
     for run in teachers:
@@ -64,10 +65,10 @@ def require_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, vali
     return checksums
 
 
-def load_teachers(teachers: Sequence[Run], recipe: Recipe, device: torch.device) -> Teachers | None:
-    """The teachers, copied to the device."""
+def create_ensemble(teachers: Sequence[Run], recipe: Recipe, device: torch.device) -> TeacherEnsemble | None:
+    """Return the teachers as one ensemble, copied to the device; None without teachers."""
     if not teachers:
         return None
     models = [copy.deepcopy(run.model).to(device) for run in teachers]
-    blind = recipe.photo_share > 0 and not all(run.recipe.photo_share for run in teachers)
-    return Teachers(models, recipe.teacher_temperature, blind)
+    skip_photos = recipe.photo_share > 0 and not all(run.recipe.photo_share for run in teachers)
+    return TeacherEnsemble(models, recipe.distillation_temperature, skip_photos)

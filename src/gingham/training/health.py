@@ -5,35 +5,39 @@ from collections.abc import Callable, Sequence
 from gingham.data.splits import Split
 from gingham.models.classifier import Classifier
 from gingham.recipe import Recipe
-from gingham.training.checks import STUCK, check_batches, check_history, check_labels, check_training
+from gingham.training.checks import check_batches, check_history, check_labels, check_training
 from gingham.training.history import History
-from gingham.training.issue import Finding
+from gingham.training.issue import Issue
 
 
-class Watch:
-    """Looks at a training as its epochs end and says once of each finding what it is."""
+class HealthMonitor:
+    """Runs the checks of `training/checks.py` at the end of an epoch, and reports each issue once.
 
-    def __init__(self, recipe: Recipe, model: Classifier, history: History, train: Split, say: Callable[[str], None]) -> None:
-        self.recipe, self.model, self.history, self.train, self.say = recipe, model, history, train, say
-        self.said: set[str] = set()
-        self.tell(check_batches(recipe, len(train), model.network))
+    `warn` is called with one line for each issue.
+    """
 
-    def tell(self, findings: Sequence[Finding]) -> None:
-        for finding in findings:
-            if finding.finding not in self.said:
-                self.said.add(finding.finding)
-                self.say(f"{finding.finding}: {finding.evidence}; {finding.fix}")
+    def __init__(self, recipe: Recipe, model: Classifier, history: History, train: Split, warn: Callable[[str], None]) -> None:
+        self.recipe, self.model, self.history, self.train, self.warn = recipe, model, history, train, warn
+        self.reported: set[tuple[str, str]] = set()
+        self.report(check_batches(recipe, len(train), model.network))
 
-    def end_epoch(self, done: int) -> None:
-        """Look at the history up to step `done`, at its first end also at the model, and once nothing is learned at the labels."""
-        entries = self.history.epochs
-        looks = self.history.looks()
-        if looks and looks[-1] is not entries[-1]:
-            return  # between looks at the validation split there is little news
+    def report(self, issues: Sequence[Issue]) -> None:
+        """Warn of the issues that were not reported before."""
+        for issue in issues:
+            if (issue.code, issue.title) not in self.reported:
+                self.reported.add((issue.code, issue.title))
+                self.warn(f"{issue.title}: {issue.evidence}; {issue.fix}")
+
+    def on_epoch_end(self, done: int) -> None:
+        """Check the history up to step `done`; after the first epoch also the model, and the labels if nothing is learned."""
+        epochs = self.history.epochs
+        evaluations = self.history.evaluations()
+        if evaluations and evaluations[-1] is not epochs[-1]:
+            return  # little changes between two evaluations
         losses = self.history.losses[:done].cpu()
-        found = check_history(self.recipe, len(self.train), len(self.model.classes), losses, entries, over=False)
-        stuck = any(finding.finding.startswith(STUCK) for finding in found)
-        if len(entries) == 1 or stuck:
+        issues = check_history(self.recipe, len(self.train), len(self.model.classes), losses, epochs, over=False)
+        stuck = any(issue.code == "stuck-loss" for issue in issues)
+        if len(epochs) == 1 or stuck:
             steps = self.history.sampler.steps
-            found = check_training(self.model, self.recipe, self.train, losses, entries, steps, over=False)
-        self.tell((check_labels(self.train, None) if stuck else []) or found)
+            issues = check_training(self.model, self.recipe, self.train, losses, epochs, steps, over=False)
+        self.report((check_labels(self.train, None) if stuck else []) or issues)

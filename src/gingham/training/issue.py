@@ -5,20 +5,24 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that is wrong: what, how it shows, and one thing to do. `pictures` are places it shows at, where it does.
+class Issue:
+    """Something wrong with a run or a dataset.
 
-    `pictures` holds tuples (split, index), those that belong together side by side.
+    `code` names the kind of issue and never changes, so programs compare it and not the text, such as "dead-relus". `title` says what
+    is wrong, `evidence` how it shows, `fix` one thing to do. `images` are the images it shows in, if any: groups of (split name,
+    index), those of one group belong together.
     """
 
-    finding: str
+    code: str
+    title: str
     evidence: str
     fix: str
-    pictures: tuple[tuple[tuple[str, int], ...], ...] = ()
+    images: tuple[tuple[tuple[str, int], ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the finding as JSON values."""
-        return {**vars(self), "pictures": [[list(place) for place in group] for group in self.pictures]}
+        """Return the issue as JSON values. The key for `images` is `epoch_size`."""
+        groups = [[list(image) for image in group] for group in self.images]
+        return {"code": self.code, "title": self.title, "evidence": self.evidence, "fix": self.fix, "pictures": groups}
 
     def __str__(self) -> str:
-        return f"{self.finding}\n  evidence  {self.evidence}\n  fix       {self.fix}"
+        return f"{self.title}\n  evidence  {self.evidence}\n  fix       {self.fix}"

@@ -122,14 +122,14 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     filters = [parameter for parameter in parameters if parameter.ndim > 1 and not any(parameter is one for one in matrices)]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]  # biases and scales: decay would serve nothing
     groups = [
-        {"params": filters, "scale": recipe.filter_scale, "filters": True},
+        {"params": filters, "scale": recipe.filter_lr_scale, "filters": True},
         {"params": matrices, "scale": 1.0, "weight_decay": decay},
         {"params": vectors, "scale": 1.0},
     ]
     return Muon([group for group in groups if group["params"]], rate, momentum)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of each parameter group to `rate` times the group's `scale`, in place where it is a tensor."""
     for group in optimizer.param_groups:
         if torch.is_tensor(group["lr"]):

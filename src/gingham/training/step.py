@@ -15,68 +15,71 @@ from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 from gingham.recipe import Recipe
 from gingham.training.batches import Batch
-from gingham.training.distillation import Teachers
-from gingham.training.loss import loss_of
+from gingham.training.distillation import TeacherEnsemble
+from gingham.training.loss import compute_loss
 from gingham.training.optimizer import build_optimizer
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What a step found before it changed the weights, on the device: the batch's mean loss, to the labels alone also where teachers
-    are heard, and the number of right answers, both (), and with hard pictures to be found the loss of each, float (B,)."""
+class StepOutput:
+    """The result of a step, computed with the weights before it, on the device.
+
+    `loss` is the mean loss to the labels, without the teachers' part, and `correct` the number of correct predictions, both scalars.
+    `losses`, float (B,), has the loss of each image where the recipe looks for hard ones, else None.
+    """
 
     loss: torch.Tensor
-    hits: torch.Tensor
+    correct: torch.Tensor
     losses: torch.Tensor | None
 
 
-def learn(
+def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     precision: str,
-    teachers: Teachers | None,
+    teachers: TeacherEnsemble | None,
     batch: Batch,
     weight: float = 1.0,
-) -> Learned:
+) -> StepOutput:
     """Take one step of gradient descent on a batch.
 
-    The loss is the mean over the batch, times the `weight` that this has among those of other processes.
+    The loss is the mean over the batch, times `weight`: that of this process's shard in the mean over all processes.
     """
     optimizer.zero_grad()
     with autocast(precision, batch.images.device):
-        taught = teachers(batch.images) if teachers else None
+        teacher_probabilities = teachers(batch.images) if teachers else None
         logits = model(batch.images).float()
-    loss = loss_of(logits, batch, recipe, taught)
+    loss = compute_loss(logits, batch, recipe, teacher_probabilities)
     if weight != 1:
         loss = loss * weight
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     loss, logits = loss.detach(), logits.detach()
-    if taught is not None:  # what is noted is comparable: the labels' part
-        loss = loss_of(logits, batch, recipe) * weight
-    truth = batch.labels
-    if batch.others is not None and batch.shares is not None:
-        truth = torch.where(batch.shares < 0.5, batch.others, truth)
-    hits = (logits.argmax(dim=1) == truth).sum()
+    if teacher_probabilities is not None:  # the history has the loss to the labels, which is comparable between runs
+        loss = compute_loss(logits, batch, recipe) * weight
+    target = batch.labels
+    if batch.mixed_labels is not None and batch.mix_weight is not None:
+        target = torch.where(batch.mix_weight < 0.5, batch.mixed_labels, target)
+    correct = (logits.argmax(dim=1) == target).sum()
     losses = F.cross_entropy(logits, batch.labels, reduction="none") if recipe.hard_share < 1 else None
-    return Learned(loss, hits, losses)
+    return StepOutput(loss, correct, losses)
 
 
-Learner = Callable[[Batch, float], Learned]
+TrainStep = Callable[[Batch, float], StepOutput]
 
 
-class Recording:
-    """`learn` on a GPU, recorded for each size of batch as a CUDA graph and replayed from then on.
+class CUDAGraphStep:
+    """`train_step` captured as a CUDA graph for each batch size, and replayed.
 
-    A step of a small network is hundreds of kernels of some microseconds each, and Python starts them more slowly than a GPU ends
-    them. What a batch's step finds is overwritten by the next one's. Call `warm_up` first: what libraries set up on their first use
-    cannot be recorded.
+    A step of a small network is hundreds of kernels of a few microseconds each, and Python launches them more slowly than the GPU
+    executes them. The output of a step is overwritten by the next one. Call `warm_up` first: what libraries initialise on first use
+    cannot be captured.
 
-        learner = Recording(model, optimizer, recipe, precision, None, [a batch of each size])
+        take_step = CUDAGraphStep(model, optimizer, recipe, precision, None, [a batch of each size])
 
     Raises
-        RuntimeError: something in the step cannot be recorded.
+        RuntimeError: something in the step cannot be captured.
     """
 
     def __init__(
@@ -85,32 +88,32 @@ class Recording:
         optimizer: torch.optim.Optimizer,
         recipe: Recipe,
         precision: str,
-        teachers: Teachers | None,
+        teachers: TeacherEnsemble | None,
         batches: Iterable[Batch],
     ) -> None:
-        self.recorded: dict[int, tuple[torch.cuda.CUDAGraph, Batch, Learned]] = {}
-        prepare_to_record(optimizer)
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, StepOutput]] = {}
+        make_capturable(optimizer)
         pool = None
         for batch in batches:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                learned = learn(model, optimizer, recipe, precision, teachers, batch)
-            pool = graph.pool()  # one for all, as they never run at once
-            self.recorded[len(batch)] = (graph, batch, learned)
+                output = train_step(model, optimizer, recipe, precision, teachers, batch)
+            pool = graph.pool()  # one memory pool for all, as they never run at once
+            self.graphs[len(batch)] = (graph, batch, output)
 
-    def __call__(self, batch: Batch, weight: float = 1.0) -> Learned:
-        assert weight == 1, "only a process on its own records"
-        graph, place, learned = self.recorded[len(batch)]
-        for own, given in zip(place.tensors(), batch.tensors(), strict=True):
-            own.copy_(given)
+    def __call__(self, batch: Batch, weight: float = 1.0) -> StepOutput:
+        assert weight == 1, "graphs are used in single-process training only"
+        graph, captured, output = self.graphs[len(batch)]
+        for target, source in zip(captured.tensors(), batch.tensors(), strict=True):
+            target.copy_(source)
         graph.replay()
-        return learned
+        return output
 
 
-def prepare_to_record(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer what must have its place before a step is recorded: rates that are tensors, and momentum at 0.
+def make_capturable(optimizer: torch.optim.Optimizer) -> None:
+    """Prepare an optimizer for capture: learning rates become tensors, and momentum buffers exist and are 0.
 
-    A rate that is a number would be recorded as it is, and momentum made in the first step would be made again in each.
+    A rate that is a number would be captured as a constant, and buffers created in the captured step would be created in each replay.
     """
     for group in optimizer.param_groups:
         device = group["params"][0].device
@@ -120,10 +123,10 @@ def prepare_to_record(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def noise_like(batch_size: int, model: Classifier, recipe: Recipe, teachers: Teachers | None) -> Batch:
-    """Return a batch of random pictures with all that the recipe's batches have, on the model's device."""
+def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, teachers: TeacherEnsemble | None) -> Batch:
+    """Return a batch of random images with every tensor that the recipe's batches have, on the model's device."""
     device = model.mean.device
-    generator = torch.Generator().manual_seed(recipe.seed)  # of its own: the training's draws stay where they were
+    generator = torch.Generator().manual_seed(recipe.seed)  # its own, so that the draws of the training do not change
     images = torch.randint(256, (batch_size, *model.input_shape), dtype=torch.uint8, generator=generator)
     labels = torch.randint(len(model.classes), (batch_size,), generator=generator).to(device)
     return Batch(
@@ -131,23 +134,29 @@ def noise_like(batch_size: int, model: Classifier, recipe: Recipe, teachers: Tea
         labels,
         labels.flip(0) if recipe.cutmix else None,
         torch.ones(batch_size, device=device) if recipe.cutmix else None,
-        torch.ones(batch_size, device=device) if teachers and teachers.blind else None,
+        torch.ones(batch_size, device=device) if teachers and teachers.skip_photos else None,
     )
 
 
 def warm_up(
-    model: Classifier, recipe: Recipe, precision: str, sizes: Sequence[int], answers: int, teachers: Teachers | None = None
+    model: Classifier,
+    recipe: Recipe,
+    precision: str,
+    sizes: Sequence[int],
+    num_predicted: int,
+    teachers: TeacherEnsemble | None = None,
 ) -> bool:
-    """Let a copy of the model learn noise, in batches of each size to come, and answer for some: no kernel is set up on the clock.
+    """Run training steps and a prediction on a copy of the model and random images, so that no kernel is set up while the clock runs.
 
-    There is nothing to restore. Returns whether some parameters had no part in it.
+    `sizes` are the batch sizes to come, `num_predicted` the number of images to predict. Return whether some trainable parameters
+    got no gradient.
     """
     twin = copy.deepcopy(model).train()
     optimizer = build_optimizer(twin, recipe)
     for size in (*sizes, sizes[-1]):
-        batch = noise_like(size, model, recipe, teachers)
+        batch = dummy_batch(size, model, recipe, teachers)
         try:
-            learn(twin, optimizer, recipe, precision, teachers, batch)
+            train_step(twin, optimizer, recipe, precision, teachers, batch)
         except Exception as error:
             if recipe.network in NETWORKS or is_exhausted(error):
                 raise
@@ -157,26 +166,26 @@ def warm_up(
                 f"{one_line(error)}; mend its forward"
                 + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" if size == 1 else "")
             ) from error
-    if answers:
-        twin.logits(noise_like(answers, model, recipe, None).images)
+    if num_predicted:
+        twin.logits(dummy_batch(num_predicted, model, recipe, None).images)
     return any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
 
 
-def compiled(
+def compile_model(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     precision: str,
-    teachers: Teachers | None,
+    teachers: TeacherEnsemble | None,
     batches: Sequence[Batch],
 ) -> nn.Module:
-    """Return the model compiled by torch for batches of these sizes; weights, statistics and momentum are as they were.
+    """Return the model compiled by torch for these batch sizes; weights, statistics and momentum keep their values.
 
     Raises
         GinghamError: there is no compiler, or it fails.
     """
-    _forget_others(recipe.network, precision, tuple(map(len, batches)))
-    made: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    _reset_compiler(recipe.network, precision, tuple(map(len, batches)))
+    compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     momentum = {
         parameter: state["momentum_buffer"].clone()
@@ -185,7 +194,7 @@ def compiled(
     }
     try:
         for batch in batches:
-            learn(made, optimizer, recipe, precision, teachers, batch)
+            train_step(compiled, optimizer, recipe, precision, teachers, batch)
     except Exception as error:
         if is_exhausted(error):
             raise
@@ -199,13 +208,13 @@ def compiled(
         for parameter, state in optimizer.state.items():
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].copy_(momentum.get(parameter, torch.zeros_like(parameter)))
-    return made
+    return compiled
 
 
 @functools.lru_cache(maxsize=1)
-def _forget_others(*what: object) -> None:
-    """Let go of what was compiled for anything else: torch keeps eight versions of a forward and would not compile the ninth.
+def _reset_compiler(*settings: object) -> None:
+    """Discard what was compiled for other settings: torch keeps eight versions of a forward and does not compile a ninth.
 
-    The next model of the same kind takes what the last one had compiled, at once.
+    The cache keeps the compiled code for the next model with the same settings.
     """
     torch.compiler.reset()

@@ -10,39 +10,39 @@ from typing import Any
 from gingham.errors import Terminated
 
 
-class Asked:
-    """Whether this process has been asked to end, and by which signal."""
+class StopRequest:
+    """Whether this process was asked to stop, and by which signal."""
 
     def __init__(self) -> None:
-        self.number: int | None = None
+        self.signal: int | None = None
 
     def __bool__(self) -> bool:
-        return self.number is not None
+        return self.signal is not None
 
     def stop(self) -> None:
-        """Raise what the signal means: KeyboardInterrupt, or Terminated for SIGTERM."""
-        raise Terminated if self.number == signal.SIGTERM else KeyboardInterrupt
+        """Raise KeyboardInterrupt, or Terminated for SIGTERM."""
+        raise Terminated if self.signal == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def postponed(*, patient: bool = False) -> Iterator[Asked]:
-    """Take note of Ctrl-C and SIGTERM in place of ending at once, as long as the block lasts.
+def deferred_signals(*, ignore_repeats: bool = False) -> Iterator[StopRequest]:
+    """Record Ctrl-C and SIGTERM inside the block instead of ending the process at once.
 
-    The second Ctrl-C ends at once all the same, unless `patient`. A signal that someone else handles, or has told to be ignored, is
-    left to them, and all are left outside the main thread, which alone may handle signals.
+    The second Ctrl-C ends it all the same, unless `ignore_repeats`. Signals that already have a handler, or are ignored, are left
+    alone; so is everything outside the main thread, where Python does not allow signal handlers.
 
-        with postponed() as asked:
+        with deferred_signals() as stop_request:
             for batch in batches:
                 ...
-                if asked:
-                    save(); asked.stop()
+                if stop_request:
+                    save(); stop_request.stop()
     """
-    asked = Asked()
+    stop_request = StopRequest()
 
-    def note(number: int, frame: FrameType | None) -> None:
-        again, asked.number = bool(asked), number
-        if again and not patient:
-            asked.stop()
+    def handle(number: int, frame: FrameType | None) -> None:
+        repeated, stop_request.signal = bool(stop_request), number
+        if repeated and not ignore_repeats:
+            stop_request.stop()
 
     before: dict[int, Any] = {}
     defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -50,8 +50,8 @@ def postponed(*, patient: bool = False) -> Iterator[Asked]:
         if threading.current_thread() is threading.main_thread():
             for number, default in defaults.items():
                 if signal.getsignal(number) is default:
-                    before[number] = signal.signal(number, note)
-        yield asked
+                    before[number] = signal.signal(number, handle)
+        yield stop_request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

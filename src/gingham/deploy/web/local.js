@@ -2,7 +2,7 @@
 'use strict';
 
 const GinghamEngine = (() => {
-  const model = JSON.parse(document.getElementById('facts').textContent);
+  const model = JSON.parse(document.getElementById('metadata').textContent);
   const [channels, height, width] = model.input_shape;
   const size = channels * height * width;
   let loading = null;

@@ -3,7 +3,7 @@
   'use strict';
 
   const $ = (id) => document.getElementById(id);
-  const model = JSON.parse($('facts').textContent);
+  const model = JSON.parse($('metadata').textContent);
   const SHOWN = 10; // classes with a bar
   let asked = 0; // an answer that comes after a newer question is not shown
   let paintings = 0; // likewise of what moved it
