@@ -36,7 +36,7 @@ test-slow: $(VENV)/tested data
 	$(BIN)/python -m pytest -q -m slow
 
 stress: $(VENV)/tested data
-	$(BIN)/python tests/stress
+	$(BIN)/python stress
 
 check: $(VENV)/tested
 	$(BIN)/ruff format --check

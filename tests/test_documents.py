@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT
 from gingham.presets import DEFAULT_RECIPE
+from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 import gingham  # noqa: E402
-from conftest import make_dataset  # noqa: E402
+from helpers import make_dataset  # noqa: E402
 
 if __name__ == "__main__":
     folder = HERE / f"run-{'.'.join(gingham.__version__.split('.')[:2])}"

@@ -6,22 +6,7 @@ from torch import nn
 from gingham import ModelError
 from gingham.models.networks import NETWORKS, MeanPool, Residual, article
 from gingham.models.registry import build_classifier
-
-
-def reference_article():
-    """The article's network, layer by layer as its text has it: a twin to check ours against."""
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, bias=False), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, bias=False), nn.ReLU(),
-        nn.Conv2d(32, 64, 3, bias=False), nn.ReLU(),
-        nn.MaxPool2d(2, 2),
-        nn.Conv2d(64, 32, 1, bias=False), nn.ReLU(),
-        nn.Conv2d(32, 32, 3, bias=False), nn.ReLU(),
-        nn.Conv2d(32, 32, 3, bias=False), nn.ReLU(),
-        nn.Conv2d(32, 10, 1, bias=False), nn.ReLU(),
-        nn.Conv2d(10, 10, 7, bias=False),
-        nn.Flatten(), nn.LogSoftmax(1),
-    )  # fmt: skip
+from helpers import reference_article
 
 
 def test_the_articles_network_is_the_articles():

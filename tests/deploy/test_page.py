@@ -17,7 +17,7 @@ from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, features, gallery
 from gingham.inference.predict import preprocess
-from test_photos import GROUNDS, drawn
+from helpers import GROUNDS, drawn
 
 pytestmark = pytest.mark.slow
 

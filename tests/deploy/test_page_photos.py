@@ -10,11 +10,11 @@ from PIL import Image
 
 import gingham
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
-from test_photos import GROUNDS, drawn
+from helpers import GROUNDS, drawn
 
 pytestmark = pytest.mark.slow
 
-PHOTOS_JS = Path(gingham.__file__).parent / "page" / "photos.js"
+PHOTOS_JS = Path(gingham.__file__).parent / "deploy/web/photos.js"
 GARMENT = {"input_shape": [1, 28, 28], "garments": True, "background": None}
 # Until version 13 Pillow always began a resampling with the rows; what is rounded in between then differs now and then.
 ROUNDING = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2

@@ -10,19 +10,7 @@ from PIL import Image, ImageDraw
 
 from gingham.errors import DataError
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
-
-SHIRT = [(30, 20), (70, 20), (98, 45), (88, 60), (76, 52), (76, 100), (24, 100), (24, 52), (12, 60), (2, 45)]  # of 100 by 120
-
-
-def drawn(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0.0):
-    """A shirt on a ground, and where it is."""
-    random = np.random.default_rng(0)
-    there = Image.new("1", size)
-    ImageDraw.Draw(there).polygon([(corner[0] + scale * x, corner[1] + scale * y) for x, y in SHIRT], fill=1)
-    mask = np.asarray(there)
-    pixels = np.where(mask[..., None], np.array(colour, float), np.array(ground, float))
-    pixels = pixels + random.normal(0, texture, pixels.shape)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), mask
+from helpers import GROUNDS, drawn
 
 
 def silhouette(prepared):
@@ -44,15 +32,6 @@ def expected_silhouette():
     frame = Image.new("L", (28, 28))
     frame.paste(small, ((28 - small.width) // 2, (28 - small.height) // 2))
     return np.asarray(frame) > 100
-
-
-GROUNDS = [
-    ((40, 60, 120), (255, 255, 255)),  # dark on white
-    ((230, 230, 225), (60, 30, 20)),  # light on dark
-    ((200, 40, 40), (150, 150, 150)),  # a colour of the ground's brightness
-    ((120, 120, 120), (200, 180, 150)),
-    ((20, 20, 20), (90, 120, 70)),
-]
 
 
 @pytest.mark.parametrize(("colour", "ground"), GROUNDS)

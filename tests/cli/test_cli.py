@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import gingham
-from conftest import make_dataset
 from gingham.io import locked
+from helpers import make_dataset
 
 
 def values(done):

@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 
 import gingham
-from conftest import make_dataset
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import features
 from gingham.inference.packaged_model import PACKAGED
 from gingham.inference.predict import mean_probabilities, preprocess
 from gingham.models.registry import build_classifier
-from test_photos import drawn
+from helpers import drawn, make_dataset
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from conftest import make_dataset
+from helpers import make_dataset
 from stress.outcomes import Check, Outcome
 
 SEED = 7

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import gingham
-from conftest import make_dataset
 from gingham import DataError
 from gingham.data.load_data import load_unchecked
 from gingham.diagnosis.check_data import find_leaks
+from helpers import make_dataset
 
 
 @pytest.fixture

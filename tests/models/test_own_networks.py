@@ -4,9 +4,9 @@ import shutil
 import pytest
 
 import gingham
-from conftest import ROOT
 from gingham import ModelError, RunError
 from gingham.models.registry import import_network
+from helpers import ROOT
 from own_networks import Norms, Plain, WrongLinear, WrongOutputs
 
 

@@ -6,11 +6,11 @@ import scipy.stats
 import torch
 
 import gingham
-from conftest import make_dataset
 from gingham import GinghamError, RunError
 from gingham.evaluation.evaluate import correct_predictions
 from gingham.experiments.compare import _compare_runs, _compare_trials, _spread
 from gingham.io import locked
+from helpers import make_dataset
 
 TINY = gingham.RECIPES["fast-90"].replace(epochs=1.2, batch_size=64, validation_images=60)
 

@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 import pytest
 
 import gingham
-from conftest import make_dataset
 from gingham.reports.svg import Line, line_chart, reliability_chart, ticks
+from helpers import make_dataset
 from own_networks import Flat
 
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gingham
-from conftest import make_dataset, write_idx
 from gingham import DataError, load_data
 from gingham.data.idx import IDX_FILES
 from gingham.data.registry import REGISTRY, find_dataset_dir
 from gingham.data.splits import _stratify
 from gingham.data.statistics import count_duplicates, describe
+from helpers import make_dataset, write_idx
 
 
 @pytest.fixture

@@ -4,21 +4,19 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import gingham
-from conftest import make_dataset
 from gingham import DataError, GinghamError, RunError, Split
 from gingham.data.sampler import Sampler
 from gingham.device import choose_device, choose_precision
 from gingham.runs.checkpoint import load_checkpoint, save_checkpoint
-from test_models import reference_article
+from helpers import ROOT, make_dataset, reference_article
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = ROOT / "tests/golden"
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
 EVERYTHING = FAST.replace(

@@ -22,9 +22,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 import gingham
-from conftest import make_dataset
 from gingham.data.registry import find_dataset_dir
 from gingham.evaluation.metrics import mean_interval
+from helpers import make_dataset
 from stress.killing import COMPARED, SEED, end, start
 from stress.outcomes import Check, Outcome
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT
+from helpers import ROOT
 
 # Stands in for pip-audit: knows the old Pillow if it is reached at all, and of the others what KNOWN says.
 PIP_AUDIT = f"""#!{sys.executable}

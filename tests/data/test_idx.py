@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import write_idx
 from gingham import DataError
 from gingham.data.idx import find_idx, idx_sha256, read_idx
+from helpers import write_idx
 
 
 @pytest.fixture

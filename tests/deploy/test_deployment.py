@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from conftest import ROOT
 from gingham.cli.app import app
 from gingham.deploy import server as serving
+from helpers import ROOT
 
 DOCKERFILE = ROOT / "docs/deploy/Dockerfile"
 UNIT = ROOT / "docs/deploy/gingham.service"

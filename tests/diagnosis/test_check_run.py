@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import gingham
-from conftest import make_dataset
 from gingham import GinghamError, Split
+from helpers import make_dataset
 from own_networks import Dead, Norms, Plain, TwiceSoftmax, Zero
 
 ARTICLE = gingham.RECIPES["article"].replace(validation_images=60, batch_size=5, epochs=9, learning_rate=0.02)

@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 
 import gingham
-from conftest import ROOT, make_dataset
 from gingham.cli.export import export as export_command
 from gingham.deploy.page import model_metadata
 from gingham.inference.neighbours import GALLERY_SIZE, features
 from gingham.models.networks import NETWORKS
 from gingham.models.registry import build_classifier
-from test_photos import drawn
+from helpers import ROOT, drawn, make_dataset
 
 
 def answer(file, images):

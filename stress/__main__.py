@@ -1,8 +1,8 @@
 """Everything that may happen to Gingham, and what came of it, in one table.
 
     make stress                         # all of it
-    python tests/stress --short         # what CI runs, as tests
-    python tests/stress IDX SIGKILL     # the checks with these words in their names
+    python stress --short         # what CI runs, as tests
+    python stress IDX SIGKILL     # the checks with these words in their names
 
 Exits with 1 if a case was lost. Each check is a process of its own; two run at a time, so that all are through in less than twenty minutes on two cores.
 """
@@ -18,7 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "src")]
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"  # two checks at a time, and a thread more in each would wait for the other
 
 try:

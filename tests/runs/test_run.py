@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ import gingham
 from gingham import RunError
 from gingham.runs.checkpoint import save_checkpoint
 from gingham.runs.run import halve
+from helpers import ROOT
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = ROOT / "tests/golden"
 
 
 @pytest.fixture

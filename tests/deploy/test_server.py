@@ -30,7 +30,7 @@ from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, features, gallery
 from gingham.inference.predict import preprocess
-from test_photos import drawn
+from helpers import drawn
 
 BOUNDARY = "a-boundary"
 

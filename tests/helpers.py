@@ -1,0 +1,115 @@
+"""What tests in several folders share: small datasets and photos made on the spot, and the command line as a user calls it."""
+
+import contextlib
+import io
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from torch import nn
+
+from gingham.data.idx import IDX_FILES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+def make_dataset(folder: Path, train: int = 300, test: int = 80, classes: int = 4, side: int = 28, seed: int = 0) -> Path:
+    """Write four IDX files of noisy pictures with one bright quadrant a class: learned within an epoch or two."""
+    random = np.random.RandomState(seed)
+    half = side // 2
+    corners = [(0, 0), (0, half), (half, 0), (half, half)]
+    for count, (images_name, labels_name) in ((train, IDX_FILES[:2]), (test, IDX_FILES[2:])):
+        labels = (np.arange(count) % classes).astype(np.uint8)
+        images = random.randint(0, 90, (count, side, side)).astype(np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            row, column = corners[label]
+            image[row : row + half, column : column + half] += 140
+        write_idx(folder / images_name, images)
+        write_idx(folder / labels_name, labels)
+    return folder
+
+
+class Done:
+    """How a command ended: its exit code and what it printed."""
+
+    def __init__(self, code: int, stdout: str, stderr: str) -> None:
+        self.code, self.stdout, self.stderr = code, stdout, stderr
+
+
+class Command:
+    """Runs `gingham` as a user does, in a folder of its own: in this process, or with `process=True` in one of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: object, code: int = 0, process: bool = False) -> Done:
+        done = self.start(*arguments) if process else self.call(*arguments)
+        assert done.code == code, f"exit {done.code}, not {code}\n{done.stdout}\n{done.stderr}"
+        if code == 2:
+            assert done.stdout == ""
+            assert done.stderr.startswith("gingham: ")
+            assert done.stderr.count("\n") == 1, f"more than one line: {done.stderr}"
+        return done
+
+    def call(self, *arguments: object) -> Done:
+        from gingham.cli.app import main
+
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main(list(map(str, arguments)))
+            except SystemExit as stop:
+                return Done(stop.code, out.getvalue(), err.getvalue())
+        raise AssertionError("main always exits")
+
+    def start(self, *arguments: object) -> Done:
+        line = [sys.executable, "-m", "gingham", *map(str, arguments)]
+        done = subprocess.run(line, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+SHIRT = [(30, 20), (70, 20), (98, 45), (88, 60), (76, 52), (76, 100), (24, 100), (24, 52), (12, 60), (2, 45)]  # of 100 by 120
+
+
+def drawn(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0.0):
+    """A shirt on a ground, and where it is."""
+    random = np.random.default_rng(0)
+    there = Image.new("1", size)
+    ImageDraw.Draw(there).polygon([(corner[0] + scale * x, corner[1] + scale * y) for x, y in SHIRT], fill=1)
+    mask = np.asarray(there)
+    pixels = np.where(mask[..., None], np.array(colour, float), np.array(ground, float))
+    pixels = pixels + random.normal(0, texture, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), mask
+
+
+GROUNDS = [
+    ((40, 60, 120), (255, 255, 255)),  # dark on white
+    ((230, 230, 225), (60, 30, 20)),  # light on dark
+    ((200, 40, 40), (150, 150, 150)),  # a colour of the ground's brightness
+    ((120, 120, 120), (200, 180, 150)),
+    ((20, 20, 20), (90, 120, 70)),
+]
+
+
+def reference_article():
+    """The article's network, layer by layer as its text has it: a twin to check ours against."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 64, 3, bias=False), nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Conv2d(64, 32, 1, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, bias=False), nn.ReLU(),
+        nn.Conv2d(32, 10, 1, bias=False), nn.ReLU(),
+        nn.Conv2d(10, 10, 7, bias=False),
+        nn.Flatten(), nn.LogSoftmax(1),
+    )  # fmt: skip
