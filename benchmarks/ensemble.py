@@ -1,11 +1,11 @@
-"""Let trained runs answer together, and report how right they are beside each alone.
+"""Average the probabilities of trained runs and compare their accuracy with that of each run.
 
     python benchmarks/ensemble.py runs/best-0 runs/best-1 runs/best-2                  # on the validation split
     python benchmarks/ensemble.py runs/best-* --size 5 --split test --record best-ensemble
 
-An ensemble's answer is the mean of its members' probabilities. With --size the runs are dealt into ensembles of so many, in their
-order and none in two, so that with enough of them the ensembles have a spread too. The test split is opened once by each member.
-Writes benchmarks/results/ensemble-<hardware>-<date>.md, and with --record a folder in records/ with every answer.
+An ensemble predicts with the mean of its members' probabilities. --size splits the runs, in their order, into disjoint ensembles of that
+size, so that the accuracy of the ensembles has a spread too. Each member opens the test split once. Writes
+benchmarks/results/ensemble-<hardware>-<date>.md, and with --record a folder in records/ with all predictions.
 """
 
 import argparse
@@ -41,24 +41,24 @@ def main() -> None:
         sys.exit("an ensemble here is of runs on Fashion-MNIST, all with the same pictures held out")
     split = data.test if options.split == "test" else data.validation
     assert split is not None
-    alone, answers = [], []
+    single_accuracies, probabilities = [], []
     for run in runs:
         run.model.to(choose_device("auto"))
-        alone.append(gingham.evaluate(run, split).accuracy)  # writes the opening down
-        answers.append(run.model.predict(split.images).probabilities)
-    together = [torch.stack(answers[first : first + size]).mean(dim=0).argmax(dim=1) for first in range(0, len(runs), size)]
-    right = [int((predicted == split.labels).sum()) for predicted in together]
-    accuracies = [count / len(split) for count in right]
-    low, high = proportion_interval(right[0], len(split))
+        single_accuracies.append(gingham.evaluate(run, split).accuracy)  # records the opening of the test split
+        probabilities.append(run.model.predict(split.images).probabilities)
+    predictions = [torch.stack(probabilities[k : k + size]).mean(dim=0).argmax(dim=1) for k in range(0, len(runs), size)]
+    correct = [int((predicted == split.labels).sum()) for predicted in predictions]
+    accuracies = [count / len(split) for count in correct]
+    low, high = proportion_interval(correct[0], len(split))
     environment = runs[0].environment
-    same = f"python benchmarks/ensemble.py {' '.join(map(str, options.runs))} --size {size} --split {options.split}"
+    base_command = f"python benchmarks/ensemble.py {' '.join(map(str, options.runs))} --size {size} --split {options.split}"
     if options.target is not None:
-        same += f" --target {options.target}"
-    command = same + (f" --record {options.record}" if options.record else "")
+        base_command += f" --target {options.target}"
+    command = base_command + (f" --record {options.record}" if options.record else "")
     recipes = ", ".join(f"`{name}`" for name in dict.fromkeys(run.recipe.name for run in runs))
     lines = [
-        f"| {len(runs)} runs of {recipes}, each alone | {spread(alone)} | {min(alone):.2%} to {max(alone):.2%} |",
-        f"| {len(together)} of {size} runs together | {spread(accuracies)} | {min(accuracies):.2%} to {max(accuracies):.2%} |",
+        f"| {len(runs)} runs of {recipes}, each alone | {format_mean(single_accuracies)} | {min(single_accuracies):.2%} to {max(single_accuracies):.2%} |",
+        f"| {len(predictions)} of {size} runs together | {format_mean(accuracies)} | {min(accuracies):.2%} to {max(accuracies):.2%} |",
     ]
     text = f"""# Runs that answer together
 
@@ -80,18 +80,18 @@ the first ensemble, from how many pictures there are, is {low:.2%} to {high:.2%}
             options.record,
             target=options.target,
             accuracies=accuracies,
-            train_seconds=[sum(seconds[first : first + size]) for first in groups],
-            wall_seconds=[sum(walls[first : first + size]) for first in groups],
+            train_seconds=[sum(seconds[k : k + size]) for k in groups],
+            wall_seconds=[sum(walls[k : k + size]) for k in groups],
             environment=environment,
             commit=commit,
             command=command,
             recipe=runs[0].recipe.to_dict(),
-            extra={"members": size, "accuracies_alone": alone},
-            predictions=together,
+            extra={"members": size, "accuracies_alone": single_accuracies},
+            predictions=predictions,
         )
 
 
-def spread(accuracies: list[float]) -> str:
+def format_mean(accuracies: list[float]) -> str:
     mean = f"{statistics.mean(accuracies):.2%}"
     return mean + (f" ± {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else "")
 

@@ -1,10 +1,11 @@
-"""How long does exporting take, how large are the files, and how quickly do they answer?
+"""Measure the time of exports, the size of the files and their prediction speed.
 
     python benchmarks/export.py                       # the packaged model
     python benchmarks/export.py packaged runs/fast-0
 
-`gingham export` is timed as a command, from start to exit; with the libraries for the page already in the cache. Answers are timed in one process with one thread, PyTorch, ONNX and
-8 bits taking turns (with several the three would keep each other waiting), for one picture and for 64. Writes benchmarks/results/export-<hardware>-<date>.md.
+`gingham export` is timed as a command, from start to exit, with the libraries for the page already in the cache. Predictions of one image
+and of 64 are timed in one process with one thread (several threads would compete), PyTorch, ONNX and 8 bits taking turns. Writes
+benchmarks/results/export-<hardware>-<date>.md.
 """
 
 import argparse
@@ -28,10 +29,10 @@ from gingham.device import describe_environment
 KINDS = {"ONNX": ["model.onnx"], "8 bits": ["small.onnx", "--int8"], "page": ["page.html"]}
 
 
-def timed(act: Callable[[], object], times: list[float]) -> None:
+def measure(function: Callable[[], object], milliseconds: list[float]) -> None:
     started = time.perf_counter()
-    act()
-    times.append(1000 * (time.perf_counter() - started))
+    function()
+    milliseconds.append(1000 * (time.perf_counter() - started))
 
 
 def main() -> None:
@@ -45,38 +46,38 @@ def main() -> None:
     assert validation is not None
     files, speeds, environment = [], [], describe_environment(torch.device("cpu"))
     for name in arguments.runs:
-        named = [] if name == "packaged" else ["--run", str(Path(name).resolve())]
+        run_options = [] if name == "packaged" else ["--run", str(Path(name).resolve())]
         run = gingham.load_packaged() if name == "packaged" else gingham.load(name)
         with tempfile.TemporaryDirectory() as folder:
             for kind, command in KINDS.items():
-                seconds, said = list[float](), {}
+                seconds, output = list[float](), {}
                 for _ in range(arguments.repeats):
                     started = time.perf_counter()
-                    done = subprocess.run(
-                        [sys.executable, "-m", "gingham", "export", *command, *named, "--json"],
+                    process = subprocess.run(
+                        [sys.executable, "-m", "gingham", "export", *command, *run_options, "--json"],
                         cwd=folder, capture_output=True, text=True, check=True,
                     )  # fmt: skip
                     seconds.append(time.perf_counter() - started)
-                    said = json.loads(done.stdout)
-                loss = f"{100 * (said['accuracy'] - said['accuracy_int8']):.2f}" if "accuracy" in said else "-"
+                    output = json.loads(process.stdout)
+                loss = f"{100 * (output['accuracy'] - output['accuracy_int8']):.2f}" if "accuracy" in output else "-"
                 files.append(
-                    f"| {name} | {kind} | {said['bytes'] / 1e6:.2f} MB | {statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}) | "
-                    f"{said['agreement']:.1%} of {said['pictures']:,} | {said['max_difference']:.1g} | {loss} |"
+                    f"| {name} | {kind} | {output['bytes'] / 1e6:.2f} MB | {statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}) | "
+                    f"{output['agreement']:.1%} of {output['pictures']:,} | {output['max_difference']:.1g} | {loss} |"
                 )
             torch.set_num_threads(1)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
             sessions = [onnxruntime.InferenceSession(str(Path(folder, KINDS[kind][0])), options) for kind in ("ONNX", "8 bits")]
             for count in (1, 64):
-                pictures = validation.images[:count].numpy()
-                ways: list[Callable[[], object]] = [lambda run=run, pictures=pictures: run.model.predict(pictures)]  # type: ignore[misc]
-                ways += [lambda one=one, pictures=pictures: one.run(None, {"images": pictures}) for one in sessions]  # type: ignore[misc]
-                times = [list[float]() for _ in ways]
+                images = validation.images[:count].numpy()
+                predictors: list[Callable[[], object]] = [lambda run=run, images=images: run.model.predict(images)]  # type: ignore[misc]
+                predictors += [lambda s=s, images=images: s.run(None, {"images": images}) for s in sessions]  # type: ignore[misc]
+                times = [list[float]() for _ in predictors]
                 for _ in range(60):
-                    for act, taken in zip(ways, times, strict=True):
-                        timed(act, taken)
-                middles = " | ".join(f"{statistics.median(taken[10:]):.2f}" for taken in times)
-                speeds.append(f"| {name} | {count} | {middles} |")
+                    for function, milliseconds in zip(predictors, times, strict=True):
+                        measure(function, milliseconds)
+                medians = " | ".join(f"{statistics.median(milliseconds[10:]):.2f}" for milliseconds in times)
+                speeds.append(f"| {name} | {count} | {medians} |")
     text = "\n".join(
         [
             "# Exporting",

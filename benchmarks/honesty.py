@@ -1,10 +1,10 @@
-"""Does `gingham compare` cry wolf, and does it see a point? Twenty tries of each.
+"""Measure the false positives of `gingham compare`, and whether it detects a difference of one point.
 
     python benchmarks/honesty.py
 
-Trains a recipe in sets of a few seeds, no seed twice, and a worse variant of it likewise. Each try compares two sets of the same
-recipe, and a set of the recipe with a set of the variant, on the validation split. Then the same with single runs. Finished
-seeds are kept in --work. Writes benchmarks/results/honesty-<hardware>-<date>.md.
+Trains sets of a few seeds of a recipe and of a worse variant, no seed twice. Each try compares two sets of the same recipe, and a set of
+the recipe with a set of the variant, on the validation split; then the same with single runs. Finished seeds are saved in --work. Writes
+benchmarks/results/honesty-<hardware>-<date>.md.
 """
 
 import argparse
@@ -37,25 +37,25 @@ def main() -> None:
     assert data.validation is not None
     validation = data.validation
 
-    def made(kind: str, of: gingham.Recipe, number: int) -> gingham.Trials:
+    def fit(kind: str, trained_recipe: gingham.Recipe, number: int) -> gingham.Trials:
         seeds = range(number * options.seeds, (number + 1) * options.seeds)
         print(f"{kind}, set {number + 1} of {options.tries}", file=sys.stderr)
-        return gingham.trials(of, data, seeds, work / f"{kind}-{number}", progress=False)
+        return gingham.trials(trained_recipe, data, seeds, work / f"{kind}-{number}", progress=False)
 
     offset = options.tries
-    sets = [(made("a", recipe, k), made("b", recipe, k + offset), made("worse", variant, k)) for k in range(options.tries)]
+    sets = [(fit("a", recipe, k), fit("b", recipe, k + offset), fit("worse", variant, k)) for k in range(options.tries)]
     folders = [(work / f"a-{k}", work / f"b-{k + offset}", work / f"worse-{k}") for k in range(options.tries)]
     rows = []
-    for title, place in (("the same recipe", 1), ("the worse one", 2)):
+    for title, other in (("the same recipe", 1), ("the worse one", 2)):
         for kind, inner in (("sets", ""), ("single runs", "seed-{}")):
             values = []
             for k, group in enumerate(folders):
-                firsts = (k * options.seeds, (k + offset if place == 1 else k) * options.seeds)
-                pair = (group[0] / inner.format(firsts[0]), group[place] / inner.format(firsts[1]))
+                firsts = (k * options.seeds, (k + offset if other == 1 else k) * options.seeds)
+                pair = (group[0] / inner.format(firsts[0]), group[other] / inner.format(firsts[1]))
                 values.append(gingham.compare(*pair, lambda run: validation).p_value)
-            found = sum(value < 0.05 for value in values)
+            num_significant = sum(value < 0.05 for value in values)
             rows.append(
-                f"| {title} | {kind} | {found} of {options.tries} | {min(values):.3f} | {statistics.median(values):.3f} | {max(values):.3f} |"
+                f"| {title} | {kind} | {num_significant} of {options.tries} | {min(values):.3f} | {statistics.median(values):.3f} | {max(values):.3f} |"
             )
     means = [statistics.mean(group[side].mean for group in sets) for side in (0, 1, 2)]
     environment = describe_environment(choose_device("auto"))

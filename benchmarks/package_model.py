@@ -1,11 +1,11 @@
-"""Put a run's model into the package, if it is no worse than the one that is there.
+"""Replace the packaged model with a run's model if it is at least as good.
 
     gingham train --recipe photo --seed 0 --out runs/photo-0
     python benchmarks/package_model.py runs/photo-0 --photos ~/photographs      # `make model` does both, without --photos
 
-The run's filters are rounded to 16 bits, its temperature and threshold fitted anew; then both models are measured, on the
-test split (the opening is written into the model), on photographs made from validation pictures, and on each folder of real
-ones. Worse on any of them, it does not come in.
+The run's filters are rounded to 16 bits, and its temperature and threshold are fitted again. Then both models are evaluated on the test
+split (the model records the opening), on photos made from validation images, and on each folder of real photos. If the new model is worse
+on any of them, the packaged one stays.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
         sys.exit(
             f"{arguments.run} was not trained on Fashion-MNIST with pictures held out; nothing else comes into the package"
         )
-    run.folder = None  # what is measured is the rounded model, whose openings are its own
+    run.folder = None  # the rounded model is evaluated, with its own test openings
     run.test_openings = []
     halve(run.model)
     calibrate(run, data.validation)
@@ -50,7 +50,7 @@ def main() -> None:
             sys.exit(f"{arguments.run} is worse on {', '.join(worse)}; the packaged model stays")
     for name, value in new.items():
         print(f"{name:<32} {value:.2%}")
-    for file in PACKAGED.glob("*"):  # git has them
+    for file in PACKAGED.glob("*"):  # git keeps them
         file.unlink()
     gingham.save(run, PACKAGED, halved=True)
     (PACKAGED / HISTORY_FILE).unlink()
@@ -60,18 +60,18 @@ def main() -> None:
 
 
 def scores(run: Run, data: gingham.DataSplits, folders: list[Path]) -> dict[str, float]:
-    """A model's accuracy on the test split and its balanced accuracy on each set of photographs."""
-    found = {"test split": gingham.evaluate(run, data.test).accuracy}
+    """Return a model's accuracy on the test split and its balanced accuracy on each set of photos."""
+    accuracies = {"test split": gingham.evaluate(run, data.test).accuracy}
     for kind in photographs.KINDS:
         images, labels = photographs.make(kind, 40)
-        answered = mean_probabilities(run.model, [preprocess(run, image, "photo") for image in images]).argmax(dim=1)
-        right = (answered == labels).double()
-        found[f"made photographs, {kind}"] = float(
-            torch.stack([right[labels == k].mean() for k in sorted(set(labels.tolist()))]).mean()
+        predicted = mean_probabilities(run.model, [preprocess(run, image, "photo") for image in images]).argmax(dim=1)
+        correct = (predicted == labels).double()
+        accuracies[f"made photographs, {kind}"] = float(
+            torch.stack([correct[labels == k].mean() for k in sorted(set(labels.tolist()))]).mean()
         )
     for folder in folders:
-        found[f"photographs, {folder.name}"] = evaluate_photographs(run, folder)[0].balanced_accuracy
-    return found
+        accuracies[f"photographs, {folder.name}"] = evaluate_photographs(run, folder)[0].balanced_accuracy
+    return accuracies
 
 
 if __name__ == "__main__":

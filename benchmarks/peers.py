@@ -1,14 +1,13 @@
-"""The same question put to what people use instead: how accurate after how many seconds of training, on this machine.
+"""Compare the accuracy and training time of other libraries with Gingham's, on this machine.
 
     pip install --group peers
-    python benchmarks/peers.py                    # all of them; a peer that is not installed is named and left out
+    python benchmarks/peers.py                    # all of them; names a peer that is not installed and skips it
     python benchmarks/peers.py article fast       # some
 
-Each peer is written from its own documentation, in its own idiom, with its documented defaults and the pictures in memory
-where it allows that. It trains on all 60,000 pictures and is measured on the test pictures after each of a few epochs,
-its clock stopped meanwhile; its best epoch counts, which favours it. Gingham's recipes hold 5,000 pictures out and are
-measured once, at their end. One process each, one after the other, --rounds times in turn. Finished ones are kept in
---work. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
+Each peer follows its own documentation, with its documented defaults and, where possible, the images in memory. It trains on all 60,000
+images and is evaluated on the test images after each of a few epochs, with the clock stopped; its best epoch counts, which favours it.
+Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each runs in its own process, one after the other, --rounds
+times in turn. Finished ones are saved in --work. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
 """
 
 import argparse
@@ -41,18 +40,18 @@ Point = dict[str, float]  # epochs, train_seconds, test_accuracy
 
 
 def arrays() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Fashion-MNIST as bytes: 60,000 training pictures (N, 28, 28) and labels, 10,000 test ones."""
+    """Return Fashion-MNIST as uint8: 60,000 training images (N, 28, 28) and labels, and 10,000 for test."""
     data = gingham.load_data("fashion-mnist", validation=0)
     return data.train.images[:, 0], data.train.labels, data.test.images[:, 0], data.test.labels
 
 
 class Clock:
-    """Training seconds, stopped while the test pictures are looked at."""
+    """Counts training seconds, but not those of evaluations."""
 
     def __init__(self) -> None:
         self.seconds, self.started, self.points = 0.0, time.perf_counter(), list[Point]()
 
-    def look(self, epochs: float, accuracy: Callable[[], float]) -> None:
+    def lap(self, epochs: float, accuracy: Callable[[], float]) -> None:
         self.seconds += time.perf_counter() - self.started
         self.points.append({"epochs": epochs, "train_seconds": self.seconds, "test_accuracy": accuracy()})
         self.started = time.perf_counter()
@@ -66,8 +65,8 @@ def torch_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
     return float((predicted == labels).double().mean())
 
 
-class Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """What torchvision.datasets.FashionMNIST gives: a PIL picture, then its transform, one at a time."""
+class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
+    """Transforms one PIL image at a time, as torchvision.datasets.FashionMNIST does."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, transform: Any) -> None:
         self.images, self.labels, self.transform = images.numpy(), labels.tolist(), transform
@@ -86,33 +85,33 @@ def plain_epochs(
     loader: DataLoader[Any],
     optimizer: torch.optim.Optimizer,
     epochs: int,
-    look: Callable[[], float],
+    accuracy: Callable[[], float],
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> list[Point]:
-    """The loop that PyTorch's own examples write out."""
+    """Train with the loop of PyTorch's examples."""
     clock = Clock()
     for epoch in range(1, epochs + 1):
-        for pictures, targets in loader:
+        for images, targets in loader:
             optimizer.zero_grad()
-            F.nll_loss(network(pictures), targets).backward()  # type: ignore[no-untyped-call]
+            F.nll_loss(network(images), targets).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         if schedule is not None:
             schedule.step()
-        clock.look(epoch, look)
+        clock.lap(epoch, accuracy)
     return clock.points
 
 
 def article() -> list[Point]:
-    """The article's own way: torchvision transforms, DataLoader, SGD, batches of 64, three epochs."""
+    """The article's code: torchvision transforms, DataLoader, SGD, batches of 64, three epochs."""
     from torchvision import transforms
 
     images, labels, test_images, test_labels = arrays()
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
-    loader = DataLoader(Pictures(images, labels, transform), batch_size=64, shuffle=True)
+    loader = DataLoader(ImageDataset(images, labels, transform), batch_size=64, shuffle=True)
     network = gingham.NETWORKS["article"](1, 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
-    seen = (test_images[:, None].float() / 255 - 0.5) / 0.5
-    return plain_epochs(network, loader, optimizer, 3, lambda: torch_accuracy(network, seen, test_labels))
+    test_inputs = (test_images[:, None].float() / 255 - 0.5) / 0.5
+    return plain_epochs(network, loader, optimizer, 3, lambda: torch_accuracy(network, test_inputs, test_labels))
 
 
 class ExamplesNet(nn.Module):
@@ -132,13 +131,13 @@ class ExamplesNet(nn.Module):
 def pytorch_examples() -> list[Point]:
     """pytorch/examples' mnist/main.py: Adadelta at 1.0, times 0.7 an epoch, batches of 64; the first four of its epochs."""
     images, labels, test_images, test_labels = arrays()
-    # In memory and normalised once, where the example reads PIL pictures one by one: its best chance.
-    seen, test_seen = ((x[:, None].float() / 255 - 0.1307) / 0.3081 for x in (images, test_images))
-    loader = DataLoader(TensorDataset(seen, labels), batch_size=64, shuffle=True)
+    # In memory and normalised once, which favours it: the example reads PIL images one by one.
+    inputs, test_inputs = ((x[:, None].float() / 255 - 0.1307) / 0.3081 for x in (images, test_images))
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=64, shuffle=True)
     network = ExamplesNet()
     optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    return plain_epochs(network, loader, optimizer, 4, lambda: torch_accuracy(network, test_seen, test_labels), schedule)
+    return plain_epochs(network, loader, optimizer, 4, lambda: torch_accuracy(network, test_inputs, test_labels), schedule)
 
 
 def keras() -> list[Point]:
@@ -164,14 +163,14 @@ def keras() -> list[Point]:
     model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
     clock = Clock()
 
-    class Look(k.callbacks.Callback):  # type: ignore[misc]
+    class Evaluate(k.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
             def accuracy() -> float:
                 return float((model.predict(x_test, batch_size=1000, verbose=0).argmax(axis=1) == test_labels).mean())
 
-            clock.look(epoch + 1, accuracy)
+            clock.lap(epoch + 1, accuracy)
 
-    model.fit(x_train, y_train, batch_size=128, epochs=6, verbose=0, callbacks=[Look()])
+    model.fit(x_train, y_train, batch_size=128, epochs=6, verbose=0, callbacks=[Evaluate()])
     return clock.points
 
 
@@ -188,14 +187,14 @@ def lightning() -> list[Point]:
             self.network = ExamplesNet()
 
         def training_step(self, batch: Any, index: int) -> torch.Tensor:
-            pictures, targets = batch
-            return F.nll_loss(self.network(pictures), targets)
+            inputs, targets = batch
+            return F.nll_loss(self.network(inputs), targets)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), lr=1e-3)
 
         def on_train_epoch_end(self) -> None:
-            clock.look(self.current_epoch + 1, lambda: torch_accuracy(self.network, test_images[:, None] / 255, test_labels))
+            clock.lap(self.current_epoch + 1, lambda: torch_accuracy(self.network, test_images[:, None] / 255, test_labels))
 
     loader = DataLoader(TensorDataset(images[:, None] / 255, labels), batch_size=64, shuffle=True)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -206,8 +205,8 @@ def lightning() -> list[Point]:
 
 
 def fastai() -> list[Point]:
-    """fastai: a TrainStep with xresnet18 from scratch and fit_one_cycle, batches of 64; runs of one and two epochs."""
-    from fastai.callback.schedule import TrainStep  # importing it patches fit_one_cycle in
+    """fastai: a Learner with xresnet18 from scratch and fit_one_cycle, batches of 64; runs of one and two epochs."""
+    from fastai.callback.schedule import Learner  # importing it patches fit_one_cycle in
     from fastai.data.core import DataLoaders
     from fastai.losses import CrossEntropyLossFlat
     from fastai.vision.models.xresnet import xresnet18
@@ -216,13 +215,13 @@ def fastai() -> list[Point]:
     points = []
     for epochs in (1, 2):
         train = TensorDataset(images[:, None] / 255, labels)
-        # It wants a validation loader and takes it after every epoch: one batch of 64, which costs next to nothing.
+        # It needs a validation loader and runs it after every epoch: one batch of 64 takes almost no time.
         loaders = DataLoaders(DataLoader(train, 64, shuffle=True, drop_last=True), DataLoader(Subset(train, range(64)), 64))
-        take_step = TrainStep(loaders, xresnet18(c_in=1, n_out=10), loss_func=CrossEntropyLossFlat())
+        learn = Learner(loaders, xresnet18(c_in=1, n_out=10), loss_func=CrossEntropyLossFlat())
         clock = Clock()
-        with take_step.no_bar(), take_step.no_logging():
-            take_step.fit_one_cycle(epochs, 1e-2)
-        clock.look(epochs, partial(torch_accuracy, take_step.model, test_images[:, None] / 255, test_labels))
+        with learn.no_bar(), learn.no_logging():
+            learn.fit_one_cycle(epochs, 1e-2)
+        clock.lap(epochs, partial(torch_accuracy, learn.model, test_images[:, None] / 255, test_labels))
         points += clock.points
     return points
 
@@ -244,15 +243,15 @@ def skorch() -> list[Point]:
             return torch.softmax(self.fc2(torch.relu(self.fc1_drop(self.fc1(x)))), dim=-1)
 
     images, labels, test_images, test_labels = arrays()
-    seen, test_seen = (x[:, None].float().numpy() / 255 for x in (images, test_images))
+    inputs, test_inputs = (x[:, None].float().numpy() / 255 for x in (images, test_images))
     net = sk.NeuralNetClassifier(
         Cnn, max_epochs=1, lr=0.002, optimizer=torch.optim.Adam, batch_size=128, train_split=None, verbose=0,
         iterator_train__shuffle=True,
     )  # fmt: skip
     clock = Clock()
     for epoch in range(1, 7):
-        net.partial_fit(seen, labels.numpy())
-        clock.look(epoch, lambda: float((net.predict(test_seen) == test_labels.numpy()).mean()))
+        net.partial_fit(inputs, labels.numpy())
+        clock.lap(epoch, lambda: float((net.predict(test_inputs) == test_labels.numpy()).mean()))
     return clock.points
 
 
@@ -266,34 +265,34 @@ def scikit_learn() -> list[Point]:
     for iterations in (10, 30, 100):
         model.set_params(max_iter=iterations)
         model.fit(images.reshape(-1, 784), labels)
-        clock.look(iterations, lambda: float(model.score(test_images.reshape(-1, 784), test_labels)))
+        clock.lap(iterations, lambda: float(model.score(test_images.reshape(-1, 784), test_labels)))
     return clock.points
 
 
 def ultralytics() -> list[Point]:
-    """Ultralytics: YOLO11n-cls from its yaml (no download), pictures of 32 from PNG files cached in memory; one and two epochs."""
+    """Ultralytics: YOLO11n-cls from its yaml (no download), images of 32 pixels from PNG files cached in memory; one and two epochs."""
     from PIL import Image
     from ultralytics import YOLO
 
     images, labels, test_images, test_labels = arrays()
     points = []
     with tempfile.TemporaryDirectory() as folder:
-        for split, pictures, targets in (("train", images, labels), ("test", test_images, test_labels)):
-            for index, (picture, label) in enumerate(zip(pictures.numpy(), targets.tolist(), strict=True)):
+        for split, split_images, targets in (("train", images, labels), ("test", test_images, test_labels)):
+            for index, (image, label) in enumerate(zip(split_images.numpy(), targets.tolist(), strict=True)):
                 file = Path(folder, "data", split, str(label), f"{index}.png")
                 file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(picture).save(file)
+                Image.fromarray(image).save(file)
         for epochs in (1, 2):
             model = YOLO("yolo11n-cls.yaml")
-            spent = Clock()
+            clock = Clock()
             quiet = {"verbose": False, "plots": False, "save": False, "val": False, "project": folder}
             model.train(data=f"{folder}/data", epochs=epochs, imgsz=32, batch=64, cache="ram", workers=2, **quiet)
 
             def accuracy(model: Any = model) -> float:
                 return float(model.val(split="test", verbose=False, plots=False, project=folder).top1)
 
-            spent.look(epochs, accuracy)
-            points += spent.points
+            clock.lap(epochs, accuracy)
+            points += clock.points
     return points
 
 
@@ -331,23 +330,23 @@ def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> s
         "| what | version | accuracy: best look of each round | epochs | train_seconds, median | gingham's quickest as accurate | ratio |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    ours = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
-    quick = {
+    recipes = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
+    results = {
         name: (statistics.mean(r[0]["test_accuracy"] for r in rounds), statistics.median(r[0]["train_seconds"] for r in rounds))
-        for name, rounds in ours.items()
+        for name, rounds in recipes.items()
     }
     for name, rounds in outcomes.items():
         tops = [best(points) for points in rounds]
-        mean, seconds = (statistics.mean(t["test_accuracy"] for t in tops), statistics.median(t["train_seconds"] for t in tops))
-        rivals = sorted((taken, recipe) for recipe, (accuracy, taken) in quick.items() if accuracy >= mean)
-        reply = (
-            [f"`{rivals[0][1]}`, {rivals[0][0]:.1f} s", f"{seconds / rivals[0][0]:.0f}"]
-            if rivals and name not in ours
+        mean, seconds = (statistics.mean(p["test_accuracy"] for p in tops), statistics.median(p["train_seconds"] for p in tops))
+        faster = sorted((quicker, recipe) for recipe, (accuracy, quicker) in results.items() if accuracy >= mean)
+        comparison = (
+            [f"`{faster[0][1]}`, {faster[0][0]:.1f} s", f"{seconds / faster[0][0]:.0f}"]
+            if faster and name not in recipes
             else ["-", "-"]
         )
-        epochs = "/".join(f"{t['epochs']:.3g}" for t in tops)
-        label = f"gingham `{name}`" if name in ours else name
-        lines.append(f"| {label} | {versions[name]} | {mean:.2%} | {epochs} | {seconds:.1f} | {' | '.join(reply)} |")
+        epochs = "/".join(f"{p['epochs']:.3g}" for p in tops)
+        label = f"gingham `{name}`" if name in recipes else name
+        lines.append(f"| {label} | {versions[name]} | {mean:.2%} | {epochs} | {seconds:.1f} | {' | '.join(comparison)} |")
     return "\n".join(lines)
 
 
@@ -362,9 +361,9 @@ def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> N
         points = rounds[0]
         x, y = [point["train_seconds"] for point in points], [100 * point["test_accuracy"] for point in points]
         axes.plot(x, y, marker="o", ms=4, lw=1.4, label=name)
-    ladder = [rounds for name, rounds in outcomes.items() if name in RECIPES]
-    x = [statistics.median(r[0]["train_seconds"] for r in rounds) for rounds in ladder]
-    y = [100 * statistics.mean(r[0]["test_accuracy"] for r in rounds) for rounds in ladder]
+    recipe_rounds = [rounds for name, rounds in outcomes.items() if name in RECIPES]
+    x = [statistics.median(r[0]["train_seconds"] for r in rounds) for rounds in recipe_rounds]
+    y = [100 * statistics.mean(r[0]["test_accuracy"] for r in rounds) for rounds in recipe_rounds]
     axes.plot(x, y, marker="s", ms=7, lw=2.5, color="#16384a", label="gingham's recipes")
     axes.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy (%)")
     axes.set_title(f"Accuracy against training time: {hardware}", loc="left", fontsize=11)
@@ -400,8 +399,8 @@ def main() -> None:
             file = (options.work / commit[:12] / f"{name}-{turn}.json").resolve()
             if not file.exists():
                 print(f"{name}, round {turn + 1} of {options.rounds}", file=sys.stderr)
-                line = [sys.executable, __file__, name, "--worker", str(file), "--seed", str(turn)]
-                subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+                command_line = [sys.executable, __file__, name, "--worker", str(file), "--seed", str(turn)]
+                subprocess.run(command_line, check=True, stdout=subprocess.DEVNULL)
             outcomes[name].append(read_json(file)["points"])
     versions = {name: version(PEERS[name][0]) if name in PEERS else gingham.__version__ for name in names}
     environment = describe_environment(choose_device("auto"))

@@ -1,12 +1,11 @@
-"""How good are runs on photographs? On some made from the dataset's own pictures, and on folders of real ones.
+"""Measure the accuracy of runs on photos: on some made from the dataset's images, and on folders of real ones.
 
     python benchmarks/photographs.py                                   # the packaged model
     python benchmarks/photographs.py packaged runs/fast-0 --photos ~/photographs
 
-Photographs are made from validation pictures, enlarged, positive again and coloured: `product` on white, framed, a third of
-them squeezed from 3:4 to a square; `floor` on creased cloth or boards, turned, unevenly lit. Real ones lie in a folder a class; no run
-was trained on any. Beside what `gingham predict` prepares, what simple preparations get. Writes
-benchmarks/results/photographs-<hardware>-<date>.md.
+Photos are made from validation images, enlarged, inverted and coloured: `product` on white with a margin, a third of them squeezed from
+3:4 to a square; `floor` on creased cloth or boards, rotated, unevenly lit. Real photos are in a folder per class; no run was trained on
+any. Compares the preparation of `gingham predict` with simple ones. Writes benchmarks/results/photographs-<hardware>-<date>.md.
 """
 
 import argparse
@@ -32,64 +31,64 @@ from gingham.inference.predict import mean_probabilities, preprocess
 from gingham.inference.preprocess import PreparedPhoto, open_photo
 from gingham.runs.run import Run
 
-Picture = npt.NDArray[Any]  # OpenCV's type hints know no more
+Array = npt.NDArray[Any]  # OpenCV's type hints are no more precise
 SIDE = 280
 
 
-def product(picture: Picture, random: np.random.Generator) -> Image.Image:
-    """A dataset's picture, uint8 (28, 28), as a catalogue shows it: in a colour, on white, framed, maybe squeezed."""
-    garment, there = _enlarged(picture, random)
+def product(image: Array, random: np.random.Generator) -> Image.Image:
+    """Return an image, uint8 (28, 28), as a catalogue photo: coloured, on white, with a margin, sometimes squeezed."""
+    garment, mask = _enlarge(image, random)
     height, width = random.integers(300, 420, 2)
-    photo = _laid(garment, there, np.full((height, width, 3), 255.0), random)
+    photo = _paste(garment, mask, np.full((height, width, 3), 255.0), random)
     if random.random() < 0.33:
         photo = cv2.resize(photo, (width, int(height * 0.75)))
-    return _as_image(photo + random.normal(0, 2, photo.shape))
+    return _to_image(photo + random.normal(0, 2, photo.shape))
 
 
-def floor(picture: Picture, random: np.random.Generator) -> Image.Image:
-    """A dataset's picture, uint8 (28, 28), as a phone sees it on a bed or a floor: turned, on a texture, unevenly lit."""
-    garment, there = _enlarged(picture, random)
+def floor(image: Array, random: np.random.Generator) -> Image.Image:
+    """Return an image, uint8 (28, 28), as a phone's photo on a bed or a floor: rotated, on a texture, unevenly lit."""
+    garment, mask = _enlarge(image, random)
     turn = cv2.getRotationMatrix2D((SIDE / 2, SIDE / 2), random.uniform(-15, 15), random.uniform(0.8, 1))
     garment = cv2.warpAffine(garment, turn, (SIDE, SIDE), borderValue=(255, 255, 255))
-    there = cv2.warpAffine(there.astype(np.uint8), turn, (SIDE, SIDE)) > 0
+    mask = cv2.warpAffine(mask.astype(np.uint8), turn, (SIDE, SIDE)) > 0
     height, width = random.integers(320, 460, 2)
     colour = random.uniform(60, 230, 3)
     if random.random() < 0.5:  # boards
         lines = (np.arange(width) // random.integers(30, 70)) % 2 * random.uniform(5, 25)
-        ground = np.broadcast_to(colour + lines[None, :, None], (height, width, 3))
+        background = np.broadcast_to(colour + lines[None, :, None], (height, width, 3))
     else:  # creased cloth
         creases = cv2.resize(random.normal(0, 1, (9, 9)), (int(width), int(height)), interpolation=cv2.INTER_CUBIC)
-        ground = colour + creases[..., None] * random.uniform(4, 14)
-    photo = _laid(garment, there, ground, random)
+        background = colour + creases[..., None] * random.uniform(4, 14)
+    photo = _paste(garment, mask, background, random)
     light = np.linspace(random.uniform(0.7, 1), random.uniform(0.7, 1), width)[None, :, None]
-    return _as_image(photo * light + random.normal(0, 4, photo.shape))
+    return _to_image(photo * light + random.normal(0, 4, photo.shape))
 
 
-def _enlarged(picture: Picture, random: np.random.Generator) -> tuple[Picture, npt.NDArray[np.bool_]]:
-    large = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).astype(float)
-    there = cv2.resize((picture > 10).astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) > 0.5
+def _enlarge(image: Array, random: np.random.Generator) -> tuple[Array, npt.NDArray[np.bool_]]:
+    large = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).astype(float)
+    mask = cv2.resize((image > 10).astype(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC) > 0.5
     if random.random() < 0.5:
-        large, there = large[:, ::-1], there[:, ::-1]
-    return np.ascontiguousarray((255 - large)[..., None] * random.uniform(0.5, 1, 3)), np.ascontiguousarray(there)
+        large, mask = large[:, ::-1], mask[:, ::-1]
+    return np.ascontiguousarray((255 - large)[..., None] * random.uniform(0.5, 1, 3)), np.ascontiguousarray(mask)
 
 
-def _laid(garment: Picture, there: npt.NDArray[np.bool_], ground: Picture, random: np.random.Generator) -> Picture:
-    photo = np.array(ground)
+def _paste(garment: Array, mask: npt.NDArray[np.bool_], background: Array, random: np.random.Generator) -> Array:
+    photo = np.array(background)
     top, left = (int(random.integers(0, size - SIDE + 1)) for size in photo.shape[:2])
     part = photo[top : top + SIDE, left : left + SIDE]
-    part[there] = garment[there]
+    part[mask] = garment[mask]
     return photo
 
 
-def _as_image(photo: Picture) -> Image.Image:
+def _to_image(photo: Array) -> Image.Image:
     return Image.fromarray(photo.clip(0, 255).astype(np.uint8))
 
 
-KINDS: dict[str, Callable[[Picture, np.random.Generator], Image.Image]] = {"product": product, "floor": floor}
+KINDS: dict[str, Callable[[Array, np.random.Generator], Image.Image]] = {"product": product, "floor": floor}
 
 
 def make(kind: str, each: int) -> tuple[list[Image.Image], torch.Tensor]:
-    """Return `each` photographs of a class, made from validation pictures, and their labels, int64 (N,)."""
+    """Return `each` photos of every class, made from validation images, and their labels, int64 (N,)."""
     split = gingham.load_data().validation
     assert split is not None
     random = np.random.default_rng(0)
@@ -100,14 +99,14 @@ def make(kind: str, each: int) -> tuple[list[Image.Image], torch.Tensor]:
 SIMPLE = ("shrunk only", "shrunk, negative", "cropped at its border, negative, padded")
 
 
-def simply(image: Image.Image, way: str) -> Picture:
-    """A photograph prepared as simple programs do, uint8 (1, 28, 28)."""
+def prepare_simply(image: Image.Image, method: str) -> Array:
+    """Prepare a photo as simple programs do, uint8 (1, 28, 28)."""
     grey = np.asarray(image.convert("L"))
-    if way.startswith("cropped"):
+    if method.startswith("cropped"):
         border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-        differs = np.abs(grey.astype(int) - int(np.median(border))) > 30
-        if differs.any():
-            rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
+        foreground = np.abs(grey.astype(int) - int(np.median(border))) > 30
+        if foreground.any():
+            rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
             grey = grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         side = max(grey.shape)
         square = np.full((side, side), int(np.median(border)), np.uint8)
@@ -115,16 +114,16 @@ def simply(image: Image.Image, way: str) -> Picture:
         square[top : top + grey.shape[0], left : left + grey.shape[1]] = grey
         grey = square
     small = cv2.resize(grey, (28, 28), interpolation=cv2.INTER_AREA)
-    return (small if way == SIMPLE[0] else 255 - small)[None]
+    return (small if method == SIMPLE[0] else 255 - small)[None]
 
 
-def balanced(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor) -> str:
-    """The balanced accuracy, the share not sure and, of the others, the share of wrong answers, as cells of a table."""
-    confidence, answered = mean_probabilities(run.model, prepared).max(dim=1)
-    right, sure = (answered == labels).double(), confidence >= run.model.threshold
-    accuracy = statistics.fmean(float(right[labels == k].mean()) for k in set(labels.tolist()))
-    wrong = f"{1 - float(right[sure].mean()):.1%}" if bool(sure.any()) else "-"
-    return f"{accuracy:.1%} | {1 - float(sure.double().mean()):.1%} | {wrong}"
+def accuracy_cells(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor) -> str:
+    """Return table cells: the balanced accuracy, the share not sure and the share wrong among the sure."""
+    confidence, predicted = mean_probabilities(run.model, prepared).max(dim=1)
+    correct, confident = (predicted == labels).double(), confidence >= run.model.threshold
+    accuracy = statistics.fmean(float(correct[labels == k].mean()) for k in set(labels.tolist()))
+    wrong = f"{1 - float(correct[confident].mean()):.1%}" if bool(confident.any()) else "-"
+    return f"{accuracy:.1%} | {1 - float(confident.double().mean()):.1%} | {wrong}"
 
 
 def main() -> None:
@@ -151,10 +150,10 @@ def main() -> None:
             started = time.perf_counter()
             prepared.append(preprocess(first, image, "photo"))
             times.append(time.perf_counter() - started)
-        ways = {"as predict does": prepared}
-        ways |= {way: [PreparedPhoto(simply(image, way)[None], ()) for image in images] for way in SIMPLE}
+        methods = {"as predict does": prepared}
+        methods |= {method: [PreparedPhoto(prepare_simply(image, method)[None], ()) for image in images] for method in SIMPLE}
         for name, run in runs.items():
-            rows += [f"| {title} | {len(images)} | {name} | {way} | {balanced(run, ways[way], labels)} |" for way in ways]
+            rows += [f"| {title} | {len(images)} | {name} | {m} | {accuracy_cells(run, methods[m], labels)} |" for m in methods]
     environment = describe_environment(torch.device("cpu"))
     text = "\n".join(
         [

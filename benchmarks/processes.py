@@ -1,9 +1,10 @@
-"""Does it pay to share the cores of one machine among processes, and does the input keep up?
+"""Compare one process with two that share the cores of a machine, and measure the cost of the input.
 
     python benchmarks/processes.py
 
-Trains each recipe for a few epochs in one process of one thread, in one of two, and in two of one with torchrun, in turn; and measures which share
-of a step's time goes to getting its pictures: taken from the split, moved, mirrored. Writes benchmarks/results/processes-<hardware>-<date>.md.
+Trains each recipe for a few epochs in one process with one thread, in one with two, and in two with one thread each (torchrun), in turn;
+and measures the share of a step's time for its input: indexing the split, shifting and flipping. Writes
+benchmarks/results/processes-<hardware>-<date>.md.
 """
 
 import json
@@ -28,7 +29,7 @@ from gingham.training.optimizer import build_optimizer
 from gingham.training.step import train_step
 
 RECIPES = {"fast": 3, "fast-94": 1}  # and their epochs
-PREPARE_MODES = {
+SETUPS = {
     "one process, one thread": (1, 1),
     "one process, two threads": (1, 2),
     "two processes, one thread each": (2, 1),
@@ -37,10 +38,10 @@ ROUNDS, STEPS = 3, 60
 
 
 def train(recipe: str, processes: int, threads: int) -> dict[str, Any]:
-    """Return the metrics of a training as `gingham train --json` prints them."""
+    """Train and return the metrics that `gingham train --json` prints."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     with tempfile.TemporaryDirectory() as folder:
-        line = [
+        command = [
             sys.executable,
             *torchrun,
             "-m",
@@ -52,14 +53,14 @@ def train(recipe: str, processes: int, threads: int) -> dict[str, Any]:
             str(RECIPES[recipe]),
             "--json",
         ]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run([*line, "--out", f"{folder}/run"], env=environment, capture_output=True, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = subprocess.run([*command, "--out", f"{folder}/run"], env=env, capture_output=True, text=True, check=True)
+    metrics: dict[str, Any] = json.loads(process.stdout)
+    return metrics
 
 
 def input_share(name: str, context: DistributedContext) -> float:
-    """Return the share of a step's time that goes to getting its pictures, in one of some processes, with one thread."""
+    """Return the share of a step's time for its input, in one of several processes, with one thread."""
     torch.set_num_threads(1)
     recipe, data = gingham.RECIPES[name], gingham.load_data("fashion-mnist")
     device = choose_device("cpu")
@@ -67,33 +68,33 @@ def input_share(name: str, context: DistributedContext) -> float:
     optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
     precision = choose_precision(recipe.precision, device)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    part, getting, whole = context.shard(recipe.batch_size), [], []
+    shard, input_times, step_times = context.shard(recipe.batch_size), [], []
     with retain_freed_memory():
         for step in range(10 + STEPS):
-            batch = order[step * recipe.batch_size :][: recipe.batch_size][part]
-            began = time.perf_counter()
-            images = augment(data.train.images[batch], batch, recipe, 0, step, part, recipe.batch_size)
-            got = time.perf_counter()
+            batch = order[step * recipe.batch_size :][: recipe.batch_size][shard]
+            started = time.perf_counter()
+            images = augment(data.train.images[batch], batch, recipe, 0, step, shard, recipe.batch_size)
+            input_ready = time.perf_counter()
             train_step(model, optimizer, recipe, precision, None, Batch(images, data.train.labels[batch]))
-            getting.append(got - began)
-            whole.append(time.perf_counter() - began)
-    return statistics.median(getting[10:]) / statistics.median(whole[10:])
+            input_times.append(input_ready - started)
+            step_times.append(time.perf_counter() - started)
+    return statistics.median(input_times[10:]) / statistics.median(step_times[10:])
 
 
 def main() -> None:
     commit = records.clean_commit()
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {(recipe, way): [] for recipe in RECIPES for way in PREPARE_MODES}
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {(recipe, setup): [] for recipe in RECIPES for setup in SETUPS}
     for turn in range(ROUNDS):
         print(f"round {turn + 1} of {ROUNDS}", file=sys.stderr)
-        for (recipe, way), results in found.items():
-            results.append(train(recipe, *PREPARE_MODES[way]))
+        for (recipe, setup), values in results.items():
+            values.append(train(recipe, *SETUPS[setup]))
     rows = []
-    for (recipe, way), results in found.items():
-        seconds = [result["train_seconds"] for result in results]
-        rate = statistics.median(result["images_per_second_per_process"] for result in results)
+    for (recipe, setup), values in results.items():
+        seconds = [result["train_seconds"] for result in values]
+        rate = statistics.median(result["images_per_second_per_process"] for result in values)
         rows.append(
-            f"| `{recipe}` | {way} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} | {rate:,.0f} | "
-            f"{statistics.median(result['validation_accuracy'] for result in results):.2%} |"
+            f"| `{recipe}` | {setup} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} | {rate:,.0f} | "
+            f"{statistics.median(result['validation_accuracy'] for result in values):.2%} |"
         )
     environment = describe_environment(choose_device("cpu"))
     shares = [

@@ -1,6 +1,6 @@
-"""What every measurement shares: the commit it ran on, where its files go, and the table of records.
+"""Shared by all benchmarks: the commit, the paths of the results and the table of records.
 
-python benchmarks/records.py      # writes the table in records/README.md anew from the record.json files
+python benchmarks/records.py      # rewrites the table in records/README.md from the record.json files
 """
 
 import datetime as dt
@@ -26,12 +26,12 @@ START, END = "<!-- table: written by benchmarks/records.py -->", "<!-- end of ta
 
 
 def clean_commit() -> str:
-    """Return the commit of a tree without changes; exit with a sentence where there are some.
+    """Return the commit of a clean git tree; exit with a message if it has changes.
 
-    A copy without git, on a machine that only measures, is told its commit by GINGHAM_COMMIT.
+    GINGHAM_COMMIT gives the commit of a copy without git.
     """
-    if told := os.environ.get("GINGHAM_COMMIT"):
-        return told
+    if commit := os.environ.get("GINGHAM_COMMIT"):
+        return commit
     status = subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=no"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -45,16 +45,16 @@ def slug(text: str) -> str:
 
 
 def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
-    """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path; a second one of a day is called -2."""
-    path = free(ROOT / "benchmarks" / "results", f"{what}-{slug(environment['hardware'])}-{dt.date.today()}", ".md")
+    """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path, with -2 for the second of a day."""
+    path = unused_path(ROOT / "benchmarks" / "results", f"{what}-{slug(environment['hardware'])}-{dt.date.today()}", ".md")
     write_text(path, text)
     return path
 
 
-def free(folder: Path, name: str, suffix: str = "") -> Path:
-    """Return a place of that name in a folder, or of that name with a number, where nothing is yet."""
+def unused_path(folder: Path, name: str, suffix: str = "") -> Path:
+    """Return the path of this name in a folder; a number is appended if it exists."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return next(path for one in names if not (path := folder / f"{one}{suffix}").exists())
+    return next(path for candidate in names if not (path := folder / f"{candidate}{suffix}").exists())
 
 
 def write_record(
@@ -71,12 +71,12 @@ def write_record(
     extra: dict[str, Any],
     predictions: list["torch.Tensor"] | None = None,
 ) -> Path:
-    """Write records/<date>-<name>/record.json, bring the table up to date and return the folder.
+    """Write records/<date>-<name>/record.json, update the table and return the folder.
 
-    `predictions` are those of each seed on the test pictures, int64 (N,); they go beside it as predictions.npz: `predicted`,
-    uint8 (seeds, N).
+    `predictions` are those of each seed on the test images, int64 (N,); they are saved as predictions.npz: `predicted`, uint8
+    (seeds, N).
     """
-    folder = free(ROOT / "records", f"{dt.date.today()}-{name}")
+    folder = unused_path(ROOT / "records", f"{dt.date.today()}-{name}")
     record = {
         "target": target,
         "accuracies": accuracies,
@@ -93,15 +93,15 @@ def write_record(
     }
     if predictions is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "predictions.npz") as side, side.open("wb") as file:
-            np.savez_compressed(file, predicted=np.stack([one.numpy().astype(np.uint8) for one in predictions]))
+        with replacing(folder / "predictions.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, predicted=np.stack([predicted.numpy().astype(np.uint8) for predicted in predictions]))
     write_json(folder / "record.json", record)
     write_table()
     return folder
 
 
 def table() -> str:
-    """Return the records' table in Markdown, made from the record.json files."""
+    """Return the table of records in Markdown, from the record.json files."""
     columns = [
         "record",
         "asked or published",
@@ -133,7 +133,7 @@ def table() -> str:
 
 
 def write_table() -> None:
-    """Put the table between its two marks in records/README.md."""
+    """Write the table between its two markers in records/README.md."""
     path = ROOT / "records" / "README.md"
     before, _, rest = path.read_text().partition(START)
     after = rest.partition(END)[2]

@@ -1,10 +1,10 @@
-"""Train the article's recipe over seeds and follow its own per-epoch test curve. Every look at the test set is counted.
+"""Train the article's recipe over seeds and evaluate each epoch on the test set, as the article does; each evaluation is counted.
 
     python benchmarks/reproduce_article.py --seeds 10
 
-Finished seeds are kept in --work, so an interrupted measurement goes on where it stopped. Writes
-benchmarks/results/reproduce-article-<hardware>-<date>.md, records/<date>-article/record.json and a figure beside it,
-and brings the table in records/README.md up to date.
+Finished seeds are saved in --work, so that an interrupted measurement can continue. Writes
+benchmarks/results/reproduce-article-<hardware>-<date>.md, records/<date>-article/record.json and a figure beside it, and updates the table
+in records/README.md.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gingham.evaluation.metrics import mean_interval
 from gingham.io import write_json
 
 ARTICLE_CURVE = (0.7869, 0.8350, 0.8482)  # test accuracy after epochs 1, 2 and 3, as the article prints it
-DEAD = 0.15  # a network that never left 10 % ends below this
+STUCK_BELOW = 0.15  # a network that never left 10 % ends below this
 
 
 def train_seed(seed: int, data: gingham.DataSplits) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def main() -> None:
         sys.exit(f"the seeds in {options.work} were trained on different machines or versions; give another --work")
     final = [outcome["curve"][-1] for outcome in outcomes]
     low, high = mean_interval(final)
-    dead = sum(accuracy < DEAD for accuracy in final)
+    num_stuck = sum(accuracy < STUCK_BELOW for accuracy in final)
     seconds = [outcome["train_seconds"] for outcome in outcomes]
     environment = outcomes[0]["environment"]
     folder = records.write_record(
@@ -109,7 +109,7 @@ def main() -> None:
         commit=commit,
         command=f"python benchmarks/reproduce_article.py --seeds {options.seeds}",
         recipe=gingham.RECIPES["article"].to_dict(),
-        extra={"curves": [outcome["curve"] for outcome in outcomes], "never_left_10_percent": dead},
+        extra={"curves": [outcome["curve"] for outcome in outcomes], "never_left_10_percent": num_stuck},
     )
     draw(outcomes, folder / "curves.png")
     text = f"""# The article's recipe, reproduced
@@ -119,7 +119,7 @@ Hardware: {environment["hardware"]}; torch {environment["torch"]}; float32.
 
 After epoch 3, on the 10,000 test pictures, over {len(final)} seeds: mean {statistics.mean(final):.2%}
 (95 % interval of the mean {low:.2%} to {high:.2%}), standard deviation {statistics.stdev(final):.2%}, minimum {min(final):.2%},
-maximum {max(final):.2%}; {dead} of {len(final)} seeds never left 10 %. The article's own run: 84.82 %.
+maximum {max(final):.2%}; {num_stuck} of {len(final)} seeds never left 10 %. The article's own run: 84.82 %.
 `train_seconds`: median {statistics.median(seconds):.0f}, from {min(seconds):.0f} to {max(seconds):.0f}.
 
 The article looks at the test set after every epoch. So does this measurement, {len(ARTICLE_CURVE)} openings a seed, each recorded;

@@ -16,11 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Recipe, and the number of epochs where the whole of it would take too long.
+# Recipe and number of epochs; None for all epochs of the recipe.
 CASES: dict[str, float | None] = {"article": 0.1, "fast-85": None, "fast-90": None, "fast": None, "photo": 2}
 PACKAGED = "packaged model"
 
-# Runs in a checkout. What it prints last is the sum.
+# Runs in a checkout and prints the sum last.
 TRAIN = """
 import hashlib, os, sys
 import gingham
@@ -54,10 +54,10 @@ def git(*arguments: str) -> str:
 
 
 def sha256_of(checkout: Path, case: str) -> str:
-    """Return the SHA-256 of what a checkout comes to in a case."""
+    """Return the SHA-256 of a checkout's result in a case."""
     epochs = CASES.get(case)
     script = [PREDICT] if case == PACKAGED else [TRAIN, case, "" if epochs is None else str(epochs)]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", *script],
         env={**os.environ, "PYTHONPATH": str(checkout / "src")},
         cwd=checkout,
@@ -65,9 +65,9 @@ def sha256_of(checkout: Path, case: str) -> str:
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise SystemExit(f"{case} failed in {checkout}:\n{done.stderr}")
-    return done.stdout.split()[-1]
+    if process.returncode:
+        raise SystemExit(f"{case} failed in {checkout}:\n{process.stderr}")
+    return process.stdout.split()[-1]
 
 
 def main() -> None:

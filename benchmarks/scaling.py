@@ -1,11 +1,11 @@
-"""How the cost of training grows: with the number of pictures, with their size, and with pictures that stay on disk.
+"""Measure how the cost of training grows with the number of images, with their size, and with images that stay on disk.
 
     python benchmarks/scaling.py
 
-Each measurement is a process of its own that trains the network `small` for some steps of 256 pictures: Fashion-MNIST
-repeated to 6,000, 60,000 and 600,000 pictures; enlarged to 64x64 and 224x224; and a set read from its memory-mapped pack
-in a process that may use less memory than the set takes, beside the same set resident. That limit is a memory cgroup:
-Linux, root. Writes benchmarks/results/scaling-<hardware>-<date>.md.
+Each measurement trains the network `small` in its own process for some steps of 256 images: Fashion-MNIST repeated to 6,000, 60,000 and
+600,000 images; enlarged to 64x64 and 224x224; and a set read from its memory-mapped pack, in a process with less memory than the set
+needs, beside the same set in memory. That limit is a memory cgroup, which needs Linux and root. Writes
+benchmarks/results/scaling-<hardware>-<date>.md.
 """
 
 import argparse
@@ -33,36 +33,36 @@ from gingham.device import choose_device, describe_environment
 RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, tta="none", shift_pixels=1)
 COUNTS = (6_000, 60_000, 600_000)
 SIZES = (28, 64, 224)
-LARGE = 4_000_000  # pictures of 28x28: 3.1 GB
-LIMIT = 2 << 30  # bytes of memory, pages of files included, that the mapped run may take
+LARGE = 4_000_000  # images of 28x28: 3.1 GB
+LIMIT = 2 << 30  # bytes of memory for the mapped run, including file pages
 ROUNDS = 3
 
 
 def repeat(folder: Path, count: int, size: int) -> None:
-    """Write Fashion-MNIST as IDX files, repeated to `count` pictures and enlarged to `size`."""
+    """Write Fashion-MNIST as IDX files, repeated to `count` images and enlarged to `size`."""
     data = gingham.load_data("fashion-mnist", validation=0)
     folder.mkdir(parents=True)
     for split, total, names in ((data.train, count, IDX_FILES[:2]), (data.test, 100, IDX_FILES[2:])):
-        with (folder / names[0]).open("wb") as images, (folder / names[1]).open("wb") as labels:
-            images.write(struct.pack(">BBBB3I", 0, 0, 8, 3, total, size, size))
-            labels.write(struct.pack(">BBBBI", 0, 0, 8, 1, total))
+        with (folder / names[0]).open("wb") as image_file, (folder / names[1]).open("wb") as label_file:
+            image_file.write(struct.pack(">BBBB3I", 0, 0, 8, 3, total, size, size))
+            label_file.write(struct.pack(">BBBBI", 0, 0, 8, 1, total))
             for start in range(0, total, 2000):
                 rows = torch.arange(start, min(start + 2000, total)) % len(split)
-                pictures = split.images[rows]
-                if size != pictures.shape[-1]:
-                    pictures = F.interpolate(pictures.float(), size=size, mode="bilinear").round().to(torch.uint8)
-                images.write(pictures.numpy().tobytes())
-                labels.write(split.labels[rows].numpy().astype(np.uint8).tobytes())
+                images = split.images[rows]
+                if size != images.shape[-1]:
+                    images = F.interpolate(images.float(), size=size, mode="bilinear").round().to(torch.uint8)
+                image_file.write(images.numpy().tobytes())
+                label_file.write(split.labels[rows].numpy().astype(np.uint8).tobytes())
 
 
 def memory(field: str) -> int:
-    """Bytes this process holds (VmRSS) or has held at most (VmHWM); getrusage would count its parent's from before the exec."""
+    """Return the memory of this process (VmRSS) or its peak (VmHWM) in bytes; getrusage would include its parent's peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
 
 
 def train(folder: Path, steps: int) -> dict[str, Any]:
-    """Train on a folder and return seconds, pictures and memory. The first steps are as cold as a user's."""
+    """Train on a folder and return speed and memory, without a warm-up."""
     before = memory("VmRSS")
     data = gingham.load_data(str(folder), validation=0)
     epochs = steps * RECIPE.batch_size / len(data.train)
@@ -77,30 +77,31 @@ def train(folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, steps: int, place: Path | None = None) -> dict[str, Any]:
-    line = [sys.executable, __file__, "--folder", str(folder), "--steps", str(steps)]
-    if place is not None:
+def measure(folder: Path, steps: int, cgroup: Path | None = None) -> dict[str, Any]:
+    argv = [sys.executable, __file__, "--folder", str(folder), "--steps", str(steps)]
+    if cgroup is not None:
         # The shell enters the cgroup before Python starts, so that all of its memory counts.
-        line = ["sh", "-c", f'echo $$ > {place}/tasks 2>/dev/null || echo $$ > {place}/cgroup.procs; exec "$@"', "sh", *line]
-    done = subprocess.run(line, check=True, capture_output=True, text=True)
-    result: dict[str, Any] = json.loads(done.stdout)
+        script = f'echo $$ > {cgroup}/tasks 2>/dev/null || echo $$ > {cgroup}/cgroup.procs; exec "$@"'
+        argv = ["sh", "-c", script, "sh", *argv]
+    process = subprocess.run(argv, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(process.stdout)
     return result
 
 
 @contextlib.contextmanager
 def memory_limit(limit: int) -> Iterator[Path]:
-    """A cgroup whose processes may take `limit` bytes."""
-    old = Path("/sys/fs/cgroup/memory")
-    place = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"gingham-{os.getpid()}"
+    """Create a cgroup whose processes may use `limit` bytes."""
+    version_1 = Path("/sys/fs/cgroup/memory")
+    cgroup = (version_1 if version_1.is_dir() else Path("/sys/fs/cgroup")) / f"gingham-{os.getpid()}"
     try:
-        place.mkdir()
-        (place / ("memory.limit_in_bytes" if old.is_dir() else "memory.max")).write_text(str(limit))
+        cgroup.mkdir()
+        (cgroup / ("memory.limit_in_bytes" if version_1.is_dir() else "memory.max")).write_text(str(limit))
     except OSError as error:
         sys.exit(f"cannot make a memory cgroup ({error}); this measurement needs Linux and root")
     try:
-        yield place
+        yield cgroup
     finally:
-        place.rmdir()
+        cgroup.rmdir()
 
 
 def row(*cells: object) -> str:
@@ -120,25 +121,25 @@ def main() -> None:
     lines: list[str] = []
 
     def table(title: str, cases: list[tuple[str, Path, int, Path | None]]) -> dict[str, list[dict[str, Any]]]:
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in cases}
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in cases}
         for turn in range(ROUNDS):
-            for name, folder, steps, place in cases:
+            for name, folder, steps, cgroup in cases:
                 print(f"{title}: {name}, round {turn + 1} of {ROUNDS}", file=sys.stderr)
-                found[name].append(measure(folder, steps, place))
+                results[name].append(measure(folder, steps, cgroup))
         lines.extend(["", f"## {title}", ""])
-        head = ("what", "µs a picture, median", "range", "pictures/s", "data", "memory above imports", "of it not data")
-        lines.extend([row(*head), row("---", *["---:"] * (len(head) - 1))])
-        for name, rounds in found.items():
+        header = ("what", "µs a picture, median", "range", "pictures/s", "data", "memory above imports", "of it not data")
+        lines.extend([row(*header), row("---", *["---:"] * (len(header) - 1))])
+        for name, rounds in results.items():
             times = [r["microseconds_a_picture"] for r in rounds]
             memory, size = max(r["memory_bytes"] for r in rounds), rounds[0]["data_bytes"]
             mib = [f"{x / 2**20:,.0f} MiB" for x in (size, memory, memory - size)]
-            middle = statistics.median(times)
-            cells = (name, f"{middle:.0f}", f"{min(times):.0f} to {max(times):.0f}", f"{1e6 / middle:,.0f}", *mib)
+            median = statistics.median(times)
+            cells = (name, f"{median:.0f}", f"{min(times):.0f} to {max(times):.0f}", f"{1e6 / median:,.0f}", *mib)
             lines.append(row(*cells))
-        return found
+        return results
 
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as side, memory_limit(LIMIT) as place:
-        root = Path(side)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as temporary, memory_limit(LIMIT) as cgroup:
+        root = Path(temporary)
         cases: list[tuple[str, Path, int, Path | None]] = []
         for count in COUNTS:
             repeat(root / f"{count}", count, 28)
@@ -151,12 +152,12 @@ def main() -> None:
         table("Size of pictures", cases)
         repeat(root / "large", LARGE, 28)
         mapped = f"mapped, within {LIMIT >> 20:,} MiB"
-        cases = [("resident", root / "large", 600, None), (mapped, root / "large", 600, place)]
-        found = table("Larger than memory", cases)
-        pairs = zip(found["resident"], found[mapped], strict=True)
+        cases = [("resident", root / "large", 600, None), (mapped, root / "large", 600, cgroup)]
+        results = table("Larger than memory", cases)
+        pairs = zip(results["resident"], results[mapped], strict=True)
         ratios = [a["microseconds_a_picture"] / b["microseconds_a_picture"] for a, b in pairs]
-        assert all(r["mapped"] for r in found[mapped])
-        assert not any(r["mapped"] for r in found["resident"])
+        assert all(r["mapped"] for r in results[mapped])
+        assert not any(r["mapped"] for r in results["resident"])
         spread = f"median {statistics.median(ratios):.0%}, from {min(ratios):.0%} to {max(ratios):.0%}"
         lines.extend(["", f"Mapped speed as a share of resident speed: {spread}."])
 

@@ -1,10 +1,10 @@
-"""Takes the pictures of answers that the documents show: docs/images/page.png, the page on a desktop and a phone, light and dark, and
-docs/images/explained.png, what `gingham predict coat.jpg --explain` draws; it prints what that says.
+"""Make the screenshots in the documentation: docs/images/page.png, the page on a desktop and a phone, light and dark, and
+docs/images/explained.png, the figure of `gingham predict coat.jpg --explain`, whose output it prints.
 
     python benchmarks/screenshots.py
 
-The photographs in them are made from validation pictures, as benchmarks/photographs.py makes them. Needs Debian's chromium, or
-google-chrome, and takes the page from disk, as `gingham export page.html` writes it.
+The photos are made from validation images, as in benchmarks/photographs.py. Needs Debian's chromium, or google-chrome, and opens the page
+from disk, as `gingham export page.html` writes it.
 """
 
 import io
@@ -24,20 +24,20 @@ import records
 from photographs import floor, product
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-GAP, GROUND = 40, "#d9dee0"
+GAP, BACKGROUND = 40, "#d9dee0"
 
 
-def photograph(make: Any, label: str, place: int, seed: int) -> bytes:
-    """A photograph made from one of the validation pictures of a class."""
+def make_photo(make: Any, label: str, index: int, seed: int) -> bytes:
+    """Return a photo made from a validation image of a class, as PNG."""
     split = gingham.load_data("fashion-mnist").validation
     assert split is not None
-    chosen = (split.labels == split.classes.index(label)).nonzero().flatten()[place]
+    position = (split.labels == split.classes.index(label)).nonzero().flatten()[index]
     file = io.BytesIO()
-    make(split.images[chosen, 0].numpy(), np.random.default_rng(seed)).save(file, "PNG")
+    make(split.images[position, 0].numpy(), np.random.default_rng(seed)).save(file, "PNG")
     return file.getvalue()
 
 
-def answered(page: Page, address: str, photo: bytes) -> Image.Image:
+def capture_prediction(page: Page, address: str, photo: bytes) -> Image.Image:
     page.goto(address)
     page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": photo})
     page.wait_for_selector("#like li", timeout=60_000)
@@ -46,7 +46,7 @@ def answered(page: Page, address: str, photo: bytes) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
 
 
-def drawn(page: Page, address: str) -> Image.Image:
+def capture_drawing(page: Page, address: str) -> Image.Image:
     page.goto(address)
     page.click("#draw")
     box = page.locator("#paper").bounding_box()
@@ -65,8 +65,8 @@ def drawn(page: Page, address: str) -> Image.Image:
 
 
 def explain(folder: Path) -> None:
-    """Draw docs/images/explained.png, as the command does, and print what the command prints."""
-    with Image.open(io.BytesIO(photograph(floor, "Coat", 6, 3))) as photo:
+    """Run the command, print its output and copy its figure to docs/images/explained.png."""
+    with Image.open(io.BytesIO(make_photo(floor, "Coat", 6, 3))) as photo:
         photo.convert("RGB").save(folder / "coat.jpg", quality=92)
     command = [sys.executable, "-m", "gingham", "predict", "coat.jpg", "--explain"]
     print(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
@@ -74,24 +74,24 @@ def explain(folder: Path) -> None:
 
 
 def main() -> None:
-    found = next(filter(None, map(shutil.which, NAMES)), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, NAMES)), None)
+    if executable is None:
         raise SystemExit(f"there is no browser: install one of {', '.join(NAMES)}")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         explain(Path(folder))
         address = gingham.export(gingham.load_packaged(), Path(folder, "page.html")).file.as_uri()
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-gpu"])
-        desktop = answered(
-            browser.new_page(viewport={"width": 1180, "height": 900}), address, photograph(floor, "Ankle boot", 2, 12)
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        desktop = capture_prediction(
+            browser.new_page(viewport={"width": 1180, "height": 900}), address, make_photo(floor, "Ankle boot", 2, 12)
         )
         dark = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=1.25, color_scheme="dark")
-        phone = answered(dark.new_page(), address, photograph(product, "Coat", 2, 12))
+        phone = capture_prediction(dark.new_page(), address, make_photo(product, "Coat", 2, 12))
         light = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=1.25)
-        sketch = drawn(light.new_page(), address)
+        sketch = capture_drawing(light.new_page(), address)
         browser.close()
     height = desktop.height
     parts = [desktop, phone.crop((0, 0, phone.width, height)), sketch.crop((0, 0, sketch.width, height))]
-    sheet = Image.new("RGB", (sum(part.width + GAP for part in parts) + GAP, height + 2 * GAP), GROUND)
+    sheet = Image.new("RGB", (sum(part.width + GAP for part in parts) + GAP, height + 2 * GAP), BACKGROUND)
     left = GAP
     for part in parts:
         sheet.paste(part, (left, GAP))

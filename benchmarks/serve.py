@@ -1,13 +1,13 @@
-"""How much does `gingham serve` stand? The server and the programs that ask it share this machine.
+"""Measure the throughput and latency of `gingham serve`. The server and its clients share this machine.
 
     python benchmarks/serve.py                        # the packaged model
     python benchmarks/serve.py packaged runs/fast-0
 
-Pictures are Fashion-MNIST's validation pictures as PNG files, asked in forms as a browser or curl would. Five loads, each with a server just
-started and warm: single pictures, arriving at random 200 times a second, each latency counted from when the request was due, so that a
-queue counts; 64 pictures a request from two clients that ask again at once; 10,000 requests of one picture from 64 clients that ask again at
-once, with /health asked beside them; photographs of 640x480, one a request, from four; PNGs of 50 megapixels from eight, for the memory they
-take (with MALLOC_MMAP_THRESHOLD_ set as docs/deploy.md has it). Writes benchmarks/results/serve-<hardware>-<date>.md.
+The images are Fashion-MNIST's validation images as PNG files, sent in forms as a browser or curl does. There are five loads on a fresh, warm
+server: single images that arrive at random, 200 per second, with latencies that include the time in a queue; 64 images per request from two
+clients, each sending the next request after the last response; 10,000 requests of one image from 64 such clients, with /health requested
+beside them; photos of 640x480, one per request, from four; and PNGs of 50 megapixels from eight, for their memory (with
+MALLOC_MMAP_THRESHOLD_ as in docs/deploy.md). Writes benchmarks/results/serve-<hardware>-<date>.md.
 """
 
 import argparse
@@ -39,19 +39,19 @@ BOUNDARY = "benchmark"
 
 @dataclass
 class Load:
-    """What a load came to: seconds a request, how many were answered otherwise than with 200, and how long it all took."""
+    """The result of a load: seconds per request, the number of responses other than 200, and the total seconds."""
 
     latencies: list[float] = field(default_factory=list)
     errors: int = 0
     seconds: float = 0.0
 
-    def at(self, share: float) -> float:
-        """The latency in milliseconds below which that share of the requests lies."""
+    def percentile(self, share: float) -> float:
+        """Return the latency in milliseconds that this share of the requests stays below."""
         return 1000 * sorted(self.latencies)[min(len(self.latencies) - 1, int(share * len(self.latencies)))]
 
 
 class Client:
-    """One connection that is kept, and asks one thing after the other."""
+    """A persistent connection that sends one request after the other."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -76,7 +76,7 @@ class Client:
 
 
 def form(files: list[bytes]) -> bytes:
-    """A request for the answers to some pictures, as curl -F sends it."""
+    """Return a request for the predictions of some images, as curl -F sends it."""
     parts = [
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{k}.png"\r\nContent-Type: image/png\r\n\r\n'.encode()
         + content + b"\r\n"
@@ -95,9 +95,9 @@ HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 @contextmanager
 def server(run: str) -> Iterator[tuple[int, int]]:
-    """A server of a run on a free port: the port and its process."""
-    named = [] if run == "packaged" else ["--run", run]
-    command = [sys.executable, "-m", "gingham", "serve", "--port", "0", *named]
+    """Start a server of a run on a free port; yield the port and the process id."""
+    run_options = [] if run == "packaged" else ["--run", run]
+    command = [sys.executable, "-m", "gingham", "serve", "--port", "0", *run_options]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "16000000"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
@@ -108,23 +108,23 @@ def server(run: str) -> Iterator[tuple[int, int]]:
         process.wait()
 
 
-def most(process: int) -> float:
-    """The most memory a process has held, in MB."""
+def peak_memory(process: int) -> float:
+    """Return the peak memory of a process in MB."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1]) * 1024 / 1e6  # type: ignore[index]
 
 
-def resident(process: int) -> float:
-    """The memory a process holds, in MB."""
+def memory(process: int) -> float:
+    """Return the memory of a process in MB."""
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 1e6
 
 
-async def at_a_rate(port: int, requests: list[bytes], rate: float, seconds: float) -> Load:
-    """Requests that arrive at random, so many a second, whether or not the ones before have been answered."""
+async def load_at_rate(port: int, requests: list[bytes], rate: float, seconds: float) -> Load:
+    """Send requests at random times with a mean rate per second, without waiting for responses."""
     load, idle, tasks = Load(), [Client(port) for _ in range(8)], list[asyncio.Task[None]]()
     arrivals, started = random.Random(0), time.perf_counter()  # noqa: S311
     due = started
 
-    async def one(request: bytes, due: float) -> None:
+    async def send(request: bytes, due: float) -> None:
         client = idle.pop() if idle else Client(port)
         await client.ask(request, load, due)
         idle.append(client)
@@ -132,67 +132,67 @@ async def at_a_rate(port: int, requests: list[bytes], rate: float, seconds: floa
     while due < started + seconds:
         due += arrivals.expovariate(rate)
         await asyncio.sleep(max(0, due - time.perf_counter()))
-        tasks.append(asyncio.create_task(one(requests[len(tasks) % len(requests)], due)))
+        tasks.append(asyncio.create_task(send(requests[len(tasks) % len(requests)], due)))
     await asyncio.gather(*tasks)
     load.seconds = time.perf_counter() - started
     return load
 
 
-async def at_once(port: int, requests: list[bytes], clients: int, total: int) -> tuple[Load, Load]:
-    """So many clients that ask again as soon as they are answered, and /health ten times a second beside them."""
-    load, health, left = Load(), Load(), iter(range(total))
+async def load_concurrently(port: int, requests: list[bytes], clients: int, total: int) -> tuple[Load, Load]:
+    """Send requests from concurrent clients, each after the last response, and /health ten times a second."""
+    load, health, numbers = Load(), Load(), iter(range(total))
     started = time.perf_counter()
 
-    async def one() -> None:
+    async def send_requests() -> None:
         client = Client(port)
-        for number in left:
+        for number in numbers:
             await client.ask(requests[number % len(requests)], load)
 
-    async def probe() -> None:
+    async def send_health() -> None:
         client = Client(port)
         while True:
             await client.ask(HEALTH, health)
             await asyncio.sleep(0.1)
 
-    probing = asyncio.create_task(probe())
-    await asyncio.gather(*(one() for _ in range(clients)))
+    health_task = asyncio.create_task(send_health())
+    await asyncio.gather(*(send_requests() for _ in range(clients)))
     load.seconds = time.perf_counter() - started
-    probing.cancel()
+    health_task.cancel()
     return load, health
 
 
-async def loads(port: int, process: int, pictures: list[bytes], photograph: bytes, seconds: float) -> list[str]:
-    singles, many = [form([one]) for one in pictures], [form(pictures[k : k + 64]) for k in range(0, len(pictures) - 63, 64)]
-    await at_once(port, singles, 4, 400)
-    await at_once(port, many, 2, 20)
+async def loads(port: int, process: int, images: list[bytes], photo: bytes, seconds: float) -> list[str]:
+    singles, many = [form([image]) for image in images], [form(images[k : k + 64]) for k in range(0, len(images) - 63, 64)]
+    await load_concurrently(port, singles, 4, 400)
+    await load_concurrently(port, many, 2, 20)
     rows = []
 
-    def row(what: str, load: Load, pictures: int, more: str = "") -> None:
+    def row(what: str, load: Load, num_images: int, more: str = "") -> None:
         rate = len(load.latencies) / load.seconds
         rows.append(
-            f"{what} | {len(load.latencies):,} | {load.errors} | {rate:,.0f} | {rate * pictures:,.0f} | {load.at(0.5):.1f} | {load.at(0.99):.1f} | "
+            f"{what} | {len(load.latencies):,} | {load.errors} | {rate:,.0f} | {rate * num_images:,.0f} | {load.percentile(0.5):.1f} | {load.percentile(0.99):.1f} | "
             f"{more} |"
         )
 
-    row("1 picture, 200 a second", await at_a_rate(port, singles, 200, seconds), 1)
-    # As many as fill the time: how many that is, a first second says.
-    trial, _ = await at_once(port, many, 2, 40)
-    row("64 pictures, 2 clients", (await at_once(port, many, 2, max(40, int(40 / trial.seconds * seconds))))[0], 64)
-    before = resident(process)
-    load, health = await at_once(port, singles, 64, 10_000)
-    row("1 picture, 64 clients", load, 1, f"/health: {health.errors} errors of {len(health.latencies)}, p99 {health.at(0.99):.0f} ms; memory "
-        f"{before:.0f} to {resident(process):.0f} MB")  # fmt: skip
-    row("1 photograph, 4 clients", (await at_once(port, [form([photograph])], 4, 200))[0], 1)
+    row("1 picture, 200 a second", await load_at_rate(port, singles, 200, seconds), 1)
+    # The first requests tell how many fill the time.
+    probe, _ = await load_concurrently(port, many, 2, 40)
+    row("64 pictures, 2 clients", (await load_concurrently(port, many, 2, max(40, int(40 / probe.seconds * seconds))))[0], 64)
+    before = memory(process)
+    load, health = await load_concurrently(port, singles, 64, 10_000)
+    row("1 picture, 64 clients", load, 1, f"/health: {health.errors} errors of {len(health.latencies)}, p99 {health.percentile(0.99):.0f} ms; memory "
+        f"{before:.0f} to {memory(process):.0f} MB")  # fmt: skip
+    row("1 photograph, 4 clients", (await load_concurrently(port, [form([photo])], 4, 200))[0], 1)
     huge = np.zeros((7000, 7000, 4), np.uint8)
     huge[..., 3], huge[2000:5000, 2500:4500, 0], huge[:9, :, 3] = 255, 90, 0
-    file, before = io.BytesIO(), resident(process)
+    file, before = io.BytesIO(), memory(process)
     Image.fromarray(huge).save(file, "PNG", compress_level=1)
-    load = (await at_once(port, [form([file.getvalue()])], 8, 16))[0]
+    load = (await load_concurrently(port, [form([file.getvalue()])], 8, 16))[0]
     row(
         "1 PNG of 49 megapixels, 8 clients",
         load,
         1,
-        f"memory {before:.0f} to {resident(process):.0f} MB, at most {most(process):.0f} MB",
+        f"memory {before:.0f} to {memory(process):.0f} MB, at most {peak_memory(process):.0f} MB",
     )
     return rows
 
@@ -220,7 +220,7 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for run in arguments.runs:
             with server(run) as (port, process):
-                time.sleep(4)  # it goes through its training pictures first
+                time.sleep(4)  # the server processes its training images first
                 for row in asyncio.run(loads(port, process, files, file.getvalue(), arguments.seconds)):
                     table.setdefault(f"{run} | {row.partition(' |')[0]}", []).append(row.partition("| ")[2])
                     print(run, "|", row, flush=True)
@@ -247,7 +247,7 @@ def main() -> None:
             "",
             "| run | load | pictures/s | p50 | p99 |",
             "| --- | --- | ---: | ---: | ---: |",
-            *(f"| {name} | {middle(rows, 3):,.0f} | {middle(rows, 4):.1f} | {middle(rows, 5):.1f} |" for name, rows in table.items()),
+            *(f"| {name} | {column_median(rows, 3):,.0f} | {column_median(rows, 4):.1f} | {column_median(rows, 5):.1f} |" for name, rows in table.items()),
             "",
         ]
     )  # fmt: skip
@@ -255,8 +255,8 @@ def main() -> None:
     print("written:", records.write_result("serve", environment, text))
 
 
-def middle(rows: list[str], column: int) -> float:
-    """The median of a column of rows that are alike."""
+def column_median(rows: list[str], column: int) -> float:
+    """Return the median of a column of rows."""
     return statistics.median(float(row.split(" | ")[column].replace(",", "")) for row in rows)
 
 

@@ -1,10 +1,10 @@
-"""What each trick of the training loop is worth in the time of a step: with it and without it, in turn.
+"""Measure the effect of each optimization of the training loop on the time of a step.
 
     python benchmarks/step_time.py
     python benchmarks/step_time.py fast-92 --rounds 9
-    python benchmarks/step_time.py --profile        # instead: which operations the time of a step goes to
+    python benchmarks/step_time.py --profile        # instead: the time of a step by operation
 
-Each measurement is a process of its own, since some of the settings last. Writes benchmarks/results/step-time-<hardware>-<date>.md.
+Each measurement runs in its own process, since some settings cannot be reset. Writes benchmarks/results/step-time-<hardware>-<date>.md.
 """
 
 import argparse
@@ -43,7 +43,7 @@ STEPS, ROUNDS = 40, 7
 
 
 def measure(name: str, trick: str) -> float:
-    """Return the seconds of a step, the median of STEPS, with one trick left out."""
+    """Return the median seconds of STEPS steps without one optimization."""
     recipe, device = gingham.RECIPES[name], choose_device("auto")
     precision = "float32" if trick == "bfloat16" else choose_precision(recipe.precision, device)
     torch.manual_seed(0)
@@ -65,7 +65,7 @@ def measure(name: str, trick: str) -> float:
         network = compile_model(model, optimizer, recipe, precision, None, [Batch(images, labels)])
         take_step = partial(train_step, network, optimizer, recipe, precision, None)
     if trick == "one by one" and device.type == "cuda":
-        warm_up(model, recipe, precision, [recipe.batch_size], 0)  # what libraries set up on their first use cannot be recorded
+        warm_up(model, recipe, precision, [recipe.batch_size], 0)  # the first calls of libraries cannot be captured
         take_step = CUDAGraphStep(
             model, optimizer, recipe, precision, None, [dummy_batch(recipe.batch_size, model, recipe, None)]
         )
@@ -80,7 +80,7 @@ def measure(name: str, trick: str) -> float:
 
 
 def profile(name: str) -> list[tuple[str, float, int]]:
-    """Return the operations of a recipe's step with their share of its time and their calls a step, the longest first."""
+    """Return the operations of a recipe's step, their shares of its time and their calls per step, the longest first."""
     recipe, device = gingham.RECIPES[name], choose_device("auto")
     precision = choose_precision(recipe.precision, device)
     torch.manual_seed(0)
@@ -91,12 +91,12 @@ def profile(name: str) -> list[tuple[str, float, int]]:
     with retain_freed_memory():
         for _ in range(10):
             train_step(model, optimizer, recipe, precision, None, Batch(images, labels))
-        with torch.profiler.profile() as seen:
+        with torch.profiler.profile() as profiler:
             for _ in range(STEPS):
                 train_step(model, optimizer, recipe, precision, None, Batch(images, labels))
     on_gpu = device.type == "cuda"
     rows = [
-        (row.key, row.self_device_time_total if on_gpu else row.self_cpu_time_total, row.count) for row in seen.key_averages()
+        (op.key, op.self_device_time_total if on_gpu else op.self_cpu_time_total, op.count) for op in profiler.key_averages()
     ]
     total = sum(time for _, time, _ in rows)
     return sorted(((key, time / total, count // STEPS) for key, time, count in rows), key=lambda row: -row[1])
@@ -135,18 +135,18 @@ def main() -> None:
     if options.profile:
         write_profile(list(options.recipes), commit)
         return
-    found: dict[tuple[str, str], list[float]] = {(name, trick): [] for name in options.recipes for trick in WITHOUT}
+    results: dict[tuple[str, str], list[float]] = {(name, trick): [] for name in options.recipes for trick in WITHOUT}
     for turn in range(options.rounds):
         print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
-        for (name, trick), results in found.items():
-            line = [sys.executable, __file__, "--worker", name, trick]
-            results.append(json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout))
+        for (name, trick), values in results.items():
+            command = [sys.executable, __file__, "--worker", name, trick]
+            values.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     rows = []
-    for (name, trick), results in found.items():
-        ratios = [without / usual for without, usual in zip(results, found[name, "as it is"], strict=True)]
-        middle, low, high = (1000 * x for x in (statistics.median(results), min(results), max(results)))
+    for (name, trick), values in results.items():
+        ratios = [without / usual for without, usual in zip(values, results[name, "as it is"], strict=True)]
+        median, low, high = (1000 * x for x in (statistics.median(values), min(values), max(values)))
         rows.append(
-            f"| `{name}` | {trick} | {WITHOUT[trick]} | {middle:.1f} | {low:.1f} to {high:.1f} | "
+            f"| `{name}` | {trick} | {WITHOUT[trick]} | {median:.1f} | {low:.1f} to {high:.1f} | "
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     environment = describe_environment(choose_device("auto"))

@@ -1,16 +1,15 @@
-"""Train recipes over seeds and report how accurate each is after how many seconds.
+"""Train recipes over seeds and report the accuracy and the seconds of each.
 
     python benchmarks/time_to_accuracy.py fast --seeds 10                  # on the validation split
     python benchmarks/time_to_accuracy.py fast fast-92 --seeds 10 --split test --record
     python benchmarks/time_to_accuracy.py fast-92 fast-92:optimizer=sgd:learning_rate=0.4 --seeds 5 --title optimizer
 
-A recipe's fields can be changed, as NAME:FIELD=VALUE:FIELD=VALUE, to see what each is worth. Each seed is one `gingham train` in a process of its own, one after the other and the recipes in turn, so that a slow
-minute of the machine falls on all of them. Where a seed takes a second and its process ten, --seeds-a-process lets several share one,
-each with all recipes.
-Finished seeds are kept in --work. With --minutes the one under way is asked to end then, keeps its state, and goes on with the same
-command given again. The test split is opened once a run, after the last has been trained. Writes
-benchmarks/results/<title>-<hardware>-<date>.md and .json, and with --record a folder in records/ for each recipe, with what every seed
-answered on each test picture.
+NAME:FIELD=VALUE:FIELD=VALUE changes fields of a recipe, to measure the effect of each. Each seed is one `gingham train` in its own process;
+the recipes take turns, so that slow periods of the machine affect all of them. If a seed takes a second but its process ten,
+--seeds-a-process lets several seeds share a process, each with all recipes.
+Finished seeds are saved in --work. With --minutes the training that runs then saves its state and stops; the same command continues it.
+The test split is opened once per run, after all have been trained. Writes benchmarks/results/<title>-<hardware>-<date>.md and .json, and
+with --record a folder in records/ for each recipe, with the predictions of each seed on the test images.
 """
 
 import argparse
@@ -38,7 +37,7 @@ from gingham.presets import find_recipe
 from gingham.recipe import parse_settings
 from gingham.runs.predictions import load_predictions
 
-# Accuracy and seconds asked of each recipe: two cores with AMX, and one H100 for those of a GPU.
+# Target accuracy and seconds of each recipe: on two cores with AMX, and on one H100 for the gpu recipes.
 TARGETS = {
     "gpu-94": (0.94, 0.8),
     "gpu-95": (0.95, 3),
@@ -53,7 +52,7 @@ TARGETS = {
 }
 
 
-FEWEST_SEEDS = {"gpu-best": 5}  # of a record; ten of any other
+MIN_SEEDS = {"gpu-best": 5}  # of a record; ten of any other
 
 COLUMNS = (
     "recipe",
@@ -74,16 +73,16 @@ COLUMNS = (
 
 
 @functools.cache
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the TFLOP/s of square matrix products: what this process could reach at best."""
+def matmul_tflops(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the TFLOP/s of square matrix products, an upper bound for this process."""
     on_gpu = device.type == "cuda"
     rate = 0.0
     for size in (1024, 8192) if on_gpu else (128, 512, 2048):
         a = torch.randn(size, size, device=device).to(dtype)
-        if rate and 2 * size**3 / rate > 1e12:  # over a second: the hardware lacks this type, and the small size has to do
+        if rate and 2 * size**3 / rate > 1e12:  # over a second: the hardware lacks this type, so keep the smaller size
             break
         rates = []
-        times = 10 if on_gpu else 1  # in a queue, as a GPU works
+        times = 10 if on_gpu else 1  # queued, as in training on a GPU
         for _ in range(7):
             if on_gpu:
                 torch.cuda.synchronize(device)
@@ -98,19 +97,19 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def train_one(recipe: str, seed: int, folder: Path, started: float, teachers: list[Path]) -> dict[str, Any]:
-    """Run `gingham train` in this process, which began with it at the time `started`, and return what it came to."""
+    """Run `gingham train` in this process and return its results; `started` is when the process began with it."""
     name, *settings = recipe.split(":")
     options = [word for setting in settings for word in ("--set", setting)]
     options += [word for teacher in teachers for word in ("--teacher", str(teacher))]
-    before = Path(f"{folder}.wall.json")  # of processes that were asked to end
-    spent = read_json(before)["wall_seconds"] if before.exists() else 0.0
-    if not before.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # of a seed that was killed: its clock would not count everything
+    spent_path = Path(f"{folder}.wall.json")  # the seconds of processes that were stopped
+    spent = read_json(spent_path)["wall_seconds"] if spent_path.exists() else 0.0
+    if not spent_path.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of a seed that was killed: its seconds are unknown
     try:
         gingham_command(["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), "--resume", *options])
     except SystemExit as stop:
         if stop.code:
-            write_json(before, {"wall_seconds": spent + time.time() - started})
+            write_json(spent_path, {"wall_seconds": spent + time.time() - started})
             raise
     wall_seconds = spent + time.time() - started
     run = gingham.load(folder)
@@ -119,10 +118,10 @@ def train_one(recipe: str, seed: int, folder: Path, started: float, teachers: li
     if device.type == "cuda":
         peak = torch.cuda.max_memory_reserved(device)
     network = run.model.network.cpu()
-    flops = 3 * gingham.summarize(network, run.model.input_shape, recipe).flops  # backward: twice the forward's
+    flops = 3 * gingham.summarize(network, run.model.input_shape, recipe).flops  # the backward pass takes twice the forward's
     images = run.metrics["images_seen"]
     achieved = flops * images / run.metrics["train_seconds"] / 1e12
-    rates = {name: matrix_rate(getattr(torch, name), device) for name in ("bfloat16", "float32")}
+    rates = {name: matmul_tflops(getattr(torch, name), device) for name in ("bfloat16", "float32")}
     return {
         "recipe": recipe,
         "seed": seed,
@@ -143,73 +142,73 @@ def train_one(recipe: str, seed: int, folder: Path, started: float, teachers: li
 
 
 def train_all(options: argparse.Namespace, work: Path) -> dict[str, list[dict[str, Any]]]:
-    """Train every seed of every recipe that is not there yet, and return what each came to; exit when the time is over."""
-    ends = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
-    alone = options.seeds_a_process == 1
+    """Train every seed of every recipe that has no result yet, and return all results; exit when the time is over."""
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
+    separate = options.seeds_a_process == 1
     jobs = [
-        (name, seed) for seed in range(options.seeds) for name in options.recipes if not finished(work, name, seed).exists()
+        (name, seed) for seed in range(options.seeds) for name in options.recipes if not result_path(work, name, seed).exists()
     ]
-    share = 1 if alone else options.seeds_a_process * len(options.recipes)
+    share = 1 if separate else options.seeds_a_process * len(options.recipes)
     failed: list[tuple[str, int]] = []
     while jobs:
-        now, jobs = jobs[:share], jobs[share:]
-        line = [sys.executable, __file__, "none", "--worker", json.dumps(now), "--work", str(work.resolve())]
-        line += [word for teacher in options.teacher for word in ("--teacher", str(teacher.resolve()))]
-        with subprocess.Popen(line, stdout=subprocess.DEVNULL) as worker:
+        batch, jobs = jobs[:share], jobs[share:]
+        command = [sys.executable, __file__, "none", "--worker", json.dumps(batch), "--work", str(work.resolve())]
+        command += [word for teacher in options.teacher for word in ("--teacher", str(teacher.resolve()))]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as worker:
             try:
-                worker.wait(None if ends == math.inf else max(0.0, ends - time.monotonic()))
+                worker.wait(None if deadline == math.inf else max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.terminate()
                 worker.wait()
                 sys.exit(f"{options.minutes:g} minutes are over; what is done is kept in {work}: give the same command again")
-        failed += [job for job in now if not finished(work, *job).exists()]
+        failed += [job for job in batch if not result_path(work, *job).exists()]
     if failed:
         sys.exit(f"no result of {', '.join(f'{name} with seed {seed}' for name, seed in failed)}; the reasons stand above")
-    return {name: [read_json(finished(work, name, seed)) for seed in range(options.seeds)] for name in options.recipes}
+    return {name: [read_json(result_path(work, name, seed)) for seed in range(options.seeds)] for name in options.recipes}
 
 
-def finished(work: Path, recipe: str, seed: int) -> Path:
+def result_path(work: Path, recipe: str, seed: int) -> Path:
     return work / f"{recipe}-{seed}.json"
 
 
-def work_off(jobs: list[tuple[str, int]], work: Path, teachers: list[Path]) -> None:
-    """Train one after the other in this process; what cannot be trained says why, and the next begins."""
+def train_jobs(jobs: list[tuple[str, int]], work: Path, teachers: list[Path]) -> None:
+    """Train jobs one after the other in this process; if one fails, print why and continue."""
     started = STARTED
     for recipe, seed in jobs:
         print(f"{recipe}, seed {seed}", file=sys.stderr, flush=True)
         try:
             outcome = train_one(recipe, seed, work / f"{recipe}-{seed}", started, teachers)
-            write_json(finished(work, recipe, seed), outcome)
+            write_json(result_path(work, recipe, seed), outcome)
             print(
                 f"    {outcome['validation_accuracy']:.2%} after {outcome['train_seconds']:.3f} s, {outcome['tflops']:.1f} TFLOP/s",
                 file=sys.stderr,
                 flush=True,
             )
         except SystemExit as stop:
-            if stop.code not in (1, 2):  # asked to end
+            if stop.code not in (1, 2):  # stopped by a signal
                 raise
-        except Exception as error:  # noqa: BLE001 - whatever it is: the others are worth their time all the same
+        except Exception as error:  # noqa: BLE001 - the other jobs must run all the same
             print(f"    {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         started = time.time()
 
 
-def test_all(outcomes: list[dict[str, Any]]) -> list[torch.Tensor]:
-    """Open the test split once for each run, note the accuracy, and return what each answered: int64 (N,)."""
+def evaluate_on_test(outcomes: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """Evaluate each run once on the test split, store its accuracy and return its predictions, int64 (N,)."""
     test = gingham.load_data("fashion-mnist").test
-    answers = []
+    predictions = []
     for outcome in outcomes:
         run = gingham.load(outcome["folder"])
         run.model.to(choose_device("auto"))
         outcome["accuracy"] = gingham.evaluate(run, test).accuracy
-        kept = load_predictions(run, "test", test.fingerprint)
-        if kept is None:
+        stored = load_predictions(run, "test", test.fingerprint)
+        if stored is None:
             sys.exit(f"the predictions of {outcome['folder']} could not be kept")
-        answers.append(kept["predicted"])
-    return answers
+        predictions.append(stored["predicted"])
+    return predictions
 
 
 def describe(name: str, outcomes: list[dict[str, Any]], split: str) -> dict[str, Any]:
-    """Gather a recipe's seeds."""
+    """Summarize the seeds of a recipe."""
     accuracies = [outcome["accuracy"] for outcome in outcomes]
     low, high = mean_interval(accuracies)
 
@@ -281,11 +280,11 @@ def main() -> None:
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
-        work_off([(recipe, seed) for recipe, seed in json.loads(options.worker)], options.work, options.teacher)
+        train_jobs([(recipe, seed) for recipe, seed in json.loads(options.worker)], options.work, options.teacher)
         return
-    fewest = max(FEWEST_SEEDS.get(name, 10) for name in options.recipes)
-    if options.seeds < 2 or (options.record and (options.seeds < fewest or options.split != "test")):
-        parser.error(f"a spread needs at least 2 seeds, a record {fewest} and --split test")
+    min_seeds = max(MIN_SEEDS.get(name, 10) for name in options.recipes)
+    if options.seeds < 2 or (options.record and (options.seeds < min_seeds or options.split != "test")):
+        parser.error(f"a spread needs at least 2 seeds, a record {min_seeds} and --split test")
     for spec in options.recipes:
         name, *settings = spec.split(":")
         find_recipe(name).replace(**parse_settings(settings))  # a wrong name stops here, not after an hour
@@ -298,12 +297,12 @@ def main() -> None:
     environments = [outcome["environment"] for seeds in outcomes.values() for outcome in seeds]
     if any(environment != environments[0] for environment in environments):
         sys.exit(f"the seeds in {work} were trained on different machines or versions; give another --work")
-    answers: dict[str, list[torch.Tensor]] = {}
+    predictions: dict[str, list[torch.Tensor]] = {}
     for name, seeds in outcomes.items():
         for outcome in seeds:
             outcome["accuracy"] = outcome["validation_accuracy"]
         if options.split == "test":
-            answers[name] = test_all(seeds)
+            predictions[name] = evaluate_on_test(seeds)
     rows = [describe(name, seeds, options.split) for name, seeds in outcomes.items()]
 
     words = [*options.recipes, "--seeds", options.seeds, "--split", options.split]
@@ -328,28 +327,28 @@ def main() -> None:
                     "seeds_a_process": options.seeds_a_process,
                     "teachers": len(options.teacher),
                 },
-                predictions=answers[row["recipe"]],
+                predictions=predictions[row["recipe"]],
             )
     rates = [outcome["matrix_tflops"] for seeds in outcomes.values() for outcome in seeds]
     float32, bfloat16 = (statistics.median(rate[name] for rate in rates) for name in ("float32", "bfloat16"))
-    pictures = (
+    images = (
         "10,000 test pictures, opened once a run after the last was trained"
         if options.split == "test"
         else ("5,000 validation pictures")
     )
-    shared = f", or from the end of the one before it, as {options.seeds_a_process} seeds share a process"
-    shared = shared if options.seeds_a_process > 1 else ""
+    timing_note = f", or from the end of the one before it, as {options.seeds_a_process} seeds share a process"
+    timing_note = timing_note if options.seeds_a_process > 1 else ""
     text = f"""# Time to accuracy
 
 Command: `{command}`, commit {commit[:12]}.
 Hardware: {environments[0]["hardware"]}; torch {environments[0]["torch"]}; precision {", ".join(sorted({row["precision"] for row in rows}))}.
-Accuracy on the {pictures}. Every run has a fixed length; seconds are medians over the seeds, the recipes taken in turn.
+Accuracy on the {images}. Every run has a fixed length; seconds are medians over the seeds, the recipes taken in turn.
 Square matrix products in the same processes, median: {float32:.3f} TFLOP/s in float32, {bfloat16:.3f} in bfloat16.
 
 {table(rows)}
 
 `train_seconds`: from bytes in memory and fresh weights to final weights. `wall_seconds`: from the start of the process to the
-command's end{shared}. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
+command's end{timing_note}. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
 """
     path = records.write_result(options.title, environments[0], text)
     write_json(path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environments[0], "rows": rows})

@@ -1,10 +1,10 @@
-"""Everything that may happen to Gingham, and what came of it, in one table.
+"""Run the stress checks and print their results in one table.
 
     make stress                         # all of it
-    python stress --short         # what CI runs, as tests
-    python stress IDX SIGKILL     # the checks with these words in their names
+    python stress --short               # the few cases that CI runs
+    python stress IDX SIGKILL           # the checks with these words in their names
 
-Exits with 1 if a case was lost. Each check is a process of its own; two run at a time, so that all are through in less than twenty minutes on two cores.
+Exits with 1 if a case was lost. Each check runs in its own process, two at a time; all of them take less than twenty minutes on two cores.
 """
 
 import argparse
@@ -20,35 +20,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "tests")]
-os.environ["OMP_NUM_THREADS"] = "1"  # two checks at a time, and a thread more in each would wait for the other
+os.environ["OMP_NUM_THREADS"] = "1"  # two checks run at a time; more threads would compete for the cores
 
 try:
-    from gingham.text import render  # found only now
-    from stress import abusing, fuzzing, killing, spreading, starving
+    from gingham.text import render  # needs the paths set above
+    from stress import distributed, fuzz, kill, load, resources
     from stress.outcomes import Check, Outcome
 except ImportError as error:
     sys.exit(
         f"the stress tests need {error.name}; make stress installs all that they need, for this Python: pip install --group dev"
     )
 
-# Two at a time: what computes beside what waits for its processes. The server is last, and alone, as its answers must come in time.
-RUN_TOGETHER = ((*killing.CHECKS, *spreading.CHECKS, *starving.CHECKS), tuple(fuzzing.CHECKS))
-RUN_ALONE = tuple(abusing.CHECKS)
+# Checks that mostly wait for processes run beside those that compute. The server check runs last and alone: its response times count.
+CONCURRENT_CHECKS = ((*kill.CHECKS, *distributed.CHECKS, *resources.CHECKS), tuple(fuzz.CHECKS))
+LAST_CHECKS = tuple(load.CHECKS)
 
 
-EVERY = {check.name: check for checks in (*RUN_TOGETHER, RUN_ALONE) for check in checks}
+CHECKS = {check.name: check for checks in (*CONCURRENT_CHECKS, LAST_CHECKS) for check in checks}
 
 
-def tried(check: Check, short: bool) -> tuple[Outcome, float]:
-    """Run a check in a process of its own, to whatever end it comes."""
-    began = time.monotonic()
-    line = [sys.executable, str(Path(__file__).parent), "--one", check.name, *(["--short"] if short else [])]
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+def run_in_process(check: Check, short: bool) -> tuple[Outcome, float]:
+    """Run a check in its own process and return its outcome and its seconds."""
+    started = time.monotonic()
+    command = [sys.executable, str(Path(__file__).parent), "--one", check.name, *(["--short"] if short else [])]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        outcome = Outcome(**json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, ValueError, TypeError):  # a check that breaks has lost what it was to try
-        outcome = Outcome(1, [f"the check itself ended with {done.returncode}: {done.stderr[-500:]}"])
-    seconds = time.monotonic() - began
+        outcome = Outcome(**json.loads(process.stdout.splitlines()[-1]))
+    except (IndexError, ValueError, TypeError):  # a check that crashes counts as lost
+        outcome = Outcome(1, [f"the check itself ended with {process.returncode}: {process.stderr[-500:]}"])
+    seconds = time.monotonic() - started
     print(f"{check.name}: {outcome.survived():,} of {outcome.tried:,} survived, {seconds:.0f} s", file=sys.stderr, flush=True)
     return outcome, seconds
 
@@ -57,41 +57,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run the checks that have one of these in their name")
     parser.add_argument("--short", action="store_true", help="as few cases as CI tries")
-    parser.add_argument("--one", choices=EVERY, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        check = EVERY[given.one]
-        print(json.dumps(dataclasses.asdict(check.run(check.short if given.short else check.long))))
+    parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        check = CHECKS[arguments.one]
+        print(json.dumps(dataclasses.asdict(check.run(check.short if arguments.short else check.long))))
         return 0
-    chosen = [name for name in EVERY if not given.words or any(word in name for word in given.words)]
-    if not chosen:
-        parser.error("no check has {} in its name; there are\n  {}".format(" or ".join(given.words), "\n  ".join(EVERY)))
-    began = time.monotonic()
-    found: dict[str, tuple[Outcome, float]] = {}
+    selected = [name for name in CHECKS if not arguments.words or any(word in name for word in arguments.words)]
+    if not selected:
+        parser.error("no check has {} in its name; there are\n  {}".format(" or ".join(arguments.words), "\n  ".join(CHECKS)))
+    started = time.monotonic()
+    results: dict[str, tuple[Outcome, float]] = {}
 
-    def one_after_another(checks: Sequence[Check]) -> None:
+    def run_in_order(checks: Sequence[Check]) -> None:
         for check in checks:
-            if check.name in chosen:
-                found[check.name] = tried(check, given.short)
+            if check.name in selected:
+                results[check.name] = run_in_process(check, arguments.short)
 
-    with concurrent.futures.ThreadPoolExecutor() as lines:
-        list(lines.map(one_after_another, RUN_TOGETHER))
-    one_after_another(RUN_ALONE)
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        list(executor.map(run_in_order, CONCURRENT_CHECKS))
+    run_in_order(LAST_CHECKS)
     rows, lost = [], []
-    for name in chosen:
-        outcome, seconds = found[name]
+    for name in selected:
+        outcome, seconds = results[name]
         counts = [f"{number:,}" for number in (outcome.tried, outcome.survived(), len(outcome.lost))]
-        rows.append([name, EVERY[name].unit, *counts, f"{seconds:.0f}"])
-        lost += [f"{name}: {sentence}" for sentence in outcome.lost]
+        rows.append([name, CHECKS[name].unit, *counts, f"{seconds:.0f}"])
+        lost += [f"{name}: {message}" for message in outcome.lost]
     print(render(["check", "of", "tried", "survived", "lost", "seconds"], rows))
     print()
-    for name in chosen:
-        if found[name][0].figures:
-            print(f"{name}: {found[name][0].figures}")
-    for sentence in lost[:100]:
-        print(f"LOST  {sentence}")
+    for name in selected:
+        if results[name][0].figures:
+            print(f"{name}: {results[name][0].figures}")
+    for message in lost[:100]:
+        print(f"LOST  {message}")
     print(
-        f"\n{sum(outcome.tried for outcome, _ in found.values()):,} cases in {time.monotonic() - began:.0f} s, {len(lost)} lost"
+        f"\n{sum(outcome.tried for outcome, _ in results.values()):,} cases in {time.monotonic() - started:.0f} s, {len(lost)} lost"
     )
     return 1 if lost else 0
 

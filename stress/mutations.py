@@ -1,55 +1,18 @@
-"""Valid files made into nearly valid ones: by flips, cuts, copies, splices and numbers that readers stumble over."""
+"""Mutations that make nearly valid files from valid ones: bit flips, cuts, copies, splices and extreme numbers."""
 
 import struct
 from collections.abc import Sequence
 from random import Random
 
-NUMBERS = (
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    127,
-    128,
-    255,
-    256,
-    1000,
-    32767,
-    32768,
-    65535,
-    65536,
-    2**24,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**63 - 1,
-    2**64 - 1,
-)
-FORMS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
-WORDS = (
-    b"\0",
-    b"\r\n",
-    b"\n",
-    b'"',
-    b",",
-    b"..",
-    b"/",
-    b"%s",
-    b"\xff\xfe",
-    b"\xed\xa0\x80",
-    b"NaN",
-    b"-1",
-    b"1e999",
-    b"null",
-    b"[]",
-    b"{}",
-)
+NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1,
+           2**63 - 1, 2**64 - 1)  # fmt: skip
+STRUCT_FORMATS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
+TOKENS = (b"\0", b"\r\n", b"\n", b'"', b",", b"..", b"/", b"%s", b"\xff\xfe", b"\xed\xa0\x80", b"NaN", b"-1", b"1e999",
+          b"null", b"[]", b"{}")  # fmt: skip
 
 
-def mutated(random: Random, files: Sequence[bytes]) -> bytes:
-    """Return one of some files, changed once to four times; seldom an empty one, a random one or one that stays as it is."""
+def mutate(random: Random, files: Sequence[bytes]) -> bytes:
+    """Return one of the files with one to four mutations; rarely an empty, a random or an unchanged one."""
     kind = random.random()
     if kind < 0.01:
         return b""
@@ -59,21 +22,21 @@ def mutated(random: Random, files: Sequence[bytes]) -> bytes:
     if kind < 0.05:
         return content
     for _ in range(random.choice((1, 1, 1, 2, 2, 4))):
-        content = random.choice(PREPARE_MODES)(random, content, files)
+        content = random.choice(MUTATIONS)(random, content, files)
     return content
 
 
 def _flip(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
     changed = bytearray(content)
     for _ in range(random.choice((1, 1, 2, 8, 40))) if content else ():
-        changed[_place(random, content)] ^= 1 << random.randrange(8)
+        changed[_offset(random, content)] ^= 1 << random.randrange(8)
     return bytes(changed)
 
 
 def _overwrite(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
     changed = bytearray(content)
     for _ in range(random.choice((1, 1, 2, 8))) if content else ():
-        changed[_place(random, content)] = random.choice((0, 1, 32, 127, 128, 254, 255, random.randrange(256)))
+        changed[_offset(random, content)] = random.choice((0, 1, 32, 127, 128, 254, 255, random.randrange(256)))
     return bytes(changed)
 
 
@@ -82,11 +45,11 @@ def _cut(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
 
 
 def _insert(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
-    at = random.randrange(len(content) + 1)
+    offset = random.randrange(len(content) + 1)
     new = random.choice(
-        (random.choice(WORDS), random.randbytes(random.randrange(1, 9)), bytes(random.choice((1, 4, 100, 5000))))
+        (random.choice(TOKENS), random.randbytes(random.randrange(1, 9)), bytes(random.choice((1, 4, 100, 5000))))
     )
-    return content[:at] + new + content[at:]
+    return content[:offset] + new + content[offset:]
 
 
 def _repeat(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
@@ -100,18 +63,18 @@ def _remove(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
 
 
 def _number(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
-    form = random.choice(FORMS)
-    new = struct.pack(form, random.choice(NUMBERS) & ((1 << 8 * struct.calcsize(form)) - 1))
-    at = _place(random, content) if content else 0
-    return content[:at] + new + content[at + len(new) :]
+    struct_format = random.choice(STRUCT_FORMATS)
+    new = struct.pack(struct_format, random.choice(NUMBERS) & ((1 << 8 * struct.calcsize(struct_format)) - 1))
+    offset = _offset(random, content) if content else 0
+    return content[:offset] + new + content[offset + len(new) :]
 
 
 def _digits(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
-    """Another number where a number is written out, as in JSON and CSV."""
-    places = [place for place in range(len(content)) if content[place : place + 1].isdigit()]
-    if not places:
+    """Replace a number that is written as text, as in JSON and CSV."""
+    offsets = [offset for offset in range(len(content)) if content[offset : offset + 1].isdigit()]
+    if not offsets:
         return _number(random, content, files)
-    start = stop = random.choice(places)
+    start = stop = random.choice(offsets)
     while content[stop : stop + 1].isdigit():
         stop += 1
     new = random.choice((b"-1", b"0", b"1e999", b"1.5", b"NaN", b"true", b"null", b'"x"', str(random.choice(NUMBERS)).encode()))
@@ -123,11 +86,11 @@ def _splice(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
     return content[: random.randrange(len(content) + 1)] + other[random.randrange(len(other) + 1) :]
 
 
-PREPARE_MODES = (_flip, _flip, _overwrite, _cut, _insert, _repeat, _remove, _number, _number, _digits, _splice)
+MUTATIONS = (_flip, _flip, _overwrite, _cut, _insert, _repeat, _remove, _number, _number, _digits, _splice)
 
 
-def _place(random: Random, content: bytes) -> int:
-    """A place in a file; every other time near its beginning, where its header is."""
+def _offset(random: Random, content: bytes) -> int:
+    """Return an offset in a file; every other time near its beginning, where its header is."""
     return random.randrange(min(len(content), 64) if random.random() < 0.5 else len(content))
 
 

@@ -1,4 +1,4 @@
-"""What a check of the stress tests comes to, and the table of all of them."""
+"""The checks of the stress tests and their outcomes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Outcome:
-    """How many cases a check tried, a sentence for each that was lost, and the figures worth showing beside them."""
+    """The number of cases tried, a sentence for each case lost, and figures to print beside them."""
 
     tried: int = 0
     lost: list[str] = field(default_factory=list)
@@ -18,9 +18,9 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Check:
-    """A check under the name the table has for it; `run(size)` takes one of two sizes: what CI has time for, and `make stress`.
+    """A check under its name in the table; `run(size)` gets the size `short` in CI and `long` in `make stress`.
 
-    A size is what grows with the patience for it: cases, kills or, of the server, seconds. `unit` is what is counted as tried.
+    The size is a number of cases, of kills or, for the server, of seconds. `unit` is what is counted as tried.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What one case came to: a result or one sentence of a GinghamError, or why it is lost; whatever it did outside its folder counts."""
+"""Judge one case: it must return or raise a GinghamError with a readable message, within its limits, and write only in its folder."""
 
 import contextlib
 import os
@@ -17,79 +17,92 @@ import platformdirs
 
 from gingham.errors import GinghamError
 
-SECONDS = 10.0  # a case that takes longer hangs
-GROWTH = 1536 << 20  # bytes that a check may hold at most, beside what the process held before it
-LONGEST = 2000  # characters of a sentence
-# Modules that nothing here imports: inputs name them, and whoever imports one has taken a module's name from a file.
-LURES = ("antigravity", "gingham_lure", "this", "turtledemo")
-STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn")
-REACHES = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request", "ftplib.connect")
-CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
+TIME_LIMIT_SECONDS = 10.0  # a case that takes longer counts as hanging
+MEMORY_LIMIT_BYTES = 1536 << 20  # that a check may use in addition to what the process used before
+MAX_MESSAGE_LENGTH = 2000  # characters
+# Modules that nothing here imports. Inputs name them: an import of one means that a module's name was read from an input.
+DECOY_MODULES = ("antigravity", "gingham_lure", "this", "turtledemo")
+PROCESS_EVENTS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+)
+NETWORK_EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request", "ftplib.connect")
+FILE_EVENTS = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
            "os.utime", "os.setxattr", "shutil.rmtree", "shutil.move", "shutil.copyfile")  # fmt: skip
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class TooLongError(BaseException):
-    """Raised by the alarm; no BaseException of a reader's own, so that none of them takes it for damage."""
+    """Raised by the alarm. A BaseException, so that no reader mistakes it for a damaged file."""
 
 
-class _Watch:
-    """Collects what audit events tell of while a case runs, in all threads."""
+class _AuditHook:
+    """Collects forbidden audit events of all threads while a case runs."""
 
     def __init__(self) -> None:
-        self.allowed: str | None = None  # the one folder that may be written to; None while no case runs
-        self.seen: list[str] = []
-        self.libraries: set[str] = set()  # that were asked for between cases, as torch asks for those of GPUs
-        self.looking = threading.local()
+        self.writable_folder: str | None = None  # None while no case runs
+        self.violations: list[str] = []
+        self.libraries: set[str] = set()  # loaded between cases, such as those of GPUs by torch
+        self.thread = threading.local()
 
     def __call__(self, event: str, arguments: tuple[object, ...]) -> None:
-        if self.allowed is None:
+        if self.writable_folder is None:
             if event == "ctypes.dlopen":
                 self.libraries.add(str(arguments[0]))
             return
-        if getattr(self.looking, "on", False):
+        if getattr(self.thread, "on", False):
             return
-        self.looking.on = True  # finding out must not be found out about
+        self.thread.on = True  # checking an event raises events of its own
         try:
-            if found := self.judged(event, arguments):
-                self.seen.append(found)
+            if message := self.violation(event, arguments):
+                self.violations.append(message)
         finally:
-            self.looking.on = False
+            self.thread.on = False
 
-    def judged(self, event: str, arguments: tuple[object, ...]) -> str | None:
+    def violation(self, event: str, arguments: tuple[object, ...]) -> str | None:
         if event == "open":
             path, mode, flags = arguments
-            writes = isinstance(flags, int) and flags & WRITING
+            writes = isinstance(flags, int) and flags & WRITE_FLAGS
             writes = writes or (isinstance(mode, str) and any(letter in mode for letter in "wax+"))
-            return self.outside("wrote to", path) if writes else None
-        if event in CHANGES:
+            return self.write_outside("wrote to", path) if writes else None
+        if event in FILE_EVENTS:
             paths = arguments[:2] if event in ("os.rename", "os.link", "shutil.move") else arguments[:1]
             paths = arguments[1:2] if event in ("os.symlink", "shutil.copyfile") else paths
-            return next(filter(None, (self.outside(event, path) for path in paths)), None)
-        if event in STARTS or event in REACHES or event == "pickle.find_class":
+            return next(filter(None, (self.write_outside(event, path) for path in paths)), None)
+        if event in PROCESS_EVENTS or event in NETWORK_EVENTS or event == "pickle.find_class":
             return f"{event} {arguments!r:.200}"
         if event == "ctypes.dlopen" and arguments[0] is not None and str(arguments[0]) not in self.libraries:
             return f"{event} {arguments!r:.200}"
-        if event == "import" and str(arguments[0]).partition(".")[0] in LURES:
+        if event == "import" and str(arguments[0]).partition(".")[0] in DECOY_MODULES:
             return f"imported {arguments[0]}"
         if event == "exec":
             name = getattr(arguments[0], "co_filename", "")
-            # Code of modules has a file; namedtuple and dataclass, which make code from text, run while one is imported.
-            if name.startswith("<") and not name.startswith(("<frozen", "<unknown")) and not _importing():
+            # Modules have a file name; namedtuple and dataclass, which compile text, run while a module is imported.
+            if name.startswith("<") and not name.startswith(("<frozen", "<unknown")) and not _is_importing():
                 return f"executed {name}"
         return None
 
-    def outside(self, what: str, path: object) -> str | None:
+    def write_outside(self, action: str, path: object) -> str | None:
         if isinstance(path, int) or path is None or path in (os.devnull, os.fsencode(os.devnull)):
             return None
         try:
-            real = os.path.realpath(os.fsdecode(path))  # type: ignore[call-overload]
+            resolved = os.path.realpath(os.fsdecode(path))  # type: ignore[call-overload]
         except (TypeError, ValueError):
-            return None  # no path at all: the system refuses it
-        return None if real == self.allowed or real.startswith(f"{self.allowed}{os.sep}") else f"{what} {real}"
+            return None  # not a path: the system refuses it
+        return (
+            None
+            if resolved == self.writable_folder or resolved.startswith(f"{self.writable_folder}{os.sep}")
+            else f"{action} {resolved}"
+        )
 
 
-def _importing() -> bool:
+def _is_importing() -> bool:
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
@@ -98,127 +111,127 @@ def _importing() -> bool:
     return False
 
 
-WATCH = _Watch()
-_HOOKED: list[bool] = []  # a hook cannot be taken back: there is one, and it rests between cases
+AUDIT_HOOK = _AuditHook()
+_HOOK_INSTALLED: list[bool] = []  # an audit hook cannot be removed: one is installed, and it ignores events between cases
 
 
 class Judge:
-    """Runs cases in a folder of their own and says of each why it is lost, or None.
+    """Runs cases in a folder of their own and returns why a case is lost, or None.
 
-    `place` is where a case may write, and where the cache of Gingham lies meanwhile; `beside` is a folder next to it that it may not.
+    A case may write to `folder`, which also holds Gingham's cache meanwhile, but not to `outside`, a folder next to it.
     """
 
-    def __init__(self, root: Path, seconds: float = SECONDS, growth: int = GROWTH) -> None:
+    def __init__(self, root: Path, seconds: float = TIME_LIMIT_SECONDS, growth: int = MEMORY_LIMIT_BYTES) -> None:
         self.seconds, self.growth = seconds, growth
-        self.place, self.beside = (Path(os.path.realpath(root)) / name for name in ("place", "beside"))
-        for folder in (self.place, self.beside):
+        self.folder, self.outside = (Path(os.path.realpath(root)) / name for name in ("folder", "outside"))
+        for folder in (self.folder, self.outside):
             folder.mkdir()
-        forget_peak()
-        self.before = peak_bytes()
+        reset_peak_memory()
+        self.baseline = peak_memory()
 
-    def __call__(self, act: Callable[[], object]) -> str | None:
-        WATCH.seen.clear()
-        WATCH.allowed = str(self.place)
+    def __call__(self, case: Callable[[], object]) -> str | None:
+        AUDIT_HOOK.violations.clear()
+        AUDIT_HOOK.writable_folder = str(self.folder)
         signal.setitimer(signal.ITIMER_REAL, self.seconds)
         try:
-            act()
+            case()
             reason = None
         except GinghamError as error:
-            reason = badly_said(str(error))
+            reason = message_problem(str(error))
         except KeyboardInterrupt:
             raise
         except TooLongError:
             reason = f"took more than {self.seconds:g} s"
-        except BaseException as error:  # noqa: BLE001  # any other one is what is looked for
+        except BaseException as error:  # noqa: BLE001  # any other exception is a bug
             where = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {str(error)[:300]} ({Path(where.filename).name}:{where.lineno})"
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            WATCH.allowed = None
-        if WATCH.seen:
-            return f"{WATCH.seen[0]} ({reason or 'and went on'})"
-        if (grown := peak_bytes() - self.before) > self.growth:
-            self.before += grown
-            return f"held {grown >> 20} MiB more than before the check"
+            AUDIT_HOOK.writable_folder = None
+        if AUDIT_HOOK.violations:
+            return f"{AUDIT_HOOK.violations[0]} ({reason or 'and went on'})"
+        if (excess := peak_memory() - self.baseline) > self.growth:
+            self.baseline += excess
+            return f"held {excess >> 20} MiB more than before the check"
         return reason
 
 
-def badly_said(message: str) -> str | None:
-    """Why a message is no sentence to show, or None."""
+def message_problem(message: str) -> str | None:
+    """Return why a message is not fit to be shown, or None."""
     if not message.strip():
         return "an error without a message"
-    if len(message) > LONGEST:
+    if len(message) > MAX_MESSAGE_LENGTH:
         return f"a message of {len(message)} characters: {message[:200]!r}"
     if not message.isprintable():
         return f"a message with a line break, a control sign or half a letter: {message[:300]!r}"
     return f"a traceback for a message: {message[:300]!r}" if "Traceback" in message else None
 
 
-def peak_bytes() -> int:
-    """The most memory this process has held at once, since `forget_peak` where the system can forget it."""
+def peak_memory() -> int:
+    """Return the peak memory of this process in bytes, since `reset_peak_memory` where the system can reset it."""
     with contextlib.suppress(OSError, StopIteration, ValueError), Path("/proc/self/status").open() as lines:
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (10 if sys.platform == "linux" else 0)
 
 
-def forget_peak() -> None:
+def reset_peak_memory() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def _temporary_folder() -> Iterator[Path]:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # hundreds of thousands of files are written
     root = tempfile.mkdtemp(prefix="gingham-stress-", dir=memory)
     try:
         yield Path(root)
     finally:
-        subprocess.run(["rm", "-rf", root], check=True)  # Python removes no folders that lie as deep in each other as some here
+        subprocess.run(["rm", "-rf", root], check=True)  # Python cannot remove folders nested as deeply as some here
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Say nothing on stderr: the libraries that read pictures complain there of each that is damaged, in C."""
+def _silence_stderr() -> Iterator[None]:
+    """Discard stderr: the C libraries that read images report each damaged one there."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    saved = os.dup(2)
     with Path(os.devnull).open("w") as nothing:
         os.dup2(nothing.fileno(), 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 @contextlib.contextmanager
-def judging(seconds: float = SECONDS, growth: int = GROWTH) -> Iterator[Judge]:
-    """Yield a Judge with a folder of its own, an alarm, a limit to memory and the audit hook; only in the main thread."""
-    if not _HOOKED:
-        sys.addaudithook(WATCH)
-        _HOOKED.append(True)
+def isolated_judge(seconds: float = TIME_LIMIT_SECONDS, growth: int = MEMORY_LIMIT_BYTES) -> Iterator[Judge]:
+    """Yield a Judge with its own folder, an alarm, a memory limit and the audit hook; only in the main thread."""
+    if not _HOOK_INSTALLED:
+        sys.addaudithook(AUDIT_HOOK)
+        _HOOK_INSTALLED.append(True)
 
-    def ring(number: int, frame: object) -> None:
+    def raise_timeout(number: int, frame: object) -> None:
         raise TooLongError
 
-    heard = signal.signal(signal.SIGALRM, ring)
-    limits = resource.getrlimit(resource.RLIMIT_AS)
-    with _folder() as root, _silent():
+    previous_handler = signal.signal(signal.SIGALRM, raise_timeout)
+    previous_limits = resource.getrlimit(resource.RLIMIT_AS)
+    with _temporary_folder() as root, _silence_stderr():
         judge = Judge(root, seconds, growth)
-        cache = mock.patch.object(platformdirs, "user_cache_path", lambda name: judge.place / "cache" / name)
-        # What survives a power cut is another check's business, and to wait for the disk would take most of the time here.
-        unsynced = mock.patch.object(os, "fsync", return_value=None)
+        cache = mock.patch.object(platformdirs, "user_cache_path", lambda name: judge.folder / "cache" / name)
+        # fsync would take most of the time, and surviving a power cut is not tested here.
+        no_fsync = mock.patch.object(os, "fsync", return_value=None)
         with (
-            contextlib.chdir(judge.place),
+            contextlib.chdir(judge.folder),
             cache,
-            unsynced,
-            mock.patch.dict(os.environ, GINGHAM_DATA=str(judge.place / "data")),
+            no_fsync,
+            mock.patch.dict(os.environ, GINGHAM_DATA=str(judge.folder / "data")),
         ):
-            if sys.platform == "linux":  # elsewhere what a process has mapped says little
+            if sys.platform == "linux":  # elsewhere the mapped memory says little
                 mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-                resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * growth, limits[1]))
+                resource.setrlimit(resource.RLIMIT_AS, (mapped + 2 * growth, previous_limits[1]))
             try:
                 yield judge
             finally:
-                resource.setrlimit(resource.RLIMIT_AS, limits)
-                signal.signal(signal.SIGALRM, heard)
+                resource.setrlimit(resource.RLIMIT_AS, previous_limits)
+                signal.signal(signal.SIGALRM, previous_handler)

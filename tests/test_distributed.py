@@ -13,7 +13,7 @@ from gingham.recipe import Recipe
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_the_mean_over_processes_of_weighted_losses_is_the_batchs(count, size):
+def test_mean_of_weighted_shard_losses_is_the_batch_loss(count, size):
     losses = torch.rand(count, dtype=torch.float64)
     shares = [
         losses[DistributedContext(rank, size).shard(count)].mean() * DistributedContext(rank, size).weight(count)
@@ -27,7 +27,7 @@ def test_the_mean_over_processes_of_weighted_losses_is_the_batchs(count, size):
 
 @pytest.mark.parametrize("flip", ["random", "alternating"])
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_picture_looks_the_same_however_many_processes_share_the_batch(size, flip):
+def test_augmentation_does_not_depend_on_the_number_of_processes(size, flip):
     recipe = Recipe(flip=flip, shift_pixels=2, cutout_pixels=6, seed=5)
     images = torch.randint(256, (11, 1, 28, 28), dtype=torch.uint8)
     indices = torch.randperm(11)
@@ -37,7 +37,7 @@ def test_a_picture_looks_the_same_however_many_processes_share_the_batch(size, f
         assert torch.equal(augment(images[part], indices[part], recipe, 1, 9, part, 11), whole[part])
 
 
-def test_alone_everything_comes_back_as_it_was():
+def test_single_process_returns_every_input_unchanged():
     values, data = torch.rand(3), b"bytes"
     assert SINGLE_PROCESS.is_main
     assert SINGLE_PROCESS.add(values) is values
@@ -52,7 +52,7 @@ def test_alone_everything_comes_back_as_it_was():
         pass
 
 
-def test_what_torchrun_says_is_read(monkeypatch):
+def test_context_is_read_from_torchruns_environment(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert from_env() == SINGLE_PROCESS
     for name, value in (
@@ -71,7 +71,7 @@ def test_what_torchrun_says_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("WORLD_SIZE", "two")])
-def test_an_environment_that_does_not_fit_together_is_one_sentence(monkeypatch, command, name, value):
+def test_contradictory_environment_is_a_clear_error(monkeypatch, command, name, value):
     for key, good in (
         ("WORLD_SIZE", "2"),
         ("RANK", "0"),
@@ -86,14 +86,14 @@ def test_an_environment_that_does_not_fit_together_is_one_sentence(monkeypatch, 
     assert name in command("train", code=2).stderr
 
 
-def test_under_torchrun_other_commands_are_refused(monkeypatch, command):
+def test_other_commands_than_train_are_refused_under_torchrun(monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     said = command("evaluate", "run", code=2).stderr
     assert said == "gingham: torchrun is for gingham train; start gingham evaluate by itself\n"
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+def test_more_processes_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     assert choose_device("auto", 1) == torch.device("cuda", 1)
@@ -105,7 +105,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         choose_device("cuda", 0)
 
 
-def test_the_loss_weight_is_exact_for_uneven_shares():
+def test_loss_weight_is_exact_for_uneven_shards():
     # 5 pictures in two processes: 3 and 2, whose means count as 3/5 and 2/5.
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     whole = F.cross_entropy(logits, labels)

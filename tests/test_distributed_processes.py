@@ -1,4 +1,4 @@
-"""Processes started by hand in place of torchrun: they meet, or say why they do not."""
+"""Tests of processes that are started without torchrun."""
 
 import os
 import socket
@@ -10,37 +10,37 @@ import pytest
 pytestmark = pytest.mark.slow
 
 
-def trained(folder, *lines):
-    """How processes end that each run `gingham train` with a line of their own: (exit code, stderr) of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank, line in enumerate(lines):
-        said = {"RANK": rank, "WORLD_SIZE": len(lines), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        environment = {**os.environ, **{name: str(value) for name, value in said.items()}}
-        command = [sys.executable, "-m", "gingham", "train", *map(str, line)]
-        started.append(
+def train_in_processes(folder, *argument_lists):
+    """Run `gingham train` in one process per argument list and return (exit code, stderr) of each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank, arguments in enumerate(argument_lists):
+        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(argument_lists)), "MASTER_ADDR": "127.0.0.1"}
+        environment |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "gingham", "train", *map(str, arguments)]
+        processes.append(
             subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         )
-    return [(process.returncode, error) for process in started for _, error in [process.communicate(timeout=120)]]
+    return [(process.returncode, error) for process in processes for _, error in [process.communicate(timeout=120)]]
 
 
-def test_processes_started_by_hand_train_as_one_or_say_what_differs(quadrants, tmp_path):
-    line = ["--data", quadrants, "--recipe", "article", "--epochs", 0.5, "--set", "validation_images=40", "--out", "run"]
-    (first, _), (second, silent) = trained(tmp_path, line, line)
-    assert (first, second, silent) == (0, 0, "")
+def test_processes_started_without_torchrun_train_together_or_report_what_differs(quadrants, tmp_path):
+    arguments = ["--data", quadrants, "--recipe", "article", "--epochs", 0.5, "--set", "validation_images=40", "--out", "run"]
+    (first, _), (second, second_stderr) = train_in_processes(tmp_path, arguments, arguments)
+    assert (first, second, second_stderr) == (0, 0, "")
     assert (tmp_path / "run" / "model.json").exists()
 
-    other = [*line[:-1], "other", "--seed", 0], [*line[:-1], "other", "--seed", 1]
-    (first, leads), (second, follows) = trained(tmp_path, *other)
+    different = [*arguments[:-1], "other", "--seed", 0], [*arguments[:-1], "other", "--seed", 1]
+    (first, first_stderr), (second, second_stderr) = train_in_processes(tmp_path, *different)
     assert (first, second) == (2, 2)
-    assert leads.splitlines()[-1].startswith(
-        "gingham: another process has not the recipe and data of process 0; start every process"
+    assert first_stderr.splitlines()[-1].startswith(
+        "gingham: another process does not use the same recipe and data as process 0; start every process"
     )
-    assert follows.splitlines() == [
+    assert second_stderr.splitlines() == [
         (
-            "gingham (process 1 of 2): process 1 of 2 has not the recipe and data of process 0; start every process with the same command "
+            "gingham (process 1 of 2): process 1 of 2 does not use the same recipe and data as process 0; start every process with the same command "
             "on the same data"
         )
     ]

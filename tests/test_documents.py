@@ -30,7 +30,7 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstring_examples(name, tmp_path, monkeypatch):
+def test_docstring_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"gingham.{name}")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -39,14 +39,14 @@ def test_docstring_examples(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path):
+def test_links_have_a_target(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "Makefile"], ids=lambda path: str(path.relative_to(ROOT)))
-def test_commands_exist_with_their_options(path, command):
+def test_documented_commands_and_options_exist(path, command):
     helps = {name: command(name, "--help").stdout for name in COMMANDS}
     for line in re.findall(rf"gingham ((?:{'|'.join(COMMANDS)})\b[^`\n]*)", path.read_text()):
         name, *words = line.split()
@@ -55,12 +55,12 @@ def test_commands_exist_with_their_options(path, command):
                 assert f"{word} " in helps[name] or f"{word}\n" in helps[name], f"gingham {line}"
 
 
-def test_make_train_evaluates_what_it_trained():
+def test_make_train_evaluates_the_default_recipe():
     text = (ROOT / "Makefile").read_text()
     assert re.search(rf"evaluate runs/{DEFAULT_RECIPE}-0\b(?!-)", text)
 
 
-def test_the_records_table_is_made_from_the_records():
+def test_records_table_is_up_to_date():
     import records
 
     text = (ROOT / "records/README.md").read_text()
@@ -69,7 +69,7 @@ def test_the_records_table_is_made_from_the_records():
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("records/*/record.json")), ids=lambda file: file.parent.name)
-def test_records_are_whole_and_quoted(file):
+def test_records_are_complete_and_quoted_in_the_readme(file):
     record = json.loads(file.read_text())
     wanted = {
         "target",
@@ -91,12 +91,12 @@ def test_records_are_whole_and_quoted(file):
     assert f"{mean:.2%} ± {spread:.2%}".replace("%", " %") in (ROOT / "README.md").read_text()
 
 
-def test_the_article_is_reproduced():
+def test_article_record_is_close_to_the_articles_accuracy():
     (file,) = ROOT.glob("records/*-article/record.json")
     assert abs(statistics.mean(json.loads(file.read_text())["accuracies"]) - 0.8482) < 0.02
 
 
-def test_no_place_of_one_machine_is_named():
+def test_no_tracked_file_names_a_path_of_this_machine():
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in tracked:
         content = (ROOT / name).read_bytes()

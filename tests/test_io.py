@@ -9,57 +9,55 @@ from gingham import GinghamError, RunError
 from gingham.io import read_json, replacing, write_json, write_text
 
 
-def test_a_file_is_replaced_whole(tmp_path):
+def test_writing_replaces_a_file_and_leaves_no_temporary_file(tmp_path):
     write_text(tmp_path / "deep" / "a.txt", "one")
     write_text(tmp_path / "deep" / "a.txt", "two")
     assert (tmp_path / "deep" / "a.txt").read_text() == "two"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.txt"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failed_write_leaves_the_file_unchanged(tmp_path):
     path = tmp_path / "a.txt"
-    write_text(path, "kept")
+    write_text(path, "old")
 
-    def fail(side):
-        side.write_text("half")
+    def fail(temporary):
+        temporary.write_text("half")
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), replacing(path) as side:
-        fail(side)
-    assert path.read_text() == "kept"
+    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+        fail(temporary)
+    assert path.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_kill_while_writing_leaves_what_was_there(tmp_path):
+def test_a_kill_during_a_write_leaves_the_file_unchanged(tmp_path):
     path = tmp_path / "a.txt"
-    write_text(path, "kept")
+    write_text(path, "old")
     script = f"""
 import os, signal
 from pathlib import Path
 from gingham.io import replacing
-with replacing(Path({str(path)!r})) as side:
-    side.write_text("half")
+with replacing(Path({str(path)!r})) as temporary:
+    temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
-    assert path.read_text() == "kept"
+    assert path.read_text() == "old"
 
 
-def test_files_get_the_users_permissions(tmp_path):
+def test_written_files_have_default_permissions(tmp_path):
     write_text(tmp_path / "a.txt", "x")
     (tmp_path / "plain").write_text("x")
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_where_nothing_can_be_written_one_sentence(tmp_path):
+def test_an_unwritable_path_is_an_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(GinghamError, match=r"cannot write .*a\.txt \(.*\); choose a folder"):
         write_text(tmp_path / "file" / "a.txt", "x")
 
 
-def test_what_cannot_be_removed_either_is_still_one_sentence(tmp_path, monkeypatch):
-    """As where a disk becomes read-only while a file is written."""
-
+def test_a_disk_that_becomes_read_only_during_a_write_is_an_error(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise OSError(30, "Read-only file system")
 
@@ -69,12 +67,12 @@ def test_what_cannot_be_removed_either_is_still_one_sentence(tmp_path, monkeypat
         write_text(tmp_path / "notes.txt", "words")
 
 
-def test_json_goes_round(tmp_path):
+def test_json_round_trip(tmp_path):
     write_json(tmp_path / "a.json", {"é": [1, None, 0.1]})
     assert read_json(tmp_path / "a.json") == {"é": [1, None, 0.1]}
 
 
-def test_json_has_no_nan(tmp_path):
+def test_writing_nan_as_json_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert not (tmp_path / "a.json").exists()
@@ -94,7 +92,7 @@ def test_json_has_no_nan(tmp_path):
         (b'{"a": "\\ud800"}', "is not whole JSON .*surrogates not allowed"),
     ],
 )
-def test_broken_json_is_one_sentence(tmp_path, content, message):
+def test_malformed_json_is_an_error_of_one_line(tmp_path, content, message):
     path = tmp_path / "model.json"
     path.write_bytes(content)
     with pytest.raises(RunError, match=message) as caught:
@@ -102,7 +100,7 @@ def test_broken_json_is_one_sentence(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_and_unreadable_json(tmp_path):
+def test_missing_and_unreadable_json_is_an_error_and_surrogate_pairs_are_read(tmp_path):
     with pytest.raises(RunError, match="cannot read"):
         read_json(tmp_path / "none.json")
     with pytest.raises(RunError, match="cannot read"):

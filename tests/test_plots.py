@@ -7,49 +7,49 @@ from gingham import GinghamError
 from gingham.plots import draw_batch, draw_confusion, draw_contact_sheet, draw_curves
 
 
-def pixels(path):
+def read_pixels(path):
     with Image.open(path) as image:
         assert image.format == "PNG"
         return np.asarray(image.convert("RGB"))
 
 
-def shown(data):
+def contact_sheet_arguments(data):
     return data.train.images, data.train.labels, data.classes, "quadrants"
 
 
-def test_a_contact_sheet_shows_the_pictures_themselves(quadrants, tmp_path):
+def test_a_contact_sheet_shows_the_images(quadrants, tmp_path):
     data = gingham.load_data(str(quadrants), validation=0)
-    sheet = pixels(draw_contact_sheet(*shown(data), tmp_path / "sheet.png"))
+    sheet = read_pixels(draw_contact_sheet(*contact_sheet_arguments(data), tmp_path / "sheet.png"))
     assert min(sheet.shape[:2]) > 300
-    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100, "grey pictures, not blanks"
-    fewer = pixels(draw_contact_sheet(*shown(data), tmp_path / "fewer.png", per_class=3))
+    assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 100, "it is not blank"
+    fewer = read_pixels(draw_contact_sheet(*contact_sheet_arguments(data), tmp_path / "fewer.png", per_class=3))
     assert fewer.shape[1] < sheet.shape[1]
 
 
-def test_a_batch_a_curve_and_a_confusion_are_drawn(small_run, tmp_path):
+def test_batches_curves_and_confusion_matrices_are_drawn(small_run, tmp_path):
     run, data = small_run
     names = [data.classes[label] for label in data.train.labels[:8].tolist()]
-    report = gingham.evaluate(run, data.validation)
+    result = gingham.evaluate(run, data.validation)
     for path in (
         draw_batch(data.train.images[:8], names, tmp_path / "batch.png"),
         draw_curves(run.history, "article", tmp_path / "curves.png"),
-        draw_confusion(report.confusion.matrix, data.classes, "all right", tmp_path / "confusion.png"),
+        draw_confusion(result.confusion.matrix, data.classes, "all right", tmp_path / "confusion.png"),
     ):
-        picture = pixels(path)
-        assert picture.std() > 5
-        assert min(picture.shape[:2]) > 200
+        pixels = read_pixels(path)
+        assert pixels.std() > 5
+        assert min(pixels.shape[:2]) > 200
 
 
-def test_the_users_own_picture_is_left_alone(small_run, tmp_path):
+def test_only_gingham_figures_are_overwritten(small_run, tmp_path):
     _, data = small_run
     path = tmp_path / "holiday.png"
     Image.new("RGB", (5, 5), "red").save(path)
     before = path.read_bytes()
     with pytest.raises(GinghamError, match="is not one of gingham's figures and stays as it is"):
-        draw_contact_sheet(*shown(data), path)
+        draw_contact_sheet(*contact_sheet_arguments(data), path)
     assert path.read_bytes() == before
     with pytest.raises(GinghamError, match=r"does not end in \.png"):
-        draw_contact_sheet(*shown(data), tmp_path / "sheet.jpg")
+        draw_contact_sheet(*contact_sheet_arguments(data), tmp_path / "sheet.jpg")
     path.unlink()
-    draw_contact_sheet(*shown(data), path)
-    draw_contact_sheet(*shown(data), path)  # our own may be drawn anew
+    draw_contact_sheet(*contact_sheet_arguments(data), path)
+    draw_contact_sheet(*contact_sheet_arguments(data), path)  # a figure drawn by Gingham is replaced

@@ -16,44 +16,44 @@ from gingham.errors import GinghamError
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Return the device of that name; "auto" is the GPU where there is one (CUDA, then Apple's mps), else the CPU.
+    """Return the device of that name; "auto" is a GPU if there is one (CUDA, then Apple's mps), else the CPU.
 
-    A process that trains together with others gives its number on this host: "auto" and "cuda" are then the GPU of that number.
+    In distributed training `local_rank` is the number of this process on its host: "auto" and "cuda" are then the GPU of that number.
 
     Raises
         GinghamError: a name torch does not know, or a device this machine does not have.
     """
-    have = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+    available = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     if local_rank is not None:
-        have_gpus = torch.cuda.device_count()
-        if name == "cuda" or (name == "auto" and have_gpus):
-            if local_rank >= have_gpus:
+        num_gpus = torch.cuda.device_count()
+        if name == "cuda" or (name == "auto" and num_gpus):
+            if local_rank >= num_gpus:
                 raise GinghamError(
-                    f"process {local_rank} of this host has no GPU of its own, as there are {have_gpus}; start as many processes as "
+                    f"process {local_rank} of this host has no GPU of its own, as there are {num_gpus}; start as many processes as "
                     "there are GPUs (torchrun --nproc-per-node), or give --device cpu"
                 )
-            torch.cuda.set_device(local_rank)  # where nccl works
+            torch.cuda.set_device(local_rank)  # the device that NCCL uses
             return torch.device("cuda", local_rank)
     else:
-        have += ["mps"] * torch.backends.mps.is_available()
+        available += ["mps"] * torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in have))
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in available))
     try:
         device = torch.device(name)
-        if device.type in have and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
+        if device.type in available and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
             return device
     except RuntimeError:
         pass
-    raise GinghamError(f"no device {name!r} here; allowed: auto, {', '.join(have)}")
+    raise GinghamError(f"no device {name!r} here; allowed: auto, {', '.join(available)}")
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the hardware multiplies it natively."""
+    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the hardware has instructions for it."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":  # without either bfloat16 is emulated and slower
+    if device.type == "cpu":  # without these, bfloat16 is emulated and slower
         return "bfloat16" if _cpu_has("amx_tile") or _cpu_has("avx512_bf16") else "float32"
     return "float32"
 
@@ -63,7 +63,7 @@ def _cpu_has(instructions: str) -> bool:
 
 
 def processor() -> str:
-    """Return the CPU with the widest instructions torch computes with, which decide its speed, and the last bits of sums.
+    """Return the CPU's name and the widest vector instructions torch uses, which determine speed and floating-point rounding.
 
     processor()        # "AMD EPYC (AVX512)", "Intel(R) Xeon(R) Processor (AVX512 with AMX)"
     """
@@ -72,7 +72,7 @@ def processor() -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs at that precision."""
+    """Return a context manager for a forward pass at that precision."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -80,7 +80,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 @contextlib.contextmanager
 def cudnn_benchmark(device: torch.device) -> Iterator[None]:
-    """Let cuDNN try its kernels on each shape it meets first, within the block, and keep to the fastest."""
+    """Inside the block, let cuDNN time its kernels on the first input of each shape and then use the fastest."""
     cudnn = torch.backends.cudnn
     before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda"
     try:
@@ -91,11 +91,11 @@ def cudnn_benchmark(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def retain_freed_memory() -> Iterator[None]:
-    """Let the C library keep the memory it frees, for as long as a training lasts.
+    """Inside the block, let the C library keep the memory it frees.
 
-    Each step frees its activations and asks for as much again; by default their pages go back to the system in between and
-    fault in anew, 3,000 of them a step of `fast`, which makes steps 1.2 times as long (benchmarks/step_time.py). glibc alone
-    has this setting.
+    Each step frees its activations and allocates as much again. By default their pages are returned to the system in between and
+    faulted in again, 3,000 of them in a step of `fast`, which makes steps 1.2 times as long (benchmarks/step_time.py). Only glibc has
+    this setting.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
@@ -107,13 +107,13 @@ def retain_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        libc.mallopt(trim_threshold, 64 << 20)  # where glibc's own adjustment ends
+        libc.mallopt(trim_threshold, 64 << 20)  # the maximum that glibc itself adjusts to
         libc.mallopt(mmap_threshold, 32 << 20)
         libc.malloc_trim(0)
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return the versions and the hardware a figure must be quoted with."""
+    """Return the versions and the hardware that must be quoted with a measurement."""
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
     else:
@@ -129,11 +129,12 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _power_limit(device: torch.device) -> str:
-    """What a GPU may draw, as NVIDIA's own tool says it: cards of one name differ in it, and in speed."""
+    """Return the power limit of a GPU, from nvidia-smi: cards of the same name differ in it, and in speed."""
     query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}", "--query-gpu=power.limit"]
+    query.append("--format=csv,noheader,nounits")
     try:
-        said = subprocess.run([*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20, check=True)  # noqa: S603
-        return f"{float(said.stdout):.0f} W"
+        output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
+        return f"{float(output):.0f} W"
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
         return "power limit unknown"
 

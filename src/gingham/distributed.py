@@ -1,7 +1,8 @@
 """Training in several processes: which one this is, and the collectives they use.
 
 Every process holds the whole model and makes all random draws; of each batch it takes its shard. With a single process every function
-here returns its input, so that one training loop serves one process and many."""
+here returns its input, so that one training loop serves one process and many.
+"""
 
 import contextlib
 import os
@@ -20,24 +21,24 @@ from torch.distributed.rendezvous import rendezvous
 
 from gingham.errors import GinghamError, TrainingError, one_line
 
-TIMEOUT = timedelta(hours=2)  # how long one process waits for another that is alive: the first may be packing a large dataset
+TIMEOUT = timedelta(hours=2)  # for another process that is alive: the first may be decoding a large dataset
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes that train one model together: this one is number `rank`, from 0, of `size`."""
+    """The processes that train one model together: this one is number `rank`, counted from 0, of `size`."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those of this host
+    local_rank: int = 0  # among the processes of this host
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """Which pictures of a batch of `count` are this process's: every `size`-th, and one that is not its own where it has none.
+        """Return which images of a batch of `count` this process takes: every `size`-th, and another's where there is none for it.
 
         >>> DistributedContext(1, 2).shard(5), DistributedContext(2, 3).shard(2)
         (slice(1, None, 2), slice(0, None, 3))
@@ -45,79 +46,79 @@ class DistributedContext:
         return slice(self.rank % count, None, self.size)
 
     def weight(self, count: int) -> float:
-        """What the mean loss over `shard` is to be multiplied with, so that the mean over processes is that over the batch."""
+        """Return the factor for the mean loss over `shard` that makes the mean over processes that over the batch."""
         if self.size == 1:
             return 1.0
         return len(range(self.rank, count, self.size)) * self.size / count
 
     def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        """Return the model as it is to be trained: with gradients averaged over the processes. `unused`: some parameters get none."""
+        """Return the model with gradients averaged over the processes. `unused` says that some parameters get no gradient."""
         if self.size == 1:
             return model
-        # Its start also sets every process's weights and buffers to the first's.
+        # Its construction also copies the weights and buffers of process 0 to the others.
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
 
     def add(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of a tensor, of one shape in each, over the processes."""
+        """Return the sum of a tensor over the processes; it has the same shape in each."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def map_sharded(self, answer: Callable[[torch.Tensor], torch.Tensor], pictures: torch.Tensor) -> torch.Tensor:
-        """Return what `answer` gives for pictures, float (N, K), each computed in one process and in no other."""
+    def map_sharded(self, function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+        """Return `function(images)`, float (N, K), with each image computed in one process only."""
         if self.size == 1:
-            return answer(pictures)
-        own = answer(pictures[self.rank :: self.size])
-        answers = torch.zeros(len(pictures), own.shape[1])
-        answers[self.rank :: self.size] = own
-        return self.add(answers)
+            return function(images)
+        shard = function(images[self.rank :: self.size])
+        outputs = torch.zeros(len(images), shard.shape[1])
+        outputs[self.rank :: self.size] = shard
+        return self.add(outputs)
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return which of some flags are up in any process: all decide alike."""
+        """Return for each flag whether it is true in any process."""
         if self.size == 1:
             return flags
-        told = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(told, dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in told.tolist())
+        values = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return tuple(bool(value) for value in values.tolist())
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite tensors by the first process's."""
+        """Overwrite tensors with those of process 0."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def broadcast_bytes(self, data: bytes) -> bytes:
-        """Return the first process's bytes in every process."""
+        """Return the bytes of process 0 in every process."""
         if self.size == 1:
             return data
         length = torch.tensor([len(data)])
         dist.broadcast(length, 0)
-        told = torch.empty(int(length), dtype=torch.uint8)
+        content = torch.empty(int(length), dtype=torch.uint8)
         if self.is_main and data:
-            told = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        dist.broadcast(told, 0)
-        return told.numpy().tobytes()
+            content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        dist.broadcast(content, 0)
+        return content.numpy().tobytes()
 
     def require_same(self, what: str, value: str) -> None:
-        """See that a text, such as a fingerprint, is the same in every process.
+        """Check that a text, such as a fingerprint, is the same in every process.
 
         Raises
-            GinghamError: it is not; in every process, so that none waits for another.
+            GinghamError: it is not. The error is raised in every process, so that none waits for another.
         """
         same = self.broadcast_bytes(value.encode()).decode() == value
         if self.any(not same)[0]:
             raise GinghamError(
-                f"{'another process' if same else f'process {self.rank} of {self.size}'} has not the {what} of process 0; start every "
-                "process with the same command on the same data"
+                f"{'another process' if same else f'process {self.rank} of {self.size}'} does not use the same {what} as process 0; "
+                "start every process with the same command on the same data"
             )
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let one process of each host go first, and the others after it: what it downloads or packs, they find."""
+        """Run the block in one process of each host first, then in the others, which find what it has downloaded or decoded."""
         if self.size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
-        if self.size > 1 and self.local_rank == 0:  # where it failed the others are not let in: torchrun ends them with it
+        if self.size > 1 and self.local_rank == 0:  # not after an error: torchrun then ends the others too
             dist.barrier()
 
 
@@ -125,38 +126,39 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def from_env() -> DistributedContext:
-    """Return what torchrun, or whoever started this process, says of it: SINGLE_PROCESS for a process on its own.
+    """Return the context that the environment describes, as torchrun sets it; SINGLE_PROCESS without one.
 
     Raises
-        GinghamError: what the environment says does not fit together.
+        GinghamError: the environment variables contradict each other.
     """
     size = os.environ.get("WORLD_SIZE", "1")
     if size == "1":
         return SINGLE_PROCESS
-    given = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    given["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
-    if not all(value.isdecimal() for value in given.values()) or not os.environ.get("MASTER_ADDR"):
-        said = ", ".join(f"{name}={value or 'not set'}" for name, value in given.items())
+    values = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
+    values["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
+    if not all(value.isdecimal() for value in values.values()) or not os.environ.get("MASTER_ADDR"):
+        listing = ", ".join(f"{name}={value or 'not set'}" for name, value in values.items())
         raise GinghamError(
-            f"WORLD_SIZE says that {size} processes train together, but {said}, MASTER_ADDR="
+            f"WORLD_SIZE says that {size} processes train together, but {listing}, MASTER_ADDR="
             f"{os.environ.get('MASTER_ADDR') or 'not set'}; start them with torchrun, or unset WORLD_SIZE"
         )
-    return DistributedContext(int(given["RANK"]), int(size), int(given["LOCAL_RANK"]))
+    return DistributedContext(int(values["RANK"]), int(size), int(values["LOCAL_RANK"]))
 
 
 def is_restart() -> bool:
-    """Return whether torchrun has started this process in place of one that died."""
+    """Return whether torchrun started this process to replace one that died."""
     return from_env().size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[DistributedContext]:
-    """Let this process meet the others, if there are any, for as long as the block lasts; within another such block, stay with them.
+    """Connect this process with the others, if there are any, for the duration of the block. Blocks may be nested.
 
-    Tensors on the CPU go through gloo, those on NVIDIA's GPUs through nccl.
+    Tensors on the CPU go through gloo, those on NVIDIA GPUs through NCCL.
 
     Raises
-        GinghamError: the others are not found, or one of them is lost.
+        GinghamError: the others cannot be reached.
+        TrainingError: another process failed inside the block.
     """
     context = from_env()
     if context.size == 1 or dist.is_initialized():
@@ -191,30 +193,30 @@ def init_distributed() -> Iterator[DistributedContext]:
 
 
 def _rendezvous_prefix(store: Any, context: DistributedContext) -> str:
-    """Agree on a name for this attempt to train together, which no earlier one had.
+    """Return a key prefix that all processes of this attempt share and no earlier attempt has used.
 
-    torchrun's store outlives the processes: those started in place of dead ones would find the dead ones' addresses in it, and wait for them.
-    Neither does torchrun number its attempts alike on all hosts. So each process asks with a word of its own, the first answers each
-    with its word, which is the name, and waits until each has said that name.
+    torchrun's store outlives the processes: a restarted process would find the addresses of dead ones in it and wait for them, and
+    torchrun does not count attempts the same way on all hosts. So each process writes a random token into the store, process 0 answers
+    each with its own token, which is the prefix, and waits until each has confirmed it.
     """
-    word = secrets.token_hex(8)
+    token = secrets.token_hex(8)
     if context.is_main:
         missing, deadline = set(range(1, context.size)), time.monotonic() + TIMEOUT.total_seconds()
         while missing:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"process {min(missing)} has not come in {TIMEOUT}")
             for rank in sorted(missing):
-                if store.check([f"ask/{rank}"]):  # a dead one's answer is read by nobody
-                    store.set(f"answer/{store.get(f'ask/{rank}').decode()}", word)
-                if store.check([f"{word}/{rank}"]):
+                if store.check([f"ask/{rank}"]):  # nobody reads the answer to a dead process
+                    store.set(f"answer/{store.get(f'ask/{rank}').decode()}", token)
+                if store.check([f"{token}/{rank}"]):
                     missing.discard(rank)
             time.sleep(0.02)
-        return word
-    store.set(f"ask/{context.rank}", word)
-    store.wait([f"answer/{word}"], TIMEOUT)
-    attempt: str = store.get(f"answer/{word}").decode()
-    store.set(f"{attempt}/{context.rank}", "here")
-    return attempt
+        return token
+    store.set(f"ask/{context.rank}", token)
+    store.wait([f"answer/{token}"], TIMEOUT)
+    prefix: str = store.get(f"answer/{token}").decode()
+    store.set(f"{prefix}/{context.rank}", "here")
+    return prefix
 
 
 def _is_network_error(error: RuntimeError) -> bool:

@@ -1,17 +1,17 @@
-"""The errors a user can mend. Each message is one sentence: what was got, what is allowed, what to do next."""
+"""Errors that a user can fix. Each message says what was given, what is allowed and what to do next."""
 
 import difflib
 import signal
 from collections.abc import Iterable, Sequence
 
-LONGEST = 1500  # characters of a message; what is longer loses its middle, since its end says what to do
+MAX_LENGTH = 1500  # characters of a message; a longer one is cut in the middle, because its end says what to do
 
 
 class GinghamError(Exception):
-    """Something the user can fix; the command line prints it on one line and exits with 2.
+    """An error that the user can fix. The command line prints it on one line and exits with 2.
 
-    A message quotes what was got, which may be anything: line breaks in it become spaces, other characters that do not show
-    their escapes, so that no file can write to a terminal, and what is longer than a sentence is shortened.
+    A message quotes its input, which may be anything. Line breaks become spaces and other unprintable characters become
+    escapes, so that no file can control a terminal; long messages are shortened.
 
     >>> raise GinghamError("unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?")
     Traceback (most recent call last):
@@ -23,31 +23,31 @@ class GinghamError(Exception):
 
 
 def sentence(message: str) -> str:
-    """Return a message as `GinghamError` shows it: on one line, nothing hidden in it, at most LONGEST characters."""
-    message = _shortened(message)
-    return message if message.isprintable() else _shortened("".join(map(_shown, message)))
+    """Return a message as `GinghamError` shows it: one line, printable characters only, at most MAX_LENGTH of them."""
+    message = _shorten(message)
+    return message if message.isprintable() else _shorten("".join(map(_escape, message)))
 
 
-def _shortened(message: str) -> str:
-    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[5 - LONGEST // 2 :]}"
+def _shorten(message: str) -> str:
+    return message if len(message) <= MAX_LENGTH else f"{message[: MAX_LENGTH // 2]} ... {message[5 - MAX_LENGTH // 2 :]}"
 
 
-def _shown(letter: str) -> str:
-    if letter.isprintable():
-        return letter
-    return " " if letter.isspace() else letter.encode("unicode_escape").decode()
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
 
 
 class DataError(GinghamError):
-    """A dataset or a file of it is missing, damaged, or not what it claims to be."""
+    """A dataset or one of its files is missing, damaged, or not what it claims to be."""
 
 
 class RecipeError(GinghamError):
-    """A recipe, a field of one or its value does not exist or is not allowed."""
+    """A recipe or one of its fields does not exist, or a value is not allowed."""
 
 
 class ModelError(GinghamError):
-    """A network cannot be built, traced or fed with the pictures at hand."""
+    """A network cannot be built or traced, or does not accept the images."""
 
 
 class RunError(GinghamError):
@@ -55,30 +55,30 @@ class RunError(GinghamError):
 
 
 class TrainingError(GinghamError):
-    """A training cannot go on: its loss is no longer finite."""
+    """A training cannot continue because its loss is no longer finite."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM, by which schedulers and service managers ask a process to end before they end it; exits with 143, as shells say it."""
+    """SIGTERM, which schedulers and service managers send before they kill a process. Exits with 143, as shells report it."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'? (known: a, b)`: the tail of a message about a name that does not exist.
+    """Return `; did you mean 'x'? (known: a, b)`, the end of a message about an unknown name.
 
     >>> suggest("fasion-mnist", ["fashion-mnist"])
     "; did you mean 'fashion-mnist'? (known: fashion-mnist)"
     """
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1)
-    list_differences = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return f"; did you mean {close[0]!r}? (known: {list_differences})" if close else f"; known: {list_differences}"
+    listing = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"; did you mean {close[0]!r}? (known: {listing})" if close else f"; known: {listing}"
 
 
 def list_differences(differences: Sequence[str]) -> str:
-    """Return the first three of some differences, and how many more there are.
+    """Return the first three differences and the number of the others.
 
     >>> list_differences(["seed 1, not 0", "epochs 2, not 3"]), list_differences(list("abcde"))
     ('seed 1, not 0 and epochs 2, not 3', 'a and b and c and 2 more differences')
@@ -88,17 +88,17 @@ def list_differences(differences: Sequence[str]) -> str:
 
 
 def is_exhausted(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that memory or another thread was not to be had: each library says it in its own way."""
+    """Return whether an error, or a cause of it, means that memory or threads ran out; each library words this differently."""
     signs = ("memory", "bad_alloc", "can't start new thread", "resource temporarily unavailable")
     while error is not None:
-        said = str(error).lower()
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in said for sign in signs)):
+        message = str(error).lower()
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in message for sign in signs)):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 def one_line(error: BaseException) -> str:
-    """Return the error's message on one line, shortened to 300 characters; its type's name where it has none."""
+    """Return an error's message on one line, shortened to 300 characters, or the name of its type if it has no message."""
     text = " ".join(str(error).split())
     return (text[:297] + "..." if len(text) > 300 else text) or type(error).__name__

@@ -19,60 +19,60 @@ if TYPE_CHECKING:
 
 
 def cache_folder() -> Path:
-    """Return the folder of the user's cache that datasets and packs are kept in (`~/.cache/gingham` on Linux)."""
-    import platformdirs  # here, since whoever names their data's folder needs no cache
+    """Return the cache folder for datasets and packs (`~/.cache/gingham` on Linux)."""
+    import platformdirs  # here, because a dataset given by its folder needs no cache
 
     return platformdirs.user_cache_path("gingham")
 
 
 def require_plain(path: Path) -> None:
-    """Raise an OSError unless `path` is a plain file or a folder: a pipe is waited for without end, and a device may have none."""
+    """Raise an OSError unless `path` is a regular file or a folder: reading a pipe or a device may never end."""
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # what opens a folder says so itself
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails with a clear error of its own
         raise OSError(None, "it is no plain file", str(path))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; when the block ends well it takes the place of `path` in one step.
+    """Yield a temporary path beside `path` to write to; when the block succeeds, it replaces `path` atomically.
 
-    If the block raises or the process dies, what stood at `path` before still stands there.
+    If the block raises or the process dies, `path` is unchanged.
 
-    >>> with replacing(Path("notes.txt")) as side:
-    ...     _ = side.write_text("whole or not at all")
+    >>> with replacing(Path("notes.txt")) as temporary:
+    ...     _ = temporary.write_text("whole or not at all")
 
     Raises
-        GinghamError: the folder cannot be made or written to, or the disk is full.
+        GinghamError: the folder cannot be created or written to, or the disk is full.
     """
-    side: Path | None = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
         os.close(descriptor)
-        side = Path(name)
-        yield side
+        temporary = Path(name)
+        yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        side.chmod(0o666 & ~umask)  # mkstemp makes files only their owner can read
-        _sync(side)
-        side.replace(path)
+        temporary.chmod(0o666 & ~umask)  # mkstemp creates files that only their owner can read
+        _sync(temporary)
+        temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        if side is not None:
-            with contextlib.suppress(OSError):  # where nothing may be written any more, that is what is said
-                side.unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # keep the error of the write, if nothing can be removed either
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Hold a folder against other processes of gingham that ask for it too; a dead process lets go by itself.
+    """Lock a folder against other gingham processes. The lock is released when the process dies.
 
     Raises
-        GinghamError: another process holds it, and `wait` is False.
+        GinghamError: another process holds the lock, and `wait` is False.
     """
-    import fcntl  # not on Windows, where gingham does not run yet
+    import fcntl  # does not exist on Windows, where gingham does not run yet
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -85,7 +85,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """Make the folder and see that a file can be written there, before hours of work are to be kept in it."""
+    """Create the folder and check that files can be written there, before hours of work depend on it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -100,7 +100,7 @@ def _cannot_write(path: Path, error: OSError) -> GinghamError:
 
 
 def _sync(path: Path) -> None:
-    # A rename survives a power cut only if the file and the folder that names it are both on disk.
+    # A rename survives a power failure only if both the file and its folder are on disk.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -109,32 +109,32 @@ def _sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` by one that holds `text` (UTF-8), in one step."""
-    with replacing(path) as side:
-        side.write_text(text, encoding="utf-8")
+    """Write `text` to `path` as UTF-8, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace the file at `path` by `value` as indented JSON; NaN and infinity are refused, as JSON has neither."""
+    """Write `value` to `path` as indented JSON, atomically. Raise a ValueError for NaN and infinity, which JSON lacks."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def parse_json(text: str) -> Any:
-    """Return a JSON value, refusing the numbers that `write_json` refuses: NaN, infinity, and what is beyond a float.
+    """Return a JSON value, but reject NaN, infinity, and numbers too large for a float, as `write_json` does.
 
     Raises
-        ValueError: such a number, half a letter, or no JSON.
+        ValueError: such a number, a lone surrogate, or not JSON.
     """
-    value = json.loads(text, parse_constant=_finite, parse_float=_finite)
-    if "\\ud" in text.lower():  # halves of a letter, maybe without the other one: no file could hold them again
+    value = json.loads(text, parse_constant=_parse_finite, parse_float=_parse_finite)
+    if "\\ud" in text.lower():  # a surrogate, which raises a UnicodeEncodeError unless it is one of a pair
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
-def _finite(digits: str) -> float:
-    if math.isfinite(number := float(digits)):
+def _parse_finite(text: str) -> float:
+    if math.isfinite(number := float(text)):
         return number
-    raise ValueError(f"{digits} is no number of JSON")
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -158,30 +158,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None) -> None:
-    """Replace the file at `path` by named tensors, as safetensors, in one step."""
+    """Write named tensors to `path` as safetensors, atomically."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replacing(path) as side:
+    with replacing(path) as temporary:
         try:
-            save_file(_plain(tensors), side, metadata=dict(metadata) if metadata else None)
-        except SafetensorError as error:  # it wraps the system's error when the disk is full
+            save_file(_contiguous(tensors), temporary, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:  # also raised instead of an OSError when the disk is full
             raise GinghamError(f"cannot write {path} ({one_line(error)}); free some room and go on with --resume") from error
 
 
 def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:
-    """Return the SHA-256 of the file that `write_tensors` makes of named tensors, in hexadecimal."""
+    """Return the hexadecimal SHA-256 of the file that `write_tensors` writes for named tensors."""
     from safetensors.torch import save
 
-    return hashlib.sha256(save(_plain(tensors))).hexdigest()
+    return hashlib.sha256(save(_contiguous(tensors))).hexdigest()
 
 
-def _plain(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+def _contiguous(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
-    """Return the tensors of a safetensors file and its metadata.
+    """Return the tensors and the metadata of a safetensors file.
 
     Raises
         RunError: the file is missing, unreadable, truncated or not safetensors.
@@ -197,6 +197,6 @@ def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]"
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of the file at `path`, in hexadecimal."""
+    """Return the hexadecimal SHA-256 of the file at `path`."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Figures as PNG files, drawn with matplotlib from arrays and names alone."""
+"""Draw figures with matplotlib and write them as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ def draw_contact_sheet(
 ) -> Path:
     """Write a PNG with the first `per_class` images of each class, in the order of the dataset, and return it.
 
-    `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K names; `name` is what the title calls the dataset. Only
+    `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K names; `name` is the dataset's name in the title. Only
     the first 40 classes are shown.
     """
     shown = classes[:40]
@@ -31,12 +31,12 @@ def draw_contact_sheet(
     grid = figure.add_gridspec(len(shown), per_class, left=0.165, right=0.99, top=1 - 0.55 / figure.get_figheight(),
                                bottom=0.02, wspace=0.06, hspace=0.06)  # fmt: skip
     for row, label in enumerate(shown):
-        chosen = (labels == row).nonzero().flatten()[:per_class].tolist()
+        indices = (labels == row).nonzero().flatten()[:per_class].tolist()
         for column in range(per_class):
             axes = figure.add_subplot(grid[row, column])
             axes.axis("off")
-            if column < len(chosen):
-                draw_image(axes, images[chosen[column]])
+            if column < len(indices):
+                draw_image(axes, images[indices[column]])
             if column == 0:
                 axes.text(-0.15, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=11, color=INK)
     rest = f", the first {len(shown)} of {len(classes)} classes" if len(shown) < len(classes) else ""
@@ -63,14 +63,14 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
 def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *, hard_examples: bool = False) -> Path:
     """Write a PNG of loss and accuracy over the epochs, and return it.
 
-    `history` is that of a run: an entry for each step and one for each epoch. The training line averages its batches over a fiftieth
-    of the run each. With `hard_examples`, where later epochs take the hardest images, it is of those, and lies below the validation
-    split, the dots, where one is held out.
+    `history` is a run's history, with an entry for each step and one for each epoch. A point of the training line is the mean
+    over a fiftieth of the steps. `hard_examples` says that epochs after the first train on the hardest images only; then the
+    training accuracy may lie below the validation accuracy.
     """
     steps = [entry for entry in history if "learning_rate" in entry]
     epoch_ends = [entry for entry in history if "epoch" in entry]
     evaluations = [entry for entry in epoch_ends if entry["validation_accuracy"] is not None]
-    # Epochs may differ in length: a step lies between the ends of the epochs around it.
+    # Epochs may differ in length, so epoch numbers are interpolated between the ends of epochs.
     end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
     training_label = "training (after epoch 1: hard pictures)" if hard_examples else "training"
     figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
@@ -102,16 +102,16 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *,
 
 
 def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]], file: Path) -> Path:
-    """Write a PNG of groups of images under titles, those of one group side by side, and return it.
+    """Write a PNG of groups of images under titles, the images of a group side by side, and return it.
 
-    A section is a title and its groups; a group is a sequence of images, uint8 (C, H, W), each with its caption. Of a group the first
-    four images are drawn.
+    A section is a title and its groups; a group is a sequence of images, uint8 (C, H, W), each with its caption. Only the first
+    four images of a group are drawn.
     """
     rows: list[tuple[str, list[Sequence[tuple[torch.Tensor, str]]]]] = []
     for title, groups in sections:
         heading, line = title, list[Sequence[tuple[torch.Tensor, str]]]()
         for group in (group[:4] for group in groups):
-            if line and sum(len(one) + 0.14 for one in line) + len(group) > 11:
+            if line and sum(len(other) + 0.14 for other in line) + len(group) > 11:
                 rows.append((heading, line))
                 heading, line = "", []
             line.append(group)
@@ -159,7 +159,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 
 
 def draw_image(axes: Any, image: torch.Tensor) -> None:
-    """Draw an image, uint8 (C, H, W), on matplotlib axes: grey ones dark on white."""
+    """Draw an image, uint8 (C, H, W), on matplotlib axes; bright pixels of grey images are shown dark."""
     pixels = image.permute(1, 2, 0).numpy()
     if pixels.shape[-1] == 3:
         axes.imshow(pixels)
@@ -168,17 +168,17 @@ def draw_image(axes: Any, image: torch.Tensor) -> None:
 
 
 def write_figure(figure: Figure, file: Path) -> Path:
-    """Save with our mark inside; a file of that name that Gingham did not draw is left alone."""
+    """Write a figure as a PNG that names Gingham in its metadata, and return it. Other files are not replaced."""
     if file.suffix.lower() != ".png":
         raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name with --out")
-    if file.exists() and not _drawn_by_us(file):
+    if file.exists() and not _drawn_by_gingham(file):
         raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
-    with replacing(file) as side:
-        figure.savefig(side, format="png", dpi=130, metadata={"Software": "gingham"})
+    with replacing(file) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})
     return file
 
 
-def _drawn_by_us(file: Path) -> bool:
+def _drawn_by_gingham(file: Path) -> bool:
     try:
         with Image.open(file) as image:
             return image.info.get("Software") == "gingham"

@@ -9,8 +9,9 @@ from gingham.recipe import Recipe
 # The article's own hyper-parameters: float32, every one of the 60,000 pictures, nothing held out.
 # On two cores it takes minutes; benchmarks/reproduce_article.py says how many and how accurate it ends.
 ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
-# The ladder: each recipe is the quickest known to us for its accuracy, which records/README.md has with the seconds, but
-# for accurate, which has run with one seed so far. What was tried in place of each setting stands in records/LOG.md.
+
+# Each of these recipes is the fastest we know for its accuracy; records/README.md has accuracies and seconds, except for `accurate`,
+# which has run with one seed so far. records/LOG.md says what else was tried.
 FAST = Recipe(
     name="fast",
     network="small",
@@ -68,6 +69,7 @@ GPU_96 = FAST_94.replace(
 GPU_BEST = GPU_96.replace(
     name="gpu-best", network="wrn-28-10", epochs=200, schedule="cosine", ema_decay=0.999, compile=True, validate_every=10
 )
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (FAST, FAST_85, FAST_90, FAST_92, FAST_94, ACCURATE, PHOTO, ARTICLE, GPU_94, GPU_95, GPU_96, GPU_BEST)
@@ -82,7 +84,7 @@ def find_recipe(name: str) -> Recipe:
     64
 
     Raises
-        RecipeError: no recipe has that name; the message lists those there are.
+        RecipeError: no recipe has that name; the message lists all names.
     """
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}{suggest(name, RECIPES)}")
@@ -90,25 +92,27 @@ def find_recipe(name: str) -> Recipe:
 
 
 def train_options(recipe: Recipe) -> str:
-    """Return what `gingham train` is told to train by this recipe: its name, its seed, and all else that differs from the named one.
+    """Return the options of `gingham train` for this recipe: its name, its seed, and every field that differs from the named recipe.
 
     >>> train_options(RECIPES["fast"].replace(seed=5, epochs=2, nesterov=False))
     '--recipe fast --seed 5 --epochs 2 --set nesterov=false'
     """
-    words = [f"--recipe {recipe.name} --seed {recipe.seed}"]
+    options = [f"--recipe {recipe.name} --seed {recipe.seed}"]
     named = RECIPES.get(recipe.name, recipe)
     for key, value in vars(recipe).items():
-        if value == getattr(named, key) or key in ("name", "seed") or (key == "size" and value == 28):  # as most data is
+        if (
+            value == getattr(named, key) or key in ("name", "seed") or (key == "size" and value == 28)
+        ):  # the usual size of the data
             continue
         if key == "network" and ":" in value:
-            words.append(f"--model {value}")
+            options.append(f"--model {value}")
         else:
-            words.append(f"--epochs {_format_value(value)}" if key == "epochs" else f"--set {key}={_format_value(value)}")
-    return " ".join(words)
+            options.append(f"--epochs {_format_value(value)}" if key == "epochs" else f"--set {key}={_format_value(value)}")
+    return " ".join(options)
 
 
 def _format_value(value: Any) -> str:
-    """A field's value as --set takes it."""
+    """Return a field's value in the form that --set takes."""
     if isinstance(value, tuple):
         return ",".join(map(_format_value, value))
     if isinstance(value, bool):

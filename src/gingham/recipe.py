@@ -12,11 +12,11 @@ OPTIMIZERS = ("sgd", "muon")
 PRECISIONS = ("auto", "float32", "bfloat16")
 FLIPS = ("none", "random", "alternating")
 TTA = ("none", "flip")
-FEW_IMAGES, FEWEST_STEPS = 10_000, 500  # below both a training split is too small for recipes made for tens of thousands
+SMALL_DATASET_IMAGES, MIN_STEPS = 10_000, 500  # with fewer of both, a recipe for tens of thousands of images is adapted
 
 
-def _setting(default: Any, allowed: str, holds: Callable[[Any], bool]) -> Any:
-    return field(default=default, metadata={"allowed": allowed, "holds": holds})
+def _setting(default: Any, allowed: str, is_allowed: Callable[[Any], bool]) -> Any:
+    return field(default=default, metadata={"allowed": allowed, "is_allowed": is_allowed})
 
 
 def _any(value: Any) -> bool:
@@ -102,7 +102,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            object.__setattr__(self, item.name, _checked(item, getattr(self, item.name)))
+            object.__setattr__(self, item.name, _validated(item, getattr(self, item.name)))
         if self.nesterov and self.momentum == 0:
             raise RecipeError("nesterov is true with momentum 0; set a momentum above 0, such as 0.9, or nesterov=false")
         if self.cutmix and self.hard_share < 1:
@@ -117,26 +117,26 @@ class Recipe:
 
     def replace(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; the copy keeps the name."""
-        _refuse_unknown(changes)
+        _reject_unknown_fields(changes)
         return dataclasses.replace(self, **changes)
 
-    def for_small_dataset(self, images: int) -> "Recipe":
-        """Return the recipe as it suits a small training split: at least 500 steps, and all pictures in each epoch.
+    def for_small_dataset(self, num_images: int) -> "Recipe":
+        """Return the recipe adapted to a small training split: at least 500 steps, and all images in each epoch.
 
-        With 10,000 pictures or more, or where it takes as many steps as it is, it stays. Otherwise an epoch has about eight
-        batches, of 16 pictures at least, and there are as many epochs as 500 steps need.
+        With 10,000 images or more, or if it takes 500 steps anyway, the recipe is returned unchanged. Otherwise an epoch has about
+        eight batches, of at least 16 images, and there are as many epochs as 500 steps need.
 
-        >>> few = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_small_dataset(136)
-        >>> few.batch_size, few.epochs, few.hard_share
+        >>> adapted = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_small_dataset(136)
+        >>> adapted.batch_size, adapted.epochs, adapted.hard_share
         (17, 63.0, 1.0)
         """
         share = 1.0 if self.epochs <= 1 else self.hard_share + self.easy_share * (1 - self.hard_share)
-        seen = images * (min(self.epochs, 1) + max(self.epochs - 1, 0) * share)
-        if images >= FEW_IMAGES or seen / self.batch_size >= FEWEST_STEPS:
+        images_seen = num_images * (min(self.epochs, 1) + max(self.epochs - 1, 0) * share)
+        if num_images >= SMALL_DATASET_IMAGES or images_seen / self.batch_size >= MIN_STEPS:
             return self
-        batch = min(self.batch_size, max(16, images // 8))
-        steps = -(-images // batch)
-        return self.replace(batch_size=batch, hard_share=1.0, epochs=max(self.epochs, -(-FEWEST_STEPS // steps)))
+        batch_size = min(self.batch_size, max(16, num_images // 8))
+        steps = -(-num_images // batch_size)
+        return self.replace(batch_size=batch_size, hard_share=1.0, epochs=max(self.epochs, -(-MIN_STEPS // steps)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -144,42 +144,44 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Return the recipe that `to_dict` gave; a field missing there takes its default."""
+        """Return the recipe that `to_dict` has turned into a dict; a missing field takes its default."""
         if not isinstance(values, Mapping):
-            raise RecipeError(f"a recipe got {_quoted(values)}; it is an object of fields, such as {{'learning_rate': 0.05}}")
-        _refuse_unknown(values)
+            raise RecipeError(
+                f"a recipe got {_short_repr(values)}; it is an object of fields, such as {{'learning_rate': 0.05}}"
+            )
+        _reject_unknown_fields(values)
         return cls(**values)
 
 
-def _refuse_unknown(names: Iterable[str]) -> None:
+def _reject_unknown_fields(names: Iterable[str]) -> None:
     known = [item.name for item in fields(Recipe)]
     for name in names:
         if name not in known:
             raise RecipeError(f"unknown recipe field {name!r}{suggest(name, known)}")
 
 
-def _quoted(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     try:
         return repr(value)
-    except (ValueError, RecursionError):  # Python writes out no integer of more than 4300 digits
+    except (ValueError, RecursionError):  # Python formats no integer of more than 4300 digits
         return "an integer too long to show" if isinstance(value, int) else f"a {type(value).__name__} too deep or long to show"
 
 
-def _checked(item: "dataclasses.Field[Any]", given: Any) -> Any:
-    value = given
+def _validated(item: "dataclasses.Field[Any]", value: Any) -> Any:
+    """Return a value converted to the type of its field; raise a RecipeError if it is not allowed there."""
     try:
         if str(item.type).startswith("tuple"):
-            value = tuple(_as(float, x) for x in (value if isinstance(value, (list, tuple)) else [value]))
+            converted: Any = tuple(_convert(float, x) for x in (value if isinstance(value, (list, tuple)) else [value]))
         else:
-            value = _as(item.type, value)
-        if item.metadata["holds"](value):
-            return value
+            converted = _convert(item.type, value)
+        if item.metadata["is_allowed"](converted):
+            return converted
     except (TypeError, ValueError, OverflowError):
         pass
-    raise RecipeError(f"recipe field {item.name} got {_quoted(given)}; allowed: {item.metadata['allowed']}")
+    raise RecipeError(f"recipe field {item.name} got {_short_repr(value)}; allowed: {item.metadata['allowed']}")
 
 
-def _as(kind: Any, value: Any) -> Any:
+def _convert(kind: Any, value: Any) -> Any:
     if isinstance(value, bool) != (kind is bool):
         raise TypeError
     if kind is int and value != int(value):
@@ -192,7 +194,7 @@ def _as(kind: Any, value: Any) -> Any:
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Turn texts of the form FIELD=VALUE into the changes that `Recipe.replace` takes.
+    """Return texts of the form FIELD=VALUE as the keyword arguments of `Recipe.replace`.
 
     >>> parse_settings(["learning_rate=0.05", "nesterov=true", "mean=0.5,0.5,0.5"])
     {'learning_rate': 0.05, 'nesterov': True, 'mean': (0.5, 0.5, 0.5)}
@@ -206,12 +208,12 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set got {setting!r}; write FIELD=VALUE, such as --set learning_rate=0.05")
-        _refuse_unknown([name])
-        changes[name] = _checked(items[name], _parsed(items[name], text.strip()))
+        _reject_unknown_fields([name])
+        changes[name] = _validated(items[name], _parse_value(items[name], text.strip()))
     return changes
 
 
-def _parsed(item: "dataclasses.Field[Any]", text: str) -> Any:
+def _parse_value(item: "dataclasses.Field[Any]", text: str) -> Any:
     try:
         if item.type is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]

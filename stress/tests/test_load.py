@@ -1,22 +1,22 @@
-"""That the verdict on a server under load and abuse can be a bad one."""
+"""Tests of the checks on a server under load."""
 
 import dataclasses
 
 import pytest
 
-from stress.abusing import Record, judge
+from stress.load import Record, find_issues
 
 pytestmark = pytest.mark.slow
 
 
-def seen(**changes):
-    """A record of which nothing is bad but what is changed."""
-    flat = Record(health=[0.1] * 40, memory=[300.0, 310.0] * 20, threads=[12, 13] * 20, files_before=20, files_after=20)
-    return dataclasses.replace(flat, **changes)
+def make_record(**changes):
+    """Return a good record with these changes."""
+    record = Record(health=[0.1] * 40, memory=[300.0, 310.0] * 20, threads=[12, 13] * 20, files_before=20, files_after=20)
+    return dataclasses.replace(record, **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"memory": [300.0 + 8 * k for k in range(40)]}, "memory grew from 416 MB in the second quarter to 576 MB in the last"),
         ({"threads": list(range(40))}, "threads grew from 19 in the second quarter to 39 in the last"),
@@ -28,18 +28,18 @@ def seen(**changes):
         ({"stderr": "x\nTraceback (most recent call last):\n"}, "a traceback on stderr"),
     ],
 )
-def test_a_bad_record_is_judged_so(changes, said):
-    (sentence,) = judge(seen(**changes))
-    assert sentence.startswith(said)
+def test_bad_record_has_an_issue(changes, message):
+    (issue,) = find_issues(make_record(**changes))
+    assert issue.startswith(message)
 
 
-def test_a_good_record_is_judged_so():
-    assert judge(seen()) == []
-    assert judge(seen(memory=[300.0 + k for k in range(40)])) == [], "a little more is no growth yet"
+def test_good_record_has_no_issues():
+    assert find_issues(make_record()) == []
+    assert find_issues(make_record(memory=[300.0 + k for k in range(40)])) == [], "a little more is no growth yet"
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "lost"),
+    ("status", "body", "is_lost"),
     [
         (500, b"Internal Server Error", True),
         (200, b"{}", True),
@@ -49,7 +49,7 @@ def test_a_good_record_is_judged_so():
         (503, b'{"error": "too much at once"}', False),
     ],
 )
-def test_an_answer_to_an_abuse_is_judged_by_its_status_and_sentence(status, body, lost):
+def test_response_is_checked_by_its_status_and_error_message(status, body, is_lost):
     record = Record()
     record.status("it", status, body, (422,))
-    assert bool(record.lost) == lost
+    assert bool(record.lost) == is_lost

@@ -1,4 +1,4 @@
-"""The commands that measure: what they train, keep, and write down."""
+"""Tests of the benchmarks: what they train, save and report."""
 
 import json
 import statistics
@@ -22,8 +22,8 @@ SHORT = "fast-85:epochs=0.03"
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder that results and records go to in place of the repository's."""
+def root(tmp_path, monkeypatch):
+    """Return a folder for results and records instead of the repository."""
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     (tmp_path / "records").mkdir()
     (tmp_path / "records/README.md").write_text(f"before\n{records.START}\n{records.END}\nafter\n")
@@ -33,44 +33,44 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(monkeypatch, program, *words):
-    monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, words)])
+def run(monkeypatch, program, *arguments):
+    monkeypatch.setattr(sys, "argv", [program.__name__, *map(str, arguments)])
     program.main()
 
 
 @pytest.mark.slow
-def test_seeds_are_trained_once_then_measured_and_answer_together(place, monkeypatch, fashion_mnist_folder):
-    words = (SHORT, "--seeds", 2, "--seeds-a-process", 2, "--title", "short")
+def test_seeds_are_trained_once_and_can_form_an_ensemble(root, monkeypatch, fashion_mnist_folder):
+    arguments = (SHORT, "--seeds", 2, "--seeds-a-process", 2, "--title", "short")
     with pytest.raises(SystemExit, match="minutes are over; what is done is kept in"):
-        run(monkeypatch, time_to_accuracy, *words, "--minutes", 1e-6)
-    run(monkeypatch, time_to_accuracy, *words)
-    (file,) = place.glob("benchmarks/results/short-*.json")
+        run(monkeypatch, time_to_accuracy, *arguments, "--minutes", 1e-6)
+    run(monkeypatch, time_to_accuracy, *arguments)
+    (file,) = root.glob("benchmarks/results/short-*.json")
     (row,) = json.loads(file.read_text())["rows"]
-    work = place / "runs/time-to-accuracy" / COMMIT[:12]
-    told = [json.loads((work / f"{SHORT}-{seed}.json").read_text()) for seed in (0, 1)]
-    assert row["accuracies"] == [one["validation_accuracy"] for one in told]
+    work = root / "runs/time-to-accuracy" / COMMIT[:12]
+    outcomes = [json.loads((work / f"{SHORT}-{seed}.json").read_text()) for seed in (0, 1)]
+    assert row["accuracies"] == [outcome["validation_accuracy"] for outcome in outcomes]
     assert row["mean"] == pytest.approx(statistics.mean(row["accuracies"]))
     assert 0.3 < row["mean"] < 0.9
-    assert all(0 < one["train_seconds"] < one["wall_seconds"] for one in told)
+    assert all(0 < outcome["train_seconds"] < outcome["wall_seconds"] for outcome in outcomes)
     text = file.with_suffix(".md").read_text()
     assert f"| `{SHORT}` | {row['mean']:.2%} ± {row['std']:.2%} |" in text
     assert "as 2 seeds share a process" in text
 
-    def fails(*_, **__):
+    def fail(*_, **__):
         raise AssertionError("it trained again")
 
-    monkeypatch.setattr(subprocess, "Popen", fails)
-    run(monkeypatch, time_to_accuracy, *words)
-    assert len(list(place.glob("benchmarks/results/short-*-2.md"))) == 1, "the first one of the day stays"
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    run(monkeypatch, time_to_accuracy, *arguments)
+    assert len(list(root.glob("benchmarks/results/short-*-2.md"))) == 1, "the first one of the day stays"
 
     run(monkeypatch, ensemble, *(work / f"{SHORT}-{seed}" for seed in (0, 1)))
-    (file,) = place.glob("benchmarks/results/ensemble-*.md")
+    (file,) = root.glob("benchmarks/results/ensemble-*.md")
     assert "| 1 of 2 runs together |" in file.read_text()
     assert f"| 2 runs of `fast-85`, each alone | {row['mean']:.2%} ± {row['std']:.2%} |" in file.read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["fast", "--seeds", "1"], "a spread needs at least 2 seeds"),
         (["fast", "--seeds", "9", "--record", "--split", "test"], "a record 10 and --split test"),
@@ -78,23 +78,23 @@ def test_seeds_are_trained_once_then_measured_and_answer_together(place, monkeyp
         (["fast:epochs=3", "--seeds", "10", "--record", "--split", "test"], "a record is of a recipe as it is"),
     ],
 )
-def test_what_is_no_record_is_refused_before_anything_is_trained(place, monkeypatch, capsys, words, said):
+def test_invalid_record_is_refused_before_training(root, monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit):
-        run(monkeypatch, time_to_accuracy, *words)
-    assert said in capsys.readouterr().err
+        run(monkeypatch, time_to_accuracy, *arguments)
+    assert message in capsys.readouterr().err
 
 
-def test_a_record_keeps_every_answer_and_overwrites_none(place):
-    answers = [torch.tensor([1, 2, 3]), torch.tensor([3, 2, 1])]
-    said = {
+def test_record_saves_predictions_and_overwrites_no_other(root):
+    predictions = [torch.tensor([1, 2, 3]), torch.tensor([3, 2, 1])]
+    values = {
         "target": 0.9, "accuracies": [0.9, 0.92], "train_seconds": [1.0, 2.0], "wall_seconds": [3.0, 4.0], "commit": COMMIT, "command": "x",
         "environment": {"hardware": "an abacus", "torch": "2"}, "recipe": {"name": "short"}, "extra": {"members": 3},
     }  # fmt: skip
-    folders = [records.write_record("short", **said, predictions=answers) for _ in range(2)]
+    folders = [records.write_record("short", **values, predictions=predictions) for _ in range(2)]
     assert folders[1].name == f"{folders[0].name}-2"
     for folder in folders:
         assert np.load(folder / "predictions.npz")["predicted"].tolist() == [[1, 2, 3], [3, 2, 1]]
         assert json.loads((folder / "record.json").read_text())["members"] == 3
-    table = (place / "records/README.md").read_text()
+    table = (root / "records/README.md").read_text()
     assert table.startswith("before\n")
     assert table.count("| 91.00% ± 1.41% |") == 2

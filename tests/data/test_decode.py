@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from gingham.data import decode as pictures
+from gingham.data import decode
 from gingham.data.decode import decode_image, decode_images, fit_square, resize_images
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I")
@@ -14,7 +14,7 @@ MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I")
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(MODES), st.integers(1, 90), st.integers(1, 90), st.integers(1, 70))
-def test_any_picture_becomes_a_square(mode, width, height, size):
+def test_any_image_becomes_a_square(mode, width, height, size):
     image = Image.new(mode, (width, height))
     square = fit_square(image, size)
     assert square.size == (size, size)
@@ -24,12 +24,12 @@ def test_any_picture_becomes_a_square(mode, width, height, size):
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 40), st.integers(0, 255))
-def test_a_picture_of_one_colour_stays_so(width, height, size, grey):
+def test_an_image_of_one_colour_keeps_it(width, height, size, grey):
     assert (np.asarray(fit_square(Image.new("L", (width, height), grey), size)) == grey).all()
 
 
 def test_proportions_are_kept_and_the_rest_takes_the_borders_median_colour():
-    pixels = np.full((40, 80, 3), (200, 30, 10), np.uint8)  # a red picture, twice as wide as high
+    pixels = np.full((40, 80, 3), (200, 30, 10), np.uint8)  # a red image, twice as wide as high
     pixels[10:30, 20:60] = (0, 0, 255)  # with a blue middle
     square = np.asarray(fit_square(Image.fromarray(pixels), 40))
     assert (square[:10] == (200, 30, 10)).all()
@@ -47,11 +47,11 @@ def test_a_few_bright_pixels_do_not_colour_the_border():
 def test_shrinking_is_antialiased():
     stripes = np.zeros((280, 280), np.uint8)
     stripes[:, ::2] = 255
-    small = np.asarray(fit_square(Image.fromarray(stripes), 28)).astype(int)
-    assert abs(small - 127).max() < 20, "nearest neighbours would be 0 or 255"
+    scaled = np.asarray(fit_square(Image.fromarray(stripes), 28)).astype(int)
+    assert abs(scaled - 127).max() < 20, "nearest neighbours would be 0 or 255"
 
 
-def test_a_picture_of_the_right_size_stays_byte_for_byte(tmp_path):
+def test_an_image_of_the_right_size_is_unchanged(tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (28, 28)).astype(np.uint8)
     assert (np.asarray(fit_square(Image.fromarray(pixels), 28)) == pixels).all()
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -70,9 +70,9 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
     assert turned.size == ((20, 30) if orientation < 5 else (30, 20))
 
 
-def test_transparent_pixels_are_white():
-    clear = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
-    assert (np.asarray(fit_square(clear, 10)) == 255).all()
+def test_transparent_pixels_become_white():
+    transparent = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
+    assert (np.asarray(fit_square(transparent, 10)) == 255).all()
     assert (np.asarray(fit_square(Image.new("LA", (10, 10), (0, 0)), 10)) == 255).all()
     palette = Image.new("P", (10, 10), 0)
     palette.putpalette([255, 0, 0])
@@ -80,57 +80,57 @@ def test_transparent_pixels_are_white():
     assert (np.asarray(fit_square(palette, 10)) == 255).all()
 
 
-def test_sixteen_bits_become_eight():
+def test_16_bit_images_become_8_bit():
     deep = Image.fromarray(np.array([[0, 256, 65535]], np.uint16))
     assert np.asarray(fit_square(deep, 3))[1].tolist() == [0, 1, 255]
 
 
-def test_floating_point_pixels_are_refused():
+def test_floating_point_pixels_are_an_error():
     with pytest.raises(ValueError, match="floating-point"):
         fit_square(Image.new("F", (4, 4)), 4)
 
 
-def test_a_large_jpeg_is_about_what_it_would_be_without_the_shortcut(tmp_path, fashion_mnist):
-    picture = Image.fromarray(fashion_mnist.train.images[0, 0].numpy()).resize((1600, 1600), Image.Resampling.BICUBIC)
-    picture.save(tmp_path / "a.jpg", quality=95)
-    with Image.open(tmp_path / "a.jpg") as whole:
-        slow = np.asarray(fit_square(whole, 28)).astype(int)
-    assert abs(np.asarray(decode_image(tmp_path / "a.jpg", 28)).astype(int) - slow).max() <= 8
+def test_a_large_jpeg_decoded_at_reduced_scale_differs_little(tmp_path, fashion_mnist):
+    image = Image.fromarray(fashion_mnist.train.images[0, 0].numpy()).resize((1600, 1600), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "a.jpg", quality=95)
+    with Image.open(tmp_path / "a.jpg") as stored:
+        expected = np.asarray(fit_square(stored, 28)).astype(int)
+    assert abs(np.asarray(decode_image(tmp_path / "a.jpg", 28)).astype(int) - expected).max() <= 8
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_arrays_are_resized_alike(channels):
-    pictures = np.random.RandomState(0).randint(0, 256, (3, channels, 32, 20)).astype(np.uint8)
-    resized = resize_images(pictures, 16)
+def test_arrays_are_resized_as_image_files_are(channels):
+    images = np.random.RandomState(0).randint(0, 256, (3, channels, 32, 20)).astype(np.uint8)
+    resized = resize_images(images, 16)
     assert (resized.shape, resized.dtype) == ((3, channels, 16, 16), np.uint8)
-    image = Image.fromarray(pictures[1, 0] if channels == 1 else pictures[1].transpose(1, 2, 0))
+    image = Image.fromarray(images[1, 0] if channels == 1 else images[1].transpose(1, 2, 0))
     expected = np.asarray(fit_square(image, 16))
     assert (resized[1] == (expected if channels == 1 else expected.transpose(2, 0, 1))).all()
 
 
-def test_a_picture_beyond_the_limit_is_not_decoded(tmp_path):
+def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path):
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")  # 140 million pixels in a few thousand bytes
     Image.new("1", (9, 9)).save(tmp_path / "small.png")
-    reading = decode_images([tmp_path / "huge.png", tmp_path / "small.png"], np.empty((2, 3, 9, 9), np.uint8), "")
-    assert reading.kept == [1]
-    assert reading.odd == [(0, "cannot be read: it has 20000x7000 pixels, of 120,000,000 allowed in all")]
+    result = decode_images([tmp_path / "huge.png", tmp_path / "small.png"], np.empty((2, 3, 9, 9), np.uint8), "")
+    assert result.decoded == [1]
+    assert result.issues == [(0, "cannot be read: it has 20000x7000 pixels, of 120,000,000 allowed in all")]
 
 
-def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
-    at_once, most = 0, 0
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    active, most_active = 0, 0
 
-    def plain(image):
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
+    def convert_slowly(image):
+        nonlocal active, most_active
+        active += 1
+        most_active = max(most_active, active)
         time.sleep(0.01)
-        at_once -= 1
+        active -= 1
         return image.convert("L")
 
-    monkeypatch.setattr(pictures, "to_8_bit", plain)
-    monkeypatch.setattr(pictures, "LARGE", 50)
+    monkeypatch.setattr(decode, "to_8_bit", convert_slowly)
+    monkeypatch.setattr(decode, "LARGE", 50)
     files = [tmp_path / f"{number}.png" for number in range(6)]
     for file in files:
         Image.new("L", (9, 9)).save(file)
-    assert decode_images(files, np.empty((6, 3, 9, 9), np.uint8), "").kept == [*range(6)]
-    assert most == 1
+    assert decode_images(files, np.empty((6, 3, 9, 9), np.uint8), "").decoded == [*range(6)]
+    assert most_active == 1

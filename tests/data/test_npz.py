@@ -1,5 +1,3 @@
-"""Arrays in .npz files, as load_data takes them."""
-
 import zipfile
 from pathlib import Path
 
@@ -10,18 +8,18 @@ import torch
 from gingham import DataError, load_data
 
 
-def pictures(count, *shape, seed=0):
+def random_images(count, *shape, seed=0):
     return np.random.RandomState(seed).randint(0, 256, (count, *shape)).astype(np.uint8)
 
 
-def write(tmp_path, **arrays):
+def save_npz(tmp_path, **arrays):
     np.savez(tmp_path / "data.npz", **arrays)
     return str(tmp_path / "data.npz")
 
 
-def test_keras_names(tmp_path):
-    train, test = pictures(40, 28, 28), pictures(10, 28, 28, seed=1)
-    path = write(tmp_path, x_train=train, y_train=np.arange(40) % 5, x_test=test, y_test=np.arange(10) % 5)
+def test_arrays_named_as_in_keras_are_read(tmp_path):
+    train, test = random_images(40, 28, 28), random_images(10, 28, 28, seed=1)
+    path = save_npz(tmp_path, x_train=train, y_train=np.arange(40) % 5, x_test=test, y_test=np.arange(10) % 5)
     data = load_data(path, validation=5)
     assert data.classes == tuple("01234")
     assert [len(part) for part in (data.train, data.validation, data.test)] == [35, 5, 10]
@@ -29,21 +27,21 @@ def test_keras_names(tmp_path):
     assert data.train.labels.dtype == torch.int64
 
 
-def test_medmnist_names_and_colour(tmp_path):
-    parts = {}
-    for number, (split, count) in enumerate((("train", 30), ("val", 6), ("test", 9))):
-        parts[f"{split}_images"] = pictures(count, 28, 28, 3, seed=number)
-        parts[f"{split}_labels"] = (np.arange(count) % 3)[:, None].astype(np.uint8)
-    path = write(tmp_path, **parts)
-    data, joined = load_data(path), load_data(path, validation=0)
+def test_colour_arrays_named_as_in_medmnist_are_read(tmp_path):
+    arrays = {}
+    for seed, (split, count) in enumerate((("train", 30), ("val", 6), ("test", 9))):
+        arrays[f"{split}_images"] = random_images(count, 28, 28, 3, seed=seed)
+        arrays[f"{split}_labels"] = (np.arange(count) % 3)[:, None].astype(np.uint8)
+    path = save_npz(tmp_path, **arrays)
+    data, merged = load_data(path), load_data(path, validation=0)
     assert [len(part) for part in (data.train, data.validation, data.test)] == [30, 6, 9]
-    assert torch.equal(data.validation.images, torch.from_numpy(parts["val_images"].transpose(0, 3, 1, 2)))
-    assert (len(joined.train), joined.validation, joined.fingerprint) == (36, None, data.fingerprint)
+    assert torch.equal(data.validation.images, torch.from_numpy(arrays["val_images"].transpose(0, 3, 1, 2)))
+    assert (len(merged.train), merged.validation, merged.fingerprint) == (36, None, data.fingerprint)
 
 
-def test_plain_names_channels_first_and_class_names(tmp_path):
-    images = pictures(40, 3, 20, 20)
-    path = write(tmp_path, images=images, labels=np.arange(40) % 2, class_names=np.array(["zebra", "ant"]))
+def test_plain_names_channels_first_and_class_names_are_read(tmp_path):
+    images = random_images(40, 3, 20, 20)
+    path = save_npz(tmp_path, images=images, labels=np.arange(40) % 2, class_names=np.array(["zebra", "ant"]))
     data = load_data(path, validation=0)
     assert data.classes == ("zebra", "ant"), "the file's own order"
     assert data.test.counts() == {"zebra": 3, "ant": 3}
@@ -51,72 +49,74 @@ def test_plain_names_channels_first_and_class_names(tmp_path):
     assert torch.equal(again.test.images, data.test.images)
 
 
-def test_text_labels_are_sorted_and_kept(tmp_path):
+def test_text_labels_are_sorted_unless_classes_are_named(tmp_path):
     labels = np.array(["b10", "b9", "a"])[np.arange(30) % 3]
-    for given in (labels, labels.astype("S")):
-        data = load_data(write(tmp_path, images=pictures(30, 8, 8), labels=given), validation=0)
+    for array in (labels, labels.astype("S")):
+        data = load_data(save_npz(tmp_path, images=random_images(30, 8, 8), labels=array), validation=0)
         assert data.classes == ("a", "b9", "b10")
-    named = load_data(write(tmp_path, images=pictures(30, 8, 8), labels=labels, classes=np.array(["b10", "a", "b9"])), 0)
+    named = load_data(
+        save_npz(tmp_path, images=random_images(30, 8, 8), labels=labels, classes=np.array(["b10", "a", "b9"])), 0
+    )
     assert named.classes == ("b10", "a", "b9")
-    places = {
+    class_by_image = {
         image.numpy().tobytes(): named.classes[label]
         for image, label in zip(named.train.images, named.train.labels, strict=True)
     }
-    assert all(data.classes[label] == places.get(image.numpy().tobytes(), data.classes[label])
+    assert all(data.classes[label] == class_by_image.get(image.numpy().tobytes(), data.classes[label])
                for image, label in zip(data.train.images, data.train.labels, strict=True))  # fmt: skip
 
 
-def test_labels_need_not_begin_at_0_nor_end_at_255(tmp_path):
+def test_labels_may_start_at_1_and_exceed_255(tmp_path):
     labels = np.repeat(np.arange(1, 401), 3)
-    data = load_data(write(tmp_path, images=pictures(1200, 4, 4), labels=labels), validation=0)
+    data = load_data(save_npz(tmp_path, images=random_images(1200, 4, 4), labels=labels), validation=0)
     assert (data.classes[0], data.classes[-1], int(data.train.labels.max())) == ("1", "400", 399)
 
 
-def test_arrays_can_be_resized(tmp_path):
-    path = write(tmp_path, images=pictures(12, 9, 5), labels=np.arange(12) % 2)
+def test_arrays_are_resized(tmp_path):
+    path = save_npz(tmp_path, images=random_images(12, 9, 5), labels=np.arange(12) % 2)
     assert load_data(path, validation=0).train.images.shape[1:] == (1, 9, 5)
     assert load_data(path, validation=0, size=16).train.images.shape[1:] == (1, 16, 16)
 
 
-GOOD = {"images": pictures(12, 8, 8), "labels": np.arange(12) % 2}
-WRONG = {
-    "names": ({"data": pictures(9, 8, 8)}, "holds data; it needs x_train and y_train"),
-    "half": ({"images": pictures(9, 8, 8)}, "has images and no labels"),
-    "floats": (GOOD | {"images": pictures(12, 8, 8) / 255}, "images of .* holds float64, where whole numbers from 0 to 255"),
-    "shape": (GOOD | {"images": pictures(12, 8, 8, 4)}, r"has the shape \(12, 8, 8, 4\); allowed"),
-    "flat": (GOOD | {"images": pictures(12, 64)}, r"has the shape \(12, 64\); allowed"),
-    "count": (GOOD | {"labels": np.arange(11) % 2}, "has 11 train labels for 12 train pictures"),
-    "one-hot": (GOOD | {"labels": np.eye(2, dtype=int)[np.arange(12) % 2]}, r"take labels.argmax\(axis=1\)"),
-    "float labels": (GOOD | {"labels": np.arange(12) / 2}, "holds float64 of the shape"),
-    "negative": (GOOD | {"labels": np.arange(12) % 2 - 1}, "has labels down to -1"),
-    "few names": (GOOD | {"labels": np.arange(12) % 3, "classes": np.array(["a", "b"])}, "0 to 1"),
-    "other names": (GOOD | {"labels": np.array(["a", "c"] * 6), "classes": np.array(["a", "b"])}, "allowed: their names"),
-    "one name twice": (GOOD | {"classes": np.array(["a", "a"])}, "gives one name to two classes"),
-    "objects": (GOOD | {"labels": np.array([{}] * 12, object)}, "it holds Python objects, which are not loaded"),
-    "nothing": (GOOD | {"images": pictures(0, 8, 8), "labels": np.arange(0)}, "and so no pixel"),
-    "test lacks": (GOOD | {"x_test": pictures(3, 8, 8), "y_test": np.zeros(3, int)}, "the test split of .* no picture of 1"),
-    "other size": (GOOD | {"x_test": pictures(2, 9, 9), "y_test": np.arange(2)}, "they must be alike"),
-    "class lacks": (GOOD | {"classes": np.array(["a", "b", "c"])}, "the training split of .* has no picture of c"),
-    "one class": (GOOD | {"labels": np.zeros(12, int)}, "has 1 classes; allowed: 2 to 10,000"),
-    "no letters": (GOOD | {"labels": np.frombuffer(b"\xff" * 96, "U2")}, "holds numbers that are no letters where text is due"),
-    "half a letter": (GOOD | {"classes": np.array(["a", "\ud800"])}, "has a class of the name .*plain letters of UTF-8"),
-    "names of another encoding": (GOOD | {"classes": np.array([b"a", b"\xff"])}, "cannot read .* save it anew with np.savez"),
+VALID = {"images": random_images(12, 8, 8), "labels": np.arange(12) % 2}
+INVALID = {
+    "names": ({"data": random_images(9, 8, 8)}, "holds data; it needs x_train and y_train"),
+    "half": ({"images": random_images(9, 8, 8)}, "has images and no labels"),
+    "floats": (VALID | {"images": random_images(12, 8, 8) / 255}, "images of .* holds float64, where whole numbers from 0 to 255"),
+    "shape": (VALID | {"images": random_images(12, 8, 8, 4)}, r"has the shape \(12, 8, 8, 4\); allowed"),
+    "flat": (VALID | {"images": random_images(12, 64)}, r"has the shape \(12, 64\); allowed"),
+    "count": (VALID | {"labels": np.arange(11) % 2}, "has 11 train labels for 12 train pictures"),
+    "one-hot": (VALID | {"labels": np.eye(2, dtype=int)[np.arange(12) % 2]}, r"take labels.argmax\(axis=1\)"),
+    "float labels": (VALID | {"labels": np.arange(12) / 2}, "holds float64 of the shape"),
+    "negative": (VALID | {"labels": np.arange(12) % 2 - 1}, "has labels down to -1"),
+    "few names": (VALID | {"labels": np.arange(12) % 3, "classes": np.array(["a", "b"])}, "0 to 1"),
+    "other names": (VALID | {"labels": np.array(["a", "c"] * 6), "classes": np.array(["a", "b"])}, "allowed: their names"),
+    "one name twice": (VALID | {"classes": np.array(["a", "a"])}, "gives one name to two classes"),
+    "objects": (VALID | {"labels": np.array([{}] * 12, object)}, "it holds Python objects, which are not loaded"),
+    "nothing": (VALID | {"images": random_images(0, 8, 8), "labels": np.arange(0)}, "and so no pixel"),
+    "test lacks": (VALID | {"x_test": random_images(3, 8, 8), "y_test": np.zeros(3, int)}, "the test split of .* no picture of 1"),
+    "other size": (VALID | {"x_test": random_images(2, 9, 9), "y_test": np.arange(2)}, "they must be alike"),
+    "class lacks": (VALID | {"classes": np.array(["a", "b", "c"])}, "the training split of .* has no picture of c"),
+    "one class": (VALID | {"labels": np.zeros(12, int)}, "has 1 classes; allowed: 2 to 10,000"),
+    "no letters": (VALID | {"labels": np.frombuffer(b"\xff" * 96, "U2")}, "holds numbers that are no letters where text is due"),
+    "half a letter": (VALID | {"classes": np.array(["a", "\ud800"])}, "has a class of the name .*plain letters of UTF-8"),
+    "names of another encoding": (VALID | {"classes": np.array([b"a", b"\xff"])}, "cannot read .* save it anew with np.savez"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_what_cannot_be_used_is_one_sentence(tmp_path, name):
-    arrays, message = WRONG[name]
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_arrays_are_an_error_of_one_line(tmp_path, name):
+    arrays, message = INVALID[name]
     with pytest.raises(DataError, match=message) as caught:
-        load_data(write(tmp_path, **arrays))
+        load_data(save_npz(tmp_path, **arrays))
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", "cut"])
-def test_a_damaged_file_is_one_sentence(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no archive", "damaged"])
+def test_a_damaged_file_is_an_error(tmp_path, content):
     path = tmp_path / "data.npz"
-    if content == "cut":
-        np.savez_compressed(path, **GOOD)
+    if content == "damaged":
+        np.savez_compressed(path, **VALID)
         content = bytearray(path.read_bytes())
         content[200:260] = bytes(60)
     path.write_bytes(content)
@@ -125,49 +125,43 @@ def test_a_damaged_file_is_one_sentence(tmp_path, content):
 
 
 HEADER = b"\x93NUMPY\x01\x00"
-MEMBERS = {
+INVALID_MEMBERS = {
     "no array": (b"plain text", "labels of .* is no array; save it anew"),
-    "torn header": (HEADER + b"\x0a\x00{'shape': ( \n", "cannot read"),
-    "a shape beyond numbers": (HEADER + b"\x50\x00{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,), }     \n", "cannot read"),
+    "truncated header": (HEADER + b"\x0a\x00{'shape': ( \n", "cannot read"),
+    "a huge shape": (HEADER + b"\x50\x00{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,), }     \n", "cannot read"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*MEMBERS, "locked"])
-def test_a_damaged_member_is_one_sentence(tmp_path, name):
-    path = Path(write(tmp_path, **GOOD))
-    content, message = MEMBERS.get(name, (b"", "cannot read .*encrypted"))
+@pytest.mark.parametrize("name", [*INVALID_MEMBERS, "encrypted"])
+def test_a_damaged_member_is_an_error(tmp_path, name):
+    path = Path(save_npz(tmp_path, **VALID))
+    content, message = INVALID_MEMBERS.get(name, (b"", "cannot read .*encrypted"))
     with zipfile.ZipFile(path) as archive:
         images, labels = archive.read("images.npy"), archive.read("labels.npy")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("images.npy", images)
         archive.writestr("labels.npy", content or labels)
-    if name == "locked":
+    if name == "encrypted":
         path.write_bytes(path.read_bytes().replace(b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\x01"))
     with pytest.raises(DataError, match=message):
         load_data(str(path))
 
 
-def test_more_than_memory_is_one_sentence(tmp_path, monkeypatch):
-    path = write(tmp_path, **GOOD)
+def test_arrays_larger_than_memory_are_an_error(tmp_path, monkeypatch):
+    path = save_npz(tmp_path, **VALID)
     monkeypatch.setattr("gingham.data.npz.free_memory", lambda: 1000)
     with pytest.raises(DataError, match="more than half of the memory free here; save it as four IDX files"):
         load_data(path)
 
 
-def test_a_run_on_an_npz_goes_through_the_commands(command, tmp_path):
-    images = pictures(60, 12, 12) // 3
+def test_every_command_accepts_an_npz_file_and_a_run_on_it(command, tmp_path):
+    images = random_images(60, 12, 12) // 3
     labels = np.arange(60) % 2
     images[labels == 1, :6] += 120
-    path = write(tmp_path, images=images, labels=labels, classes=np.array(["low", "high"]))
+    path = save_npz(tmp_path, images=images, labels=labels, classes=np.array(["low", "high"]))
     command("train", "--recipe", "fast-90", "--data", path, "--epochs", 4, "--set", "batch_size=16")
-    for extra in ((), ("--split", "test")):
-        assert "high" in command("evaluate", "runs/fast-90-0", *extra).stdout
+    for options in ((), ("--split", "test")):
+        assert "high" in command("evaluate", "runs/fast-90-0", *options).stdout
     command("report", "runs/fast-90-0")
     command("show", path)
     command("diagnose", path)
-
-
-def test_a_file_of_another_kind(tmp_path):
-    (tmp_path / "data.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"data.txt is no dataset; give a folder of class folders, a .csv"):
-        load_data(str(tmp_path / "data.txt"))

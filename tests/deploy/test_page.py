@@ -1,4 +1,4 @@
-"""The page in a real browser, served and as one file from disk: it answers, explains and is used as a person would."""
+"""The page in a real browser, from a server and as a file from disk: predictions, explanations and the user interface."""
 
 import base64
 import io
@@ -21,58 +21,55 @@ from helpers import GROUNDS, drawn
 
 pytestmark = pytest.mark.slow
 
-ANSWER = """async (file) => {
+PREDICT = """async (file) => {
   const bytes = Uint8Array.from(atob(file.content), (letter) => letter.charCodeAt(0));
-  const entry = await GinghamEngine.answer(new File([bytes], file.name, { type: file.type }));
-  const why = file.explain ? await GinghamEngine.explain(entry) : null;
-  return { ...entry, picture: null, why };
+  const prediction = await GinghamEngine.predict(new File([bytes], file.name, { type: file.type }));
+  const explanation = file.explain ? await GinghamEngine.explain(prediction) : null;
+  return { ...prediction, framing: null, explanation };
 }"""
 
 
 @pytest.fixture(scope="module")
-def packaged():
-    return gingham.load_packaged()
-
-
-@pytest.fixture(scope="module")
-def one_file(tmp_path_factory, packaged, fashion_mnist, browser_libraries):
+def exported_page(tmp_path_factory, packaged, fashion_mnist, browser_libraries):
     return gingham.export(packaged, tmp_path_factory.mktemp("page") / "page.html", fashion_mnist).file
 
 
 @pytest.fixture(scope="module")
-def served(packaged, fashion_mnist):
-    place = serving.listen("127.0.0.1", 0)
+def served_url(packaged, fashion_mnist):
+    listener = serving.listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(serving.create_app(packaged, lambda: fashion_mnist.train), log_level="error"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{place.getsockname()[1]}/"
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
     server.should_exit = True
     thread.join()
 
 
 @pytest.fixture(params=["from disk", "served"])
 def page(request, browser):
-    """A tab with the page in it. Whatever it complains of, or asks of anyone else, fails the test."""
+    """A tab with the page. Console errors and warnings, and requests to other hosts, fail the test."""
     address = (
-        request.getfixturevalue("one_file").as_uri() if request.param == "from disk" else request.getfixturevalue("served")
+        request.getfixturevalue("exported_page").as_uri()
+        if request.param == "from disk"
+        else request.getfixturevalue("served_url")
     )
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     tab = context.new_page()
-    asked, complaints = [], []
-    tab.on("request", lambda sent: asked.append(sent.url))
-    tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    requests, messages = [], []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("console", lambda message: messages.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: messages.append(str(error)))
     tab.goto(address)
     yield tab
     context.close()
-    allowed = ("blob:", "data:", address if request.param == "from disk" else request.getfixturevalue("served"))
-    assert [url[:100] for url in asked if not url.startswith(allowed)] == []
-    # Of a refused picture every browser says that itself.
-    assert [said for said in complaints if "422 (Unprocessable" not in said] == []
+    allowed = ("blob:", "data:", address if request.param == "from disk" else request.getfixturevalue("served_url"))
+    assert [url[:100] for url in requests if not url.startswith(allowed)] == []
+    # Browsers log the status of a refused image themselves.
+    assert [message for message in messages if "422 (Unprocessable" not in message] == []
 
 
-def photographs(folder, fashion_mnist):
-    """Photographs of every kind, and pictures of the dataset: what there is to compare."""
+def save_images(folder, fashion_mnist):
+    """Save drawn photos, and images of the dataset, unchanged and enlarged as photos, and return their files."""
     folder.mkdir(exist_ok=True)
     files = []
     for number, (colour, ground) in enumerate(GROUNDS):
@@ -93,44 +90,40 @@ def photographs(folder, fashion_mnist):
     return files
 
 
-def ask(page, file, *, explain=False):
+def predict(page, file, *, explain=False):
     kind = "image/jpeg" if file.suffix == ".jpg" else "image/png"
     content = base64.b64encode(file.read_bytes()).decode()
-    return page.evaluate(ANSWER, {"name": file.name, "content": content, "type": kind, "explain": explain})
+    return page.evaluate(PREDICT, {"name": file.name, "content": content, "type": kind, "explain": explain})
 
 
-def test_it_answers_as_predict_does(page, packaged, fashion_mnist, tmp_path):
-    files = photographs(tmp_path / "photographs", fashion_mnist)
+def test_predictions_equal_those_of_the_library(page, packaged, fashion_mnist, tmp_path):
+    files = save_images(tmp_path / "images", fashion_mnist)
     for file, expected in zip(files, gingham.predict(packaged, files), strict=True):
-        said = ask(page, file)
-        assert (said["label"], said["unsure"]) == (expected.label, expected.unsure), file.name
+        prediction = predict(page, file)
+        assert (prediction["label"], prediction["unsure"]) == (expected.label, expected.unsure), file.name
         for name, share in expected.probabilities.items():
-            assert said["probabilities"][name] == pytest.approx(share, abs=1e-4), file.name
-        wanted = [(step.name, step.note) for step in expected.prepared.steps]
-        assert [(step["step"], step["note"]) for step in said["steps"]] == wanted
+            assert prediction["probabilities"][name] == pytest.approx(share, abs=1e-4), file.name
+        steps = [(step.name, step.note) for step in expected.prepared.steps]
+        assert [(step["step"], step["note"]) for step in prediction["steps"]] == steps
 
 
-def test_it_explains_as_predict_does(page, packaged, fashion_mnist, tmp_path):
-    some = gallery(packaged.model, fashion_mnist.train, GALLERY_SIZE)
-    for file in photographs(tmp_path / "photographs", fashion_mnist)[:14:3]:
-        said = ask(page, file, explain=True)
-        prepared = preprocess(packaged, Image.open(file))
-        picture = torch.tensor(prepared.image)
-        moved = occlusion(packaged.model, picture, packaged.model.classes.index(said["label"]), 5, 2)
-        assert np.abs(np.array(said["why"]["moved"]) - moved.numpy()).max() < 2e-4
-        like = some.nearest(features(packaged.model, picture[None])[0], 6)
-        shown = [neighbour["label"] for neighbour in said["why"]["neighbours"]]
-        # Kept in bytes, pictures that are nearly as alike may change places.
-        assert len(shown) == 6
-        assert sum(label in {some.labels[k] for k in like} for label in shown) >= 5
-        first = np.asarray(
-            Image.open(io.BytesIO(base64.b64decode(said["why"]["neighbours"][0]["picture"].partition(",")[2]))).convert("L")
-        )
-        nearby = some.images[some.nearest(features(packaged.model, picture[None])[0], 12)][:, 0].numpy()
-        assert any((first == one).all() for one in nearby)
+def test_explanations_equal_those_of_the_library(page, packaged, fashion_mnist, tmp_path):
+    candidates = gallery(packaged.model, fashion_mnist.train, GALLERY_SIZE)
+    for file in save_images(tmp_path / "images", fashion_mnist)[:14:3]:
+        prediction = predict(page, file, explain=True)
+        image = torch.tensor(preprocess(packaged, Image.open(file)).image)
+        occlusion_map = occlusion(packaged.model, image, packaged.model.classes.index(prediction["label"]), 5, 2)
+        assert np.abs(np.array(prediction["explanation"]["moved"]) - occlusion_map.numpy()).max() < 2e-4
+        nearest = candidates.nearest(features(packaged.model, image[None])[0], 12)
+        neighbours = prediction["explanation"]["neighbours"]
+        # With int8 features, neighbours of nearly equal similarity may change their order.
+        assert len(neighbours) == 6
+        assert sum(neighbour["label"] in {candidates.labels[k] for k in nearest[:6]} for neighbour in neighbours) >= 5
+        first = np.asarray(Image.open(io.BytesIO(base64.b64decode(neighbours[0]["picture"].partition(",")[2]))).convert("L"))
+        assert any((first == candidate).all() for candidate in candidates.images[nearest][:, 0].numpy())
 
 
-def test_a_picture_chosen_is_answered_and_explained(page, packaged, tmp_path):
+def test_a_chosen_image_gets_a_prediction_and_an_explanation(page, packaged, tmp_path):
     drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     (expected,) = gingham.predict(packaged, [tmp_path / "shirt.png"])
     page.set_input_files("#file", tmp_path / "shirt.png")
@@ -141,48 +134,48 @@ def test_a_picture_chosen_is_answered_and_explained(page, packaged, tmp_path):
     assert f"sure from {100 * float(packaged.model.threshold):.0f} %" in page.inner_text("#bars")
     assert expected.label in page.inner_text("#status")
     assert page.locator("#like li").count() == 6
-    unnamed = "[...document.querySelectorAll('img, canvas[role=img]')].filter((e) => !(e.alt || e.ariaLabel)).length"
-    assert page.evaluate(unnamed) == 0
+    count_unnamed = "[...document.querySelectorAll('img, canvas[role=img]')].filter((e) => !(e.alt || e.ariaLabel)).length"
+    assert page.evaluate(count_unnamed) == 0
 
 
-@pytest.mark.parametrize("way", ["paste", "drop"])
-def test_a_picture_pasted_or_dropped_is_answered(page, way, tmp_path):
+@pytest.mark.parametrize("event", ["paste", "drop"])
+def test_a_pasted_or_dropped_image_gets_a_prediction(page, event, tmp_path):
     drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     content = base64.b64encode((tmp_path / "shirt.png").read_bytes()).decode()
     page.evaluate(
-        """([way, content]) => {
+        """([event, content]) => {
           const data = new DataTransfer();
           data.items.add(new File([Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))], 'shirt.png', { type: 'image/png' }));
-          document.dispatchEvent(way === 'drop' ? new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })
+          document.dispatchEvent(event === 'drop' ? new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })
             : new ClipboardEvent('paste', { clipboardData: data, bubbles: true }));
         }""",
-        [way, content],
+        [event, content],
     )
-    page.wait_for_selector("#said:not([hidden])", timeout=60_000)
+    page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
     assert page.inner_text("#verdict")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("torn.png", b"\x89PNG\r\n\x1a\nnothing", "torn.png"),
         ("letter.txt", b"Dear Sir", "letter.txt is no picture"),
         ("empty.png", b"", "empty"),
     ],
 )
-def test_what_is_no_picture_is_refused_in_a_sentence(page, name, content, said, tmp_path, request):
+def test_unreadable_files_show_a_one_line_error(page, name, content, message, tmp_path, request):
     (tmp_path / name).write_bytes(content)
     page.set_input_files("#file", tmp_path / name)
     page.wait_for_selector("#error:not([hidden])", timeout=60_000)
     text = page.inner_text("#error")
-    assert said in text
+    assert message in text
     assert "\n" not in text
     drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     page.set_input_files("#file", tmp_path / "shirt.png")
-    page.wait_for_selector("#said:not([hidden])", timeout=60_000)
+    page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
 
 
-def test_a_drawing_is_made_and_answered_with_the_keyboard_alone(page):
+def test_drawing_works_with_only_the_keyboard(page):
     page.focus("#draw")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "paper"
@@ -196,18 +189,18 @@ def test_a_drawing_is_made_and_answered_with_the_keyboard_alone(page):
         for _ in range(count):
             page.keyboard.press(f"Shift+{key}")
     page.keyboard.press("Space")
-    page.wait_for_selector("#said:not([hidden])", timeout=60_000)
+    page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
     assert page.inner_text("#verdict")
     assert page.is_enabled("#undo")
     page.click("#undo")
     assert page.is_disabled("#undo")
-    assert page.is_visible("#empty"), "an empty paper has no answer"
-    assert page.is_hidden("#why")
-    page.click("#leave")
+    assert page.is_visible("#empty"), "an empty drawing has no prediction"
+    assert page.is_hidden("#explanation")
+    page.click("#finish")
     assert page.evaluate("document.activeElement.id") == "draw"
 
 
-def test_a_drawing_is_made_with_a_pointer(page):
+def test_drawing_works_with_a_pointer(page):
     page.click("#draw")
     box = page.locator("#paper").bounding_box()
     corners = [(0.3, 0.15), (0.7, 0.15), (0.7, 0.9), (0.55, 0.9), (0.5, 0.35), (0.45, 0.9), (0.3, 0.9)]
@@ -216,10 +209,10 @@ def test_a_drawing_is_made_with_a_pointer(page):
         if not k:
             page.mouse.down()
     page.mouse.up()
-    page.wait_for_selector("#said:not([hidden])", timeout=60_000)
+    page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
     assert page.inner_text("#verdict") == "Trouser"
-    page.click("#leave")
-    page.wait_for_selector("#shown:not([hidden])")
+    page.click("#finish")
+    page.wait_for_selector("#preview:not([hidden])")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1200])
@@ -231,8 +224,8 @@ def test_nothing_is_wider_than_the_screen(page, width, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_the_file_holds_all_it_needs_and_may_send_nothing(one_file, packaged):
-    text = one_file.read_text(encoding="utf-8")
+def test_the_file_needs_no_network_and_may_not_send_data(exported_page, packaged):
+    text = exported_page.read_text(encoding="utf-8")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', text)[1].replace("&#39;", "'")
     assert "default-src 'none'" in policy
     assert "connect-src 'none'" in policy
@@ -243,8 +236,8 @@ def test_the_file_holds_all_it_needs_and_may_send_nothing(one_file, packaged):
     assert len(metadata["labels"]) == GALLERY_SIZE
 
 
-def test_a_page_of_own_data_in_colour(browser, browser_libraries, tmp_path):
-    """Pictures of other kinds are prepared as those of the run were, and names from the user stay text."""
+def test_a_page_of_a_model_of_own_colour_images(browser, browser_libraries, tmp_path):
+    """Images are prepared as those of the run were, and class names are not interpreted as HTML."""
     random = np.random.RandomState(0)
     for name, colour in (('<b>red</b> & "co"', (200, 40, 40)), ("green", (40, 180, 60))):
         folder = tmp_path / "data" / name.replace("/", "\N{FRACTION SLASH}")
@@ -261,10 +254,10 @@ def test_a_page_of_own_data_in_colour(browser, browser_libraries, tmp_path):
     (expected,) = gingham.predict(run, [tmp_path / "photo.png"])
     tab = browser.new_page()
     tab.goto(file.as_uri())
-    said = ask(tab, tmp_path / "photo.png", explain=True)
-    assert said["label"] == expected.label
+    prediction = predict(tab, tmp_path / "photo.png", explain=True)
+    assert prediction["label"] == expected.label
     for name, share in expected.probabilities.items():
-        assert said["probabilities"][name] == pytest.approx(share, abs=1e-4)
-    assert len(said["why"]["neighbours"]) == 6
+        assert prediction["probabilities"][name] == pytest.approx(share, abs=1e-4)
+    assert len(prediction["explanation"]["neighbours"]) == 6
     assert tab.inner_text("h1") == "What is this?"
     tab.close()

@@ -1,4 +1,4 @@
-"""photos.js in a browser against inference/preprocess.py: the same file must become the same pictures, with the same words."""
+"""photos.js in a browser against inference/preprocess.py: both must turn a file into the same images and the same notes."""
 
 import base64
 from pathlib import Path
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.slow
 
 PHOTOS_JS = Path(gingham.__file__).parent / "deploy/web/photos.js"
 GARMENT = {"input_shape": [1, 28, 28], "garments": True, "background": None}
-# Until version 13 Pillow always began a resampling with the rows; what is rounded in between then differs now and then.
+# Before version 13 Pillow always resampled the width first, so that intermediate rounding may differ.
 ROUNDING = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
 SCRIPT = """async ([model, steps]) => {
   const bytes = (data) => { let text = ''; for (const value of data) text += String.fromCharCode(value); return btoa(text); };
   try {
-    const photo = await GinghamPhotos.open(document.querySelector('input').files[0]);
-    const result = GinghamPhotos.prepare(await cv, photo, model);
+    const photo = await GinghamPhotos.openPhoto(document.querySelector('input').files[0]);
+    const result = GinghamPhotos.preprocess(await cv, photo, model);
     return {
       size: [photo.width, photo.height],
       transparent: photo.transparent,
@@ -51,11 +51,11 @@ def page(tmp_path_factory, browser, browser_libraries):
 
 def in_browser(page, file, model=GARMENT, steps=True):
     page.set_input_files("input", file)
-    said = page.evaluate(SCRIPT, [model, steps])
-    if "error" not in said:
-        shape = [said["count"], *model["input_shape"]]
-        said["framings"] = np.frombuffer(base64.b64decode(said["framings"]), np.uint8).reshape(shape)
-    return said
+    result = page.evaluate(SCRIPT, [model, steps])
+    if "error" not in result:
+        shape = [result["count"], *model["input_shape"]]
+        result["framings"] = np.frombuffer(base64.b64decode(result["framings"]), np.uint8).reshape(shape)
+    return result
 
 
 def in_python(file, model=GARMENT):
@@ -65,53 +65,53 @@ def in_python(file, model=GARMENT):
 
 
 def check_equal(page, file, model=GARMENT):
-    """Notes, framings and the picture of every step."""
-    said, prepared = in_browser(page, file, model), in_python(file, model)
-    assert [step["note"] for step in said["steps"]] == prepared.notes
-    assert [step["name"] for step in said["steps"]] == [step.name for step in prepared.steps]
-    for step, expected in zip(said["steps"], prepared.steps, strict=True):
-        shown = np.frombuffer(base64.b64decode(step["rgba"]), np.uint8).reshape(step["height"], step["width"], 4)
-        assert largest_difference(shown[..., :3], expected.image) == 0, step["name"]
-        assert (shown[..., 3] == 255).all()
-    assert largest_difference(said["framings"], prepared.framings) == 0
+    """Compare the notes, the framings and the image of every step, and return those of Python."""
+    result, prepared = in_browser(page, file, model), in_python(file, model)
+    assert [step["note"] for step in result["steps"]] == prepared.notes
+    assert [step["name"] for step in result["steps"]] == [step.name for step in prepared.steps]
+    for step, expected in zip(result["steps"], prepared.steps, strict=True):
+        rgba = np.frombuffer(base64.b64decode(step["rgba"]), np.uint8).reshape(step["height"], step["width"], 4)
+        assert largest_difference(rgba[..., :3], expected.image) == 0, step["name"]
+        assert (rgba[..., 3] == 255).all()
+    assert largest_difference(result["framings"], prepared.framings) == 0
     return prepared
 
 
-def largest_difference(one, other):
-    assert one.shape == other.shape
-    return int(np.abs(one.astype(int) - other.astype(int)).max())
+def largest_difference(a, b):
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
 @pytest.mark.parametrize(("colour", "ground"), GROUNDS)
 @pytest.mark.parametrize("corner", [(50, 80), (95, 155), (20, 20)])
-def test_a_drawn_garment(page, tmp_path, colour, ground, corner):
+def test_drawn_garments(page, tmp_path, colour, ground, corner):
     drawn(colour, ground, corner=corner, texture=6)[0].save(tmp_path / "photo.png")
     check_equal(page, tmp_path / "photo.png")
 
 
-def photographed(picture, ground, tint, seed):
-    """A picture of the dataset as a photograph: its negative enlarged and tinted, on a ground."""
+def fake_photo(image, background, tint, seed):
+    """Return an image of the dataset as a photo: its negative, enlarged and tinted, on a background."""
     random = np.random.default_rng(seed)
-    large = np.asarray(Image.fromarray(picture).resize((280, 280), Image.Resampling.BICUBIC)).astype(float)
+    large = np.asarray(Image.fromarray(image).resize((280, 280), Image.Resampling.BICUBIC)).astype(float)
     large = np.pad(large, ((60, 80), (90, 70)))
-    there = np.clip(large / 40, 0, 1)[..., None]
+    alpha = np.clip(large / 40, 0, 1)[..., None]
     cloth = (255 - large[..., None]) / 255 * np.array(tint)
     rows, columns = np.mgrid[: len(large), : len(large[0])]
-    grounds = {
+    backgrounds = {
         "white": np.full((*large.shape, 3), 255.0),
         "plain": np.full((*large.shape, 3), (150.0, 170.0, 140.0)),
         "patterned": (np.sin(rows / 9) * np.cos(columns / 13))[..., None] * 40 + np.array((170.0, 140.0, 110.0)),
     }
-    pixels = there * cloth + (1 - there) * grounds[ground] + random.normal(0, 3, (*large.shape, 3))
+    pixels = alpha * cloth + (1 - alpha) * backgrounds[background] + random.normal(0, 3, (*large.shape, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-@pytest.mark.parametrize("ground", ["white", "plain", "patterned"])
-def test_garments_of_the_dataset(page, tmp_path, fashion_mnist, ground):
-    for place in range(8):
-        picture = fashion_mnist.validation.images[place][0].numpy()
-        tint = [(60, 90, 160), (200, 60, 60), (230, 220, 200), (90, 90, 90)][place % 4]
-        photographed(picture, ground, tint, place).save(tmp_path / "photo.png")
+@pytest.mark.parametrize("background", ["white", "plain", "patterned"])
+def test_garments_of_the_dataset(page, tmp_path, fashion_mnist, background):
+    for index in range(8):
+        image = fashion_mnist.validation.images[index][0].numpy()
+        tint = [(60, 90, 160), (200, 60, 60), (230, 220, 200), (90, 90, 90)][index % 4]
+        fake_photo(image, background, tint, index).save(tmp_path / "photo.png")
         check_equal(page, tmp_path / "photo.png")
 
 
@@ -128,14 +128,14 @@ def test_transparent_files(page, tmp_path):
     check_equal(page, tmp_path / "opaque.png")
 
 
-def test_a_picture_that_is_negative_already(page, tmp_path):
+def test_an_image_that_is_negative_already(page, tmp_path):
     drawn((140, 140, 140), (0, 0, 0), texture=4)[0].convert("L").save(tmp_path / "photo.png")
     assert "kept" in check_equal(page, tmp_path / "photo.png").notes[3]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 1), (3, 200), (5, 5), (300, 300), (161, 160)])
 @pytest.mark.parametrize("kind", ["garment", "plain"])
-def test_pictures_of_one_colour_and_tiny_ones(page, tmp_path, size, kind):
+def test_images_of_one_colour_and_of_a_few_pixels(page, tmp_path, size, kind):
     Image.new("RGB", size, (180, 40, 90)).save(tmp_path / "photo.png")
     model = GARMENT if kind == "garment" else {"input_shape": [3, 32, 32], "garments": False, "background": None}
     check_equal(page, tmp_path / "photo.png", model)
@@ -143,14 +143,14 @@ def test_pictures_of_one_colour_and_tiny_ones(page, tmp_path, size, kind):
 
 @pytest.mark.parametrize("background", [0, 7.5, 255, None])
 @pytest.mark.parametrize("shape", [[1, 28, 28], [3, 32, 32], [1, 20, 30]])
-@pytest.mark.skipif(ROUNDING > 0, reason="Pillow before 13 rounds otherwise")
-def test_other_models(page, tmp_path, shape, background):
+@pytest.mark.skipif(ROUNDING > 0, reason="Pillow before 13 rounds differently")
+def test_models_of_other_datasets(page, tmp_path, shape, background):
     model = {"input_shape": shape, "garments": False, "background": background}
     random = np.random.default_rng(0)
     for number, size in enumerate([(300, 400), (640, 97), (27, 31), (1600, 900)]):
         small = Image.fromarray(random.integers(0, 256, (size[1] // 9 + 1, size[0] // 9 + 1, 3), dtype=np.uint8))
-        picture = small.resize(size) if number % 2 else drawn((30, 30, 60), (220, 215, 205), size=size, texture=5)[0]
-        picture.save(tmp_path / "photo.png")
+        image = small.resize(size) if number % 2 else drawn((30, 30, 60), (220, 215, 205), size=size, texture=5)[0]
+        image.save(tmp_path / "photo.png")
         check_equal(page, tmp_path / "photo.png", model)
 
 
@@ -162,18 +162,18 @@ def test_a_border_between_two_values(page, tmp_path):
     check_equal(page, tmp_path / "photo.png", {"input_shape": [1, 28, 28], "garments": False, "background": 0})
 
 
-def test_a_picture_of_the_models_own_size_is_taken_as_it_is(page, tmp_path):
+def test_an_image_of_the_models_input_size_is_not_changed(page, tmp_path):
     random = np.random.default_rng(0)
     for shape, pixels in (([1, 28, 28], (28, 28)), ([3, 32, 32], (32, 32, 3))):
         values = random.integers(0, 256, pixels, dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / "photo.png")
-        said = in_browser(page, tmp_path / "photo.png", {"input_shape": shape, "garments": True, "background": 0})
-        assert [(step["name"], step["note"]) for step in said["steps"]] == [("size", "taken as it is")]
-        assert np.array_equal(said["framings"][0], values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
+        result = in_browser(page, tmp_path / "photo.png", {"input_shape": shape, "garments": True, "background": 0})
+        assert [(step["name"], step["note"]) for step in result["steps"]] == [("size", "taken as it is")]
+        assert np.array_equal(result["framings"][0], values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_is_turned_as_its_exif_data_says(page, tmp_path, orientation):
+def test_photos_are_rotated_as_their_exif_data_says(page, tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo, _ = drawn((40, 60, 120), (200, 180, 150), size=(310, 420), texture=6)
@@ -188,7 +188,7 @@ def test_a_photo_is_turned_as_its_exif_data_says(page, tmp_path, orientation):
         ("RGB", "photo.bmp"), ("1", "photo.png"), ("P", "photo.png"), ("LA", "photo.png"),
     ],
 )  # fmt: skip
-def test_every_kind_of_file(page, tmp_path, mode, file):
+def test_all_file_formats_and_modes(page, tmp_path, mode, file):
     drawn((40, 60, 120), (200, 180, 150), texture=6)[0].convert(mode).save(tmp_path / file)
     check_equal(page, tmp_path / file)
 
@@ -196,25 +196,25 @@ def test_every_kind_of_file(page, tmp_path, mode, file):
 @pytest.mark.parametrize(
     ("size", "file"), [((1300, 1700), "photo.jpg"), ((4000, 3000), "photo.jpg"), ((3600, 4601), "photo.png")]
 )
-def test_a_phone_s_photographs(page, tmp_path, size, file):
+def test_photos_of_the_size_of_a_phone(page, tmp_path, size, file):
     photo, _ = drawn((40, 60, 120), (200, 180, 150), texture=9)
     photo.resize(size, Image.Resampling.BICUBIC).save(tmp_path / file, quality=85, compress_level=1)
     check_equal(page, tmp_path / file)
 
 
-def test_larger_ones_are_halved_to_spare_memory(page, tmp_path):
-    """In Python they are not, so that what is rounded differs a little."""
+def test_larger_photos_are_halved_to_save_memory(page, tmp_path):
+    """Python does not halve them, so that the results differ by rounding."""
     photo, _ = drawn((40, 60, 120), (200, 180, 150), texture=9)
     photo.resize((5203, 5120), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg", quality=85)
-    said, prepared = in_browser(page, tmp_path / "photo.jpg", steps=False), in_python(tmp_path / "photo.jpg")
-    assert said["size"] == [2602, 2560]
-    assert [step["note"] for step in said["steps"]][:3] == prepared.notes[:3]
-    difference = np.abs(said["framings"].astype(int) - prepared.framings)
+    result, prepared = in_browser(page, tmp_path / "photo.jpg", steps=False), in_python(tmp_path / "photo.jpg")
+    assert result["size"] == [2602, 2560]
+    assert [step["note"] for step in result["steps"]][:3] == prepared.notes[:3]
+    difference = np.abs(result["framings"].astype(int) - prepared.framings)
     assert difference.max() <= 32
     assert difference.mean() <= 1
 
 
-def test_what_is_no_picture_gets_one_sentence(page, tmp_path):
+def test_unreadable_files_give_a_one_line_error(page, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")
@@ -223,13 +223,13 @@ def test_what_is_no_picture_gets_one_sentence(page, tmp_path):
         ("empty.png", "empty.png is empty, 0 bytes; allowed: "),
         ("huge.png", "huge.png has 20000x7000 pixels; allowed: 120,000,000 in all; make it smaller"),
     ):
-        said = in_browser(page, tmp_path / name)["error"]
-        assert said.startswith(reason)
-        assert "\n" not in said
+        message = in_browser(page, tmp_path / name)["error"]
+        assert message.startswith(reason)
+        assert "\n" not in message
 
 
-def test_resampling_is_pillows(page):
-    """Random sizes, shrunk and enlarged, with and without a first step in whole numbers, opaque and not."""
+def test_resampling_equals_that_of_pillow(page):
+    """Random sizes, shrunk and enlarged, with and without a first reduction by an integer factor, opaque and transparent."""
     random = np.random.default_rng(0)
     script = """([data, transparent, width, height, size, filter, gap]) => {
       const image = { width, height, channels: 4, transparent, data: Uint8ClampedArray.from(atob(data), (c) => c.charCodeAt(0)) };
@@ -253,27 +253,27 @@ def test_resampling_is_pillows(page):
         else:
             image = image.resize(size, Image.Resampling[name], reducing_gap=gap)
         data = base64.b64encode(pixels.tobytes()).decode()
-        said = page.evaluate(script, [data, transparent, width, height, size, name, gap])
-        assert tuple(said[:2]) == image.size
-        got = np.frombuffer(base64.b64decode(said[2]), np.uint8).reshape(image.height, image.width, 4)
-        assert largest_difference(got, np.asarray(image)) <= ROUNDING, (width, height, size, name, gap)
+        result = page.evaluate(script, [data, transparent, width, height, size, name, gap])
+        assert tuple(result[:2]) == image.size
+        resampled = np.frombuffer(base64.b64decode(result[2]), np.uint8).reshape(image.height, image.width, 4)
+        assert largest_difference(resampled, np.asarray(image)) <= ROUNDING, (width, height, size, name, gap)
 
 
-def test_memory_is_given_back(page, tmp_path):
-    """Where OpenCV.js finds room for a large matrix says whether the earlier ones are gone."""
+def test_memory_of_opencv_is_freed(page, tmp_path):
+    """A large matrix gets the same address each time only if the earlier ones were freed."""
     drawn((40, 60, 120), (200, 180, 150), texture=6)[0].save(tmp_path / "photo.png")
     page.set_input_files("input", tmp_path / "photo.png")
     script = """async (model) => {
-      const photo = await GinghamPhotos.open(document.querySelector('input').files[0]);
+      const photo = await GinghamPhotos.openPhoto(document.querySelector('input').files[0]);
       const opencv = await cv;
-      const places = [];
+      const addresses = [];
       for (let time = 0; time < 9; time++) {
-        GinghamPhotos.prepare(opencv, photo, model);
+        GinghamPhotos.preprocess(opencv, photo, model);
         const mat = new opencv.Mat(2000, 2000, opencv.CV_8UC1);
-        places.push(mat.data.byteOffset);
+        addresses.push(mat.data.byteOffset);
         mat.delete();
       }
-      return places;
+      return addresses;
     }"""
-    places = page.evaluate(script, GARMENT)
-    assert len(set(places[2:])) == 1
+    addresses = page.evaluate(script, GARMENT)
+    assert len(set(addresses[2:])) == 1

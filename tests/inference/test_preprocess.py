@@ -1,4 +1,4 @@
-"""Photographs prepared: drawn garments, whose true shape is known, on grounds of every kind."""
+"""Preprocessing of photos: drawn garments, whose true mask is known, on various backgrounds."""
 
 import io
 import struct
@@ -13,41 +13,41 @@ from gingham.inference.preprocess import open_photo, prepare_garment, prepare_pl
 from helpers import GROUNDS, drawn
 
 
-def silhouette(prepared):
+def garment_mask(prepared):
     return prepared.image[0] > 30
 
 
-def overlap(one, other):
-    return (one & other).sum() / (one | other).sum()
+def iou(mask, other):
+    return (mask & other).sum() / (mask | other).sum()
 
 
-def expected_silhouette():
-    """The shirt alone, filling the frame as the dataset's do."""
+def expected_mask():
+    """Return the mask of the shirt alone, filling the frame as the garments of the dataset do."""
     mask = drawn((0, 0, 0), (255, 255, 255))[1]
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    part = Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
-    width, height = part.size
+    crop = Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    width, height = crop.size
     scale = 28 / max(width, height)
-    small = part.convert("L").resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
+    small = crop.convert("L").resize((round(width * scale), round(height * scale)), Image.Resampling.BOX)
     frame = Image.new("L", (28, 28))
     frame.paste(small, ((28 - small.width) // 2, (28 - small.height) // 2))
     return np.asarray(frame) > 100
 
 
-@pytest.mark.parametrize(("colour", "ground"), GROUNDS)
+@pytest.mark.parametrize(("colour", "background"), GROUNDS)
 @pytest.mark.parametrize("corner", [(50, 80), (95, 155), (20, 20)])
-def test_the_garment_is_found_whatever_its_colour_and_place(colour, ground, corner):
-    photo, _ = drawn(colour, ground, corner=corner, texture=6)
+def test_garments_of_any_colour_and_position_are_segmented(colour, background, corner):
+    photo, _ = drawn(colour, background, corner=corner, texture=6)
     prepared = prepare_garment(photo)
     assert prepared.image.shape == (1, 28, 28)
     assert prepared.image.dtype == np.uint8
-    assert overlap(silhouette(prepared), expected_silhouette()) > 0.85
-    shirt = prepared.image[0][silhouette(prepared)]
-    assert np.median(shirt) >= 65  # light on black, whatever it was
-    assert (prepared.image[0][~expected_silhouette()] == 0).mean() > 0.8
+    assert iou(garment_mask(prepared), expected_mask()) > 0.85
+    shirt = prepared.image[0][garment_mask(prepared)]
+    assert np.median(shirt) >= 65  # light on black, whatever the photo's colours
+    assert (prepared.image[0][~expected_mask()] == 0).mean() > 0.8
 
 
-def test_every_step_is_kept_and_says_what_it_did():
+def test_every_step_is_kept_with_its_image_and_note():
     prepared = prepare_garment(drawn((40, 60, 120), (255, 255, 255))[0])
     assert [step.name for step in prepared.steps] == ["photo", "garment", "crop", "tone", "contrast", "size", "narrower"]
     assert prepared.notes[0] == "looked at 120x160 pixels"
@@ -61,16 +61,16 @@ def test_every_step_is_kept_and_says_what_it_did():
     assert np.ptp(widths[1]) < np.ptp(widths[0])
 
 
-def test_dark_cloth_turns_lighter_than_light_cloth():
-    """As in the dataset, which is negative: what is compared is one shirt with a dark and a light half."""
+def test_dark_cloth_becomes_lighter_than_light_cloth():
+    """As in the dataset, whose images are negatives. The shirt has a light and a dark half."""
     photo, mask = drawn((90, 90, 90), (255, 255, 255))
     pixels = np.array(photo)
     pixels[:, 150:][mask[:, 150:]] = 20
-    picture = prepare_garment(Image.fromarray(pixels)).image[0]
-    assert picture[12:20, 16:19].mean() > picture[12:20, 9:12].mean() + 60
+    image = prepare_garment(Image.fromarray(pixels)).image[0]
+    assert image[12:20, 16:19].mean() > image[12:20, 9:12].mean() + 60
 
 
-def test_a_picture_that_is_negative_already_is_not_turned_again():
+def test_a_negative_photo_is_not_inverted():
     photo, mask = drawn((90, 90, 90), (0, 0, 0))
     pixels = np.array(photo)
     pixels[:, 150:][mask[:, 150:]] = 240
@@ -79,7 +79,7 @@ def test_a_picture_that_is_negative_already_is_not_turned_again():
     assert prepared.image[0][12:20, 16:19].mean() > prepared.image[0][12:20, 9:12].mean() + 60
 
 
-def test_the_same_photo_gives_the_same_picture():
+def test_the_same_photo_always_gives_the_same_image():
     photo, _ = drawn((200, 40, 40), (150, 150, 150), texture=20)
     first = prepare_garment(photo)
     for _ in range(3):
@@ -97,9 +97,9 @@ def test_proportions_are_kept():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_is_turned_as_its_exif_data_says(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     upright, _ = drawn((40, 60, 120), (255, 255, 255))
-    undo = {
+    inverse = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
         4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -108,20 +108,20 @@ def test_a_photo_is_turned_as_its_exif_data_says(tmp_path, orientation):
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }
-    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    stored = upright.transpose(inverse[orientation]) if orientation in inverse else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "photo.png", exif=exif)
     assert np.array_equal(np.asarray(open_photo(tmp_path / "photo.png")), np.asarray(upright))
 
 
-def test_transparency_is_taken_as_the_cut_out():
-    """A white shirt on white, which nothing but its alpha channel can find."""
+def test_the_alpha_channel_is_used_as_the_mask():
+    """A white shirt on white, which can only be found by its alpha channel."""
     photo, mask = drawn((255, 255, 255), (255, 255, 255))
     photo.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
     prepared = prepare_garment(photo)
     assert "cut out already" in prepared.notes[1]
-    assert overlap(silhouette(prepared), expected_silhouette()) > 0.9
+    assert iou(garment_mask(prepared), expected_mask()) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -137,35 +137,35 @@ def test_transparency_is_taken_as_the_cut_out():
     ],
     ids=["one pixel", "a row", "a column", "one colour", "tiny", "all transparent", "noise"],
 )
-def test_a_photo_without_a_garment_is_taken_whole_or_in_part_and_never_fails(photo):
+def test_a_photo_without_a_garment_is_not_an_error_and_not_all_black(photo):
     prepared = prepare_garment(photo)
     assert prepared.image.shape == (1, 28, 28)
     assert prepared.image.max() > 0
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "1", "I;16", "RGBA", "YCbCr"])
-def test_every_kind_of_pixel_is_read(tmp_path, mode):
+def test_every_pixel_mode_is_read(tmp_path, mode):
     photo, _ = drawn((40, 40, 40), (250, 250, 250))
     grey = np.asarray(photo.convert("L")).astype(np.uint16)
     photo = Image.fromarray(grey * 257) if mode == "I;16" else photo.convert(mode)
     file = tmp_path / ("photo.tif" if mode in ("CMYK", "I;16", "YCbCr") else "photo.png")
     photo.save(file)
-    assert overlap(silhouette(prepare_garment(open_photo(file))), expected_silhouette()) > 0.85
+    assert iou(garment_mask(prepare_garment(open_photo(file))), expected_mask()) > 0.85
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
 def test_every_format_is_read(tmp_path, suffix):
     drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / f"photo.{suffix}")
-    assert overlap(silhouette(prepare_garment(open_photo(tmp_path / f"photo.{suffix}"))), expected_silhouette()) > 0.85
+    assert iou(garment_mask(prepare_garment(open_photo(tmp_path / f"photo.{suffix}"))), expected_mask()) > 0.85
 
 
-def test_a_file_that_is_no_picture_gets_one_sentence(tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+def test_unreadable_files_are_errors_with_the_reason(tmp_path):
+    (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "whole.png")
-    whole = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
-    for name, reason in (("text.jpg", "cannot identify"), ("empty.png", "it is empty"), ("torn.png", "truncated")):
+    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "valid.png")
+    content = (tmp_path / "valid.png").read_bytes()
+    (tmp_path / "truncated.png").write_bytes(content[: len(content) // 2])
+    for name, reason in (("text.jpg", "cannot identify"), ("empty.png", "it is empty"), ("truncated.png", "truncated")):
         with pytest.raises(DataError, match=f"cannot read .*{name} as a picture .*{reason}.*give a file of the formats PNG"):
             open_photo(tmp_path / name)
     with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; name a picture"):
@@ -174,35 +174,35 @@ def test_a_file_that_is_no_picture_gets_one_sentence(tmp_path):
         open_photo(tmp_path)
 
 
-def test_whatever_pillow_meets_in_a_damaged_file_is_one_sentence(monkeypatch):
-    file = io.BytesIO()
-    drawn((40, 60, 120), (255, 255, 255))[0].save(file, "PNG")
+def test_any_exception_that_pillow_raises_becomes_a_data_error(monkeypatch):
+    buffer = io.BytesIO()
+    drawn((40, 60, 120), (255, 255, 255))[0].save(buffer, "PNG")
     for error in (AssertionError(), MemoryError(), struct.error("unpack"), TypeError("'NoneType' object")):
         monkeypatch.setattr(Image.Image, "has_transparency_data", property(mock.Mock(side_effect=error)))
         with pytest.raises(DataError, match="cannot read the picture as a picture"):
-            open_photo(file.getvalue())
+            open_photo(buffer.getvalue())
 
 
-def test_a_picture_too_large_to_open_is_refused(tmp_path):
+def test_an_image_with_too_many_pixels_is_an_error(tmp_path):
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")
     with pytest.raises(DataError, match="20000x7000 pixels; allowed: 120,000,000"):
         open_photo(tmp_path / "huge.png")
 
 
-def test_other_models_see_the_whole_picture():
+def test_prepare_plain_keeps_the_whole_photo():
     photo = Image.new("RGB", (100, 50), (10, 200, 30))
-    picture = prepare_plain(photo, (3, 32, 32)).image
-    assert picture.shape == (3, 32, 32)
-    assert (picture == np.array([10, 200, 30])[:, None, None]).all()
+    image = prepare_plain(photo, (3, 32, 32)).image
+    assert image.shape == (3, 32, 32)
+    assert (image == np.array([10, 200, 30])[:, None, None]).all()
 
 
-def test_a_digit_on_paper_becomes_light_on_black_as_such_models_learned_it():
-    paper = Image.new("RGB", (200, 200), (220, 215, 205))
-    ImageDraw.Draw(paper).line((60, 40, 140, 160), fill=(30, 30, 60), width=14)
-    picture = prepare_plain(paper, (1, 28, 28), background=0.0).image[0]
-    assert picture[0, 0] == picture[-1, -1] == 0
-    assert picture[14, 14] > 200
-    light = prepare_plain(paper, (1, 28, 28), background=240.0).image[0]
-    assert light[0, 0] > 200
-    assert light[14, 14] < 80
-    assert np.array_equal(prepare_plain(paper, (1, 28, 28)).image[0], light)
+def test_a_photo_of_a_digit_is_inverted_only_for_models_with_a_black_background():
+    photo = Image.new("RGB", (200, 200), (220, 215, 205))
+    ImageDraw.Draw(photo).line((60, 40, 140, 160), fill=(30, 30, 60), width=14)
+    on_black = prepare_plain(photo, (1, 28, 28), background=0.0).image[0]
+    assert on_black[0, 0] == on_black[-1, -1] == 0
+    assert on_black[14, 14] > 200
+    on_white = prepare_plain(photo, (1, 28, 28), background=240.0).image[0]
+    assert on_white[0, 0] > 200
+    assert on_white[14, 14] < 80
+    assert np.array_equal(prepare_plain(photo, (1, 28, 28)).image[0], on_white)

@@ -1,5 +1,3 @@
-"""Checkpoints: whole or recognised as torn, with the one before to go on from."""
-
 import json
 import os
 
@@ -8,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from gingham.errors import GinghamError, RunError
+from gingham.io import sha256
 from gingham.runs.checkpoint import (
     has_checkpoint,
     has_unverified_checkpoint,
@@ -18,129 +17,131 @@ from gingham.runs.checkpoint import (
 )
 
 
-def keep(folder, step):
+def save(folder, step):
     save_checkpoint(folder, step, {"x": torch.arange(3.0) + step}, {"step": step})
 
 
 @pytest.fixture
-def kept(tmp_path):
-    """A folder in which the states after 3, 6 and 9 steps were kept."""
+def folder(tmp_path):
+    """A run folder with saved checkpoints after 3, 6 and 9 steps."""
     for step in (3, 6, 9):
-        keep(tmp_path, step)
+        save(tmp_path, step)
     return tmp_path
 
 
-def test_the_last_two_are_kept_and_the_last_is_loaded(kept):
-    loaded = load_checkpoint(kept)
+def test_the_last_two_checkpoints_are_kept_and_the_last_is_loaded(folder):
+    loaded = load_checkpoint(folder)
     assert torch.equal(loaded.tensors["x"], torch.arange(3.0) + 9)
     assert loaded.metadata == {"step": 9}
-    assert sorted(path.name for path in (kept / "checkpoint").iterdir()) == [
+    assert sorted(path.name for path in (folder / "checkpoint").iterdir()) == [
         f"step-0000000{step}.{suffix}" for step in (6, 9) for suffix in ("json", "safetensors")
     ]
 
 
-def flip(path):
+def flip_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-TEARS = {
-    "cut": ("safetensors", lambda path: path.write_bytes(path.read_bytes()[:-2]), "bytes, its manifest says"),
-    "a bit": ("safetensors", flip, "the SHA-256 of step-00000009.safetensors is not the one in its manifest"),
-    "empty": ("safetensors", lambda path: path.write_bytes(b""), "has 0 bytes"),
-    "gone": ("safetensors", lambda path: path.unlink(), "No such file"),
-    "manifest cut": ("json", lambda path: path.write_text(path.read_text()[:-9]), "is not whole JSON"),
-    "manifest empty": ("json", lambda path: path.write_text(""), "is not whole JSON"),
-    "manifest of another": ("json", lambda path: path.write_text((path.parent / "step-00000006.json").read_text()), "SHA-256"),
-    "manifest with nothing in it": ("json", lambda path: path.write_text("{}"), "its manifest says None"),
+DAMAGE = {
+    "truncated state": ("safetensors", lambda path: path.write_bytes(path.read_bytes()[:-2]), "bytes, its manifest says"),
+    "flipped bit": ("safetensors", flip_bit, "the SHA-256 of step-00000009.safetensors is not the one in its manifest"),
+    "empty state": ("safetensors", lambda path: path.write_bytes(b""), "has 0 bytes"),
+    "missing state": ("safetensors", lambda path: path.unlink(), "No such file"),
+    "truncated manifest": ("json", lambda path: path.write_text(path.read_text()[:-9]), "is not whole JSON"),
+    "empty manifest": ("json", lambda path: path.write_text(""), "is not whole JSON"),
+    "manifest of another step": (
+        "json",
+        lambda path: path.write_text((path.parent / "step-00000006.json").read_text()),
+        "SHA-256",
+    ),
+    "manifest without keys": ("json", lambda path: path.write_text("{}"), "its manifest says None"),
 }
 
 
-@pytest.mark.parametrize("name", TEARS)
-def test_a_torn_one_is_recognised_and_the_one_before_is_used(kept, name):
-    suffix, tear, why = TEARS[name]
-    tear(kept / "checkpoint" / f"step-00000009.{suffix}")
-    assert load_checkpoint(kept).metadata == {"step": 6}
-    _, [sentence] = read_checkpoint(kept)
-    assert "step-00000009 is torn" in sentence
-    assert why in sentence
-    # Going on from step 6, the next one takes the torn one's place, and never that of the last good one.
-    keep(kept, 8)
-    assert {path.stem for path in (kept / "checkpoint").iterdir()} == {"step-00000006", "step-00000008"}
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_torn_checkpoint_is_detected_and_the_previous_one_is_used(folder, name):
+    suffix, damage, reason = DAMAGE[name]
+    damage(folder / "checkpoint" / f"step-00000009.{suffix}")
+    assert load_checkpoint(folder).metadata == {"step": 6}
+    _, [message] = read_checkpoint(folder)
+    assert "step-00000009 is torn" in message
+    assert reason in message
+    # After a resume from step 6, the next checkpoint replaces the torn one, never the last whole one.
+    save(folder, 8)
+    assert {path.stem for path in (folder / "checkpoint").iterdir()} == {"step-00000006", "step-00000008"}
 
 
-def test_a_pipe_in_its_place_is_not_waited_for(kept):
-    state = kept / "checkpoint" / "step-00000009.safetensors"
+def test_a_pipe_instead_of_a_state_does_not_block(folder):
+    state = folder / "checkpoint" / "step-00000009.safetensors"
     state.unlink()
     os.mkfifo(state)
-    said = {"format": 2, "bytes": 0, "sha256": ""}
-    state.with_suffix(".json").write_text(json.dumps(said))
-    assert load_checkpoint(kept).metadata == {"step": 6}
+    manifest = {"format": 2, "bytes": 0, "sha256": ""}
+    state.with_suffix(".json").write_text(json.dumps(manifest))
+    assert load_checkpoint(folder).metadata == {"step": 6}
 
 
-def test_all_torn_is_an_error_that_names_the_way_out(kept):
-    for path in (kept / "checkpoint").glob("*.safetensors"):
+def test_only_torn_checkpoints_is_an_error_that_says_how_to_start_over(folder):
+    for path in (folder / "checkpoint").glob("*.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(RunError, match=r"no checkpoint in .* is whole: .*step-00000009 is torn .*; remove .* to start over"):
-        load_checkpoint(kept)
+        load_checkpoint(folder)
 
 
-def test_without_its_manifest_a_state_does_not_count(kept):
-    (kept / "checkpoint" / "step-00000012.safetensors").write_bytes(b"half of a")
-    assert load_checkpoint(kept).metadata == {"step": 9}
-    (kept / "checkpoint" / ".step-00000015.safetensors.x7.safetensors").write_bytes(b"killed while writing")
-    keep(kept, 13)
-    assert {path.stem for path in (kept / "checkpoint").iterdir()} == {"step-00000009", "step-00000013"}
+def test_a_state_without_a_manifest_is_ignored(folder):
+    (folder / "checkpoint" / "step-00000012.safetensors").write_bytes(b"half of a")
+    assert load_checkpoint(folder).metadata == {"step": 9}
+    (folder / "checkpoint" / ".step-00000015.safetensors.x7.safetensors").write_bytes(b"killed while writing")
+    save(folder, 13)
+    assert {path.stem for path in (folder / "checkpoint").iterdir()} == {"step-00000009", "step-00000013"}
 
 
-def test_states_without_any_manifest_are_told_from_none(kept):
-    assert not has_unverified_checkpoint(kept)
-    for path in (kept / "checkpoint").glob("*.json"):
+def test_has_unverified_checkpoint_is_true_only_for_states_without_any_manifest(folder):
+    assert not has_unverified_checkpoint(folder)
+    for path in (folder / "checkpoint").glob("*.json"):
         path.unlink()
-    assert has_unverified_checkpoint(kept)
-    assert not has_checkpoint(kept)
-    assert not has_unverified_checkpoint(kept.parent)
+    assert has_unverified_checkpoint(folder)
+    assert not has_checkpoint(folder)
+    assert not has_unverified_checkpoint(folder.parent)
 
 
 @pytest.mark.parametrize(
     ("version", "message"),
     [(3, r"of format 3, newer than 2, .*update gingham"), (1, r"of format 1, from before the release 0.1.0, .*to start over")],
 )
-def test_another_format_is_no_damage(kept, version, message):
-    path = kept / "checkpoint" / "step-00000009.json"
+def test_another_format_is_an_error_and_the_previous_checkpoint_is_not_used(folder, version, message):
+    path = folder / "checkpoint" / "step-00000009.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": version}))
     with pytest.raises(RunError, match=message):
-        load_checkpoint(kept)
+        load_checkpoint(folder)
 
 
-def test_what_is_whole_but_no_checkpoint_is_named(kept):
-    state = kept / "checkpoint" / "step-00000009.safetensors"
+def test_a_whole_file_that_is_no_checkpoint_is_an_error(folder):
+    state = folder / "checkpoint" / "step-00000009.safetensors"
     save_file({"x": torch.zeros(1)}, state)
-    from gingham.io import sha256
-
-    said = {"format": 2, "bytes": state.stat().st_size, "sha256": sha256(state)}
-    state.with_suffix(".json").write_text(json.dumps(said))
+    manifest = {"format": 2, "bytes": state.stat().st_size, "sha256": sha256(state)}
+    state.with_suffix(".json").write_text(json.dumps(manifest))
     with pytest.raises(RunError, match=r"holds no checkpoint of gingham .*remove it to start over"):
-        load_checkpoint(kept)
+        load_checkpoint(folder)
 
 
-def test_a_full_disk_leaves_the_one_before(kept, monkeypatch):
-    def full(*_, **__):
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(folder, monkeypatch):
+    def fail(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gingham.io.os.fsync", full)
+    monkeypatch.setattr("gingham.io.os.fsync", fail)
     with pytest.raises(GinghamError, match="No space left on device"):
-        keep(kept, 12)
+        save(folder, 12)
     monkeypatch.undo()
-    assert load_checkpoint(kept).metadata == {"step": 9}
+    assert load_checkpoint(folder).metadata == {"step": 9}
 
 
-def test_removing_takes_nothing_else(kept):
-    (kept / "checkpoint" / "notes.txt").write_text("mine")
-    assert has_checkpoint(kept)
-    remove_checkpoints(kept)
-    assert [path.name for path in (kept / "checkpoint").iterdir()] == ["notes.txt"]
-    assert not has_checkpoint(kept)
+def test_remove_checkpoints_removes_no_other_files(folder):
+    (folder / "checkpoint" / "notes.txt").write_text("mine")
+    assert has_checkpoint(folder)
+    remove_checkpoints(folder)
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["notes.txt"]
+    assert not has_checkpoint(folder)
     with pytest.raises(RunError, match="there is no checkpoint"):
-        load_checkpoint(kept)
+        load_checkpoint(folder)

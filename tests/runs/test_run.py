@@ -15,14 +15,8 @@ from helpers import ROOT
 GOLDEN = ROOT / "tests/golden"
 
 
-@pytest.fixture
-def saved(small_run, tmp_path):
-    run, data = small_run
-    return gingham.save(run, tmp_path / "run"), run, data
-
-
-def test_a_loaded_model_predicts_the_same_bits(saved):
-    folder, run, data = saved
+def test_a_loaded_model_predicts_the_same_bits(saved_run):
+    folder, run, data = saved_run
     loaded = gingham.load(folder)
     assert torch.equal(loaded.model.predict(data.test.images).probabilities, run.model.predict(data.test.images).probabilities)
     assert loaded.recipe == run.recipe
@@ -32,8 +26,8 @@ def test_a_loaded_model_predicts_the_same_bits(saved):
     assert loaded.model.classes == run.model.classes
 
 
-def test_what_a_run_folder_holds(saved):
-    folder, run, _ = saved
+def test_a_saved_run_consists_of_metadata_history_and_weights(saved_run):
+    folder, run, _ = saved_run
     assert sorted(path.name for path in folder.iterdir()) == ["history.jsonl", "model.json", "model.safetensors"]
     metadata = json.loads((folder / "model.json").read_text())
     assert metadata["classes"] == ["0", "1", "2", "3"]
@@ -49,17 +43,17 @@ def test_what_a_run_folder_holds(saved):
     assert [entry["step"] for entry in steps if "learning_rate" in entry] == list(range(1, run.metrics["steps"] + 1))
 
 
-def test_loading_draws_no_random_numbers(saved):
+def test_loading_draws_no_random_numbers(saved_run):
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    gingham.load(saved[0])
+    gingham.load(saved_run[0])
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_another_run_is_not_overwritten(saved, small_run):
-    folder, run, _ = saved
-    gingham.save(run, folder)  # the same one may be written again
+def test_saving_over_another_run_is_an_error(saved_run):
+    folder, run, _ = saved_run
+    gingham.save(run, folder)  # the same run may be saved again
     other = gingham.Run(run.model, run.recipe)
     with pytest.raises(RunError, match="already holds a finished run"):
         gingham.save(other, folder)
@@ -76,7 +70,7 @@ def remove(folder, key):
     (folder / "model.json").write_text(json.dumps(metadata))
 
 
-def reshape(folder, edit):
+def edit_weights(folder, edit):
     tensors = load_file(folder / "model.safetensors")
     edit(tensors)
     save_file(tensors, folder / "model.safetensors")
@@ -86,72 +80,56 @@ WEIGHT = "network.conv1.weight"
 DAMAGE = {
     "newer format": (lambda f: change(f, format=99), "format 99 is newer than 2.*update gingham"),
     "older format": (lambda f: change(f, format=1), "format 1 is from before the release 0.1.0 .*train again"),
-    "odd format": (lambda f: change(f, format="x"), "format is 'x'"),
+    "format that is no number": (lambda f: change(f, format="x"), "format is 'x'"),
     "unknown network": (lambda f: change(f, recipe={"network": "os:system"}), "is a run of your own network os:system; give it again"),
     "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),
     "recipe of another type": (lambda f: change(f, recipe=[1]), "does not describe a run"),
     "no classes": (lambda f: change(f, classes=[]), "classes is not a list of 1 to 10000 names"),
-    "absurd shape": (lambda f: change(f, input_shape=[1, 10**9, 10**9]), "input_shape is"),
+    "oversized shape": (lambda f: change(f, input_shape=[1, 10**9, 10**9]), "input_shape is"),
     "another shape": (lambda f: change(f, input_shape=[1, 20, 20]), "does not describe a run"),
     "other classes": (lambda f: change(f, classes=["a", "b"]), "holds network.conv8.weight as .* the network needs"),
-    "history of another type": (lambda f: change(f, test_openings="none"), "test_openings is not a list"),
-    "a class twice": (lambda f: change(f, classes=["0", "1", "1", "3"]), "classes has a name twice"),
+    "test openings of another type": (lambda f: change(f, test_openings="none"), "test_openings is not a list"),
+    "duplicate class": (lambda f: change(f, classes=["0", "1", "1", "3"]), "classes has a name twice"),
     "missing key": (lambda f: remove(f, "classes"), "lacks the key 'classes'"),
     "not JSON": (lambda f: (f / "model.json").write_text("{"), "is not whole JSON"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot read .*model.safetensors"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot read"),
     "truncated weights": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]), "cannot read"),
-    "garbage weights": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 5000), "cannot read"),
-    "missing tensor": (lambda f: reshape(f, lambda t: t.pop(WEIGHT)), f"lacks the tensor {WEIGHT}"),
-    "wrong shape": (lambda f: reshape(f, lambda t: t.update({WEIGHT: torch.zeros(2)})), rf"holds {WEIGHT} as torch.float32 \(2,\)"),
-    "wrong type": (lambda f: reshape(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})), "as torch.float64"),
-    "extra tensor": (lambda f: reshape(f, lambda t: t.update(extra=torch.zeros(2))), "a tensor extra that the network does not have"),
-    "NaN weights": (lambda f: reshape(f, lambda t: t[WEIGHT].fill_(float("nan"))), "values in .* that are not finite"),
-    "a flipped bit": (lambda f: reshape(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)), "is not the file that was saved"),
-    "an edited mean": (lambda f: change(f, mean=[0.4]), r"says mean \[0.4\] where the recipe and weights beside it say \[0.5\]"),
+    "random weights file": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 5000), "cannot read"),
+    "missing tensor": (lambda f: edit_weights(f, lambda t: t.pop(WEIGHT)), f"lacks the tensor {WEIGHT}"),
+    "wrong shape": (lambda f: edit_weights(f, lambda t: t.update({WEIGHT: torch.zeros(2)})), rf"holds {WEIGHT} as torch.float32 \(2,\)"),
+    "wrong type": (lambda f: edit_weights(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})), "as torch.float64"),
+    "extra tensor": (lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))), "a tensor extra that the network does not have"),
+    "NaN weights": (lambda f: edit_weights(f, lambda t: t[WEIGHT].fill_(float("nan"))), "values in .* that are not finite"),
+    "flipped bit": (lambda f: edit_weights(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)), "is not the file that was saved"),
+    "edited mean": (lambda f: change(f, mean=[0.4]), r"says mean \[0.4\] where the recipe and weights beside it say \[0.5\]"),
     "no temperature": (lambda f: remove(f, "temperature"), "lacks the key 'temperature'"),
-    "no digest": (lambda f: remove(f, "weights_sha256"), "is not the file that was saved"),
-    "half a letter": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not whole JSON"),
-    "a name of two lines": (lambda f: change(f, classes=["0", "1", "2", "a\nb"]), "has the name .*not in plain letters"),
+    "no checksum": (lambda f: remove(f, "weights_sha256"), "is not the file that was saved"),
+    "lone surrogate": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not whole JSON"),
+    "class name with a line break": (lambda f: change(f, classes=["0", "1", "2", "a\nb"]), "has the name .*not in plain letters"),
     "too many channels": (lambda f: change(f, input_shape=[4096, 28, 28]), "with 4096 channels; at most 64"),
-    "not a number": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is no number of JSON"),
-    "no temperature to divide by": (lambda f: reshape(f, lambda t: t["temperature"].zero_()), "in temperature that no training gives"),
-    "no deviation to divide by": (lambda f: reshape(f, lambda t: t["std"].zero_()), "in std that no training gives, down to 0"),
-    "history of other things": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
-    "a text for a number": (lambda f: change(f, metrics={"parameters": "x"}), "parameters in metrics is a str, a number from 0 up is needed"),
-    "a number below 0": (lambda f: change(f, metrics={"train_seconds": -3}), "train_seconds in metrics is -3, a number from 0 up"),
-    "an accuracy above 1": (lambda f: change(f, metrics={"validation_accuracy": 93}), "validation_accuracy in metrics is 93, a number from 0 to 1"),
-    "a number for a text": (lambda f: change(f, environment={"hardware": 3}), "hardware in environment is 3, a text is needed"),
-    "openings of another type": (lambda f: change(f, test_openings=[1]), "test_openings is no list of objects"),
-    "teachers of another type": (lambda f: change(f, data={"teachers": ["x"]}), "teachers in data is no list of objects"),
-    "a number without end": (lambda f: change(f, metrics={"steps": 10**30}), "steps in metrics is a number out of range, a number from 0 up"),
-    "a step without its loss": (
-        lambda f: (f / "history.jsonl").write_text('{"step": 1, "accuracy": 1, "learning_rate": 0.1}'), "line 1 has no number for loss"),
-    "an epoch in words": (
-        lambda f: (f / "history.jsonl").write_text('{"epoch": "one", "step": 3, "train_loss": 1, "train_accuracy": 1}'),
-        "line 1 has no number for epoch"),
-    "half a look": (
-        lambda f: (f / "history.jsonl").write_text(
-            '{"epoch": 1, "step": 3, "train_loss": 1, "train_accuracy": 1, "validation_loss": 1}'),
-        "line 1 has no numbers for validation_loss and validation_accuracy"),
-    "broken history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
+    "NaN metric": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is no number of JSON"),
+    "zero temperature": (lambda f: edit_weights(f, lambda t: t["temperature"].zero_()), "in temperature that no training gives"),
+    "zero standard deviation": (lambda f: edit_weights(f, lambda t: t["std"].zero_()), "in std that no training gives, down to 0"),
+    "history of other types": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
+    "malformed history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_one_sentence(saved, name):
-    folder, _, _ = saved
-    spoil, message = DAMAGE[name]
-    spoil(folder)
+def test_a_damaged_run_is_an_error_of_one_line(saved_run, name):
+    folder, _, _ = saved_run
+    damage, message = DAMAGE[name]
+    damage(folder)
     with pytest.raises(RunError, match=message) as caught:
         gingham.load(folder)
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
 
 
-def test_a_pipe_among_the_files_is_not_waited_for(saved):
-    folder, _, _ = saved
+def test_a_pipe_instead_of_a_file_does_not_block(saved_run):
+    folder, _, _ = saved_run
     for name in ("history.jsonl", "model.safetensors", "model.json"):
         (folder / name).unlink()
         os.mkfifo(folder / name)
@@ -159,14 +137,14 @@ def test_a_pipe_among_the_files_is_not_waited_for(saved):
             gingham.load(folder)
 
 
-def test_a_shape_of_larger_pictures_than_memory_costs_none(saved):
-    folder, _, _ = saved
+def test_a_shape_larger_than_memory_allocates_no_memory(saved_run):
+    folder, _, _ = saved_run
     change(folder, recipe={"network": "huge"}, input_shape=[64, 4096, 4096])
     with pytest.raises(RunError, match="the network needs"):
         gingham.load(folder)
 
 
-def test_no_run_and_an_unfinished_one(tmp_path):
+def test_a_missing_run_and_an_unfinished_run_are_errors(tmp_path):
     with pytest.raises(RunError, match=r"there is no folder .*train one with gingham train --out"):
         gingham.load(tmp_path / "nowhere")
     save_checkpoint(tmp_path, 3, {"x": torch.zeros(1)}, {"step": 3})
@@ -174,28 +152,28 @@ def test_no_run_and_an_unfinished_one(tmp_path):
         gingham.load(tmp_path)
 
 
-def test_a_run_without_its_history_still_loads(saved):
-    folder, _, _ = saved
+def test_a_run_without_its_history_still_loads(saved_run):
+    folder, _, _ = saved_run
     (folder / "history.jsonl").unlink()
     assert gingham.load(folder).history == []
 
 
 @pytest.mark.parametrize("folder", sorted(GOLDEN.glob("run-*")), ids=lambda folder: folder.name)
 def test_runs_of_every_release_still_load(folder, tmp_path):
-    # Read-only: a copy, so that nothing in golden/ can change.
+    # Load a copy, so that nothing in golden/ can change.
     run = gingham.load(shutil.copytree(folder, tmp_path / "copy"))
     expected = json.loads((folder / "expected.json").read_text())
-    picture = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
-    probabilities = run.model.predict(picture).probabilities[0]
+    image = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
+    probabilities = run.model.predict(image).probabilities[0]
     assert probabilities.tolist() == pytest.approx(expected["probabilities"], abs=1e-5)
 
 
-def test_there_is_a_golden_run():
+def test_a_golden_run_exists():
     assert (GOLDEN / "run-0.1" / "model.json").exists()
 
 
-def test_a_folder_of_runs_says_which_are_there(saved):
-    folder, _, _ = saved
+def test_a_folder_of_runs_is_an_error_that_names_one(saved_run):
+    folder, _, _ = saved_run
     with pytest.raises(RunError, match=rf"is no run but holds runs; name one, such as {folder}"):
         gingham.load(folder.parent)
     (folder.parent / "trials.json").write_text("{}")
@@ -206,19 +184,19 @@ def test_a_folder_of_runs_says_which_are_there(saved):
         gingham.load(folder.parent / "empty")
 
 
-def test_a_halved_run_is_what_was_measured_and_half_as_large(tmp_path, small_run):
+def test_a_halved_run_predicts_the_same_bits_in_half_the_size(tmp_path, small_run):
     run, data = small_run
-    whole = gingham.save(run, tmp_path / "whole")
+    full = gingham.save(run, tmp_path / "full")
     run.folder = None
     halve(run.model)
     expected = run.model.predict(data.validation.images).probabilities
     halved = gingham.save(run, tmp_path / "halved", halved=True)
     assert torch.equal(gingham.load(halved).model.predict(data.validation.images).probabilities, expected)
-    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, halved)]
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (full, halved)]
     assert 0.5 < sizes[1] / sizes[0] < 0.55
 
 
-def test_halving_moves_an_answer_by_less_than_a_hundredth(small_run):
+def test_halving_changes_probabilities_by_less_than_a_hundredth(small_run):
     run, data = small_run
     before = run.model.predict(data.validation.images).probabilities
     halve(run.model)

@@ -10,14 +10,14 @@ from gingham.training.optimizer import build_optimizer, lr_at, orthogonalize
 
 
 @pytest.mark.parametrize("step", [0, 1, 37, 99])
-def test_schedules_are_their_closed_form(step):
+def test_schedules_equal_their_closed_form(step):
     base = Recipe(learning_rate=0.2)
     assert lr_at(step, 100, base) == 0.2
     assert lr_at(step, 100, base.replace(schedule="linear")) == pytest.approx(0.2 * (100 - step) / 100)
     assert lr_at(step, 100, base.replace(schedule="cosine")) == pytest.approx(0.1 * (1 + math.cos(math.pi * step / 100)))
 
 
-def test_schedules_start_at_the_top_and_fall():
+def test_schedules_start_at_the_maximum_and_fall():
     for schedule in ("linear", "cosine"):
         rates = [lr_at(step, 50, Recipe(schedule=schedule)) for step in range(50)]
         assert rates[0] == 0.01
@@ -26,7 +26,7 @@ def test_schedules_start_at_the_top_and_fall():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_is_the_textbooks(nesterov):
+def test_sgd_equals_the_textbook_update(nesterov):
     torch.manual_seed(0)
     layer = torch.nn.Linear(3, 1, bias=False)
     recipe = Recipe(learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov)
@@ -42,13 +42,13 @@ def test_sgd_is_the_textbooks(nesterov):
         assert torch.allclose(layer.weight, weight, atol=1e-5)
 
 
-def test_frozen_weights_stay():
+def test_frozen_weights_do_not_change():
     layer = torch.nn.Linear(3, 2)
     layer.bias.requires_grad_(False)
     assert sum(len(group["params"]) for group in build_optimizer(layer, Recipe()).param_groups) == 1
 
 
-def test_warmup_rises_in_a_line_to_the_top():
+def test_warmup_rises_linearly_to_the_maximum():
     recipe = Recipe(learning_rate=1.0, warmup=0.2, schedule="linear")
     rates = [lr_at(step, 100, recipe) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
@@ -59,7 +59,7 @@ def test_warmup_rises_in_a_line_to_the_top():
     assert lr_at(0, 1, recipe.replace(warmup=1)) > 0
 
 
-def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths():
+def test_orthogonalized_matrix_keeps_its_singular_vectors():
     torch.manual_seed(0)
     for shape in ((12, 40), (40, 12), (16, 16)):
         matrix = torch.randn(shape) @ torch.diag(torch.linspace(0.3, 1, shape[1]))
@@ -70,7 +70,7 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_lengths():
         assert (core - torch.diag(core.diagonal())).abs().max() < 1e-3
 
 
-def test_muon_is_sgd_for_all_but_filters():
+def test_muon_equals_sgd_except_for_filters():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 9, 2))
     recipe = Recipe(optimizer="muon", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, filter_lr_scale=0)
@@ -100,7 +100,7 @@ def test_muon_is_sgd_for_all_but_filters():
         assert torch.allclose(mine, other, atol=1e-5)
 
 
-def test_muons_filters_move_by_an_orthogonal_step_and_keep_their_norm():
+def test_muon_filters_take_orthogonal_steps_and_keep_their_norm():
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 8, 3, bias=False)
     optimizer = build_optimizer(layer, Recipe(optimizer="muon", learning_rate=0.1, momentum=0.5, filter_lr_scale=0.4))

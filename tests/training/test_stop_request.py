@@ -22,7 +22,7 @@ def in_the_foreground():
 
 
 @pytest.mark.parametrize(("number", "ending"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_one_is_noted_and_means_what_it_did(number, ending):
+def test_signal_is_recorded_and_raised_later(number, ending):
     with deferred_signals() as asked:
         assert not asked
         os.kill(os.getpid(), number)
@@ -33,7 +33,7 @@ def test_one_is_noted_and_means_what_it_did(number, ending):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_the_second_ends_at_once_unless_patient():
+def test_second_signal_ends_at_once_unless_repeats_are_ignored():
     with deferred_signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
         assert asked
@@ -45,7 +45,7 @@ def test_the_second_ends_at_once_unless_patient():
         assert asked
 
 
-def test_what_others_handle_or_ignore_is_left_to_them():
+def test_signals_with_another_handler_are_left_alone():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with deferred_signals() as asked:
         os.kill(os.getpid(), signal.SIGINT)
@@ -53,7 +53,7 @@ def test_what_others_handle_or_ignore_is_left_to_them():
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
-def test_outside_the_main_thread_nothing_is_handled():
+def test_nothing_is_handled_outside_the_main_thread():
     seen = []
 
     def work():
@@ -69,7 +69,7 @@ def test_outside_the_main_thread_nothing_is_handled():
 @pytest.mark.parametrize(
     ("number", "ending", "code"), [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
 )
-def test_a_training_keeps_its_state_before_it_ends(quadrants, tmp_path, command, monkeypatch, number, ending, code):
+def test_interrupted_training_saves_a_checkpoint_first(quadrants, tmp_path, command, monkeypatch, number, ending, code):
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = gingham.RECIPES["article"].replace(epochs=3, batch_size=32, checkpoint_seconds=1e9, validation_images=40)
     asking = {"folder": tmp_path / "run", "progress": False}

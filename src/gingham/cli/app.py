@@ -59,10 +59,10 @@ for command in (train, evaluate, predict, show, summary, trials, compare, report
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exits with 0, 2 for what the user can mend, 130 when interrupted."""
-    usage_error: Any = typer.BadParameter.__mro__[2]  # the base of every complaint about arguments
+    """Run the command line; exits with 0, with 2 for errors that the user can fix, or with 130 when interrupted."""
+    usage_error: Any = typer.BadParameter.__mro__[2]  # the base class of all argument errors
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an old terminal shows a question mark for the formulas' signs
+        sys.stdout.reconfigure(errors="replace")  # older terminals show a question mark for mathematical symbols
     try:
         code: Any = app(arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except (BrokenPipeError, SystemExit):
-        # The reader, such as head, has had enough; typer, told to leave exits to us, still exits by itself on that.
+        # The reader of the pipe, such as head, closed it. Typer then exits by itself even with standalone_mode=False.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except usage_error as error:
@@ -95,32 +95,32 @@ def main(arguments: list[str] | None = None) -> None:
 def _fail(message: str) -> None:
     line = " ".join(message.split())
     rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    who = "gingham" if size == "1" or rank == "0" or not rank.isdecimal() else f"gingham (process {rank} of {size})"
+    prefix = "gingham" if size == "1" or rank == "0" or not rank.isdecimal() else f"gingham (process {rank} of {size})"
     with contextlib.suppress(OSError):
-        print(f"{who}: {line}", file=sys.stderr)
+        print(f"{prefix}: {line}", file=sys.stderr)
     sys.exit(2)
 
 
-def _open_closed() -> None:
-    """Give stdin, stdout and stderr a place where they were closed: the next file would take their number, and what is printed go into it."""
-    for number in range(3):
+def _open_closed_streams() -> None:
+    """Open /dev/null for closed standard streams; otherwise the next opened file would become one, and get what is printed."""
+    for descriptor in range(3):
         try:
-            os.fstat(number)
+            os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
     sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
     sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
 
 
 def run() -> NoReturn:
-    """Run the command line as a process of its own, and end it at once: what torch tidies up on the way out takes 0.4 s."""
+    """Run the command line as a process of its own and exit at once, because torch's cleanup at exit takes 0.4 s."""
     code: Any = 1
-    _open_closed()
+    _open_closed_streams()
     try:
         main()
     except SystemExit as stop:
         code = stop.code
-    except BaseException:  # noqa: BLE001  # a bug of ours: shown as Python shows it
+    except BaseException:  # noqa: BLE001  # a bug in Gingham: print the traceback as Python does
         traceback.print_exc()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

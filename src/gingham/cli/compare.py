@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gingham.cli.options import Json, Split
+from gingham.cli.options import Json, SplitOption
 from gingham.cli.output import print_json
 from gingham.cli.resolve import load_split, require_split
 
@@ -13,7 +13,7 @@ from gingham.cli.resolve import load_split, require_split
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="A run folder, or a folder of trials.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one, of the same kind.")],
-    split: Split = "validation",
+    split: SplitOption = "validation",
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="package.module:Class", help="A network of your own that they are of; may be repeated."),
@@ -26,8 +26,8 @@ def compare(
     from gingham.models.registry import import_network
 
     networks = [import_network(name) for name in model or []]
-    found = run_compare(a, b, lambda run: load_split(run, run.folder or a, None, split), networks=networks)
+    comparison = run_compare(a, b, lambda trained: load_split(trained, trained.folder or a, None, split), networks=networks)
     if as_json:
-        print_json(found.to_dict())
+        print_json(comparison.to_dict())
     else:
-        print(found)
+        print(comparison)

@@ -31,22 +31,22 @@ def diagnose(
     """Find what is wrong with a run or with data."""
     folder = Path(what)
     if any((folder / name).exists() for name in ("model.json", "checkpoint", "trials.json")):
-        found, data, notes = _diagnose_run(folder, split, model)
+        issues, splits, notes = _diagnose_run(folder, split, model)
     elif split is not None:
         raise GinghamError(f"--split is for a run, and {what} is none; leave it out")
     else:
-        found, data, notes = _diagnose_data(what)
+        issues, splits, notes = _diagnose_data(what)
     figure = None
-    if any(issue.images for issue in found):
+    if any(issue.images for issue in issues):
         from gingham.plots import draw_image_groups
 
-        figure = try_draw(draw_image_groups, _image_groups(found, data), out or Path(f"{Path(data.name).name}-findings.png"))
+        figure = try_draw(draw_image_groups, _groups(issues, splits), out or Path(f"{Path(splits.name).name}-findings.png"))
     if as_json:
-        print_json([issue.to_dict() | {"file": figure if issue.images else None} for issue in found])
+        print_json([issue.to_dict() | {"file": figure if issue.images else None} for issue in issues])
         return
-    for issue in found:
+    for issue in issues:
         print(f"{issue}\n")
-    if not found:
+    if not issues:
         print(f"nothing found wrong with {what}")
     for note in notes:
         print(note)
@@ -59,8 +59,8 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
     from gingham.evaluation.run_data import load_run_data
     from gingham.runs.run import load
 
-    run = load(folder, network_factory(model))
-    data = load_run_data(run, folder)
+    trained = load(folder, network_factory(model))
+    splits = load_run_data(trained, folder)
     notes = [
         (
             "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a learning "
@@ -71,18 +71,18 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
         from gingham.diagnosis.check_data import find_leaks
         from gingham.evaluation.evaluate import correct_predictions
 
-        chosen = load_split(run, folder, None, split)
-        trained = [data.train] + ([data.validation] if split == "test" and data.validation else [])
-        right = correct_predictions(run, chosen)
-        leaks = find_leaks(trained, chosen)
+        evaluated = load_split(trained, folder, None, split)
+        training = [splits.train] + ([splits.validation] if split == "test" and splits.validation else [])
+        correct = correct_predictions(trained, evaluated)
+        leaks = find_leaks(training, evaluated)
         clean = (
-            f"{float(right[~leaks].double().mean()):.2%} without them" if not bool(leaks.all()) else "nothing is left without"
+            f"{float(correct[~leaks].double().mean()):.2%} without them" if not bool(leaks.all()) else "nothing is left without"
         )
         notes.append(
             f"{int(leaks.sum()):,} of {len(leaks):,} {split} pictures are in the training data too, or nearly so: accuracy "
-            f"{float(right.double().mean()):.2%} with and {clean}"
+            f"{float(correct.double().mean()):.2%} with and {clean}"
         )
-    return check_run(run, data.train, data.validation), data, notes
+    return check_run(trained, splits.train, splits.validation), splits, notes
 
 
 def _diagnose_data(what: str) -> "tuple[list[Issue], DataSplits, list[str]]":
@@ -95,25 +95,25 @@ def _diagnose_data(what: str) -> "tuple[list[Issue], DataSplits, list[str]]":
             f"{what} is no run, dataset or folder{suggest(what, REGISTRY)}; give a run folder, a dataset's name, a folder with a folder of "
             "pictures for each class or with IDX files, a .csv or a .npz"
         )
-    data, odd = load_unchecked(what)
+    splits, file_issues = load_unchecked(what)
     print_message("looking for duplicates, then training two small networks to doubt single labels")
-    found = check_data(data, odd)
+    issues = check_data(splits, file_issues)
     notes = []
-    if not any(issue.code.startswith("exact-duplicates") for issue in found):
+    if not any(issue.code.startswith("exact-duplicates") for issue in issues):
         notes.append("no exact duplicate, within the splits or across them")
     notes.append(
         "looked for: files, classes a split lacks, imbalance, pictures of one value, exact and near duplicates, labels mixed up, "
         "single labels that are likely wrong"
     )
-    return found, data, notes
+    return issues, splits, notes
 
 
-def _image_groups(issues: "list[Issue]", data: "DataSplits") -> "list[tuple[str, list[list[tuple[torch.Tensor, str]]]]]":
-    """Each issue's title and its groups of images, with captions, for `draw_image_groups`."""
-    splits = {part.name: part for part in (data.train, data.validation, data.test) if part is not None}
+def _groups(issues: "list[Issue]", splits: "DataSplits") -> "list[tuple[str, list[list[tuple[torch.Tensor, str]]]]]":
+    """Return each issue's title and its groups of images with captions, for `draw_image_groups`."""
+    by_name = {split.name: split for split in (splits.train, splits.validation, splits.test) if split is not None}
 
-    def captioned(name: str, index: int) -> "tuple[torch.Tensor, str]":
-        split = splits[name]
+    def with_caption(name: str, index: int) -> "tuple[torch.Tensor, str]":
+        split = by_name[name]
         return split.images[index], f"{split.classes[int(split.labels[index])][:11]}\n{name} {index}"
 
-    return [(issue.title, [[captioned(*item) for item in group] for group in issue.images[:40]]) for issue in issues]
+    return [(issue.title, [[with_caption(*item) for item in group] for group in issue.images[:40]]) for issue in issues]

@@ -33,56 +33,56 @@ def evaluate(
     """Measure a run: accuracy, table by class, confusion."""
     require_split(split or "validation")
     from gingham.device import choose_device
-    from gingham.evaluation.evaluate import evaluate as measure
+    from gingham.evaluation.evaluate import evaluate as evaluate_run
 
-    place = choose_device(device)
-    loaded = load_named_run(run, model)
-    packaged = loaded.folder is None
-    loaded.model.to(place)
-    photographs = data is not None and _are_photographs(data, loaded)
-    if packaged and data is not None and not photographs:
+    torch_device = choose_device(device)
+    trained = load_named_run(run, model)
+    packaged = trained.folder is None
+    trained.model.to(torch_device)
+    is_photos = data is not None and _is_photo_collection(data, trained)
+    if packaged and data is not None and not is_photos:
         raise GinghamError(f"{data} is no folder of photographs; give --data FOLDER, with a folder of them for each class")
-    if packaged and not photographs:
+    if packaged and not is_photos:
         raise GinghamError(
             "the packaged model is measured on photographs: give --data FOLDER, with a folder of them for each class"
         )
-    unreadable = {}
-    if data is not None and photographs:
+    unreadable_json = {}
+    if data is not None and is_photos:
         from gingham.inference.evaluate_photos import evaluate_photographs
 
-        report, bad = evaluate_photographs(loaded, data, split)
-        unreadable = {"unreadable": [one.to_dict() for one in bad]}
-        for one in bad:
-            print_message(f"left out: {one.error}")
+        result, unreadable = evaluate_photographs(trained, data, split)
+        unreadable_json = {"unreadable": [prediction.to_dict() for prediction in unreadable]}
+        for prediction in unreadable:
+            print_message(f"left out: {prediction.error}")
     else:
-        report = measure(loaded, load_split(loaded, run, data, split or "validation"))
+        result = evaluate_run(trained, load_split(trained, run, data, split or "validation"))
 
     from gingham.plots import draw_confusion
 
-    beside = Path() if packaged else run
-    title = f"{report.accuracy:.2%} of {report.total:,} {report.pictures} right; each row in percent"
-    matrix, classes = report.confusion.matrix, report.confusion.classes
-    figure = try_draw(draw_confusion, matrix, classes, title, beside / f"confusion-{report.split}.png")
+    folder = Path() if packaged else run
+    title = f"{result.accuracy:.2%} of {result.total:,} {result.pictures} right; each row in percent"
+    matrix, classes = result.confusion.matrix, result.confusion.classes
+    figure = try_draw(draw_confusion, matrix, classes, title, folder / f"confusion-{result.split}.png")
     if as_json:
-        print_json({**report.to_dict(), **unreadable, "file": figure})
+        print_json({**result.to_dict(), **unreadable_json, "file": figure})
         return
-    print(report.confusion)
+    print(result.confusion)
     print()
-    print(report)
-    if report.split == "test":
-        print(f"the test split has been opened {format_times(len(report.test_openings))} by this run")
-    seconds = loaded.metrics.get("train_seconds")
+    print(result)
+    if result.split == "test":
+        print(f"the test split has been opened {format_times(len(result.test_openings))} by this run")
+    seconds = trained.metrics.get("train_seconds")
     if isinstance(seconds, (int, float)):
         print(
-            sentence(f"trained in {seconds:.1f} s (train_seconds) on {loaded.environment.get('hardware', 'unknown hardware')}")
+            sentence(f"trained in {seconds:.1f} s (train_seconds) on {trained.environment.get('hardware', 'unknown hardware')}")
         )
     print(f"figure: {figure or 'not written'}")
 
 
-def _are_photographs(data: str, run: "Run") -> bool:
-    """Whether `data` is a place of picture files other than the run's own, to be prepared as `predict` does."""
+def _is_photo_collection(data: str, trained: "Run") -> bool:
+    """Return whether `data` is a folder or table of image files other than the run's own, to be prepared as `predict` does."""
     from gingham.data.load_data import is_image_collection
     from gingham.data.registry import REGISTRY
 
-    place = Path(data).resolve()
-    return data not in REGISTRY and place.exists() and is_image_collection(place) and str(place) != run.data.get("name")
+    path = Path(data).resolve()
+    return data not in REGISTRY and path.exists() and is_image_collection(path) and str(path) != trained.data.get("name")

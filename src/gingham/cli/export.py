@@ -33,37 +33,37 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a model as one file that answers the same without Gingham: ONNX, or a page for a browser."""
-    from gingham.deploy.export import export as write
+    from gingham.deploy.export import export as export_run
     from gingham.deploy.export import require_exportable
     from gingham.evaluation.run_data import load_run_data
 
-    require_exportable(file, int8=int8)  # before what takes seconds
-    loaded = load_run_or_packaged(run, model)
-    exported = write(loaded, file, load_run_data(loaded, run, data), int8=int8, neighbours=neighbours)
+    require_exportable(file, int8=int8)  # before the slow part
+    trained = load_run_or_packaged(run, model)
+    result = export_run(trained, file, load_run_data(trained, run, data), int8=int8, neighbours=neighbours)
     if as_json:
-        print_json(exported.to_dict())
+        print_json(result.to_dict())
     else:
-        _print(loaded, exported)
+        _print(trained, result)
 
 
-def _print(run: "Run", exported: "ExportResult") -> None:
-    shape = ", ".join(map(str, run.model.input_shape))
-    size = f"{exported.bytes / 1e6:.2f} MB"
-    if exported.neighbours is not None:
-        print(f"{exported.file}: {size}; open it in a browser, on a phone too: it needs no network, and sends nothing anywhere")
-        print(f"inside: the model, ONNX Runtime and OpenCV for browsers, {exported.neighbours:,} training pictures")
+def _print(trained: "Run", result: "ExportResult") -> None:
+    shape = ", ".join(map(str, trained.model.input_shape))
+    size = f"{result.bytes / 1e6:.2f} MB"
+    if result.neighbours is not None:
+        print(f"{result.file}: {size}; open it in a browser, on a phone too: it needs no network, and sends nothing anywhere")
+        print(f"inside: the model, ONNX Runtime and OpenCV for browsers, {result.neighbours:,} training pictures")
     else:
         print(
-            f"{exported.file}: {size}, opset {exported.opset}; uint8 pictures (N, {shape}) in, {len(run.model.classes)} probabilities out"
+            f"{result.file}: {size}, opset {result.opset}; uint8 pictures (N, {shape}) in, {len(trained.model.classes)} probabilities out"
         )
-    same = round(exported.agreement * exported.pictures)
+    agreeing = round(result.agreement * result.pictures)
     print(
-        f"answers {same:,} of {exported.pictures:,} {exported.split} pictures as the model does, probabilities within "
-        f"{exported.max_difference:.1g}"
+        f"answers {agreeing:,} of {result.pictures:,} {result.split} pictures as the model does, probabilities within "
+        f"{result.max_difference:.1g}"
     )
-    if exported.accuracy is not None and exported.accuracy_int8 is not None and exported.interval is not None:
-        low, high = exported.interval
+    if result.accuracy is not None and result.accuracy_int8 is not None and result.interval is not None:
+        low, high = result.interval
         print(
-            f"8 bits cost {100 * (exported.accuracy - exported.accuracy_int8):.2f} points of accuracy (95 % interval {100 * low:.2f} to "
-            f"{100 * high:.2f}): {exported.accuracy_int8:.2%} in place of {exported.accuracy:.2%} of {exported.measured:,} {exported.split} pictures"
+            f"8 bits cost {100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy (95 % interval {100 * low:.2f} to "
+            f"{100 * high:.2f}): {result.accuracy_int8:.2%} in place of {result.accuracy:.2%} of {result.measured:,} {result.split} pictures"
         )

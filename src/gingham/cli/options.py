@@ -24,4 +24,4 @@ Model = Annotated[
     str | None,
     typer.Option(metavar="package.module:Class", help="A network of your own, importable from here, in place of the recipe's."),
 ]
-Split = Annotated[str, typer.Option(help="validation or test. Every look at test is written into the runs.")]
+SplitOption = Annotated[str, typer.Option(help="validation or test. Every look at test is written into the runs.")]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gingham.runs.run import Run
 
 
-SHOWN = 3  # classes named where the model is not sure; errors told in full
-TOGETHER = 64  # pictures answered at a time: their steps take half a megabyte each
+SHOWN = 3  # classes that are printed if the model is not sure; errors that are printed in full
+GROUP_SIZE = 64  # images per call of the library: the steps of one take half a megabyte
 
 
 def predict(
@@ -45,53 +45,53 @@ def predict(
     """Name what is in your own pictures."""
     if out is not None and not explain:
         raise GinghamError("--out is for the figures of --explain; give both, or neither")
-    from gingham.inference.predict import predict as answer
+    from gingham.inference.predict import predict as predict_images
 
-    loaded = load_run_or_packaged(run, model)
-    if device != "auto":  # some pictures are answered on the CPU before a GPU has woken up
+    trained = load_run_or_packaged(run, model)
+    if device != "auto":  # the CPU predicts a few images before a GPU has started
         from gingham.device import choose_device
 
-        loaded.model.to(choose_device(device))
-    train = load_training_images(loaded, run) if explain else None
+        trained.model.to(choose_device(device))
+    train = load_training_images(trained, run) if explain else None
     entries: list[dict[str, Any]] = []
-    taken: set[Path] = set()
-    for start in range(0, len(images), TOGETHER):
-        for one in answer(loaded, images[start : start + TOGETHER], prepare):
-            entry = one.to_dict()
-            if explain and one.error is None:
-                entry["file"] = _explained(one, loaded, train, out or Path(), taken)
+    used: set[Path] = set()
+    for start in range(0, len(images), GROUP_SIZE):
+        for prediction in predict_images(trained, images[start : start + GROUP_SIZE], prepare):
+            entry = prediction.to_dict()
+            if explain and prediction.error is None:
+                entry["file"] = _explain(prediction, trained, train, out or Path(), used)
             entries.append(entry)
-            if not as_json and one.error is None:
-                _print(one, entry.get("file"), notes=explain or len(images) <= SHOWN)
+            if not as_json and prediction.error is None:
+                _print(prediction, entry.get("file"), notes=explain or len(images) <= SHOWN)
     if as_json:
         print_json(entries)
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
-        of_them = f"{len(errors)} of {len(entries)} pictures were not answered: " if len(entries) > 1 else ""
-        raise DataError(of_them + "; ".join(errors[:SHOWN]) + f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN))
+        summary = f"{len(errors)} of {len(entries)} pictures were not answered: " if len(entries) > 1 else ""
+        raise DataError(summary + "; ".join(errors[:SHOWN]) + f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN))
 
 
-def _print(answer: "ImagePrediction", figure: str | None, *, notes: bool) -> None:
-    assert answer.probabilities is not None
-    assert answer.prepared is not None
-    if answer.unsure:
-        best = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:SHOWN]
-        print(f"{answer.image}: not sure; " + ", ".join(f"{name} {share:.0%}" for name, share in best))
+def _print(prediction: "ImagePrediction", figure: str | None, *, notes: bool) -> None:
+    assert prediction.probabilities is not None
+    assert prediction.prepared is not None
+    if prediction.unsure:
+        best = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:SHOWN]
+        print(f"{prediction.image}: not sure; " + ", ".join(f"{name} {share:.0%}" for name, share in best))
     else:
-        print(f"{answer.image}: {answer.label} ({answer.confidence:.0%})")
-    for note in answer.prepared.notes if notes else ():
+        print(f"{prediction.image}: {prediction.label} ({prediction.confidence:.0%})")
+    for note in prediction.prepared.notes if notes else ():
         print(f"  {note}")
     if figure:
         print(f"  figure: {figure}")
 
 
-def _explained(answer: "ImagePrediction", loaded: "Run", train: "Split | None", folder: Path, taken: set[Path]) -> str | None:
-    """Draw why into a file named after the picture, or one beside it where two pictures have one name."""
+def _explain(prediction: "ImagePrediction", trained: "Run", train: "Split | None", folder: Path, used: set[Path]) -> str | None:
+    """Draw an explanation into a file named after the image, with a number if several images have the same name."""
     from gingham.inference.explain import explain
 
     folder.mkdir(parents=True, exist_ok=True)
-    stem, number = Path(answer.image).stem, 1
-    while (file := folder / f"{stem}-explained{f'-{number}' * (number > 1)}.png") in taken:
+    stem, number = Path(prediction.image).stem, 1
+    while (file := folder / f"{stem}-explained{f'-{number}' * (number > 1)}.png") in used:
         number += 1
-    taken.add(file)
-    return try_draw(explain, loaded.model, answer, train, file)
+    used.add(file)
+    return try_draw(explain, trained.model, prediction, train, file)

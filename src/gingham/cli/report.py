@@ -21,9 +21,9 @@ def report(
     from gingham.reports.html import write_report
     from gingham.runs.run import load
 
-    loaded = load(run, network_factory(model))
-    source = load_run_data(loaded, run)
-    file = write_report(loaded, source.train, source.validation, source.test, out or run / "report.html")
+    trained = load(run, network_factory(model))
+    splits = load_run_data(trained, run)
+    file = write_report(trained, splits.train, splits.validation, splits.test, out or run / "report.html")
     if as_json:
         print_json({"file": str(file), "bytes": file.stat().st_size})
     else:

@@ -20,7 +20,7 @@ def serve(
     device: Device = "auto",
 ) -> None:
     """Serve a model over HTTP, and a page to try it on, until Ctrl-C."""
-    # From now on: the first process of a container does not hear a signal that it has no handler for.
+    # Set before the slow part: the first process of a container ignores signals without a handler.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         from gingham.deploy import server
@@ -29,13 +29,13 @@ def serve(
             raise
         raise GinghamError(f"serving needs the package {error.name}; pip install 'gingham[serve]'") from error
 
-    loaded = load_run_or_packaged(run, model)
-    if device != "auto":  # some pictures at a time are answered on the CPU as quickly
+    trained = load_run_or_packaged(run, model)
+    if device != "auto":  # for a few images at a time the CPU is as fast
         from gingham.device import choose_device
 
-        loaded.model.to(choose_device(device))
-    listening = server.listen(host, port)
-    address, number = listening.getsockname()[:2]
-    shown = f"[{address}]" if ":" in address else address
-    print_message(f"the page: http://{shown}:{number}/   the API: http://{shown}:{number}/docs   (Ctrl-C ends it)")
-    server.serve(loaded, listening, lambda: load_training_images(loaded, run))
+        trained.model.to(choose_device(device))
+    listener = server.listen(host, port)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print_message(f"the page: http://{shown}:{port}/   the API: http://{shown}:{port}/docs   (Ctrl-C ends it)")
+    server.serve(trained, listener, lambda: load_training_images(trained, run))

@@ -26,26 +26,26 @@ def show(
     from gingham.data.load_data import load_data
     from gingham.data.statistics import describe
 
-    source = load_data(data, validation=0, skip_unreadable=skip_unreadable)
-    print_notes(source)
-    stem = Path(source.name).resolve().name
-    statistics = describe(source)
+    splits = load_data(data, validation=0, skip_unreadable=skip_unreadable)
+    print_notes(splits)
+    stem = Path(splits.name).resolve().name
+    statistics = describe(splits)
     if batch is None:
         from gingham.plots import draw_contact_sheet
 
-        train = source.train
+        train = splits.train
         statistics["file"] = str(
             draw_contact_sheet(train.images, train.labels, train.classes, stem, out or Path(f"{stem}.png"))
         )
     else:
-        statistics |= _show_batch(source, find_recipe(recipe).replace(batch_size=batch), out or Path(f"{stem}-batch.png"))
+        statistics |= _show_batch(splits, find_recipe(recipe).replace(batch_size=batch), out or Path(f"{stem}-batch.png"))
     if as_json:
         print_json(statistics)
     else:
         _print_statistics(statistics)
 
 
-def _show_batch(source: "DataSplits", recipe: Recipe, file: Path) -> dict[str, Any]:
+def _show_batch(splits: "DataSplits", recipe: Recipe, file: Path) -> dict[str, Any]:
     from torch import nn
 
     from gingham.data.augment import augment
@@ -54,13 +54,13 @@ def _show_batch(source: "DataSplits", recipe: Recipe, file: Path) -> dict[str, A
     from gingham.models.classifier import Classifier
     from gingham.plots import draw_batch
 
-    indices = next(Sampler(recipe, len(source.train)).batches(0, 1))
-    images, labels = augment(source.train.images[indices], indices, recipe, epoch=0, step=0), source.train.labels[indices]
+    indices = next(Sampler(recipe, len(splits.train)).batches(0, 1))
+    images, labels = augment(splits.train.images[indices], indices, recipe, epoch=0, step=0), splits.train.labels[indices]
     if recipe.photo_share:
-        images = simulate_photos(images, labels, source.classes, recipe, step=0)
-    names = [source.classes[label] for label in labels.tolist()]
+        images = simulate_photos(images, labels, splits.classes, recipe, step=0)
+    names = [splits.classes[label] for label in labels.tolist()]
     channels, height, width = images.shape[1:]
-    normalised = Classifier(nn.Identity(), source.classes, (channels, height, width), recipe.mean, recipe.std)(images)
+    normalised = Classifier(nn.Identity(), splits.classes, (channels, height, width), recipe.mean, recipe.std)(images)
     return {
         "file": str(draw_batch(images, names, file)),
         "batch": {

@@ -18,7 +18,7 @@ def summary(
     explain: Annotated[
         str | None, typer.Option(metavar="LAYER", help="Work one layer's numbers through; all for every one.")
     ] = None,
-    own: Annotated[
+    model_class: Annotated[
         str | None, typer.Option("--model", metavar="package.module:Class", help="The class of a run of your own network.")
     ] = None,
     as_json: Json = False,
@@ -28,7 +28,7 @@ def summary(
     from gingham.cli.resolve import find_network
     from gingham.models.summary import summarize
 
-    network, default = find_network(model, shape, network_factory(own))
+    network, default = find_network(model, shape, network_factory(model_class))
     result = summarize(network, shape or default, model)
     explained = None if explain is None else result.explain(explain)
     if as_json:

@@ -50,8 +50,8 @@ def train(
     changes = parse_settings(settings or [])
     changes |= {key: value for key, value in (("seed", seed), ("epochs", epochs)) if value is not None}
     chosen = find_recipe(recipe).replace(**changes)
-    own = f"-{model.rpartition(':')[2]}" if model else ""
-    folder = out or Path("runs") / f"{chosen.name}{own}-{chosen.seed}"
+    suffix = f"-{model.rpartition(':')[2]}" if model else ""
+    folder = out or Path("runs") / f"{chosen.name}{suffix}-{chosen.seed}"
     from gingham.distributed import init_distributed, is_restart
 
     finished, resume = (folder / "model.json").exists(), resume or is_restart()
@@ -65,10 +65,10 @@ def train(
                 return
             from gingham.runs.run import load
 
-            run = load(folder, network_factory(model))
+            trained = load(folder, network_factory(model))
             print_message(f"{folder} is finished already; nothing to resume")
         else:
-            run = _train(
+            trained = _train(
                 chosen,
                 changes,
                 data,
@@ -84,70 +84,70 @@ def train(
             if not context.is_main:
                 return
     if as_json:
-        print_json({"run": str(folder), **run.metrics})
+        print_json({"run": str(folder), **trained.metrics})
     else:
-        print_trained(run, folder, model)
+        print_trained(trained, folder, model)
 
 
-def print_trained(run: "Run", folder: Path, model: str | None) -> None:
-    """Print what `train` tells of a run, in two columns; `-` for what one from elsewhere does not say."""
-    result = run.metrics
+def print_trained(trained: "Run", folder: Path, model: str | None) -> None:
+    """Print a run's results in two columns, with `-` for values that it lacks because it was not written by `train`."""
+    metrics, environment = trained.metrics, trained.environment
     print_pairs(
         ("run", folder),
-        ("network", f"{run.recipe.network}, {_counted(result, 'parameters')} parameters"),
+        ("network", f"{trained.recipe.network}, {_count(metrics, 'parameters')} parameters"),
         (
             "trained on",
-            f"{_counted(result, 'train_images')} pictures of {run.data.get('name')}, {_counted(result, 'epochs', '.3g')} epochs{_seen(result)}",
+            f"{_count(metrics, 'train_images')} pictures of {trained.data.get('name')}, {_count(metrics, 'epochs', '.3g')} epochs{_images_seen(metrics)}",
         ),
         (
             "time",
-            f"{format_seconds(result.get('train_seconds'))} train_seconds, {format_seconds(result.get('wall_seconds'))} wall_seconds{_resumed(result)}",
+            f"{format_seconds(metrics.get('train_seconds'))} train_seconds, {format_seconds(metrics.get('wall_seconds'))} wall_seconds{_resumed_step(metrics)}",
         ),
-        *([("taught by", run.teacher_names)] if run.teacher_names else []),
-        ("throughput", _throughput(result)),
-        ("on", f"{run.environment.get('hardware')}; torch {run.environment.get('torch')}, {result.get('precision')}"),
-        ("validation", _validation(result.get("validation_accuracy"), run.recipe.validation_images)),
+        *([("taught by", trained.teacher_names)] if trained.teacher_names else []),
+        ("throughput", _throughput(metrics)),
+        ("on", f"{environment.get('hardware')}; torch {environment.get('torch')}, {metrics.get('precision')}"),
+        ("validation", _validation_accuracy(metrics.get("validation_accuracy"), trained.recipe.validation_images)),
         (
             "next",
-            f"gingham evaluate {folder} --split {'validation' if run.recipe.validation_images else 'test'}"
+            f"gingham evaluate {folder} --split {'validation' if trained.recipe.validation_images else 'test'}"
             + (f" --model {model}" if model else ""),
         ),
     )
 
 
-def _seen(result: dict[str, Any]) -> str:
-    return "" if result.get("images_seen") is None else f" ({result['images_seen']:,} pictures seen)"
+def _images_seen(metrics: dict[str, Any]) -> str:
+    return "" if metrics.get("images_seen") is None else f" ({metrics['images_seen']:,} pictures seen)"
 
 
-def _counted(result: dict[str, Any], key: str, form: str = ",") -> str:
-    value = result.get(key)
-    return "-" if value is None else format(value, form)
+def _count(metrics: dict[str, Any], key: str, spec: str = ",") -> str:
+    value = metrics.get(key)
+    return "-" if value is None else format(value, spec)
 
 
-def _throughput(result: dict[str, Any]) -> str:
-    rate, processes = result.get("images_per_second_per_process"), result.get("processes") or 1
+def _throughput(metrics: dict[str, Any]) -> str:
+    rate, processes = metrics.get("images_per_second_per_process"), metrics.get("processes") or 1
     if rate is None:
         return "-"
     return f"{rate:,.0f} pictures a second" + (f" in each of {processes} processes" if processes > 1 else "")
 
 
-def _resumed(result: dict[str, Any]) -> str:
-    step = result.get("resumed_from_step")
+def _resumed_step(metrics: dict[str, Any]) -> str:
+    step = metrics.get("resumed_from_step")
     return "" if step is None else f" (resumed at step {step:,}: training in all, and this last process)"
 
 
-def _validation(accuracy: float | None, images: int) -> str:
-    if accuracy is None or not images:
+def _validation_accuracy(accuracy: float | None, count: int) -> str:
+    if accuracy is None or not count:
         return "none held out"
     from gingham.evaluation.metrics import proportion_interval
 
-    low, high = proportion_interval(round(accuracy * images), images)
-    return f"{accuracy:.2%} of {images:,} pictures (95 % interval {low:.2%} to {high:.2%})"
+    low, high = proportion_interval(round(accuracy * count), count)
+    return f"{accuracy:.2%} of {count:,} pictures (95 % interval {low:.2%} to {high:.2%})"
 
 
 def _train(
     recipe: Recipe,
-    given: Collection[str],
+    changes: Collection[str],
     data: str,
     skip_unreadable: bool,
     folder: Path,
@@ -174,50 +174,50 @@ def _train(
         raise GinghamError(
             f"{folder} holds a run that was interrupted; go on with --resume, give another --out, or remove the folder"
         )
-    taught_by = load_teacher_runs(teachers, given)
+    teacher_runs = load_teacher_runs(teachers, changes)
     with context.main_first():
-        source = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
-    print_notes(source)
-    recipe = adapt_to_size(recipe, len(source.train), given)
-    validate_teachers(taught_by, recipe, source.train, source.validation)  # before a folder is made
-    train_it = functools.partial(
+        splits = load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
+    print_notes(splits)
+    recipe = adapt_to_size(recipe, len(splits.train), changes)
+    validate_teachers(teacher_runs, recipe, splits.train, splits.validation)  # before the folder is created
+    run_fit = functools.partial(
         fit,
         recipe,
-        source.train,
-        source.validation,
+        splits.train,
+        splits.validation,
         folder=folder,
         resume=resume,
         device=device,
         network=network,
-        teachers=taught_by,
+        teachers=teacher_runs,
     )
     if not context.is_main:
-        return train_it()
+        return run_fit()
     require_writable(folder)
     if resume and not has_checkpoint(folder):
-        halves = (
+        unverified = (
             " (what is in its checkpoint folder has no manifest, and is not known to be whole)"
             * has_unverified_checkpoint(folder)
         )
-        print_message(f"nothing to resume in {folder}{halves}; starting")
+        print_message(f"nothing to resume in {folder}{unverified}; starting")
     with locked(folder, wait=False):
-        if (folder / METADATA_FILE).exists():  # while the data was being read
+        if (folder / METADATA_FILE).exists():  # another process wrote it while the data was read
             raise GinghamError(
                 f"{folder} was finished by another gingham just now; look at it with gingham evaluate {folder}, or give another --out"
             )
         try:
-            run = train_it(track=track)
+            trained = run_fit(track=track)
         except (KeyboardInterrupt, Terminated):
-            again = (
+            advice = (
                 "go on with the same command and --resume"
                 if has_checkpoint(folder)
                 else "no step was done yet, so nothing is kept"
             )
-            print_message(f"\ninterrupted; {again}")
+            print_message(f"\ninterrupted; {advice}")
             raise
-        run.metrics["wall_seconds"] = wall_seconds()  # all but the writing that follows
-        save(run, folder)
-    title = f"{run.recipe.name}, seed {run.recipe.seed}, {run.metrics['train_seconds']:.0f} s"
-    hard_examples = run.recipe.hard_share < 1 and run.metrics["epochs"] > 1
-    try_draw(draw_curves, run.history, title, folder / "curves.png", hard_examples=hard_examples)
-    return run
+        trained.metrics["wall_seconds"] = wall_seconds()  # without the writing that follows
+        save(trained, folder)
+    title = f"{trained.recipe.name}, seed {trained.recipe.seed}, {trained.metrics['train_seconds']:.0f} s"
+    hard_examples = trained.recipe.hard_share < 1 and trained.metrics["epochs"] > 1
+    try_draw(draw_curves, trained.history, title, folder / "curves.png", hard_examples=hard_examples)
+    return trained

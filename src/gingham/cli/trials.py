@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Device, Json, Model, SkipUnreadable, Split, Teacher
+from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Device, Json, Model, SkipUnreadable, SplitOption, Teacher
 from gingham.cli.output import print_json, print_message, print_notes
 from gingham.cli.resolve import adapt_to_size, load_teacher_runs, network_factory, require_split
 from gingham.errors import GinghamError
@@ -22,7 +22,7 @@ def trials(
     recipe: Annotated[str, typer.Option(help=f"One of: {', '.join(RECIPES)}.")] = DEFAULT_RECIPE,
     seeds: Annotated[int, typer.Option(min=1, help="How many; more can be added to the same folder later.")] = 10,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
-    split: Split = "validation",
+    split: SplitOption = "validation",
     data: Annotated[str, typer.Option(help=DATA_HELP)] = DEFAULT_DATA,
     skip_unreadable: SkipUnreadable = False,
     epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
@@ -40,45 +40,45 @@ def trials(
     if "seed" in changes:
         raise GinghamError("--set got a seed; trials takes many: give --seeds N and --first-seed K")
     chosen = find_recipe(recipe).replace(**changes)
-    own = f"-{model.rpartition(':')[2]}" if model else ""
-    folder = out or Path("runs") / f"{chosen.name}{own}-trials"
+    suffix = f"-{model.rpartition(':')[2]}" if model else ""
+    folder = out or Path("runs") / f"{chosen.name}{suffix}-trials"
     require_split(split)
     from gingham.data.load_data import load_data
     from gingham.experiments.trials import trials as run_trials
 
-    wanted = range(first_seed, first_seed + seeds)
+    seed_range = range(first_seed, first_seed + seeds)
 
-    def say_seed(seed: int, run: "Run | None", kept: bool) -> None:
-        done = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
-        if run is None:
-            print_message(f"{done}: failed, its loss is no longer finite")
+    def print_seed(seed: int, trained: "Run | None", was_finished: bool) -> None:
+        label = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
+        if trained is None:
+            print_message(f"{label}: failed, its loss is no longer finite")
         else:
-            accuracy = run.metrics.get("validation_accuracy")
-            shown = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
-            print_message(f"{done}{', there already' * kept}:{shown}  {duration(run.metrics.get('train_seconds') or 0)}")
+            accuracy, seconds = (trained.metrics.get(key) for key in ("validation_accuracy", "train_seconds"))
+            accuracy_text = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
+            print_message(f"{label}{', there already' * was_finished}:{accuracy_text}  {duration(seconds or 0)}")
 
     teachers = load_teacher_runs(teacher or [], changes)
-    source = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
-    print_notes(source)
-    chosen = adapt_to_size(chosen, len(source.train), changes)
+    splits = load_data(data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable)
+    print_notes(splits)
+    chosen = adapt_to_size(chosen, len(splits.train), changes)
     try:
-        found = run_trials(
+        result = run_trials(
             chosen,
-            source,
-            wanted,
+            splits,
+            seed_range,
             folder,
             split=split,
             device=device,
             network=network_factory(model),
             teachers=teachers,
             progress=sys.stderr.isatty(),
-            on_seed=say_seed,
+            on_seed=print_seed,
         )
     except KeyboardInterrupt:
         print_message(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")
         raise
     if as_json:
-        print_json(found.to_dict())
+        print_json(result.to_dict())
     else:
-        print(f"{chosen.name}: {found}")
+        print(f"{chosen.name}: {result}")
         print(f"runs      {folder}/seed-N; compare with others: gingham compare {folder} OTHER-TRIALS")

@@ -63,7 +63,7 @@ def cutout(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tens
 def cutmix_boxes(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Paste a box of each picture's partner over it, and say which share of each picture is still its own.
 
-    `images` is uint8 (B, C, H, W); `partners` int64 (B,), places in the batch; `boxes` int64 (B, 4): the first row and column
+    `images` is uint8 (B, C, H, W); `partners` int64 (B,), indices in the batch; `boxes` int64 (B, 4): the first row and column
     of each box and those after its last, at least 0, at most H and W. What comes back is like `images`, and float (B,).
 
     >>> cutmix_boxes(torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([1, 0]), torch.tensor([[0, 0, 1, 1]] * 2))
@@ -97,9 +97,9 @@ def apply_cutmix(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch
     chosen, covered, *centre = torch.rand(4, count, generator=generator)
     side = covered.sqrt() * (chosen < recipe.cutmix)  # 0: an empty box
     edges = [
-        ((place + sign * side / 2) * size).round().clamp(0, size).long()
+        ((position + sign * side / 2) * size).round().clamp(0, size).long()
         for sign in (-1, 1)
-        for place, size in zip(centre, (height, width), strict=True)
+        for position, size in zip(centre, (height, width), strict=True)
     ]
     partners = partners.to(images.device)
     mixed, shares = cutmix_boxes(images, partners, torch.stack(edges, dim=1).to(images.device))
@@ -117,7 +117,7 @@ def augment(
 ) -> torch.Tensor:
     """Return a training batch as the recipe's augmentation makes it, or the `part` of one of `count` pictures that `images` are.
 
-    `images` is uint8 (B, C, H, W), `indices` int64 (B,): their places in the training split. Nothing but the recipe's
+    `images` is uint8 (B, C, H, W), `indices` int64 (B,): their indices in the training split. Nothing but the recipe's
     seed, `step`, `epoch` (both counted from 0) and the indices decides the draws, so training can go on at any step; and they
     are made for the whole batch, so that a picture looks the same however many processes share it.
 

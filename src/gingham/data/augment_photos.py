@@ -89,7 +89,7 @@ def simulate_photo(
 ) -> torch.Tensor:
     """Return pictures as they might look had their objects been photographed by someone and prepared by `inference/preprocess.py`.
 
-    `images` is uint8 (N, 1, H, W), objects on black; `labels` int64 (N,), places in `classes`; what comes back is like
+    `images` is uint8 (N, 1, H, W), objects on black; `labels` int64 (N,), indices into `classes`; what comes back is like
     `images`. Every draw is taken from `generator`.
 
         simulate_photo(batch, labels, data.classes, torch.Generator().manual_seed(0))
@@ -287,11 +287,11 @@ def _frame(layers: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Cropped to what is there, as preparation crops, a little generously or narrowly; one in eight reaches out of the frame."""
     size = layers.shape[3]
     inside = layers[:, 1] > 0.3
-    places = torch.arange(size, device=layers.device)
+    positions = torch.arange(size, device=layers.device)
     middles, sizes = [], []
     for taken in (inside.any(dim=1), inside.any(dim=2)):  # columns, rows: (N, size)
-        first = torch.where(taken, places, size).amin(dim=1).clamp(max=size - 1)
-        last = torch.where(taken, places, -1).amax(dim=1) + 1
+        first = torch.where(taken, positions, size).amin(dim=1).clamp(max=size - 1)
+        last = torch.where(taken, positions, -1).amax(dim=1) + 1
         last = torch.where(last > first, last, size)
         middles.append((first + last) / size - 1)
         sizes.append((last - first) / size)

@@ -19,82 +19,81 @@ from gingham.io import require_plain
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UBYTE, INT = 0x08, 0x0C  # the IDX type codes of unsigned bytes and of integers of four bytes
-DEFLATE_RATIO = 1032  # no compressed byte holds more (https://zlib.net/zlib_tech.html)
+DEFLATE_RATIO = 1032  # DEFLATE's highest compression ratio (https://zlib.net/zlib_tech.html)
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
-    """Return where the IDX file `name` lies in `folder`, plain or with `.gz`, or None."""
+    """Return the path of the IDX file `name` in `folder`, plain or with `.gz`, or None."""
     for path in (folder / name, folder / f"{name}.gz"):
         if path.exists() or path.is_symlink():
             return path
     return None
 
 
-def read_idx(path: Path, dimensions: int, kind: int = UBYTE, file: BinaryIO | None = None) -> Pixels:
-    """Return the array that an IDX file of unsigned bytes holds.
+def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: BinaryIO | None = None) -> Pixels:
+    """Return the array in an IDX file of unsigned bytes.
 
-    `dimensions` is 1 for labels (N,) and 3 for pictures (N, H, W). With the `kind` INT the last axis of what comes back holds
-    the four bytes of each integer, the highest first. A name ending in `.gz` is decompressed, never
-    beyond what the header announces; `file` is read in place of the one at `path`, decompressed already. An array larger than
-    half of the memory that is free stays on disk: what comes back
-    is then mapped into memory and read where it is used; writing to it changes a copy, never the file.
+    `dimensions` is 1 for labels (N,) and 3 for images (N, H, W). With the `type_code` INT, the last axis of the result holds
+    the four bytes of each integer, the highest first. A name ending in `.gz` is decompressed, never beyond the size in its
+    header. `file`, if given, is read instead of the file at `path`; it must be decompressed already. An array larger than half
+    of the free memory is memory-mapped; writing to it changes a copy, never the file.
 
         labels = read_idx(Path("t10k-labels-idx1-ubyte.gz"), dimensions=1)  # uint8, shape (10000,)
 
     Raises
-        DataError: missing, unreadable, not IDX, another number of dimensions, truncated, or longer than it says.
+        DataError: the file is missing, unreadable, not IDX, of other dimensions, truncated, or longer than its header says.
 
     Source: the format's description at the end of http://yann.lecun.com/exdb/mnist/.
     """
-    again = "take the file from its source again"
+    remedy = "take the file from its source again"
     try:
         if file is None:
             require_plain(path)
         with file or (cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")) as opened:
-            head = opened.read(4)
-            if len(head) < 4 or head[:2] != b"\0\0":
-                raise DataError(f"{path} is not an IDX file (it starts with {head[:4].hex() or 'nothing'}); {again}")
-            if head[2] != kind or head[3] != dimensions:
-                needed = "unsigned bytes (0x08)" if kind == UBYTE else "integers of four bytes (0x0c)"
+            magic = opened.read(4)
+            if len(magic) < 4 or magic[:2] != b"\0\0":
+                raise DataError(f"{path} is not an IDX file (it starts with {magic[:4].hex() or 'nothing'}); {remedy}")
+            if magic[2] != type_code or magic[3] != dimensions:
+                needed = "unsigned bytes (0x08)" if type_code == UBYTE else "integers of four bytes (0x0c)"
                 raise DataError(
-                    f"{path} holds IDX type 0x{head[2]:02x} in {head[3]} dimensions, where {needed} in "
-                    f"{dimensions} are needed; check that it is the file its name says, or {again}"
+                    f"{path} holds IDX type 0x{magic[2]:02x} in {magic[3]} dimensions, where {needed} in "
+                    f"{dimensions} are needed; check that it is the file its name says, or {remedy}"
                 )
             sizes = opened.read(4 * dimensions)
             if len(sizes) < 4 * dimensions:
-                raise DataError(f"{path} is truncated inside its header; {again}")
-            shape = struct.unpack(f">{dimensions}I", sizes) + (4,) * (kind == INT)
+                raise DataError(f"{path} is truncated inside its header; {remedy}")
+            shape = struct.unpack(f">{dimensions}I", sizes) + (4,) * (type_code == INT)
             expected = math.prod(shape)
             if not 0 < expected <= LARGEST_BYTES:
-                raise DataError(f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {again}")
+                raise DataError(f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {remedy}")
             if file is None and path.suffix == ".gz" and expected > DEFLATE_RATIO * path.stat().st_size:
                 raise DataError(
                     f"{path} is truncated: its header announces {expected} bytes, more than its {path.stat().st_size} compressed "
-                    f"ones can hold; {again}"
+                    f"ones can hold; {remedy}"
                 )
-            if file is None and path.suffix != ".gz" and (there := path.stat().st_size - opened.tell()) < expected:
-                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {there} are there; {again}")
-            array, found = _content(opened, path, expected)
-            if found < expected:
-                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {found} are there; {again}")
-            if found > expected:
-                raise DataError(f"{path} is longer than the {expected} bytes its header announces; {again}")
+            if file is None and path.suffix != ".gz" and (available := path.stat().st_size - opened.tell()) < expected:
+                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {available} are there; {remedy}")
+            array, size = _read_content(opened, path, expected)
+            if size < expected:
+                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {size} are there; {remedy}")
+            if size > expected:
+                raise DataError(f"{path} is longer than the {expected} bytes its header announces; {remedy}")
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; {again}") from None
+        raise DataError(f"{path} is missing; {remedy}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is truncated or damaged ({one_line(error)}); {again}") from error
+        raise DataError(f"{path} is truncated or damaged ({one_line(error)}); {remedy}") from error
     except OSError as error:
         raise DataError(
-            f"cannot read {path} ({error.strerror or one_line(error)}); check its permissions, or {again}"
+            f"cannot read {path} ({error.strerror or one_line(error)}); check its permissions, or {remedy}"
         ) from error
     return array.reshape(shape)
 
 
 def read_idx_folder(folder: Path) -> tuple[Pixels, Pixels, Pixels, Pixels]:
-    """Return what the four IDX files in a folder hold, in the order of FILES: pictures (N, H, W) and labels (N,).
+    """Return the arrays of the four IDX files in a folder, in the order of IDX_FILES: images (N, H, W) and labels (N,).
 
     Raises
-        DataError: a file missing or as in `read_idx`, or files that do not belong together.
+        DataError: a file is missing or invalid (see `read_idx`), or the files do not belong together.
     """
     arrays = []
     for file in IDX_FILES:
@@ -116,26 +115,26 @@ def read_idx_folder(folder: Path) -> tuple[Pixels, Pixels, Pixels, Pixels]:
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
 
-def _content(file: BinaryIO, path: Path, expected: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """What follows the header, and how many bytes there are, counted no further than one too many."""
+def _read_content(file: BinaryIO, path: Path, expected: int) -> tuple[npt.NDArray[np.uint8], int]:
+    """Return the data after the header and its size in bytes, at most `expected` + 1."""
     if expected > free_memory() // 2:
         if path.suffix == ".gz":
             raise DataError(
                 f"{path} holds {expected} bytes, more than half of the memory free here; decompress it (gunzip), and it will "
                 "be read from disk"
             )
-        found = path.stat().st_size - file.tell()
-        # Copy on write: torch warns of arrays that cannot be written to.
-        return np.memmap(path, np.uint8, "c", file.tell(), (min(found, expected),)) if found else np.empty(0, np.uint8), found
-    array = np.empty(expected, np.uint8)  # filled in place: a second copy would double what a large set needs
-    view, found = array.data, 0
-    while found < expected and (count := file.readinto(view[found : found + (1 << 24)])):  # type: ignore[attr-defined]
-        found += count
-    return array, found + len(file.read(1)) if found == expected else found
+        size = path.stat().st_size - file.tell()
+        # Copy on write, because torch warns about read-only arrays.
+        return np.memmap(path, np.uint8, "c", file.tell(), (min(size, expected),)) if size else np.empty(0, np.uint8), size
+    array = np.empty(expected, np.uint8)  # filled in place: a second copy would double the memory
+    view, size = array.data, 0
+    while size < expected and (count := file.readinto(view[size : size + (1 << 24)])):  # type: ignore[attr-defined]
+        size += count
+    return array, size + len(file.read(1)) if size == expected else size
 
 
 def idx_sha256(array: npt.NDArray[np.uint8]) -> str:
-    """Return the SHA-256, in hex, of the decompressed IDX file that holds `array`."""
+    """Return the SHA-256, in hex, of the decompressed IDX file that would hold `array`."""
     digest = hashlib.sha256(struct.pack(f">BBBB{array.ndim}I", 0, 0, UBYTE, array.ndim, *array.shape))
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-ORDER = ("train", "validation", "test")
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+SPLIT_ORDER = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture's file, with the split and the class it is of; `name` is its path as the user would write it."""
+    """An image file with its split and class; `name` is its path as the user would write it."""
 
     split: str
     label: str
@@ -19,8 +19,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The picture files of a place, ordered by split, class and name, whatever the order on disk; `empty` class folders."""
+    """The image files of a folder or table, sorted by split, class and name, and the class folders without files."""
 
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]
-    empty: tuple[str, ...] = ()
+    empty_folders: tuple[str, ...] = ()

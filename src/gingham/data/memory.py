@@ -14,15 +14,15 @@ LARGEST_BYTES = 1 << 40
 
 
 def free_memory() -> int:
-    """Return how many bytes of memory this process can still take, by the system and by its container's limit."""
+    """Return how many bytes of memory this process can still allocate, within the limits of the system and its container."""
     free = [LARGEST_BYTES]
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, kind, group = line.split(":", 2)
-            if kind in ("", "memory"):  # of cgroup v2 and v1
-                root = Path("/sys/fs/cgroup", kind)
-                name = "memory.limit_in_bytes" if kind else "memory.max"
-                for folder in (root, root / group.lstrip("/")):  # inside a container its own group is the root
+            _, controller, group = line.split(":", 2)
+            if controller in ("", "memory"):  # of cgroup v2 and v1
+                root = Path("/sys/fs/cgroup", controller)
+                name = "memory.limit_in_bytes" if controller else "memory.max"
+                for folder in (root, root / group.lstrip("/")):  # inside a container, its own group is the root
                     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                         free.append(int((folder / name).read_text()))
     try:
@@ -34,20 +34,20 @@ def free_memory() -> int:
 
 
 def memory_map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], path: Path) -> npt.NDArray[np.uint8]:
-    """Copy some rows of a large array to a file of their own, once, and return that file mapped into memory.
+    """Copy some rows of a large array to a file and return that file mapped into memory.
 
-    `images` is uint8 (N, H, W), `rows` ascending indices (M,). A file of the right size that is there already is used.
+    `images` is uint8 (N, H, W), `rows` ascending indices (M,). An existing file of the right size is reused.
 
     Raises
-        DataError: the file cannot be written, such as for want of room.
+        DataError: the file cannot be written, for example because the disk is full.
     """
     shape = (len(rows), *images.shape[1:])
     size = math.prod(shape)
     try:
         if not (path.exists() and path.stat().st_size == size):
-            with replacing(path) as side, side.open("wb") as file:
-                for part in np.array_split(rows, -(-size // (1 << 26))):
-                    file.write(images[part].tobytes())
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                for chunk in np.array_split(rows, -(-size // (1 << 26))):
+                    file.write(images[chunk].tobytes())
         return np.memmap(path, np.uint8, "c", 0, shape)
     except (OSError, GinghamError) as error:
         raise DataError(

@@ -1,4 +1,4 @@
-"""A cache of decoded images: read the files of a listing once, and keep the result in the user's cache."""
+"""Read the image files of a listing, and cache the decoded images as a pack in the user's cache."""
 
 import contextlib
 import hashlib
@@ -28,134 +28,133 @@ CHUNK_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The pictures of a listing: uint8 `images` (N, C, S, S) of its `entries` that could be read, in order, and what is odd
-    about files, as (name, reason)."""
+    """The decoded images of a listing: uint8 `images` (N, C, S, S) of the `entries` that could be read, in order, and the
+    issues of its files as (name, reason)."""
 
     images: Pixels
     entries: tuple[Entry, ...]
-    odd: tuple[tuple[str, str], ...]
+    issues: tuple[tuple[str, str], ...]
     from_pack: bool
 
     def unreadable(self) -> list[tuple[str, str]]:
-        return [(name, reason.removeprefix(UNREADABLE)) for name, reason in self.odd if reason.startswith(UNREADABLE)]
+        return [(name, reason.removeprefix(UNREADABLE)) for name, reason in self.issues if reason.startswith(UNREADABLE)]
 
 
-def read_images(place: Path, listing: Listing, size: int) -> DecodedImages:
-    """Return the pictures of a listing as squares of `size` pixels (0: their common size, or 28), grey where all are grey.
+def read_images(path: Path, listing: Listing, size: int) -> DecodedImages:
+    """Return the images of a listing as squares of `size` pixels (0: their common size, or 28), grey if all are grey.
 
-    They are read once, and kept as a pack in the user's cache; a pack is known by the names, sizes and times of the
-    files, so that it is made anew when one of them changes or the pack is damaged. Pictures larger than half of the free
-    memory stay there, and are mapped into memory.
+    The decoded images are cached as a pack. Its name depends on the names, sizes and times of the files, so that the pack is
+    rewritten when a file changes or the pack is damaged. A pack larger than half of the free memory is memory-mapped.
 
     Raises
-        DataError: none can be read, or there is no room for pictures larger than memory.
+        DataError: no file can be read, or the disk is full and the images are larger than memory.
     """
-    pack = cache_folder() / "packs" / _pack_name(place, listing, size)
-    packed = _unpack(pack, len(listing.entries))
-    images, missing, odd = packed or _read_anew(place, listing, size, pack)
+    pack = cache_folder() / "packs" / _pack_name(path, listing, size)
+    cached = _read_pack(pack, len(listing.entries))
+    images, missing, issues = cached or _decode_and_pack(path, listing, size, pack)
     if not len(images):
-        raise DataError(f"{place} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files")
-    gone = {*missing}
-    entries = tuple(entry for number, entry in enumerate(listing.entries) if number not in gone)
+        raise DataError(f"{path} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files")
+    excluded = {*missing}
+    entries = tuple(entry for index, entry in enumerate(listing.entries) if index not in excluded)
     return DecodedImages(
-        images, entries, tuple((listing.entries[number].name, reason) for number, reason in odd), packed is not None
+        images, entries, tuple((listing.entries[index].name, reason) for index, reason in issues), cached is not None
     )
 
 
-Found = tuple[Pixels, list[int], list[tuple[int, str]]]  # the pictures, the places of those missing, (place, what is odd)
+PackContents = tuple[Pixels, list[int], list[tuple[int, str]]]  # images, indices of missing files, (index, issue)
 
 
-def _read_anew(place: Path, listing: Listing, size: int, pack: Path) -> Found:
+def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> PackContents:
     files = [entry.file for entry in listing.entries]
     side = size or common_side(files)
     shape = (len(files), 3, side, side)
     large = len(files) * 3 * side * side > free_memory() // 2
-    title = f"reading {place.name}"
+    title = f"reading {path.name}"
     if not large:
         images = np.empty(shape, np.uint8)
-        reading = decode_images(files, images, title)
-        images = images[: len(reading.kept), : 1 if reading.grey else 3]
-        metadata = _metadata(reading.kept, reading.odd, len(files))
-        if len(images) and not reading.passing:
-            with contextlib.suppress(GinghamError, OSError):  # a cache that cannot be written to costs time, no result
-                _pack(pack, images, metadata)
-        return np.ascontiguousarray(images), metadata["missing"], reading.odd
+        result = decode_images(files, images, title)
+        images = images[: len(result.decoded), : 1 if result.grey else 3]
+        metadata = _metadata(result.decoded, result.issues, len(files))
+        if len(images) and not result.transient:
+            with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
+                _write_pack(pack, images, metadata)
+        return np.ascontiguousarray(images), metadata["missing"], result.issues
     try:
         pack.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=pack.parent) as side_file:
-            _reserve(side_file, math.prod(shape))
-            images = np.memmap(side_file, np.uint8, "w+", shape=shape)
-            reading = decode_images(files, images, title)
-            metadata = _metadata(reading.kept, reading.odd, len(files))
-            if reading.kept:
-                _pack(pack, images[: len(reading.kept), : 1 if reading.grey else 3], metadata)
+        with tempfile.TemporaryFile(dir=pack.parent) as file:
+            _reserve(file, math.prod(shape))
+            images = np.memmap(file, np.uint8, "w+", shape=shape)
+            result = decode_images(files, images, title)
+            metadata = _metadata(result.decoded, result.issues, len(files))
+            if result.decoded:
+                _write_pack(pack, images[: len(result.decoded), : 1 if result.grey else 3], metadata)
     except (OSError, GinghamError) as error:
         raise DataError(
             f"cannot write {pack} ({one_line(error)}), which pictures larger than half of the free memory need; free "
             f"{2 * len(files) * 3 * side * side} bytes there, or set a smaller size"
         ) from error
-    return _unpack(pack, len(files)) or (np.empty((0, *shape[1:]), np.uint8), metadata["missing"], reading.odd)
+    return _read_pack(pack, len(files)) or (np.empty((0, *shape[1:]), np.uint8), metadata["missing"], result.issues)
 
 
-def _metadata(kept: Sequence[int], odd: Sequence[tuple[int, str]], files: int) -> dict[str, Any]:
-    return {"format": PACK_FORMAT, "missing": sorted({*range(files)} - {*kept}), "odd": odd}
+def _metadata(decoded: Sequence[int], issues: Sequence[tuple[int, str]], num_files: int) -> dict[str, Any]:
+    return {"format": PACK_FORMAT, "missing": sorted({*range(num_files)} - {*decoded}), "odd": issues}
 
 
-def _pack_name(place: Path, listing: Listing, size: int) -> str:
-    """The name of a listing's pack: the first half says of which place and size, the second in which state."""
-    state = hashlib.sha256(f"{PACK_FORMAT}\0{size}".encode())
+def _pack_name(path: Path, listing: Listing, size: int) -> str:
+    """Return the file name of a listing's pack: a hash of its path and the image size, and a hash of the files' state."""
+    state_hash = hashlib.sha256(f"{PACK_FORMAT}\0{size}".encode())
     for entry in listing.entries:
         try:
             status = entry.file.stat()
-            # The time of the last change of any kind too: a copy may be given the old time of writing.
-            seen = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
+            # ctime too, because a copy may keep the old mtime.
+            state = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
         except OSError as error:
-            seen = f"{error.errno}"
-        state.update(b"\0".join([os.fsencode(entry.file), seen.encode()]) + b"\n")
-    of = hashlib.sha256(os.fsencode(place) + f"\0{size}".encode())
-    return f"{of.hexdigest()[:16]}-{state.hexdigest()[:32]}.npy"
+            state = f"{error.errno}"
+        state_hash.update(b"\0".join([os.fsencode(entry.file), state.encode()]) + b"\n")
+    source_hash = hashlib.sha256(os.fsencode(path) + f"\0{size}".encode())
+    return f"{source_hash.hexdigest()[:16]}-{state_hash.hexdigest()[:32]}.npy"
 
 
-def _pack(path: Path, images: npt.NDArray[np.uint8], metadata: dict[str, Any]) -> None:
-    """Write pictures and what is known of them, and remove the packs of earlier states of the same place."""
-    check, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
-    with replacing(path) as side, side.open("wb") as file:
-        model_metadata = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
-        np.lib.format.write_array_header_1_0(file, model_metadata)
+def _write_pack(path: Path, images: npt.NDArray[np.uint8], metadata: dict[str, Any]) -> None:
+    """Write images and their metadata, and remove the packs of earlier states of the same folder or table."""
+    crc, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
+        np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(images), rows):
-            part = np.ascontiguousarray(images[start : start + rows])
-            file.write(part.data)
-            check = zlib.crc32(part.data, check)
-    write_json(path.with_suffix(".json"), {**metadata, "crc32": check})
+            chunk = np.ascontiguousarray(images[start : start + rows])
+            file.write(chunk.data)
+            crc = zlib.crc32(chunk.data, crc)
+    write_json(path.with_suffix(".json"), {**metadata, "crc32": crc})
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
             old.unlink(missing_ok=True)
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Take the room for a file that is to be mapped: on a disk that fills up later, writing into memory ends the process."""
+    """Reserve disk space for a file before it is mapped: if the disk fills up later, writing to the map kills the process."""
     if hasattr(os, "posix_fallocate"):  # not on macOS
         os.posix_fallocate(file.fileno(), 0, size)
 
 
-def _unpack(path: Path, files: int) -> Found | None:
-    """What `_pack` wrote, or None where it is missing, damaged or of other files."""
+def _read_pack(path: Path, num_files: int) -> PackContents | None:
+    """Return what `_write_pack` wrote, or None if it is missing, damaged or for another number of files."""
     try:
         metadata = read_json(path.with_suffix(".json"))
         large = path.stat().st_size > free_memory() // 2
         images = np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
-        missing, odd = (
-            [int(place) for place in metadata["missing"]],
-            [(int(place), str(reason)) for place, reason in metadata["odd"]],
+        missing, issues = (
+            [int(index) for index in metadata["missing"]],
+            [(int(index), str(reason)) for index, reason in metadata["odd"]],
         )
-        check, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
+        crc, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
         for start in range(0, len(images), rows):
-            check = zlib.crc32(np.ascontiguousarray(images[start : start + rows]).data, check)
-        whole = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(missing) == files
-        whole &= len({*missing}) == len(missing) and all(
-            0 <= place < files for place in [*missing, *(place for place, _ in odd)]
+            crc = zlib.crc32(np.ascontiguousarray(images[start : start + rows]).data, crc)
+        valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(missing) == num_files
+        valid &= len({*missing}) == len(missing) and all(
+            0 <= index < num_files for index in [*missing, *(index for index, _ in issues)]
         )
-        return (images, missing, odd) if whole and check == metadata["crc32"] else None
+        return (images, missing, issues) if valid and crc == metadata["crc32"] else None
     except (
         OSError,
         GinghamError,
@@ -168,4 +167,4 @@ def _unpack(path: Path, files: int) -> Found | None:
         TokenError,
         MemoryError,
     ):
-        return None  # numpy asks for as much memory as a damaged header says
+        return None  # MemoryError: numpy allocates what a damaged header says

@@ -1,4 +1,4 @@
-"""RawDataset: a dataset as its files hold it, before it is split."""
+"""RawDataset: a dataset as read from its files, before it is split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A dataset as its source has it, before gingham cuts any split.
+    """A dataset as its source has it, before gingham splits it.
 
-    `images` is uint8 (N, C, H, W) and `labels` int64 (N,), 0 to K-1: the training pictures and, behind them, the last
-    `validation`, those of the source's own validation split. `test_images` and `test_labels` are None where it has no test
-    split. `files` names the file of each picture, where they have files of their own.
+    `images` is uint8 (N, C, H, W) and `labels` int64 (N,), 0 to K-1: the training images, followed by the `validation` images
+    of the source's own validation split. `test_images` and `test_labels` are None if the source has no test split. `files`
+    names the file of each image, if each image has its own file.
     """
 
     images: Pixels
@@ -27,10 +27,10 @@ class RawDataset:
     validation: int = 0
     files: tuple[str, ...] = ()
     test_files: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()  # sentences for whoever loads it
+    notes: tuple[str, ...] = ()  # messages for the user who loads it
 
 
 def raw_from_arrays(arrays: Sequence[Pixels], classes: tuple[str, ...]) -> RawDataset:
-    """Return grey pictures (N, H, W) and labels (N,), of training and of test, as a Raw."""
+    """Return a RawDataset of four arrays: training images (N, H, W) and labels (N,), then those of the test set."""
     images, labels, test_images, test_labels = arrays
     return RawDataset(images[:, None], labels.astype(np.int64), classes, test_images[:, None], test_labels.astype(np.int64))

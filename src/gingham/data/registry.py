@@ -1,4 +1,4 @@
-"""The datasets known by name: where they may be, how they are verified, where they are downloaded from."""
+"""The published datasets: where they are searched, how they are verified, where they are downloaded from."""
 
 import contextlib
 import gzip
@@ -28,9 +28,12 @@ SYSTEM_FOLDER = Path("/usr/share/datasets")
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A published dataset. `md5` has the files that are downloaded from the first of `mirrors` that has them, each with
-    its published checksum; `sha256`, where known, those of the decompressed IDX files, in the order of FILES, which are
-    then what is verified. `loose` are names of files that show the dataset is there, though nothing verifies them."""
+    """A published dataset.
+
+    `md5` maps each file to download to its published checksum; the first of `mirrors` that has the file is used. `sha256`,
+    if known, are the checksums of the decompressed IDX files, in the order of IDX_FILES, and are verified instead.
+    `markers` are names of files that show that the dataset is in a folder, though they have no published checksum.
+    """
 
     classes: tuple[str, ...]
     folder: str
@@ -40,44 +43,44 @@ class DatasetSpec:
     megabytes: int
     read: Callable[[Path, "DatasetSpec"], RawDataset]
     sha256: tuple[str, ...] = ()
-    loose: tuple[str, ...] = ()
+    markers: tuple[str, ...] = ()
     debian_package: str = ""
 
 
-def _read_idx(folder: Path, known: DatasetSpec) -> RawDataset:
-    return raw_from_arrays(read_idx_folder(folder), known.classes)
+def _read_idx(folder: Path, spec: DatasetSpec) -> RawDataset:
+    return raw_from_arrays(read_idx_folder(folder), spec.classes)
 
 
-def _read_qmnist(folder: Path, known: DatasetSpec) -> RawDataset:
+def _read_qmnist(folder: Path, spec: DatasetSpec) -> RawDataset:
     arrays = []
-    for name in known.md5:
+    for name in spec.md5:
         labels = "labels" in name
         array = read_idx(folder / name, 2 if labels else 3, INT if labels else 0x08)
-        arrays.append(array[:, 0, 3] if labels else array)  # of the eight numbers a picture the first is its class
-    return raw_from_arrays(arrays, known.classes)
+        arrays.append(array[:, 0, 3] if labels else array)  # the first of the eight numbers of an image is its class
+    return raw_from_arrays(arrays, spec.classes)
 
 
-def _read_emnist(folder: Path, known: DatasetSpec, split: str) -> RawDataset:
+def _read_emnist(folder: Path, spec: DatasetSpec, split: str) -> RawDataset:
     arrays = []
     for part in ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1"):
         name = f"gzip/emnist-{split}-{part}-ubyte.gz"
         try:
-            with zipfile.ZipFile(folder / "gzip.zip") as archive, archive.open(name) as packed, gzip.open(packed) as file:
+            with zipfile.ZipFile(folder / "gzip.zip") as archive, archive.open(name) as member, gzip.open(member) as file:
                 array = read_idx(folder / "gzip.zip" / name, 3 if "images" in part else 1, file=cast(BinaryIO, file))
         except (KeyError, zipfile.BadZipFile, OSError) as error:
             raise DataError(f"cannot read {name} in {folder / 'gzip.zip'} ({one_line(error)}); take it anew") from error
-        # Each picture is stored by columns; the letters' labels count from 1.
+        # Images are stored by columns; the labels of letters start at 1.
         arrays.append(np.ascontiguousarray(array.transpose(0, 2, 1)) if "images" in part else array - (split == "letters"))
-    return raw_from_arrays(arrays, known.classes)
+    return raw_from_arrays(arrays, spec.classes)
 
 
-def _read_cifar_archive(folder: Path, known: DatasetSpec) -> RawDataset:
-    return read_cifar(folder / next(iter(known.md5)), known.classes)
+def _read_cifar_archive(folder: Path, spec: DatasetSpec) -> RawDataset:
+    return read_cifar(folder / next(iter(spec.md5)), spec.classes)
 
 
 DIGITS = tuple(string.digits)
-# Of these letters, alike in both cases, the large and the small one are one class in EMNIST's merged splits.
-MERGED = tuple(string.digits + string.ascii_uppercase + "abdefghnqrt")
+# EMNIST's merged splits have one class for the letters whose lower and upper case look alike.
+MERGED_CLASSES = tuple(string.digits + string.ascii_uppercase + "abdefghnqrt")
 
 
 def _mnist_files(md5: tuple[str, str, str, str]) -> dict[str, str]:
@@ -93,12 +96,12 @@ def _emnist(split: str, classes: tuple[str, ...]) -> DatasetSpec:
         {"gzip.zip": "58c8d27c78d21e728a6bc7b3cc06412e"},
         562,
         partial(_read_emnist, split=split),
-        loose=tuple(f"{where}emnist-{split}-train-images-idx3-ubyte{end}" for where in ("", "gzip/") for end in ("", ".gz")),
+        markers=tuple(f"{base}emnist-{split}-train-images-idx3-ubyte{end}" for base in ("", "gzip/") for end in ("", ".gz")),
     )
 
 
-# The MD5 sums are those that torchvision publishes. Of Fashion-MNIST's SHA-256 sums: those of the clean release of 31 August
-# 2017; the first one held duplicates across train and test.
+# The MD5 sums are those in torchvision. Fashion-MNIST's SHA-256 sums are those of the clean release of 31 August 2017; the
+# first release had duplicates across train and test.
 REGISTRY = {
     "fashion-mnist": DatasetSpec(
         ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -160,7 +163,7 @@ REGISTRY = {
         ),
         21,
         _read_idx,
-        loose=IDX_FILES,
+        markers=IDX_FILES,
     ),
     "qmnist": DatasetSpec(
         DIGITS,
@@ -175,13 +178,13 @@ REGISTRY = {
         },
         20,
         _read_qmnist,
-        loose=("qmnist-train-images-idx3-ubyte",),
+        markers=("qmnist-train-images-idx3-ubyte",),
     ),
-    "emnist-balanced": _emnist("balanced", MERGED),
+    "emnist-balanced": _emnist("balanced", MERGED_CLASSES),
     "emnist-letters": _emnist("letters", tuple(string.ascii_uppercase)),
     "emnist-digits": _emnist("digits", DIGITS),
     "emnist-byclass": _emnist("byclass", tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)),
-    "emnist-bymerge": _emnist("bymerge", MERGED),
+    "emnist-bymerge": _emnist("bymerge", MERGED_CLASSES),
     "emnist-mnist": _emnist("mnist", DIGITS),
     "cifar-10": DatasetSpec(
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
@@ -191,124 +194,123 @@ REGISTRY = {
         {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
         170,
         _read_cifar_archive,
-        loose=("cifar-10-batches-bin", "data_batch_1.bin"),
+        markers=("cifar-10-batches-bin", "data_batch_1.bin"),
     ),
 }
 
 
 def read_registered(name: str) -> tuple[RawDataset, Path]:
-    """Return a published dataset, verified, and the folder it was read from; it is downloaded where it is nowhere else.
+    """Return a published dataset, verified, and the folder it was read from; it is downloaded if it is not on this machine.
 
     Raises
-        DataError: a file missing, damaged, without a checksum, or of another dataset; a download that failed.
+        DataError: a file is missing, damaged, without a checksum, or of another dataset; the download failed.
     """
     folder = find_dataset_dir(name) or _download(name)
     return _read_verified(name, folder), folder
 
 
 def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
-    """Return the first folder that holds any of a known dataset's files, in the order `load_data` looks, or None."""
-    known = REGISTRY[name]
+    """Return the first folder with any of a published dataset's files, in the order `load_data` searches, or None."""
+    spec = REGISTRY[name]
     folders = []
-    if own := os.environ.get("GINGHAM_DATA"):
-        if not Path(own).is_dir():
-            raise DataError(f"GINGHAM_DATA is {own}, which is no folder; point it at one that holds {name}, or unset it")
-        folders += [Path(own) / known.folder, Path(own) / known.torchvision_folder, Path(own)]
-    folders += [cache_folder() / known.folder, SYSTEM_FOLDER / known.folder]
-    names = (*known.md5, *known.loose, *(IDX_FILES if known.sha256 else ()))
-    return next((place for place in folders if any(os.path.lexists(place / file) for file in names)), None)
+    if data_dir := os.environ.get("GINGHAM_DATA"):
+        if not Path(data_dir).is_dir():
+            raise DataError(f"GINGHAM_DATA is {data_dir}, which is no folder; point it at one that holds {name}, or unset it")
+        folders += [Path(data_dir) / spec.folder, Path(data_dir) / spec.torchvision_folder, Path(data_dir)]
+    folders += [cache_folder() / spec.folder, SYSTEM_FOLDER / spec.folder]
+    names = (*spec.md5, *spec.markers, *(IDX_FILES if spec.sha256 else ()))
+    return next((folder for folder in folders if any(os.path.lexists(folder / file) for file in names)), None)
 
 
 def _read_verified(name: str, folder: Path) -> RawDataset:
-    known = REGISTRY[name]
-    if not known.sha256:
-        for file in known.md5:
+    spec = REGISTRY[name]
+    if not spec.sha256:
+        for file in spec.md5:
             _verify_file(name, folder, file)
-        return known.read(folder, known)
+        return spec.read(folder, spec)
     arrays = read_idx_folder(folder)
-    for file, array, expected in zip(IDX_FILES, arrays, known.sha256, strict=True):
-        if (found := idx_sha256(array)) != expected:
-            _refuse(
-                name, find_idx(folder, file) or folder / file, f"its SHA-256 begins {found[:12]}, not {expected[:12]}", found
-            )
-    return raw_from_arrays(arrays, known.classes)
+    for file, array, expected in zip(IDX_FILES, arrays, spec.sha256, strict=True):
+        if (checksum := idx_sha256(array)) != expected:
+            path = find_idx(folder, file) or folder / file
+            _raise_mismatch(name, path, f"its SHA-256 begins {checksum[:12]}, not {expected[:12]}", checksum)
+    return raw_from_arrays(arrays, spec.classes)
 
 
 def _verify_file(name: str, folder: Path, file: str) -> None:
     path, expected = folder / file, REGISTRY[name].md5[file]
     if not path.is_file():
-        loose = next((one for one in REGISTRY[name].loose if (folder / one).exists()), None)
-        if loose is None or any((folder / other).is_file() for other in REGISTRY[name].md5):
+        marker = next((other for other in REGISTRY[name].markers if (folder / other).exists()), None)
+        if marker is None or any((folder / other).is_file() for other in REGISTRY[name].md5):
             raise DataError(f"{path} is missing; put it there as it is published, or remove {folder} and load again")
-        other_way = "" if REGISTRY[name].folder == "emnist" else f", or use what is there with --data {folder}"
+        alternative = "" if REGISTRY[name].folder == "emnist" else f", or use what is there with --data {folder}"
         raise DataError(
-            f"{folder} holds {loose}, for which no checksum is published, so that it is not known to be {name}; put {file} "
-            f"there as it is published{other_way}"
+            f"{folder} holds {marker}, for which no checksum is published, so that it is not known to be {name}; put {file} "
+            f"there as it is published{alternative}"
         )
-    digest = hashlib.md5(usedforsecurity=False)  # what was published
+    digest = hashlib.md5(usedforsecurity=False)  # the published kind of checksum
     try:
         with path.open("rb") as content:
-            while part := content.read(1 << 20):
-                digest.update(part)
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
-    if (found := digest.hexdigest()) != expected:
-        _refuse(name, path, f"its MD5 begins {found[:12]}, not {expected[:12]}", found)
+    if (checksum := digest.hexdigest()) != expected:
+        _raise_mismatch(name, path, f"its MD5 begins {checksum[:12]}, not {expected[:12]}", checksum)
 
 
-def _refuse(name: str, path: Path, evidence: str, found: str) -> NoReturn:
-    """Files of several datasets have the same names: a known checksum says whose file it is."""
-    other = next((one for one, known in REGISTRY.items() if found in (*known.sha256, *known.md5.values())), None)
-    use = f"or use it as it is with --data {path.parent}"
+def _raise_mismatch(name: str, path: Path, difference: str, checksum: str) -> NoReturn:
+    """Raise a DataError that names the dataset a file belongs to, if its checksum is known: several use the same names."""
+    other = next((key for key, spec in REGISTRY.items() if checksum in (*spec.sha256, *spec.md5.values())), None)
+    alternative = f"or use it as it is with --data {path.parent}"
     if other:
         raise DataError(
             f"{path} is {other}, not {name} (their files have the same names); remove it, or point GINGHAM_DATA at a folder with "
-            f"{name}, {use}"
+            f"{name}, {alternative}"
         )
     older = ", or the withdrawn release of August 2017" if name == "fashion-mnist" else ""
     raise DataError(
-        f"{path} is not {name}: {evidence} (altered, packed anew, another dataset under the same name{older}); remove it and load "
-        f"again, {use}"
+        f"{path} is not {name}: {difference} (altered, packed anew, another dataset under the same name{older}); remove it and load "
+        f"again, {alternative}"
     )
 
 
 def _download(name: str) -> Path:
-    known = REGISTRY[name]
-    folder = cache_folder() / known.folder
-    package = f"on Debian or Ubuntu: apt-get install {known.debian_package}; " if known.debian_package else ""
-    first, *others = known.md5
+    spec = REGISTRY[name]
+    folder = cache_folder() / spec.folder
+    package = f"on Debian or Ubuntu: apt-get install {spec.debian_package}; " if spec.debian_package else ""
+    first, *others = spec.md5
     siblings = f" and its {len(others)} siblings" if others else ""
-    way_out = f"with a network, try again; {package}or put {first}{siblings} into a folder and set GINGHAM_DATA to it"
+    remedy = f"with a network, try again; {package}or put {first}{siblings} into a folder and set GINGHAM_DATA to it"
     timeout = socket.getdefaulttimeout()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as side:
-            # torchvision opens its connections without a timeout and prints to stdout, where results belong.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            # torchvision sets no timeout and prints to stdout, which is for results.
             socket.setdefaulttimeout(20)
-            print(f"downloading {name}, {known.megabytes} MB, once", file=sys.stderr)
-            whole = Path(side) / known.folder
+            print(f"downloading {name}, {spec.megabytes} MB, once", file=sys.stderr)
+            staging = Path(temporary) / spec.folder
             with contextlib.redirect_stdout(sys.stderr):
-                for file in known.md5:
-                    _fetch(known, file, whole)
-            _read_verified(name, whole)
+                for file in spec.md5:
+                    _download_file(spec, file, staging)
+            _read_verified(name, staging)
             if folder.is_dir():
-                folder.rmdir()  # none of the files is in it, or there had been no download
-            whole.rename(folder)  # all of them at once, or none
+                folder.rmdir()  # it has none of the files, or there would be no download
+            staging.rename(folder)  # all files at once, or none
         return folder
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{name} is not on this machine and its download failed ({one_line(error)}); {way_out}") from error
+        raise DataError(f"{name} is not on this machine and its download failed ({one_line(error)}); {remedy}") from error
     finally:
         socket.setdefaulttimeout(timeout)
 
 
-def _fetch(known: DatasetSpec, file: str, folder: Path) -> None:
-    from torchvision.datasets.utils import download_url  # only a download needs it, and it takes a second to import
+def _download_file(spec: DatasetSpec, file: str, folder: Path) -> None:
+    from torchvision.datasets.utils import download_url  # imported only here, because it takes a second
 
-    md5 = None if known.sha256 else known.md5[file]  # their content is verified, however it was packed
-    for number, mirror in enumerate(known.mirrors, 1):
+    md5 = None if spec.sha256 else spec.md5[file]  # the decompressed content is verified instead
+    for number, mirror in enumerate(spec.mirrors, 1):
         try:
             download_url(mirror + file, folder, md5=md5)
             return
         except (OSError, RuntimeError):
-            if number == len(known.mirrors):
+            if number == len(spec.mirrors):
                 raise

@@ -1,4 +1,4 @@
-"""Training, validation and test split, and how a dataset is cut into them."""
+"""Split a dataset into training, validation and test images."""
 
 import dataclasses
 import hashlib
@@ -15,18 +15,18 @@ from gingham.data.registry import REGISTRY
 from gingham.errors import DataError
 from gingham.io import cache_folder
 
-BLOCK_BYTES = 1 << 16  # read together from disk
+BLOCK_BYTES = 1 << 16  # read from disk at once
 TEST_PERCENT = 15
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures and labels of one split.
+    """Images and labels of one split.
 
     `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` holds the K names. `name` is
-    "train", "validation" or "test", and decides what may open it: `fit` refuses "test". `block` is above 1 for pictures
-    that stay on disk: how many neighbours are read together. `files` names the file of each picture, where they have files
-    of their own. `size` and `skip_unreadable` are what `load_data` was asked for; a run keeps them, to load the same again.
+    "train", "validation" or "test", and decides who may use the split: `fit` refuses "test". `block` is above 1 for images
+    that stay on disk: the number of neighbours read at once. `files` names the file of each image, if each image has its own
+    file. `size` and `skip_unreadable` are the arguments of `load_data`; a run stores them, to load the same data again.
     """
 
     name: str
@@ -50,15 +50,15 @@ class Split:
         return channels, height, width
 
     def counts(self) -> dict[str, int]:
-        """Return how many pictures each class has, in class order."""
+        """Return the number of images of each class, in class order."""
         counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, counts, strict=True))
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A dataset's splits. `validation` is None when nothing is held out; `fingerprint` is a SHA-256 of all pictures,
-    labels and class names, the same whatever is held out. `notes` are sentences that whoever loads it should read."""
+    """A dataset's splits. `validation` is None if nothing is held out; `fingerprint` is a SHA-256 of all images, labels and
+    class names, and does not depend on what is held out. `notes` are messages for the user who loads the dataset."""
 
     name: str
     train: Split
@@ -71,38 +71,39 @@ class DataSplits:
 
 
 def cut_splits(raw: RawDataset, name: str, source: str, validation: int, size: int, skip_unreadable: bool) -> DataSplits:
+    """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none."""
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
-    own = len(raw.labels) - raw.validation
-    train, given = np.arange(own), np.arange(own, len(raw.labels))
+    num_train = len(raw.labels) - raw.validation
+    train, val_rows = np.arange(num_train), np.arange(num_train, len(raw.labels))
     test_images, test_labels, test_files = raw.test_images, raw.test_labels, raw.test_files
     if test_images is None or test_labels is None:
-        train, tested = _hold_out_test(raw, own, name)
-        test_images = _rows(raw.images, tested, f"{fingerprint[:32]}-test")
-        test_labels, test_files = raw.labels[tested], _named(raw.files, tested)
-    if len(given) and validation >= 0:
-        train, held_out = (train, given) if validation else (np.concatenate([train, given]), given[:0])
-        held_out_images = raw.images[own:]
+        train, test = _hold_out_test(raw, num_train, name)
+        test_images = _select_images(raw.images, test, f"{fingerprint[:32]}-test")
+        test_labels, test_files = raw.labels[test], _select_files(raw.files, test)
+    if len(val_rows) and validation >= 0:
+        train, held_out = (train, val_rows) if validation else (np.concatenate([train, val_rows]), val_rows[:0])
+        held_out_images = raw.images[num_train:]
     else:
-        if name not in REGISTRY and validation > (most := len(train) // 5):
-            notes.append(f"{most} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}")
-            validation = most
-        kept, taken = _stratify(raw.labels[train], validation, name)
-        train, held_out = train[kept], train[taken]
-        held_out_images = _rows(raw.images, held_out)
+        if name not in REGISTRY and validation > (cap := len(train) // 5):
+            notes.append(f"{cap} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}")
+            validation = cap
+        remaining, stratified = _stratify(raw.labels[train], validation, name)
+        train, held_out = train[remaining], train[stratified]
+        held_out_images = _select_images(raw.images, held_out)
 
-    def split(title: str, images: Pixels, labels: Labels, files: tuple[str, ...]) -> Split:
-        made = make_split(title, images, labels, raw.classes, name, files)
-        return dataclasses.replace(made, fingerprint=fingerprint, size=size, skip_unreadable=skip_unreadable)
+    def create_split(split_name: str, images: Pixels, labels: Labels, files: tuple[str, ...]) -> Split:
+        split = make_split(split_name, images, labels, raw.classes, name, files)
+        return dataclasses.replace(split, fingerprint=fingerprint, size=size, skip_unreadable=skip_unreadable)
 
-    labels, files = raw.labels[held_out], _named(raw.files, held_out)
-    validation_split = split("validation", held_out_images, labels, files) if len(held_out) else None
-    pack = f"{fingerprint[:32]}-{len(held_out)}"
+    labels, files = raw.labels[held_out], _select_files(raw.files, held_out)
+    validation_split = create_split("validation", held_out_images, labels, files) if len(held_out) else None
+    train_images = _select_images(raw.images, train, f"{fingerprint[:32]}-{len(held_out)}", in_place=True)
     return DataSplits(
         name=name,
-        train=split("train", _rows(raw.images, train, pack, last=True), raw.labels[train], _named(raw.files, train)),
+        train=create_split("train", train_images, raw.labels[train], _select_files(raw.files, train)),
         validation=validation_split,
-        test=split("test", test_images, test_labels, test_files),
+        test=create_split("test", test_images, test_labels, test_files),
         classes=raw.classes,
         fingerprint=fingerprint,
         source=source,
@@ -111,74 +112,75 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, size: i
 
 
 def make_split(
-    title: str, images: Pixels, labels: Labels, classes: tuple[str, ...], name: str, files: tuple[str, ...]
+    split_name: str, images: Pixels, labels: Labels, classes: tuple[str, ...], name: str, files: tuple[str, ...]
 ) -> Split:
+    """Return a split without a fingerprint; images mapped into memory are read in blocks."""
     mapped = isinstance(images, np.memmap) and len(images)
     block = max(1, BLOCK_BYTES // images[0].nbytes) if mapped else 1
-    return Split(title, torch.from_numpy(images), torch.from_numpy(labels), classes, name, "", block, files)
+    return Split(split_name, torch.from_numpy(images), torch.from_numpy(labels), classes, name, "", block, files)
 
 
-def _named(files: tuple[str, ...], rows: npt.NDArray[np.intp]) -> tuple[str, ...]:
+def _select_files(files: tuple[str, ...], rows: npt.NDArray[np.intp]) -> tuple[str, ...]:
     return tuple(files[row] for row in rows.tolist()) if files else ()
 
 
-def _rows(images: Pixels, rows: npt.NDArray[np.intp], pack: str = "", *, last: bool = False) -> Pixels:
-    """A copy of some rows, ascending; of the `last` ones wanted without one: where they lie, or moved to the front.
+def _select_images(images: Pixels, rows: npt.NDArray[np.intp], pack: str = "", *, in_place: bool = False) -> Pixels:
+    """Return some rows of `images`, ascending: a copy or, with `in_place`, a view of `images`, which may be overwritten.
 
-    Of pictures on disk those with a `pack` are copied to a file of that name.
+    Rows of images on disk are copied to a file of the name `pack`, if given.
     """
-    if last and rows[-1] - rows[0] + 1 == len(rows):
+    if in_place and rows[-1] - rows[0] + 1 == len(rows):
         return images[rows[0] : rows[-1] + 1]
     if isinstance(images, np.memmap) and pack:
         return memory_map_rows(images, rows, cache_folder() / "packs" / pack)
-    if not last:
+    if not in_place:
         return np.array(images[rows])
-    for start in range(0, len(rows), 4096):  # indexing would hold all pictures twice
-        part = rows[start : start + 4096]
-        images[start : start + len(part)] = images[part]
+    for start in range(0, len(rows), 4096):  # indexing all rows at once would need the memory twice
+        chunk = rows[start : start + 4096]
+        images[start : start + len(chunk)] = images[chunk]
     return images[: len(rows)]
 
 
-def _by_class(labels: Labels) -> Sequence[npt.NDArray[np.intp]]:
-    """The places of each label's pictures, ascending, for labels from 0 to the highest."""
+def _indices_by_class(labels: Labels) -> Sequence[npt.NDArray[np.intp]]:
+    """Return the indices of each label's images, ascending, for labels from 0 to the highest."""
     return np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
 
 
-def _hold_out_test(raw: RawDataset, own: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Places kept and held out, each ascending: of each class those whose hash of class and file name is lowest."""
-    counts = np.bincount(raw.labels[:own], minlength=len(raw.classes))
-    if len(few_of := np.flatnonzero((counts > 0) & (counts < 3))):
-        few = int(few_of[0])
+def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the indices of the training and the test images: the lowest hashes of class and file name in each class."""
+    counts = np.bincount(raw.labels[:num_train], minlength=len(raw.classes))
+    if len(rare := np.flatnonzero((counts > 0) & (counts < 3))):
+        label = int(rare[0])
         raise DataError(
-            f"the class {raw.classes[few]} of {name} has {counts[few]} training pictures, too few to hold some out for a test; "
+            f"the class {raw.classes[label]} of {name} has {counts[label]} training pictures, too few to hold some out for a test; "
             "allowed: 3 or more: add pictures, or a test split, or leave the class out"
         )
-    held_out = np.zeros(own, bool)
-    for places in filter(len, _by_class(raw.labels[:own])):
-        label = raw.classes[int(raw.labels[places[0]])]
-        texts = [f"{label}\0{raw.files[place] if raw.files else place}" for place in places.tolist()]
-        order = sorted(range(len(places)), key=lambda k: hashlib.sha256(texts[k].encode("utf-8", "replace")).digest())
-        share = max((TEST_PERCENT * len(places) + 50) // 100, int(len(places) >= 4))
-        held_out[places[order[:share]]] = True
+    held_out = np.zeros(num_train, bool)
+    for indices in filter(len, _indices_by_class(raw.labels[:num_train])):
+        class_name = raw.classes[int(raw.labels[indices[0]])]
+        keys = [f"{class_name}\0{raw.files[index] if raw.files else index}" for index in indices.tolist()]
+        order = sorted(range(len(indices)), key=lambda k: hashlib.sha256(keys[k].encode("utf-8", "replace")).digest())
+        count = max((TEST_PERCENT * len(indices) + 50) // 100, int(len(indices) >= 4))
+        held_out[indices[order[:count]]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def _stratify(labels: Labels, validation: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Places kept and held out, each ascending; every class gives its share, largest remainders rounded up."""
+    """Return the indices of the training and the held-out images; the largest remainders of the classes are rounded up."""
     if not 0 <= validation < len(labels):
         raise DataError(
             f"{validation} validation pictures were asked of the {len(labels)} training pictures of {name}; "
             f"allowed: 0 to {len(labels) - 1} (--set validation_images=N)"
         )
     exact = np.bincount(labels) * (validation / len(labels))
-    shares = np.floor(exact).astype(int)
-    for label in np.argsort(shares - exact, kind="stable")[: validation - shares.sum()]:
-        shares[label] += 1
-    # RandomState's stream is frozen by numpy's compatibility policy (NEP 19): the split never moves.
+    counts = np.floor(exact).astype(int)
+    for label in np.argsort(counts - exact, kind="stable")[: validation - counts.sum()]:
+        counts[label] += 1
+    # RandomState's stream is frozen by numpy's compatibility policy (NEP 19): the split never changes.
     random = np.random.RandomState(0)
     held_out = np.zeros(len(labels), bool)
-    for places, share in zip(_by_class(labels), shares, strict=True):
-        held_out[random.permutation(places)[:share]] = True
+    for indices, count in zip(_indices_by_class(labels), counts, strict=True):
+        held_out[random.permutation(indices)[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -190,7 +192,7 @@ def _fingerprint(raw: RawDataset) -> str:
         if array.ndim == 1:
             array = array.astype(np.uint8 if len(raw.classes) <= 256 else "<i8")  # noqa: PLW2901
         elif array.shape[1] == 1:
-            array = array[:, 0]  # noqa: PLW2901  # as IDX files hold it
+            array = array[:, 0]  # noqa: PLW2901  # the shape in IDX files
         digest.update(repr(array.shape).encode())
         digest.update(np.ascontiguousarray(array).data)
     if raw.validation:

@@ -8,35 +8,35 @@ from gingham.data.splits import DataSplits
 
 
 def count_duplicates(data: DataSplits) -> dict[str, int]:
-    """Return how many pictures of a dataset are exact copies, byte by byte, labels aside.
+    """Return how many images of a dataset are exact copies, byte for byte, whatever their labels.
 
-    `train` counts the training pictures (held-out ones included) that an earlier training picture equals, `test` the
-    same within the test split, and `across` the test pictures that some training picture equals.
+    `train` counts the training images (validation images included) that equal an earlier training image, `test` the same
+    within the test split, and `across` the test images that equal a training image.
 
         count_duplicates(load_data("fashion-mnist"))   # {'train': 0, 'test': 0, 'across': 0}
     """
     parts = [data.train] + ([data.validation] if data.validation else [])
-    train = [picture.tobytes() for part in parts for picture in part.images.numpy()]
-    test = [picture.tobytes() for picture in data.test.images.numpy()]
-    seen = set(train)
+    train = [image.tobytes() for part in parts for image in part.images.numpy()]
+    test = [image.tobytes() for image in data.test.images.numpy()]
+    unique = set(train)
     return {
-        "train": len(train) - len(seen),
+        "train": len(train) - len(unique),
         "test": len(test) - len(set(test)),
-        "across": sum(picture in seen for picture in test),
+        "across": sum(image in unique for image in test),
     }
 
 
 def describe(data: DataSplits) -> dict[str, Any]:
-    """Return the facts of a dataset as JSON values: what `gingham show --json` prints, but for the figure.
+    """Return the statistics of a dataset as JSON values: what `gingham show --json` prints, except for the figure.
 
-    `images` and `per_class` count training and test pictures together, `splits` and `per_class_train`/`_test` apart.
-    `mean` and `std` are of the training pictures' pixels from 0 to 1, a number for grey, a list by channel for colour.
+    `images` and `per_class` count training and test images together, `splits` and `per_class_train`/`_test` separately.
+    `mean` and `std` are of the training images' pixels from 0 to 1: a number for grey, a list by channel for colour.
     """
     parts = [data.train] + ([data.validation] if data.validation else [])
     train = {name: sum(part.counts()[name] for part in parts) for name in data.classes}
     test = data.test.counts()
     pixels = torch.cat([part.images for part in parts]).transpose(0, 1).flatten(1)  # (C, N H W)
-    # From a count of each of the 256 values: exact, and without a float copy of every picture.
+    # Computed from the counts of the 256 values: exact, and without a float copy of the images.
     values = torch.arange(256, dtype=torch.float64) / 255
     counts = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).double() / pixels.shape[1]
     mean = (counts * values).sum(dim=1)

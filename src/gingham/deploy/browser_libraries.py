@@ -13,12 +13,12 @@ from gingham.errors import DataError, one_line
 from gingham.io import cache_folder, replacing
 
 NPM_REGISTRY = "https://registry.npmjs.org"
-LARGEST = 100 << 20  # of an archive
+MAX_BYTES = 100 << 20  # of an archive, and of each file in it
 
 
 @dataclass(frozen=True)
 class Library:
-    """A package of npm: what it is called, its version, its licence, and the SHA-256 of each file that is used, by its path."""
+    """An npm package: its name, version, licence, size in MB, and the SHA-256 of each file that is used, by path."""
 
     package: str
     version: str
@@ -49,52 +49,52 @@ LIBRARIES = (
 
 
 def library_files() -> dict[str, bytes]:
-    """Return the files of all libraries by name, such as `opencv.js`: from the user's cache, or downloaded, once.
+    """Return the files of all libraries by name, such as `opencv.js`, from the user's cache; download them once.
 
     Raises
-        DataError: they are not in the cache and cannot be downloaded, or what was downloaded is not what it should be.
+        DataError: they are not in the cache and cannot be downloaded, or a download has the wrong checksum.
     """
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
     for library in LIBRARIES:
-        place = cache_folder() / "browser" / f"{library.package.rpartition('/')[2]}-{library.version}"
-        kept = {name: _kept(place / Path(name).name, wanted) for name, wanted in library.files.items()}
-        if None in kept.values():
-            kept |= _download(library, place)
-        found |= {Path(name).name: content for name, content in kept.items() if content is not None}
-    return found
+        folder = cache_folder() / "browser" / f"{library.package.rpartition('/')[2]}-{library.version}"
+        contents = {name: _read_cached(folder / Path(name).name, sha256) for name, sha256 in library.files.items()}
+        if None in contents.values():
+            contents |= _download(library, folder)
+        files |= {Path(name).name: content for name, content in contents.items() if content is not None}
+    return files
 
 
-def _kept(file: Path, wanted: str) -> bytes | None:
+def _read_cached(file: Path, sha256: str) -> bytes | None:
     try:
         content = file.read_bytes()
     except OSError:
         return None
-    return content if hashlib.sha256(content).hexdigest() == wanted else None
+    return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
 
-def _download(library: Library, place: Path) -> dict[str, bytes]:
+def _download(library: Library, folder: Path) -> dict[str, bytes]:
     registry = os.environ.get("npm_config_registry", NPM_REGISTRY).rstrip("/")  # noqa: SIM112  # as npm calls it
     url = f"{registry}/{library.package}/-/{library.package.rpartition('/')[2]}-{library.version}.tgz"
     print(f"downloading {library.package} {library.version}, {library.megabytes} MB, once", file=sys.stderr)
-    way_out = f"put {', '.join(Path(name).name for name in library.files)} of that package into {place}, or try again online"
+    remedy = f"put {', '.join(Path(name).name for name in library.files)} of that package into {folder}, or try again online"
     try:
         if not url.startswith(("https://", "http://")):
             raise ValueError(f"{registry} is no address of a registry")
-        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310  # http and https alone, and checked by SHA-256
-            archive = answer.read(LARGEST)
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as packed:
-            members = {name: packed.extractfile(f"package/{name}") for name in library.files}
-            found = {name: member.read(LARGEST) for name, member in members.items() if member is not None}
+        with urllib.request.urlopen(url, timeout=60) as response:  # noqa: S310  # only http and https, and checked by SHA-256
+            archive = response.read(MAX_BYTES)
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
+            members = {name: tar.extractfile(f"package/{name}") for name in library.files}
+            contents = {name: member.read(MAX_BYTES) for name, member in members.items() if member is not None}
     except (OSError, ValueError, KeyError, EOFError, tarfile.TarError, urllib.error.URLError) as error:
         raise DataError(
-            f"cannot download {library.package} {library.version} from {url} ({one_line(error)}); {way_out}"
+            f"cannot download {library.package} {library.version} from {url} ({one_line(error)}); {remedy}"
         ) from error
-    for name, wanted in library.files.items():
-        if hashlib.sha256(found.get(name, b"")).hexdigest() != wanted:
+    for name, sha256 in library.files.items():
+        if hashlib.sha256(contents.get(name, b"")).hexdigest() != sha256:
             raise DataError(
-                f"{name} of {library.package} {library.version} from {url} has the wrong SHA-256; nothing was kept; {way_out}"
+                f"{name} of {library.package} {library.version} from {url} has the wrong SHA-256; nothing was kept; {remedy}"
             )
-    for name, content in found.items():
-        with replacing(place / Path(name).name) as side:
-            side.write_bytes(content)
-    return found
+    for name, content in contents.items():
+        with replacing(folder / Path(name).name) as temporary:
+            temporary.write_bytes(content)
+    return contents

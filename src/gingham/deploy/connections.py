@@ -8,98 +8,98 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-CONNECTIONS = 512  # at once, each with a file descriptor, of which many systems allow a process 1,024
-ACCEPTED = 128  # at most before they are counted; three times as many may be on their way
-HEAD_SECONDS = 20  # for all of a request's head, from its first byte
-UNREAD_SECONDS, ANSWER_SECONDS = 20, 120  # while a client reads nothing of an answer; for it to read all of it
-LOOK_SECONDS = 1.0
+MAX_CONNECTIONS = 512  # each takes a file descriptor, of which many systems allow a process 1,024
+MAX_ACCEPTED = 128  # per event loop step, before they are counted; three times as many may be pending
+HEAD_SECONDS = 20  # for the whole head of a request, from its first byte
+UNREAD_SECONDS, RESPONSE_SECONDS = 20, 120  # for a client to read anything of a response; to read all of it
+CHECK_SECONDS = 1.0  # between two checks of the limits
 
 
 class Connection(H11Protocol):
-    """Speaks HTTP with a client, and leaves one that keeps it waiting.
+    """An HTTP connection that is closed if its client is too slow.
 
-    Uvicorn waits without end for a head to be complete and for an answer to be read, and accepts connections until there are no file
-    descriptors. Here who is over the time is left; where `CONNECTIONS` are open, a new one takes the place of that which has
-    kept the server waiting longest, and is told 503 if every other is being answered.
+    Uvicorn has no time limit for receiving a request head or sending a response, and accepts connections until there are no file
+    descriptors. This class closes connections that exceed a limit. If more than `MAX_CONNECTIONS` are open, a new connection
+    replaces the one that has waited longest for its client; if all others are being answered, the new one gets a 503.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        place = transport.get_extra_info("socket")
-        with contextlib.suppress(OSError, AttributeError):  # a socket of another kind
-            # asyncio sets this for sockets that name their protocol, which those that are accepted do not. Without it an answer's body waits for the
-            # client to confirm its head: 44 ms a request on a connection that is kept.
-            place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Of an answer the system would take megabytes at a time, and a slow reader look for long as if it read nothing.
-            place.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1 << 16)
-        self.since = self.loop.time()  # that it has been waiting for a request
-        self.begun: float | None = None  # that the first byte of its head came
-        self.unread, self.read_at, self.unread_since, self.answers = 0, 0.0, 0.0, 0
-        self.looking = self.loop.call_later(LOOK_SECONDS, self._look)
-        if len(self.connections) > CONNECTIONS:
-            self._make_room()
+        client_socket = transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, AttributeError):  # not a TCP socket
+            # asyncio sets this only for sockets that name their protocol, which accepted sockets do not. Without it a response's
+            # body waits until the client acknowledges its head: 44 ms per request on a kept-alive connection.
+            client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # Otherwise the system buffers megabytes of a response, and a slow reader seems to read nothing for a long time.
+            client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1 << 16)
+        self.waiting_since = self.loop.time()  # when it started to wait for a request
+        self.head_since: float | None = None  # when the first byte of the head arrived
+        self.unread, self.read_at, self.unread_since, self.responses = 0, 0.0, 0.0, 0
+        self.check_timer = self.loop.call_later(CHECK_SECONDS, self._check_limits)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._make_room_or_refuse()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.looking.cancel()
+        self.check_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.begun is None and not self.asked():
-            self.begun = self.loop.time()
+        if self.head_since is None and not self.is_busy():
+            self.head_since = self.loop.time()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        self.since, self.begun = self.loop.time(), None
-        self.answers += 1
+        self.waiting_since, self.head_since = self.loop.time(), None
+        self.responses += 1
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP; uvicorn's own sentence is neither JSON nor says what to do."""
-        said = "the request is not whole HTTP/1.1, or its head is too long; /docs says what is answered"
-        self._say(400, "Bad Request", said)
+        """Refuse a request that is not valid HTTP with a JSON error that says what to do, which uvicorn's own does not."""
+        message = "the request is not whole HTTP/1.1, or its head is too long; /docs says what is answered"
+        self._refuse(400, "Bad Request", message)
 
-    def asked(self) -> bool:
-        """Whether a request is being received or answered."""
+    def is_busy(self) -> bool:
+        """Return whether a request is being received or answered."""
         return self.cycle is not None and not self.cycle.response_complete
 
-    def waits(self) -> bool:
-        """Whether it is the client's turn: to ask, to send the rest of a request, or to read."""
-        return not self.asked() or self.cycle.more_body or self.transport.get_write_buffer_size() > 0
+    def waits_for_client(self) -> bool:
+        """Return whether the client must act next: send a request or the rest of one, or read a response."""
+        return not self.is_busy() or self.cycle.more_body or self.transport.get_write_buffer_size() > 0
 
-    def _make_room(self) -> None:
+    def _make_room_or_refuse(self) -> None:
         others: set[Any] = {*self.connections} - {self}
-        waiting = [other for other in others if other.waits() and not other.transport.is_closing()]
+        waiting = [other for other in others if other.waits_for_client() and not other.transport.is_closing()]
         if waiting:
-            min(waiting, key=lambda other: other.since).transport.abort()
+            min(waiting, key=lambda other: other.waiting_since).transport.abort()
         else:
-            self._say(503, "Service Unavailable", "too many requests at once; try again in a second", "Retry-After: 1\r\n")
+            self._refuse(503, "Service Unavailable", "too many requests at once; try again in a second", "Retry-After: 1\r\n")
 
-    def _say(self, status: int, reason: str, said: str, more: str = "") -> None:
-        body = json.dumps({"error": said})
+    def _refuse(self, status: int, reason: str, message: str, headers: str = "") -> None:
+        body = json.dumps({"error": message})
         self.transport.write(
             f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"{more}Connection: close\r\n\r\n{body}".encode()
+            f"{headers}Connection: close\r\n\r\n{body}".encode()
         )
         self.transport.close()
 
-    def _look(self) -> None:
-        """Leave a client that is over its time; else look again in a second."""
+    def _check_limits(self) -> None:
+        """Close the connection if its client exceeds a time limit; otherwise schedule the next check."""
         now = self.loop.time()
         unread = self.transport.get_write_buffer_size()
-        if unread < self.unread or not self.unread or self.answers:
+        if unread < self.unread or not self.unread or self.responses:
             self.read_at = now
-        if not self.unread or self.answers:
+        if not self.unread or self.responses:
             self.unread_since = now
-        self.unread, self.answers = unread, 0
+        self.unread, self.responses = unread, 0
         if unread:
-            late = now - self.read_at > UNREAD_SECONDS or now - self.unread_since > ANSWER_SECONDS
-        elif self.asked():
-            late = False  # the body has limits of its own, and the answer takes what it takes
-        elif self.begun is None:
-            late = now - self.since > self.timeout_keep_alive
+            late = now - self.read_at > UNREAD_SECONDS or now - self.unread_since > RESPONSE_SECONDS
+        elif self.is_busy():
+            late = False  # the server limits the time for the body, and computing a response has no limit
+        elif self.head_since is None:
+            late = now - self.waiting_since > self.timeout_keep_alive
         else:
-            late = now - self.begun > HEAD_SECONDS
+            late = now - self.head_since > HEAD_SECONDS
         if late:
             self.transport.abort()
         else:
-            self.looking = self.loop.call_later(LOOK_SECONDS, self._look)
+            self.check_timer = self.loop.call_later(CHECK_SECONDS, self._check_limits)

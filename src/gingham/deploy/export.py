@@ -24,18 +24,19 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-KINDS = (".onnx", ".html")
-COMPARED = 1000  # pictures
-TOLERANCE = 1e-4  # of a probability
-MEASURED = 10_000  # pictures at most that say what int8 costs
+SUFFIXES = (".onnx", ".html")
+NUM_COMPARED = 1000  # images on which the file and the model must agree
+TOLERANCE = 1e-4  # allowed difference of a probability
+NUM_MEASURED = 10_000  # images at most on which the accuracy of int8 is measured
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written: `pictures` of `split` were answered by the file and by the model it was made from, with the same
-    top class for the share `agreement`, and probabilities that differ by `max_difference` at most. For int8 `accuracy` is the
-    model's on `measured` of these pictures, `accuracy_int8` the file's, and `interval` that of the loss, at 95 %.
-    A page holds `neighbours` training pictures.
+    """The exported file and its comparison with the model on `pictures` images of `split`.
+
+    `agreement` is the share of images with the same top class, `max_difference` the largest difference of a probability. For
+    int8, `accuracy` is the model's accuracy on `measured` images of the split, `accuracy_int8` the file's, and `interval` the
+    95 % interval of the loss of accuracy. A page has `neighbours` training images.
     """
 
     file: Path
@@ -52,73 +53,71 @@ class ExportResult:
     neighbours: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; without those that do not apply."""
+        """Return the fields that apply as plain JSON values."""
         return {name: str(value) if name == "file" else value for name, value in asdict(self).items() if value is not None}
 
 
 def export(
     run: Run, file: str | Path, data: DataSplits | None = None, *, int8: bool = False, neighbours: int = GALLERY_SIZE
 ) -> ExportResult:
-    """Write a run's model as one file that answers the same without gingham: `.onnx`, or `.html`, a page for a browser.
+    """Write a run's model as one file that predicts the same without gingham: `.onnx`, or `.html`, a page for a browser.
 
-    ONNX: `images` uint8 (N, C, H, W) in, N being any number, `probabilities` float32 (N, K) out. Normalisation, both views and
-    the temperature are inside; the names of the classes, the threshold for "not sure" and where the model comes from
-    are in the metadata. With `int8` weights and activations have 8 bits: a third to a half of the size and of the time; what
-    that costs in accuracy is measured, and nothing is demanded of it.
+    ONNX: the input is `images`, uint8 (N, C, H, W) with any N, the output `probabilities`, float32 (N, K). The graph has the
+    normalisation, the test-time augmentation and the temperature; the metadata has the class names, the threshold for "not
+    sure" and the origin of the model. With `int8`, weights and activations have 8 bits, for a third to a half of the size and
+    of the time; the loss of accuracy is measured, but not limited.
 
-    HTML: the page that `gingham serve` serves, with the model and what runs it inside, and so many `neighbours`, training
-    pictures that it may show as most like another.
+    HTML: the page of `gingham serve`, with the model and its runtime, and with `neighbours` training images from which it
+    shows the nearest.
 
-    Nothing is written unless ONNX Runtime answers 1,000 pictures as the model does: pictures of `data`, by default what the
-    run was trained on, of the validation split, or of the training split where nothing was held out.
+    Nothing is written unless ONNX Runtime agrees with the model on 1,000 images of `data`, by default the run's own: of the
+    validation split, or of the training split if no images were held out.
 
         gingham.export(run, "fast.onnx").agreement        # 1.0
 
     Raises
-        GinghamError: a file of another kind, packages of gingham[export] missing, a network without an ONNX form, other answers, or
-            a file that cannot be written.
-        DataError: the run's data, or the libraries for the page, are not at hand.
+        GinghamError: another file suffix, missing packages of gingham[export], a network that cannot be converted to ONNX, other
+            predictions than the model's, or a file that cannot be written.
+        DataError: the run's data, or the libraries for the page, are not available.
     """
     file = Path(file)
     require_exportable(file, int8=int8)
-    source = load_run_data(run) if data is None else data
-    split = (
-        source.validation if source.validation is not None and len(source.validation) else source.train
-    )  # never the test split
+    data = load_run_data(run) if data is None else data
+    split = data.validation if data.validation is not None and len(data.validation) else data.train  # never the test split
     if (shape := tuple(split.images.shape[1:])) != run.model.input_shape:
-        got, wanted = ("x".join(map(str, sides)) for sides in (shape, run.model.input_shape))
-        raise DataError(f"{source.name} has pictures of {got}, the model takes {wanted}; give data of the model's own kind")
-    page = file.suffix.lower() == ".html"
-    graph = to_onnx(run, with_features=page)
+        actual, model = ("x".join(map(str, sides)) for sides in (shape, run.model.input_shape))
+        raise DataError(f"{data.name} has pictures of {actual}, the model takes {model}; give data of the model's own kind")
+    is_page = file.suffix.lower() == ".html"
+    graph = to_onnx(run, with_features=is_page)
     content = graph.SerializeToString()
-    images = split.images[evenly_spaced(len(split), COMPARED)].cpu()
+    images = split.images[evenly_spaced(len(split), NUM_COMPARED)].cpu()
     expected = run.model.predict(images).probabilities.numpy()
-    exported = _compare(expected, create_session(content), images)
-    if exported["max_difference"] > TOLERANCE or exported["agreement"] < 1:
+    results = _compare(expected, create_session(content), images)
+    if results["max_difference"] > TOLERANCE or results["agreement"] < 1:
         raise GinghamError(
-            f"the exported model answers {1 - exported['agreement']:.2%} of {exported['pictures']:,} pictures differently, by up to "
-            f"{exported['max_difference']:.1e} of a probability where {TOLERANCE} is allowed; nothing was written; update torch, "
+            f"the exported model answers {1 - results['agreement']:.2%} of {results['pictures']:,} pictures differently, by up to "
+            f"{results['max_difference']:.1e} of a probability where {TOLERANCE} is allowed; nothing was written; update torch, "
             "onnxscript and onnxruntime, or change the layer at fault"
         )
     if int8:
-        content = quantize_int8(graph, source.train).SerializeToString()
+        content = quantize_int8(graph, data.train).SerializeToString()
         session = create_session(content)
-        exported = _compare(expected, session, images) | _cost(run.model, session, split)
-    if page:
-        shown = gallery(run.model, source.train, neighbours)
-        write_page(run, file, content, shown)
-        exported["neighbours"] = len(shown.labels) if shown else 0
+        results = _compare(expected, session, images) | _measure_int8(run.model, session, split)
+    if is_page:
+        training_gallery = gallery(run.model, data.train, neighbours)
+        write_page(run, file, content, training_gallery)
+        results["neighbours"] = len(training_gallery.labels) if training_gallery else 0
     else:
-        with replacing(file) as side:
-            side.write_bytes(content)
-    return ExportResult(file=file, bytes=file.stat().st_size, opset=OPSET, split=split.name, **exported)
+        with replacing(file) as temporary:
+            temporary.write_bytes(content)
+    return ExportResult(file=file, bytes=file.stat().st_size, opset=OPSET, split=split.name, **results)
 
 
 def require_exportable(file: Path, *, int8: bool) -> None:
-    """Raise a GinghamError for a file of another kind than KINDS, one that someone else made, int8 in a page, and missing packages."""
-    if file.suffix.lower() not in KINDS:
+    """Raise a GinghamError for another suffix, an existing file that is no export, int8 in a page, or missing packages."""
+    if file.suffix.lower() not in SUFFIXES:
         raise GinghamError(
-            f"{file} ends in {file.suffix or 'nothing'}; allowed: {', '.join(KINDS)}; name it model.onnx or page.html"
+            f"{file} ends in {file.suffix or 'nothing'}; allowed: {', '.join(SUFFIXES)}; name it model.onnx or page.html"
         )
     if file.exists() and not _is_export(file):
         raise GinghamError(f"{file} is there already and is no export of gingham's; choose another name, or move it away")
@@ -141,23 +140,22 @@ def _is_export(file: Path) -> bool:
 
 
 def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", images: torch.Tensor) -> dict[str, Any]:
-    got = session_probabilities(session, images)
+    actual = session_probabilities(session, images)
     rows = np.arange(len(expected))
-    # Where two classes are equally probable either may come first.
-    same = expected[rows, got.argmax(axis=1)] >= expected.max(axis=1) - TOLERANCE
-    return {"max_difference": float(np.abs(expected - got).max()), "agreement": float(same.mean()), "pictures": len(images)}
+    # If two classes are equally probable, either may come first.
+    agree = expected[rows, actual.argmax(axis=1)] >= expected.max(axis=1) - TOLERANCE
+    return {"max_difference": float(np.abs(expected - actual).max()), "agreement": float(agree.mean()), "pictures": len(images)}
 
 
-def _cost(model: Classifier, session: "InferenceSession", split: Split) -> dict[str, Any]:
-    places = evenly_spaced(len(split), MEASURED)
-    images, labels = split.images[places].cpu(), split.labels[places].cpu().numpy()
-    after = (
-        session_probabilities(session, images).argmax(axis=1) == labels
-    )  # first: torch's threads stay busy for a while after their work
-    before = model.predict(images, 125).labels.numpy() == labels
+def _measure_int8(model: Classifier, session: "InferenceSession", split: Split) -> dict[str, Any]:
+    indices = evenly_spaced(len(split), NUM_MEASURED)
+    images, labels = split.images[indices].cpu(), split.labels[indices].cpu().numpy()
+    # ONNX Runtime first, because torch's threads stay busy for a while after their work.
+    int8_correct = session_probabilities(session, images).argmax(axis=1) == labels
+    correct = model.predict(images, 125).labels.numpy() == labels
     return {
-        "accuracy": float(before.mean()),
-        "accuracy_int8": float(after.mean()),
+        "accuracy": float(correct.mean()),
+        "accuracy_int8": float(int8_correct.mean()),
         "measured": len(labels),
-        "interval": paired_interval(int((before & ~after).sum()), int((after & ~before).sum()), len(labels)),
+        "interval": paired_interval(int((correct & ~int8_correct).sum()), int((int8_correct & ~correct).sum()), len(labels)),
     }

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-OPSET = 18  # read by ONNX Runtime from 1.14 (2023) and by every browser's
-CALIBRATED = 1000  # training pictures that say how far the activations of an int8 model reach
+OPSET = 18  # supported by ONNX Runtime from 1.14 (2023) and by ONNX Runtime for browsers
+NUM_CALIBRATION = 1000  # training images from which the ranges of int8 activations are measured
 
 
-class _Answering(torch.nn.Module):
-    """What goes into the file: pictures in, probabilities out and, if asked, what the last layer sees of each picture."""
+class _OnnxModule(torch.nn.Module):
+    """The module to export: from images to probabilities and, with `with_features`, the input of the last layer."""
 
     def __init__(self, model: Classifier, *, with_features: bool) -> None:
         super().__init__()
@@ -43,21 +43,21 @@ class _Answering(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         if not self.with_features:
-            answers: torch.Tensor = self.model(images).softmax(dim=1)
-            return answers
-        with capture_features(self.model) as seen:
+            probabilities: torch.Tensor = self.model(images).softmax(dim=1)
+            return probabilities
+        with capture_features(self.model) as captured:
             logits = self.model(images)
-        return logits.softmax(dim=1), seen[0] if seen else logits
+        return logits.softmax(dim=1), captured[0] if captured else logits
 
 
 def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
-    """Return a run's model as an ONNX graph, with its metadata; `with_features` adds an output `features` (N, D), what `features`
-    in inference/neighbours.py returns.
+    """Return a run's model as an ONNX graph with metadata; `with_features` adds an output `features` (N, D), as returned by
+    `features` in inference/neighbours.py.
 
     Raises
-        GinghamError: the network has no ONNX form.
+        GinghamError: the network cannot be converted to ONNX.
     """
-    model = _Answering(copy.deepcopy(run.model).cpu(), with_features=with_features).eval()
+    model = _OnnxModule(copy.deepcopy(run.model).cpu(), with_features=with_features).eval()
     example = torch.zeros(2, *run.model.input_shape, dtype=torch.uint8)
     try:
         with _quiet():
@@ -75,12 +75,12 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
         graph: onnx.ModelProto = program.model_proto
         if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
             raise ValueError("it depends on the number of pictures")
-    except Exception as error:  # a network of the user's own may be anything
+    except Exception as error:  # the user's own network may raise anything
         raise GinghamError(
             f"the network {run.recipe.network} has no ONNX form ({one_line(error)}); use operations that torch.onnx.export knows, "
             "and none that depend on the pictures' number or values"
         ) from error
-    _strip(graph)
+    _strip_source(graph)
     graph.producer_name, graph.producer_version = "gingham", __version__
     for name, value in _metadata(run).items():
         entry = graph.metadata_props.add()
@@ -89,7 +89,7 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
 
 
 def _metadata(run: Run) -> dict[str, Any]:
-    """What whoever uses the file must know, and where it comes from."""
+    """Return what a program needs to use the file, and the origin of the model."""
     return {
         "classes": list(run.model.classes),
         "threshold": float(run.model.threshold),
@@ -106,11 +106,11 @@ def _metadata(run: Run) -> dict[str, Any]:
     }
 
 
-def _strip(graph: "onnx.ModelProto") -> None:
-    """Take out what the exporter notes of the code it came from: it names folders of this machine."""
+def _strip_source(graph: "onnx.ModelProto") -> None:
+    """Remove the exporter's notes about the source code, which include paths of this machine."""
     del graph.metadata_props[:]
-    inside = graph.graph
-    for part in (inside, *inside.node, *inside.input, *inside.output, *inside.value_info, *inside.initializer):
+    content = graph.graph
+    for part in (content, *content.node, *content.input, *content.output, *content.value_info, *content.initializer):
         del part.metadata_props[:]
         part.doc_string = ""
 
@@ -119,29 +119,29 @@ def create_session(content: bytes) -> "InferenceSession":
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors alone
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # its threads would keep torch's waiting
+    options.log_severity_level = 3  # errors only
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning threads would slow down torch's
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def session_probabilities(session: "InferenceSession", images: torch.Tensor) -> npt.NDArray[np.float32]:
-    """A session's probabilities, (N, K), of batches of several sizes, as the file is for any."""
+    """Return a session's probabilities (N, K), computed in batches of several sizes, because the file must work for any."""
     parts = torch.tensor_split(images, [1, 8, *range(258, len(images), 250)])
     return np.concatenate([session.run(["probabilities"], {"images": part.numpy()})[0] for part in parts if len(part)])
 
 
 class _Calibration:
-    """Training pictures for ONNX Runtime's quantisation, in batches."""
+    """A data reader for ONNX Runtime's quantisation: training images in batches."""
 
     def __init__(self, images: torch.Tensor) -> None:
-        self.parts = iter([{"images": part.numpy()} for part in torch.split(images, 100)])
+        self.batches = iter([{"images": part.numpy()} for part in torch.split(images, 100)])
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        return next(self.parts, None)
+        return next(self.batches, None)
 
 
 def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
-    """A graph with 8 bits for weights, a scale for each channel, and for activations, scaled by what training pictures give."""
+    """Return a graph with int8 weights, scaled per channel, and uint8 activations, scaled by their ranges on training images."""
     import onnx
     import onnx_ir as ir
     from onnx_ir.passes.common import DeduplicateHashedInitializersPass
@@ -149,13 +149,13 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        given, whole, small = (Path(folder, name) for name in ("given.onnx", "whole.onnx", "int8.onnx"))
-        onnx.save(graph, given)
-        quant_pre_process(given, whole, skip_symbolic_shape=True)
-        calibration = _Calibration(train.images[evenly_spaced(len(train), CALIBRATED)].cpu())
-        quantize_static(whole, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
+        original, preprocessed, small = (Path(folder, name) for name in ("original.onnx", "preprocessed.onnx", "int8.onnx"))
+        onnx.save(graph, original)
+        quant_pre_process(original, preprocessed, skip_symbolic_shape=True)
+        calibration = _Calibration(train.images[evenly_spaced(len(train), NUM_CALIBRATION)].cpu())
+        quantize_static(preprocessed, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
         quantised = ir.load(small)
-        DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)  # the mirror image's branch got filters of its own
+        DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)  # the flipped view's branch got copies of the filters
         result: onnx.ModelProto = ir.to_proto(quantised)
     del result.metadata_props[:]
     result.metadata_props.extend(graph.metadata_props)
@@ -164,7 +164,7 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporters warn of, log and print: advice to themselves."""
+    """Silence the exporters' warnings, logs and prints, which are not for the user."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -19,11 +19,11 @@ from gingham.inference.predict import is_garment_model
 from gingham.io import write_text
 from gingham.runs.run import Run
 
-FOLDER = Path(__file__).parent / "web"
+WEB_FOLDER = Path(__file__).parent / "web"
 
 
 def model_metadata(run: Run) -> dict[str, Any]:
-    """Return what a run's model is, as JSON values: classes, shape, threshold, where it comes from and how it was measured."""
+    """Return a run's model as JSON values: classes, shape, threshold, origin and accuracy."""
     background = run.data.get("background")
     return {
         "classes": list(run.model.classes),
@@ -44,13 +44,13 @@ def model_metadata(run: Run) -> dict[str, Any]:
 
 
 def dataset_of(run: Run) -> str | None:
-    """Return what a run's data is called: a dataset's name or the last part of a place, since the rest is nobody else's business."""
+    """Return the name of a run's data: a dataset's name, or the last part of a path, because the rest may be private."""
     name = run.data.get("name")
     return Path(name).name if isinstance(name, str) else None
 
 
 def served_page(run: Run) -> tuple[str, str]:
-    """Return the page that asks the server it comes from, and its Content-Security-Policy: its own script, and that server alone."""
+    """Return the served page and its Content-Security-Policy, which allows only its own script and requests to its server."""
     script = _script("server.js", "page.js")
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'; "
@@ -60,20 +60,20 @@ def served_page(run: Run) -> tuple[str, str]:
 
 
 def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> Path:
-    """Write the page as one file that needs no network and has no way to send anything anywhere.
+    """Write the page as one file that needs no network and cannot send data anywhere.
 
-    `graph` is the model as ONNX, with the outputs `probabilities` and `features`; `gallery` the training pictures it may compare with.
-    The page holds both, ONNX Runtime and OpenCV for browsers.
+    `graph` is the model as ONNX, with the outputs `probabilities` and `features`; `gallery` has the training images to compare
+    with. The page contains both, and ONNX Runtime and OpenCV for browsers.
 
     Raises
-        DataError: the libraries are neither in the cache nor can they be downloaded.
+        DataError: the libraries are not in the cache and cannot be downloaded.
         GinghamError: the file cannot be written.
     """
     contents = {**library_files(), "model.onnx": graph}
     labels: list[int] = []
     if gallery is not None:
         contents["gallery"] = gallery.images.numpy().tobytes()
-        contents["features"] = _in_bytes(gallery.features).numpy().tobytes()
+        contents["features"] = _to_int8(gallery.features).numpy().tobytes()
         labels = [run.model.classes.index(label) for label in gallery.labels]
     payload = {name: base64.b64encode(gzip.compress(content, 6, mtime=0)).decode() for name, content in contents.items()}
     script = _script("photos.js", "local.js", "page.js")
@@ -85,35 +85,35 @@ def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> P
     return file
 
 
-def _in_bytes(vectors: torch.Tensor) -> torch.Tensor:
-    """Directions in a byte a number: they order neighbours as the floats do, in a quarter of the room."""
+def _to_int8(vectors: torch.Tensor) -> torch.Tensor:
+    """Return the directions of vectors as int8: these rank neighbours nearly as float32 does, in a quarter of the size."""
     directions = F.normalize(vectors.float(), dim=1)
     scale = directions.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
     return (directions / scale * 127).round().to(torch.int8)
 
 
 def _script(*names: str) -> str:
-    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in names)
-    assert "</script" not in script, "it would end the element it stands in"
+    script = "\n".join((WEB_FOLDER / name).read_text(encoding="utf-8") for name in names)
+    assert "</script" not in script, "it would end its script element"
     return script
 
 
 def _hash(script: str) -> str:
-    """How a policy names a script that stands in the page."""
+    """Return the hash by which a Content-Security-Policy allows an inline script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _render(
     run: Run, script: str, policy: str | None = None, payload: dict[str, str] | None = None, labels: Sequence[int] = ()
 ) -> str:
-    """The page with its script; alone, also with its own policy, the parts it is made of, and the labels of its training pictures."""
+    """Render the page with its script; the offline page also has its policy, its payload and its training images' labels."""
     metadata = model_metadata(run) | {"labels": labels}
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+        loader=jinja2.FileSystemLoader(WEB_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html").render(
         model=metadata,
-        # In a script element, where the only thing that may not stand is its end.
+        # In a script element only the end tag must be escaped.
         metadata=json.dumps(metadata, ensure_ascii=False).replace("<", "\\u003c"),
         script=script,
         policy=policy,

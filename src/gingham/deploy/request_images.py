@@ -4,71 +4,72 @@ from fastapi import HTTPException
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-PICTURES, PIXELS = 256, 50_000_000  # of one request; of one picture, which takes up to 0.6 GB while it is read
-PARTS = 1000  # of a form, which may have other fields beside its pictures
+MAX_IMAGES, MAX_PIXELS = 256, 50_000_000  # per request; per image, which takes up to 0.6 GB while it is decoded
+MAX_PARTS = 1000  # per form, which may have other fields beside its images
 
 
-def read_request_images(body: bytes, kind: str) -> list[tuple[str, bytes]]:
-    """Return the pictures in a request's body, by name: the files of a form, or the body itself.
+def read_request_images(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
+    """Return the images in a request's body as (name, content): the files of a form, or the body itself.
 
-    `kind` is the Content-Type: multipart/form-data, image/... or application/octet-stream.
+    `content_type` is multipart/form-data, image/... or application/octet-stream.
 
     Raises
-        HTTPException: 415 for another type, 422 for a form that is broken or holds no file, 413 for more than 256.
+        HTTPException: 415 for another type, 422 for a form that is broken or has no files, 413 for more than 256.
     """
-    media, options = parse_options_header(kind)
+    media, options = parse_options_header(content_type)
     if media == b"multipart/form-data":
-        found = _files(body, options.get(b"boundary", b""))
+        images = _form_files(body, options.get(b"boundary", b""))
     elif media.startswith(b"image/") or media == b"application/octet-stream":
-        found = [("picture 1", body)] if body else []
+        images = [("picture 1", body)] if body else []
     else:
         raise HTTPException(
             415,
-            f"got the content type {kind[:80] or '(none)'}; allowed: multipart/form-data with a file a picture, or a picture as the body "
+            f"got the content type {content_type[:80] or '(none)'}; allowed: multipart/form-data with a file a picture, or a picture as the body "
             "with its own type, such as image/jpeg",
         )
-    if not found:
+    if not images:
         raise HTTPException(
             422, "the request holds no picture; send a form with a file for each, such as curl -F images=@coat.jpg"
         )
-    if len(found) > PICTURES:
+    if len(images) > MAX_IMAGES:
         raise HTTPException(
-            413, f"the request holds {len(found):,} pictures; allowed: {PICTURES}; send them in several requests"
+            413, f"the request holds {len(images):,} pictures; allowed: {MAX_IMAGES}; send them in several requests"
         )
-    return found
+    return images
 
 
-def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
-    """The files of a form, in memory: nothing that someone sends is ever written to a disk."""
+def _form_files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
+    """Return the files of a form as (name, content), parsed in memory: no request is ever written to disk."""
     parts: list[tuple[dict[bytes, bytes], list[bytes]]] = []
     header, ends = [b"", b""], []
 
-    def begun() -> None:
-        if len(parts) == PARTS:  # a part of no bytes takes ten in the body and hundreds in memory
+    def on_part_begin() -> None:
+        if len(parts) == MAX_PARTS:  # an empty part takes ten bytes in the body and hundreds in memory
             raise HTTPException(
-                413, f"the form has more than {PARTS:,} parts; allowed: {PICTURES} pictures; send them in several requests"
+                413,
+                f"the form has more than {MAX_PARTS:,} parts; allowed: {MAX_IMAGES} pictures; send them in several requests",
             )
         parts.append(({}, []))
 
-    def ended() -> None:
-        if header[0].lower() == b"content-disposition":  # a part may have millions of others
+    def on_header_end() -> None:
+        if header[0].lower() == b"content-disposition":  # ignore other headers, of which a part may have millions
             parts[-1][0][b"content-disposition"] = header[1]
         header[:] = [b"", b""]
 
-    def field(data: bytes, start: int, end: int) -> None:
+    def on_header_field(data: bytes, start: int, end: int) -> None:
         header[0] += data[start:end]
 
-    def value(data: bytes, start: int, end: int) -> None:
+    def on_header_value(data: bytes, start: int, end: int) -> None:
         header[1] += data[start:end]
 
     try:
         parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": begun,
-                "on_header_field": field,
-                "on_header_value": value,
-                "on_header_end": ended,
+                "on_part_begin": on_part_begin,
+                "on_header_field": on_header_field,
+                "on_header_value": on_header_value,
+                "on_header_end": on_header_end,
                 "on_part_data": lambda data, start, end: parts[-1][1].append(data[start:end]),
                 "on_end": lambda: ends.append(True),
             },
@@ -78,10 +79,10 @@ def _files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
             raise FormParserError("its end is missing")
     except FormParserError as error:
         raise HTTPException(422, f"the form is broken ({error}); send it again as multipart/form-data") from None
-    found: list[tuple[str, bytes]] = []
+    files: list[tuple[str, bytes]] = []
     for headers, content in parts:
         _, options = parse_options_header(headers.get(b"content-disposition", b""))
         if b"filename" in options:
-            name = options[b"filename"].decode("utf-8", "replace")[:200] or f"picture {len(found) + 1}"
-            found.append((name, b"".join(content)))
-    return found
+            name = options[b"filename"].decode("utf-8", "replace")[:200] or f"picture {len(files) + 1}"
+            files.append((name, b"".join(content)))
+    return files

@@ -15,35 +15,36 @@ from gingham.training.checks import check_labels
 from gingham.training.fit import fit
 from gingham.training.issue import Issue
 
-IMBALANCE = 10  # times as many pictures of one class as of another
-SURE, DOUBTED = 0.97, 0.01  # probabilities of another class and of the given one at which a label is doubted
-LISTED = 40  # pictures, or groups of them, a finding shows
-Place = tuple[str, int]  # a split's name and a picture's index in it
+MAX_IMBALANCE = 10  # ratio of the most common class to the rarest
+MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class and of the label, for a label that is likely wrong
+MAX_LISTED = 40  # images, or groups of them, that an issue lists
+ImageIndex = tuple[str, int]  # a split's name and an image's index in it
+Groups = list[list[ImageIndex]]
 
 
 def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> list[Issue]:
-    """Return what is wrong with a dataset, the gravest first; an empty list if nothing is found.
+    """Return the issues of a dataset, the most serious first; an empty list if there are none.
 
-    Looks for classes that a split lacks or that are rare, pictures of one value, exact and near duplicates within and
-    across the splits, labels that do not belong to the pictures, and single labels that are likely wrong. For the last a
-    small network is trained on each half of the training pictures and asked about the other half; of test pictures
-    only the pixels are looked at. `odd_files` are what reading the data found odd, as (file, reason).
+    Checks for classes that are missing from a split or rare, constant images, exact and near duplicates within and across
+    splits, labels that do not belong to the images, and single labels that are likely wrong. For the last, a small network
+    is trained on each half of the training and validation images and predicts the other half. The last two checks never use
+    the test split. `odd_files` are the files that reading the data reported, as (file, reason).
 
-        for finding in gingham.check_data(gingham.load_data("fashion-mnist")):
-            print(finding)
+        for issue in gingham.check_data(gingham.load_data("fashion-mnist")):
+            print(issue)
 
     Source of the last: Northcutt, Jiang & Chuang, "Confident learning" (arXiv 1911.00068), with fixed thresholds.
     """
-    parts = [part for part in (data.train, data.validation, data.test) if part is not None and len(part)]
-    found = [*_check_classes(data, parts), *_check_constant(data, parts)]
-    copies = _copies(parts)
-    found += _describe_copies(data, copies, "exact")
-    found += _describe_copies(data, _near(parts, copies), "near")
-    mixed = check_labels(data.train, data.validation)
-    return [*_describe_files(odd_files), *mixed, *found, *([] if mixed else _check_single_labels(data))]
+    splits = [split for split in (data.train, data.validation, data.test) if split is not None and len(split)]
+    issues = [*_check_classes(data, splits), *_check_constant(data, splits)]
+    exact = _exact_duplicates(splits)
+    issues += _duplicate_issues(data, exact, "exact")
+    issues += _duplicate_issues(data, _near_duplicates(splits, exact), "near")
+    label_issues = check_labels(data.train, data.validation)
+    return [*_check_files(odd_files), *label_issues, *issues, *([] if label_issues else _check_single_labels(data))]
 
 
-def _describe_files(odd_files: Sequence[tuple[str, str]]) -> list[Issue]:
+def _check_files(odd_files: Sequence[tuple[str, str]]) -> list[Issue]:
     unreadable = [row for row in odd_files if row[1].startswith(UNREADABLE)]
     odd = [row for row in odd_files if row not in unreadable]
     kinds = (
@@ -56,30 +57,30 @@ def _describe_files(odd_files: Sequence[tuple[str, str]]) -> list[Issue]:
         (odd, "odd-files", "odd", "see whether they are what they should be"),
     )
     return [
-        Issue(code, f"{_count(len(rows), 'file')} {_is(len(rows))} {title}", _listed([" ".join(row) for row in rows], 8), fix)
+        Issue(code, f"{_count(len(rows), 'file')} {_is(len(rows))} {title}", _join([" ".join(row) for row in rows], 8), fix)
         for rows, code, title, fix in kinds
         if rows
     ]
 
 
-def _check_classes(data: DataSplits, parts: Sequence[Split]) -> list[Issue]:
-    found = []
-    for part in parts:
-        missing = [name for name, count in part.counts().items() if not count]
+def _check_classes(data: DataSplits, splits: Sequence[Split]) -> list[Issue]:
+    issues = []
+    for split in splits:
+        missing = [name for name, count in split.counts().items() if not count]
         if missing:
-            names = _listed(missing)
-            found.append(
+            names = _join(missing)
+            issues.append(
                 Issue(
                     "missing-classes",
-                    f"the {part.name} split lacks {len(missing)} of {len(data.classes)} classes",
+                    f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes",
                     f"it has no picture of {names}",
                     f"add pictures of {names} to it, or cut the splits anew",
                 )
             )
     counts = {name: count for name, count in data.train.counts().items() if count}
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[common] > IMBALANCE * counts[rare]:
-        found.append(
+    if counts[common] > MAX_IMBALANCE * counts[rare]:
+        issues.append(
             Issue(
                 "imbalanced-classes",
                 "the classes are out of balance",
@@ -88,160 +89,160 @@ def _check_classes(data: DataSplits, parts: Sequence[Split]) -> list[Issue]:
                 f"collect more pictures of {rare}, and judge by the accuracy of each class, not by the total",
             )
         )
-    return found
+    return issues
 
 
-def _check_constant(data: DataSplits, parts: Sequence[Split]) -> list[Issue]:
-    places: list[Place] = []
-    for part in parts:
-        flat = part.images.flatten(1)
-        places += [(part.name, k) for k in (flat.amax(dim=1) == flat.amin(dim=1)).nonzero().flatten().tolist()]
-    if not places:
+def _check_constant(data: DataSplits, splits: Sequence[Split]) -> list[Issue]:
+    constant: list[ImageIndex] = []
+    for split in splits:
+        pixels = split.images.flatten(1)
+        constant += [(split.name, k) for k in (pixels.amax(dim=1) == pixels.amin(dim=1)).nonzero().flatten().tolist()]
+    if not constant:
         return []
     return [
         Issue(
             "constant-images",
-            f"{_count(len(places), 'picture')} of one value all over",
-            f"{_named(data, places)}",
+            f"{_count(len(constant), 'picture')} of one value all over",
+            f"{_image_names(data, constant)}",
             "remove them, or see what went wrong when they were made",
-            tuple((place,) for place in places[:LISTED]),
+            tuple((image,) for image in constant[:MAX_LISTED]),
         )
     ]
 
 
-Groups = list[list[Place]]
+def _exact_duplicates(splits: Sequence[Split]) -> Groups:
+    """Return the groups of two or more images with the same pixels."""
+    by_hash: dict[bytes, list[ImageIndex]] = defaultdict(list)
+    for split in splits:
+        for index, image in enumerate(split.images.numpy()):
+            by_hash[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((split.name, index))
+    return [group for group in by_hash.values() if len(group) > 1]
 
 
-def _copies(parts: Sequence[Split]) -> Groups:
-    seen: dict[bytes, list[Place]] = defaultdict(list)
-    for part in parts:
-        for index, picture in enumerate(part.images.numpy()):
-            seen[hashlib.blake2b(picture.tobytes(), digest_size=16).digest()].append((part.name, index))
-    return [places for places in seen.values() if len(places) > 1]
-
-
-def _near(parts: Sequence[Split], copies: Groups) -> Groups:
-    """Groups of near duplicates, each of exact ones only once."""
-    places = [(part.name, index) for part in parts for index in range(len(part))]
-    vectors = torch.cat([normalized_vectors(part.images) for part in parts])
-    again = {place for group in copies for place in group[1:]}
-    usable = torch.tensor([place not in again for place in places]) & (vectors.norm(dim=1) > 0.5)
+def _near_duplicates(splits: Sequence[Split], exact: Groups) -> Groups:
+    """Return the groups of near duplicates, with only the first image of each group of exact ones."""
+    image_indices = [(split.name, index) for split in splits for index in range(len(split))]
+    vectors = torch.cat([normalized_vectors(split.images) for split in splits])
+    repeated = {image for group in exact for image in group[1:]}
+    usable = torch.tensor([image not in repeated for image in image_indices]) & (vectors.norm(dim=1) > 0.5)
     index = usable.nonzero().flatten()
     if len(index) < 2:
         return []
     pairs, _ = near_duplicates(vectors[index])
-    joined: dict[int, int] = {}
+    parents: dict[int, int] = {}  # a disjoint-set forest
 
     def root(k: int) -> int:
-        while joined.setdefault(k, k) != k:
-            k = joined[k]
+        while parents.setdefault(k, k) != k:
+            k = parents[k]
         return k
 
-    order: dict[int, list[Place]] = {}
+    groups: dict[int, list[ImageIndex]] = {}
     for a, b in index[pairs].tolist():
-        joined[root(a)] = root(b)
+        parents[root(a)] = root(b)
     for k in dict.fromkeys(index[pairs].flatten().tolist()):
-        order.setdefault(root(k), []).append(places[k])
-    return list(order.values())
+        groups.setdefault(root(k), []).append(image_indices[k])
+    return list(groups.values())
 
 
-def _describe_copies(data: DataSplits, groups: Groups, kind: str) -> list[Issue]:
-    found = []
+def _duplicate_issues(data: DataSplits, groups: Groups, kind: str) -> list[Issue]:
+    issues = []
     across = [
         group for group in groups if any(name == "test" for name, _ in group) and any(name != "test" for name, _ in group)
     ]
     within = [group for group in groups if group not in across]
-    same = "the same pixels" if kind == "exact" else f"a correlation of {NEAR} or more, whatever brightness and contrast"
+    in_common = "the same pixels" if kind == "exact" else f"a correlation of {NEAR} or more, whatever brightness and contrast"
     if across:
         leaks = sum(name == "test" for group in across for name, _ in group)
-        found.append(
+        issues.append(
             Issue(
                 f"{kind}-duplicates-across-splits",
                 f"{_count(leaks, 'test picture')} {_is(leaks)} in the training data too ({kind} duplicates)",
-                f"{_count(len(across), 'group')} of pictures with {same}, such as {_named(data, across[0])}",
+                f"{_count(len(across), 'group')} of pictures with {in_common}, such as {_image_names(data, across[0])}",
                 "remove the training pictures"
                 + (
                     "; gingham diagnose RUN --split test gives a run's accuracy with and without them"
                     if data.fingerprint
                     else ""
                 ),
-                tuple(tuple(group) for group in across[:LISTED]),
+                tuple(tuple(group) for group in across[:MAX_LISTED]),
             )
         )
     if within:
         extra = sum(len(group) - 1 for group in within)
-        found.append(
+        issues.append(
             Issue(
                 f"{kind}-duplicates-within-split",
                 f"{_count(extra, 'picture')} {_is(extra)} there more than once within a split ({kind} duplicates)",
-                f"{_count(len(within), 'group')} of pictures with {same}, such as {_named(data, within[0])}",
+                f"{_count(len(within), 'group')} of pictures with {in_common}, such as {_image_names(data, within[0])}",
                 "keep one of each group",
-                tuple(tuple(group) for group in within[:LISTED]),
+                tuple(tuple(group) for group in within[:MAX_LISTED]),
             )
         )
-    splits = {part.name: part for part in (data.train, data.validation, data.test) if part is not None}
-    torn = [group for group in groups if len({int(splits[name].labels[k]) for name, k in group}) > 1]
-    if torn:
-        labels = [data.classes[int(splits[name].labels[k])] for name, k in torn[0]]
-        found.append(
+    splits = {split.name: split for split in (data.train, data.validation, data.test) if split is not None}
+    conflicting = [group for group in groups if len({int(splits[name].labels[k]) for name, k in group}) > 1]
+    if conflicting:
+        labels = [data.classes[int(splits[name].labels[k])] for name, k in conflicting[0]]
+        issues.append(
             Issue(
                 f"{kind}-duplicates-with-different-labels",
-                f"{_count(len(torn), 'group')} of {kind} duplicates with different labels",
-                f"such as {_named(data, torn[0])}, labelled {' and '.join(labels)}",
+                f"{_count(len(conflicting), 'group')} of {kind} duplicates with different labels",
+                f"such as {_image_names(data, conflicting[0])}, labelled {' and '.join(labels)}",
                 "look at them and correct the labels",
-                tuple(tuple(group) for group in torn[:LISTED]),
+                tuple(tuple(group) for group in conflicting[:MAX_LISTED]),
             )
         )
-    return found
+    return issues
 
 
 def _check_single_labels(data: DataSplits) -> list[Issue]:
-    parts = [part for part in (data.train, data.validation) if part is not None]
-    images, labels = torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
-    places = [(part.name, index) for part in parts for index in range(len(part))]
+    splits = [split for split in (data.train, data.validation) if split is not None]
+    images, labels = torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits])
     if len(labels) < 20 * len(data.classes):
-        return []  # too few to learn from half of them
-    logits = _answers_of_the_other_half(data, images, labels)
+        return []  # too few to train on half of them
+    logits = _cross_fit_logits(data, images, labels)
     probabilities = (logits / fit_temperature(logits, labels)).softmax(dim=1)
-    given = probabilities.gather(1, labels[:, None]).squeeze(1)
-    sure, other = probabilities.max(dim=1)
-    doubted = ((given <= DOUBTED) & (sure >= SURE) & (other != labels)).nonzero().flatten()
-    doubted = doubted[(given[doubted] - sure[doubted]).argsort(stable=True)]
-    if not len(doubted):
+    label_probabilities = probabilities.gather(1, labels[:, None]).squeeze(1)
+    top, predicted = probabilities.max(dim=1)
+    doubted = (label_probabilities <= MAX_LABEL_PROBABILITY) & (top >= MIN_OTHER_PROBABILITY) & (predicted != labels)
+    wrong = doubted.nonzero().flatten()
+    wrong = wrong[(label_probabilities[wrong] - top[wrong]).argsort(stable=True)]
+    if not len(wrong):
         return []
-    first = int(doubted[0])
-    wrong = [places[k] for k in doubted.tolist()]
+    first = int(wrong[0])
+    image_indices = [(split.name, index) for split in splits for index in range(len(split))]
+    wrong_images = [image_indices[k] for k in wrong.tolist()]
     return [
         Issue(
             "likely-wrong-labels",
             f"{_count(len(wrong), 'label')} {_is(len(wrong))} likely wrong",
-            f"small networks that had not seen these pictures are at least {SURE:.0%} sure of another class, such as of "
-            f"{_named(data, wrong[:1])}, labelled {data.classes[int(labels[first])]}, which they take for {data.classes[int(other[first])]}",
+            f"small networks that had not seen these pictures are at least {MIN_OTHER_PROBABILITY:.0%} sure of another class, such as "
+            f"of {_image_names(data, wrong_images[:1])}, labelled {data.classes[int(labels[first])]}, which they take for "
+            f"{data.classes[int(predicted[first])]}",
             "look at them, the surest first, and correct those that are wrong",
-            tuple((place,) for place in wrong[:LISTED]),
+            tuple((image,) for image in wrong_images[:MAX_LISTED]),
         )
     ]
 
 
-def _answers_of_the_other_half(data: DataSplits, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logits (N, K) for every picture from a network that was trained on the half it is not in."""
+def _cross_fit_logits(data: DataSplits, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return logits (N, K) of each image from a network trained on the half of the images that it is not in."""
     pixels = images[:: max(1, len(images) // 5000)].float() / 255
     recipe = RECIPES["fast-90"].replace(
         name="doctor", epochs=min(30.0, max(4.0, 60_000 / len(images))), hard_share=1.0,
         mean=tuple(pixels.mean((0, 2, 3)).tolist()), std=tuple(pixels.std((0, 2, 3)).clamp(min=0.02).tolist()),
     )  # fmt: skip
-    half = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % 2
+    halves = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % 2
     logits = torch.empty(len(labels), len(data.classes))
-    for side in (0, 1):
-        mine = (half == side).nonzero().flatten()
-        split = Split("train", images[mine], labels[mine], data.classes, data.name, data.fingerprint)
-        run = fit(recipe.replace(batch_size=min(recipe.batch_size, max(2, len(mine) // 8))), split, progress=False)
-        logits[half != side] = run.model.logits(images[half != side])
+    for half in (0, 1):
+        indices = (halves == half).nonzero().flatten()
+        train = Split("train", images[indices], labels[indices], data.classes, data.name, data.fingerprint)
+        run = fit(recipe.replace(batch_size=min(recipe.batch_size, max(2, len(indices) // 8))), train, progress=False)
+        logits[halves != half] = run.model.logits(images[halves != half])
     return logits
 
 
 def find_leaks(train: Sequence[Split], split: Split) -> torch.Tensor:
-    """Return which pictures of a split are near duplicates of pictures that were trained on, bool (N,)."""
+    """Return which images of a split are near duplicates of images in the splits `train`, bool (N,)."""
     vectors = [normalized_vectors(part.images) for part in (*train, split)]
     start = sum(map(len, vectors[:-1]))
     pairs, _ = near_duplicates(torch.cat(vectors))
@@ -250,18 +251,17 @@ def find_leaks(train: Sequence[Split], split: Split) -> torch.Tensor:
     return leaks
 
 
-def _named(data: DataSplits, places: Sequence[Place]) -> str:
-    splits = {part.name: part for part in (data.train, data.validation, data.test) if part is not None}
-    names = [splits[name].files[k] if splits[name].files else f"{name} picture {k}" for name, k in places]
-    return _listed(names)
+def _image_names(data: DataSplits, image_indices: Sequence[ImageIndex]) -> str:
+    splits = {split.name: split for split in (data.train, data.validation, data.test) if split is not None}
+    return _join([splits[name].files[k] if splits[name].files else f"{name} picture {k}" for name, k in image_indices])
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _join(names: Sequence[str], limit: int = 4) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _is(number: int) -> str:

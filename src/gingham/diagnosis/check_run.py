@@ -9,20 +9,20 @@ from gingham.training.issue import Issue
 
 
 def check_run(run: Run, train: Split, validation: Split | None = None) -> list[Issue]:
-    """Return what is wrong with a trained network, the likeliest cause first; an empty list if nothing is found.
+    """Return the issues of a trained network, the likeliest cause first; an empty list if there are none.
 
-    `train` and `validation` are the splits it was trained with. Looks for layers whose ReLUs are dead, softmax applied
-    twice, pixels that are not normalised, a loss stuck at ln K, a learning rate far too high or low, over-fitting, and a
-    last batch of one under BatchNorm. Some hundred pictures of the training split are looked at; the test split never.
+    `train` and `validation` are the splits it was trained with. Checks for layers with dead ReLUs, softmax applied twice,
+    pixels that are not normalized, a loss stuck at ln K, a learning rate far too high or low, overfitting, and a last batch
+    of one under BatchNorm. Only a sample of the training images is run through the network; the test split is never used.
 
-        for finding in gingham.check_run(run, data.train, data.validation):
-            print(finding)
+        for issue in gingham.check_run(run, data.train, data.validation):
+            print(issue)
     """
     model, recipe = run.model, run.recipe
     losses = torch.tensor([entry["loss"] for entry in run.history if "learning_rate" in entry], dtype=torch.float32)
     epochs = [entry for entry in run.history if "epoch" in entry]
-    found = check_training(model, recipe, train, losses, epochs, len(losses), over=True)
-    mixed = check_labels(train, validation)
-    if mixed:
-        found = [issue for issue in found if issue.code != "stuck-loss"]  # a consequence
-    return [*mixed, *found, *check_batches(recipe, len(train), model.network)]
+    issues = check_training(model, recipe, train, losses, epochs, len(losses), over=True)
+    label_issues = check_labels(train, validation)
+    if label_issues:
+        issues = [issue for issue in issues if issue.code != "stuck-loss"]  # a consequence of the labels
+    return [*label_issues, *issues, *check_batches(recipe, len(train), model.network)]

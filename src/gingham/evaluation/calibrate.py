@@ -1,4 +1,4 @@
-"""Fit a model's temperature and its threshold for "unsure" to the validation split."""
+"""Fit a model's temperature and the threshold below which it is unsure to the validation split."""
 
 from gingham.data.splits import Split
 from gingham.distributed import SINGLE_PROCESS, DistributedContext
@@ -8,13 +8,13 @@ from gingham.runs.run import Run
 
 
 def calibrate(run: Run, validation: Split, context: DistributedContext = SINGLE_PROCESS) -> None:
-    """Fit a run's temperature and its threshold for "not sure" to the validation split, in place.
+    """Fit a run's temperature and the threshold below which it is unsure to the validation split, in place.
 
-    The threshold is the lowest at which at most the recipe's `risk` of the answers the model is sure of are wrong. The
-    run's metrics say what both came to. Processes that train together share the pictures, and end with the same.
+    The threshold is the lowest at which at most a share `risk` (a field of the recipe) of the sure predictions is wrong. Both
+    values are added to the run's metrics. Distributed processes share the images and get the same values.
 
     Raises
-        DataError: given the test split.
+        DataError: `validation` is the test split.
     """
     if validation.name == "test":
         raise DataError("calibrate got the test split; temperature and threshold are fitted to validation pictures")
@@ -23,7 +23,7 @@ def calibrate(run: Run, validation: Split, context: DistributedContext = SINGLE_
     model.temperature.fill_(1.0)
     logits = context.map_sharded(model.logits, validation.images)
     model.temperature.fill_(fit_temperature(logits, labels))
-    # In float32 as the model divides, so that a picture at the threshold falls on the same side in predict.
+    # Divide in float32, as the model does, so that predict puts an image at the threshold on the same side.
     confidence, predicted = (logits / model.temperature.cpu()).softmax(dim=1).max(dim=1)
     model.threshold.fill_(threshold_for_risk(confidence, predicted == labels, risk))
     sure = confidence >= model.threshold.cpu()

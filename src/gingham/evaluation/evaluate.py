@@ -1,4 +1,4 @@
-"""Evaluate a run on a split. This is the only module that predicts on the test split, and it records each use."""
+"""Evaluate a run on a split. Only this module predicts on the test split, and it records every use."""
 
 import contextlib
 import statistics
@@ -19,7 +19,7 @@ from gingham.text import render
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many pictures of each true class were given each class: `confusion["Shirt", "Coat"]` is (true, predicted)."""
+    """A confusion matrix: `confusion["Shirt", "Coat"]` is the number of images of shirts that were predicted as coats."""
 
     matrix: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
@@ -35,22 +35,21 @@ class Confusion:
             [name, *(str(count) if count else "." for count in row)]
             for name, row in zip(self.classes, self.matrix, strict=True)
         ]
-        # Columns by their first letters, so that ten classes fit 80 characters; the rows give the full names in order.
+        # Shorten the column names, so that ten classes fit 80 characters; the rows have the full names in the same order.
         return render([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """How a run did on a split.
+    """The result of evaluating a run on a split. `print(result)` shows a table by class.
 
-    `accuracy` and its 95 % Wilson `interval` are fractions; `balanced_accuracy` is the mean of the accuracies of the classes
-    that have pictures, so that a class with many does not count for more; `loss` is the mean negative log-likelihood in nats,
-    `calibration_error` the expected calibration error, and `calibration_error_before` what it would be without the
-    model's temperature; `reliability` and `reliability_before` are the rows of their diagrams. Of the pictures
-    `unsure_share` are below the model's threshold, and `sure_error`, null if there are none, is the share of wrong answers
-    among the others. `per_class` gives `accuracy` (recall), `precision`, `correct`
-    and `total` by class name, null where a class has no pictures or no predictions. `test_openings` are all of the
-    run, this one included. `print(report)` shows a table by class.
+    `accuracy` and its 95 % Wilson `interval` are fractions. `balanced_accuracy` is the mean accuracy over the classes that have
+    images. `loss` is the mean negative log-likelihood in nats. `calibration_error` is the expected calibration error and
+    `reliability` the rows of its diagram; `calibration_error_before` and `reliability_before` are the same without the
+    model's temperature. `unsure_share` is the share of images below the model's threshold, `sure_error` the share of wrong
+    predictions among the others (None if there are no others). `per_class` gives `accuracy` (recall), `precision`, `correct`
+    and `total` by class name; a share is None for a class without images or without predictions. `test_openings` are all
+    recorded uses of the test split, including this one.
     """
 
     split: str
@@ -74,7 +73,7 @@ class EvaluationResult:
 
     @property
     def pictures(self) -> str:
-        """What was measured, in words: "validation pictures", "photographs"."""
+        """What was evaluated, in words: "validation pictures" or "photographs"."""
         return self.split if self.split == "photographs" else f"{self.split} pictures"
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,48 +96,48 @@ class EvaluationResult:
             lines.append(f"balanced accuracy {self.balanced_accuracy:.2%}: the mean over the classes that have pictures")
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
-            of_the_sure = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
-            lines.append(f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{of_the_sure}")
+            sure_error = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
+            lines.append(f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{sure_error}")
         return "\n".join(lines)
 
 
 def evaluate(run: Run, split: Split) -> EvaluationResult:
-    """Return how a run does on a split: `print` it for a table by class.
+    """Return the result of evaluating a run on a split; `print` it for a table by class.
 
-    Opening the test split is written into the run, and into its folder where it is saved, before any prediction is
-    computed, so that no look goes unrecorded.
+    A use of the test split is recorded in the run, and in its folder if it is saved, before any prediction is computed, so that
+    no use goes unrecorded.
 
-        report = gingham.evaluate(run, data.test)
-        report.confusion["Shirt", "Coat"]   # shirts taken for coats
+        result = gingham.evaluate(run, data.test)
+        result.confusion["Shirt", "Coat"]   # shirts predicted as coats
 
     Raises
-        DataError: the split's classes or picture shape are not the model's, or it is empty.
-        GinghamError: the opening cannot be written into the run's folder.
+        DataError: the split's classes or image shape are not the model's, or the split is empty.
+        GinghamError: the use of the test split cannot be recorded in the run's folder.
     """
-    logits = _answers(run, split)
+    logits = _logits(run, split)
     return compute_result(logits, split, list(run.test_openings), float(run.model.temperature), float(run.model.threshold))
 
 
 def correct_predictions(run: Run, split: Split) -> torch.Tensor:
-    """Return which pictures of a split a run gets right, bool (N,): from the predictions it keeps, or computed as `evaluate` does.
+    """Return which images of a split a run gets right, bool (N,), from cached predictions or else as `evaluate` does.
 
     Raises
         DataError, GinghamError: as `evaluate`.
     """
-    kept = load_predictions(run, split.name, split.fingerprint)
-    predicted = kept["predicted"] if kept and len(kept["labels"]) == len(split) else _answers(run, split).argmax(dim=1)
+    cached = load_predictions(run, split.name, split.fingerprint)
+    predicted = cached["predicted"] if cached and len(cached["labels"]) == len(split) else _logits(run, split).argmax(dim=1)
     return predicted == split.labels.cpu()
 
 
-def _answers(run: Run, split: Split) -> torch.Tensor:
-    """The logits of a run on a split, float (N, K); an opening is written down before, what was predicted after."""
+def _logits(run: Run, split: Split) -> torch.Tensor:
+    """Return a run's logits on a split, float (N, K). Record a use of the test split before, save the predictions after."""
     model = run.model
     shape = tuple(split.images.shape[1:])
     if shape != model.input_shape or split.classes != model.classes:
         raise DataError(
             f"{split.dataset} has pictures of {'x'.join(map(str, shape))} in {len(split.classes)} classes "
-            f"({_some(split.classes)}), the model was trained on {'x'.join(map(str, model.input_shape))} in "
-            f"{len(model.classes)} ({_some(model.classes)}); evaluate it on data of its own kind"
+            f"({_abbreviate(split.classes)}), the model was trained on {'x'.join(map(str, model.input_shape))} in "
+            f"{len(model.classes)} ({_abbreviate(model.classes)}); evaluate it on data of its own kind"
         )
     if not len(split):
         raise DataError(f"the {split.name} split of {split.dataset} is empty; choose another split")
@@ -147,7 +146,7 @@ def _answers(run: Run, split: Split) -> torch.Tensor:
         record_test_use(run, {"date": date, "dataset": split.dataset, "images": len(split)})
     logits = model.logits(split.images)
     if run.folder is not None and split.fingerprint == run.data.get("fingerprint"):
-        with contextlib.suppress(GinghamError):  # a folder that cannot be written to can be measured all the same
+        with contextlib.suppress(GinghamError):  # a run in a read-only folder can be evaluated all the same
             save_predictions(run, split.name, split.fingerprint, logits, split.labels)
     return logits
 
@@ -159,27 +158,27 @@ def compute_result(
     temperature: float = 1.0,
     threshold: float = 0.0,
 ) -> EvaluationResult:
-    """Return the Report of a model's logits, float (N, K), computed on a split with that temperature and threshold."""
+    """Return the result for a model's logits on a split, float (N, K), computed with this temperature and threshold."""
     labels = split.labels.cpu()
-    probabilities, plain = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
+    probabilities, uncalibrated = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
     sure = confidence >= threshold
     matrix = confusion_matrix(labels, predicted, len(split.classes))
-    right, true, given = matrix.diag().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist()
-    correct, total = sum(right), len(labels)
+    diagonal, row_sums, column_sums = matrix.diag().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist()
+    correct, total = sum(diagonal), len(labels)
     per_class = {
         name: {
-            "accuracy": right[k] / true[k] if true[k] else None,
-            "precision": right[k] / given[k] if given[k] else None,
-            "correct": right[k],
-            "total": true[k],
+            "accuracy": diagonal[k] / row_sums[k] if row_sums[k] else None,
+            "precision": diagonal[k] / column_sums[k] if column_sums[k] else None,
+            "correct": diagonal[k],
+            "total": row_sums[k],
         }
         for k, name in enumerate(split.classes)
     }
     return EvaluationResult(
         split=split.name,
         accuracy=correct / total,
-        balanced_accuracy=statistics.fmean(right[k] / true[k] for k in range(len(true)) if true[k]),
+        balanced_accuracy=statistics.fmean(diagonal[k] / row_sums[k] for k in range(len(row_sums)) if row_sums[k]),
         interval=proportion_interval(correct, total),
         loss=float(F.cross_entropy(logits, labels)),
         correct=correct,
@@ -187,9 +186,9 @@ def compute_result(
         per_class=per_class,
         confusion=Confusion(tuple(tuple(row) for row in matrix.tolist()), split.classes),
         calibration_error=calibration_error(probabilities, labels),
-        calibration_error_before=calibration_error(plain, labels),
+        calibration_error_before=calibration_error(uncalibrated, labels),
         reliability=reliability(probabilities, labels),
-        reliability_before=reliability(plain, labels),
+        reliability_before=reliability(uncalibrated, labels),
         temperature=temperature,
         threshold=threshold,
         unsure_share=1 - float(sure.double().mean()),
@@ -198,5 +197,5 @@ def compute_result(
     )
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _abbreviate(names: tuple[str, ...]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Accuracy, confusion matrix, calibration and confidence intervals, on tensors."""
+"""Confusion matrix, calibration and confidence intervals, computed from tensors."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ import torch
 
 
 def confusion_matrix(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return int64 (K, K): row = true class, column = predicted class, from two int64 (N,).
+    """Return the confusion matrix, int64 (K, K), of two int64 (N,). Rows are true classes, columns predicted classes.
 
     >>> confusion_matrix(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 2).tolist()
     [[1, 1], [0, 1]]
@@ -18,24 +18,24 @@ def confusion_matrix(labels: torch.Tensor, predicted: torch.Tensor, classes: int
 
 
 def calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> float:
-    """Return the expected calibration error in [0, 1]: how far confidence and accuracy lie apart, on average.
+    """Return the expected calibration error in [0, 1]: the mean difference between confidence and accuracy.
 
     `probabilities` is float (N, K), `labels` int64 (N,). The top probabilities are sorted into `bins` of equal width.
 
-    >>> calibration_error(torch.tensor([[0.8, 0.2], [0.8, 0.2]]), torch.tensor([0, 1]))  # says 80 %, is right in 50 %
+    >>> calibration_error(torch.tensor([[0.8, 0.2], [0.8, 0.2]]), torch.tensor([0, 1]))  # 80 % confident, 50 % correct
     0.3...
 
     Source: Guo et al., "On calibration of modern neural networks" (arXiv 1706.04599), equation 3.
     """
-    found = reliability(probabilities, labels, bins)
-    return float(sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in found)) / max(len(labels), 1)
+    rows = reliability(probabilities, labels, bins)
+    return float(sum(row["count"] * abs(row["accuracy"] - row["confidence"]) for row in rows)) / max(len(labels), 1)
 
 
 def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 15) -> list[dict[str, Any]]:
-    """Return the rows of a reliability diagram: for each bin of top probabilities that is not empty, how often it is right.
+    """Return the rows of a reliability diagram: the accuracy in each bin of top probabilities that is not empty.
 
     `probabilities` is float (N, K), `labels` int64 (N,). A row has the bin's edges `low` and `high`, its `count` of
-    pictures, their mean `confidence` and their `accuracy`, all but the count in [0, 1].
+    images, their mean `confidence` and their `accuracy`, all but the count in [0, 1].
 
     >>> reliability(torch.tensor([[0.8, 0.2], [0.8, 0.2]]), torch.tensor([0, 1]), bins=5)
     [{'low': 0.6, 'high': 0.8, 'count': 2, 'confidence': 0.8..., 'accuracy': 0.5}]
@@ -43,11 +43,11 @@ def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
     Source: Guo et al., "On calibration of modern neural networks" (arXiv 1706.04599), section 2.
     """
     confidence, predicted = probabilities.double().max(dim=1)
-    right = (predicted == labels).double()
-    place = (confidence * bins - 1e-6).ceil().long().clamp(1, bins) - 1  # float32 0.8 is a little above 0.8
+    is_correct = (predicted == labels).double()
+    bin_index = (confidence * bins - 1e-6).ceil().long().clamp(1, bins) - 1  # float32 0.8 is a little above 0.8
     count, confidence_sum, correct = (
-        torch.zeros(bins, dtype=torch.float64).index_add_(0, place, values)
-        for values in (torch.ones_like(confidence), confidence, right)
+        torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_index, values)
+        for values in (torch.ones_like(confidence), confidence, is_correct)
     )
     return [
         {
@@ -63,59 +63,59 @@ def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
 
 
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the temperature that makes logits / temperature most likely: above 1 for a model that is too sure.
+    """Return the temperature that maximizes the likelihood of logits / temperature: above 1 for an overconfident model.
 
-    `logits` is float (N, K), `labels` int64 (N,). What comes back lies between 0.05 and 20. The labels are taken as if one
-    in N + 2 were drawn blindly: a few pictures, all of them right, are no proof that a model is never wrong.
+    `logits` is float (N, K), `labels` int64 (N,). The temperature lies between 0.05 and 20. The labels are smoothed as if a
+    share 1 / (N + 2) of them were random: a few correct predictions do not prove that a model is never wrong.
 
     >>> fit_temperature(torch.tensor([[4.0, 0.0]]).repeat(4000, 1), torch.tensor([0, 0, 0, 1]).repeat(1000))  # e^(4/T) = 3
     3.64...
 
     Source: Guo et al., "On calibration of modern neural networks" (arXiv 1706.04599), section 4.2; here by Newton's
-    method on the inverse temperature, in which the loss is convex. The share drawn blindly follows Platt, "Probabilistic
+    method on the inverse temperature, in which the loss is convex. The label smoothing follows Platt, "Probabilistic
     outputs for support vector machines" (1999), section 2.2.
     """
     scores = logits.double()
     scores = scores - scores.mean(dim=1, keepdim=True)
-    right = scores.gather(1, labels[:, None]).squeeze(1) * (1 - 1 / (len(labels) + 2))  # the mean of all scores is 0
+    target = scores.gather(1, labels[:, None]).squeeze(1) * (1 - 1 / (len(labels) + 2))  # the mean of all scores is 0
     low, high, inverse = 0.05, 20.0, 1.0
     for _ in range(100):
         weights = (inverse * scores).softmax(dim=1)
         expected = (weights * scores).sum(dim=1)
-        slope = float((expected - right).mean())
-        bend = float(((weights * scores**2).sum(dim=1) - expected**2).mean())
-        low, high = (low, inverse) if slope > 0 else (inverse, high)
-        # Newton's step where it stays between the bounds known so far, else half way between them.
-        step = inverse - slope / bend if bend > 0 else low
-        following = step if low < step < high else (low * high) ** 0.5
-        if abs(following - inverse) < 1e-9 * inverse:
+        gradient = float((expected - target).mean())
+        curvature = float(((weights * scores**2).sum(dim=1) - expected**2).mean())
+        low, high = (low, inverse) if gradient > 0 else (inverse, high)
+        # Take Newton's step if it stays between the current bounds, else their geometric mean.
+        newton = inverse - gradient / curvature if curvature > 0 else low
+        updated = newton if low < newton < high else (low * high) ** 0.5
+        if abs(updated - inverse) < 1e-9 * inverse:
             break
-        inverse = following
+        inverse = updated
     return 1 / inverse
 
 
-def threshold_for_risk(confidence: torch.Tensor, right: torch.Tensor, risk: float) -> float:
-    """Return the lowest top probability at which a model may be called sure, so that at most `risk` of its sure answers are wrong.
+def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: float) -> float:
+    """Return the lowest threshold on the top probability for which at most a share `risk` of the predictions above it is wrong.
 
-    `confidence` is float (N,), the top probabilities; `right` bool (N,); `risk` a share in [0, 1]. 0.0 if the model may
-    always be sure, 2.0, which no probability reaches, if never.
+    `confidence` is float (N,), the top probabilities; `correct` bool (N,); `risk` a share in [0, 1]. The threshold is 0.0 if
+    no prediction has to be excluded, and 2.0, which no probability reaches, if all have to be.
 
     >>> threshold_for_risk(torch.tensor([0.9, 0.5, 0.75]), torch.tensor([True, False, True]), risk=0.1)
     0.75
 
     Source: Geifman & El-Yaniv, "Selective classification for deep neural networks" (arXiv 1705.08500); here the risk
-    is the one measured, without their margin for small samples.
+    is the measured one, without their margin for small samples.
     """
     order = confidence.argsort(descending=True, stable=True)
     sorted_confidence = confidence[order]
-    wrong = (~right[order]).double().cumsum(0)
-    held = wrong <= risk * torch.arange(1, len(order) + 1) + 1e-9
-    # Equal confidences are sure or unsure together.
+    errors = (~correct[order]).double().cumsum(0)
+    within_risk = errors <= risk * torch.arange(1, len(order) + 1) + 1e-9
+    # Equal confidences lie on the same side of the threshold.
     ends = torch.cat([sorted_confidence[1:] < sorted_confidence[:-1], torch.ones(1, dtype=torch.bool)])
-    places = (held & ends).nonzero().flatten()
-    if not len(places):
+    indices = (within_risk & ends).nonzero().flatten()
+    if not len(indices):
         return 2.0
-    last = int(places[-1])
+    last = int(indices[-1])
     return 0.0 if last == len(order) - 1 else float(sorted_confidence[last])
 
 
@@ -128,40 +128,40 @@ def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
     share, z = correct / total, statistics.NormalDist().inv_cdf(0.5 + level / 2)
-    middle = share + z * z / (2 * total)
-    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    center = share + z * z / (2 * total)
+    half_width = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+    return max(0.0, (center - half_width) / scale), min(1.0, (center + half_width) / scale)
 
 
 def paired_interval(lost: int, gained: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of the difference of two shares of the same pictures: right before and wrong after less the other way round.
+    """Return the confidence interval of (lost - gained) / total, the difference of two proportions of the same images.
 
-    It has a width even where no picture changed sides.
+    `lost` images are correct only before a change, `gained` only after it. The width is positive even if both are 0.
 
     >>> [round(edge, 3) for edge in paired_interval(0, 0, 20)]
     [-0.089, 0.089]
 
     Source: Agresti & Min, "Simple improved confidence intervals for comparing matched proportions" (2005): half a pair is
-    added to each of the four kinds.
+    added to each of the four cells.
     """
     count, z = total + 2, statistics.NormalDist().inv_cdf(0.5 + level / 2)
-    middle = (lost - gained) / count
-    reach = z * math.sqrt((lost + gained + 1) / count - middle**2) / math.sqrt(count)
-    return middle - reach, middle + reach
+    center = (lost - gained) / count
+    half_width = z * math.sqrt((lost + gained + 1) / count - center**2) / math.sqrt(count)
+    return center - half_width, center + half_width
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return Student's t interval of the mean of independent values; infinite for fewer than two.
+    """Return Student's t interval of the mean of independent values, which is infinite for fewer than two.
 
     >>> [round(edge, 2) for edge in mean_interval([0.83, 0.84, 0.85])]
     [0.82, 0.86]
     """
-    import scipy.stats  # a second to import, needed by few commands
+    import scipy.stats  # takes a second to import, and few commands need it
 
     if len(values) < 2:
         return -math.inf, math.inf
     tensor = torch.tensor(values, dtype=torch.float64)
     mean, error = float(tensor.mean()), float(tensor.std()) / math.sqrt(len(values))
-    reach = float(scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)) * error
-    return mean - reach, mean + reach
+    half_width = float(scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)) * error
+    return mean - half_width, mean + half_width

@@ -9,38 +9,40 @@ from gingham.errors import DataError
 from gingham.runs.run import Run
 
 
-def load_run_data(run: Run, place: Path | None = None, data: str | None = None, held_out: int | None = None) -> DataSplits:
-    """Return what a run was trained on, as it was, or other data of its classes; `place` is what errors call the run.
+def load_run_data(run: Run, folder: Path | None = None, name: str | None = None, held_out: int | None = None) -> DataSplits:
+    """Return the data that a run was trained on, or the dataset `name` with the run's classes.
+
+    Error messages name the run's `folder`; `held_out` images are kept for validation, as many as in the training by default.
 
     Raises
-        DataError: the data is not known or has changed since.
+        DataError: the data is unknown or missing, or has changed since the training.
     """
-    folder = place or run.folder or Path("the packaged model")
-    name = data or run.data.get("name")
+    folder, is_original = folder or run.folder or Path("the packaged model"), name is None
+    name = name or run.data.get("name")
     if not isinstance(name, str):
         raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
-    if data is None and name not in REGISTRY and not Path(name).exists():
+    if is_original and name not in REGISTRY and not Path(name).exists():
         raise DataError(
             f"{name}, which {folder} was trained on, is not there any more; put it back (evaluate and export take another place with --data)"
         )
-    # A folder of IDX files has numbers for classes; here they are the model's.
+    # A folder of IDX files has only class numbers, so the names are the model's.
     _, height, width = run.model.input_shape
-    source = load_data(
+    data = load_data(
         name,
         run.recipe.validation_images if held_out is None else held_out,
         run.model.classes,
-        # Other pictures are made as large as those the model knows.
-        size=run.recipe.size if data is None or height != width else height,
+        # Images of another dataset are resized to the input size of the model.
+        size=run.recipe.size if is_original or height != width else height,
         skip_unreadable=run.data.get("skip_unreadable") is True,
     )
-    if data is None and source.fingerprint != run.data.get("fingerprint"):
+    if is_original and data.fingerprint != run.data.get("fingerprint"):
         raise DataError(
             f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "
             f"restore it, or say --data {name} to measure on it as it is now"
         )
-    if data is None and held_out is None and len(source.validation or ()) != run.recipe.validation_images:
+    if is_original and held_out is None and len(data.validation or ()) != run.recipe.validation_images:
         raise DataError(
-            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where {len(source.validation or ())} "
+            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where {len(data.validation or ())} "
             "are held out now; train again, or use --split test"
         )
-    return source
+    return data

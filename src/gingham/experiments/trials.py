@@ -1,4 +1,4 @@
-"""Trials: one recipe trained with many seeds, with mean and interval."""
+"""Train one recipe with several seeds, and summarize the accuracies."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,11 +21,10 @@ from gingham.training.fit import fit
 
 @dataclass(frozen=True)
 class Trials:
-    """What a recipe came to over seeds.
+    """The results of a recipe over several seeds. `print(trials)` shows a table.
 
-    `accuracies` are fractions, one a seed in the order of `seeds`; `dead` are the seeds whose network is no better than
-    always naming the commonest class, and `failed` those whose training stopped with an error, by seed, which have no
-    accuracy. `print(trials)` shows a table.
+    `accuracies` are fractions, one for each of `seeds`. `dead` are the seeds whose network is no better than always predicting
+    the most common class. `failed` maps the seeds whose training failed, which have no accuracy, to their error messages.
     """
 
     recipe: Recipe
@@ -43,16 +42,16 @@ class Trials:
 
     @property
     def std(self) -> float | None:
-        """The standard deviation over seeds, of a sample; None for one seed."""
+        """The sample standard deviation over seeds, or None for one seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Where the mean over all seeds lies, at 95 % (Student's t), on these same pictures; None for one seed."""
+        """The 95 % interval (Student's t) of the mean over all seeds on the same images, or None for one seed."""
         return mean_interval(self.accuracies) if len(self.accuracies) > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return all fields and the statistics as JSON values."""
         best, worst = (choose(range(len(self.seeds)), key=self.accuracies.__getitem__) for choose in (max, min))
         return {
             "recipe": self.recipe.name,
@@ -73,24 +72,24 @@ class Trials:
     def __str__(self) -> str:
         values = self.to_dict()
         spread = "" if self.std is None else f" ± {self.std:.2%}"
-        what = "one seed alone says nothing of the spread:" if self.std is None else "mean and standard deviation over"
-        lines = [f"{self.mean:.2%}{spread} on the {self.split} pictures, {what} {_seeds(self.seeds)}"]
+        caption = "one seed alone says nothing of the spread:" if self.std is None else "mean and standard deviation over"
+        lines = [f"{self.mean:.2%}{spread} on the {self.split} pictures, {caption} {_format_seeds(self.seeds)}"]
         if self.interval is not None:
             lines.append(f"interval  {self.interval[0]:.2%} to {self.interval[1]:.2%} (95 %, of the mean over seeds)")
         lines += [f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}" for name in ("best", "worst")]
         if self.dead:
-            lines.append(f"dead      {_seeds(self.dead)}: no better than always naming the commonest class")
+            lines.append(f"dead      {_format_seeds(self.dead)}: no better than always naming the commonest class")
         for seed, reason in self.failed.items():
             lines.append(f"failed    seed {seed}, not in the mean: {reason}")
         lines.append(f"time      {duration(values['train_seconds'])} of training a seed (median)")
         return "\n".join(lines)
 
 
-def _seeds(seeds: Sequence[int]) -> str:
+def _format_seeds(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         return f"1 seed ({seeds[0]})"
-    whole = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
-    return f"{len(seeds)} seeds ({f'{seeds[0]} to {seeds[-1]}' if whole else ', '.join(map(str, seeds))})"
+    consecutive = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{len(seeds)} seeds ({f'{seeds[0]} to {seeds[-1]}' if consecutive else ', '.join(map(str, seeds))})"
 
 
 def trials(
@@ -106,48 +105,48 @@ def trials(
     progress: bool = True,
     on_seed: Callable[[int, Run | None, bool], None] | None = None,
 ) -> Trials:
-    """Train a recipe with each of some seeds, one after the other, and return what they came to.
+    """Train a recipe with each seed, one after the other, and return the results.
 
-    Each is a run of its own in `folder`/seed-N, with its predictions; what is there already is kept, so an interrupted
-    call goes on where it was, a seed that was under way from its last checkpoint. The test split, if that is asked
-    for, is opened once by each run, after the last has been trained. `network` and `teachers` are those of `fit`.
-    `on_seed(seed, run, kept)` is called after each, with None for one whose training failed; `kept` is true for one that was there already.
+    Each seed becomes a run in `folder`/seed-N, with its predictions. Finished runs are loaded instead of trained, and an
+    interrupted run resumes from its last checkpoint. If `split` is "test", each run is evaluated on it once, after the last
+    training. `network` and `teachers` are those of `fit`. `on_seed(seed, run, was_finished)` is called after each seed, with None
+    for a run whose training failed; `was_finished` is true for a run that existed before.
 
-        found = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
-        found.mean, found.std, found.interval
+        result = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
+        result.mean, result.std, result.interval
 
     Raises
-        GinghamError: no seeds, an unknown split, a folder with trials of another recipe, data or teachers, every seed failed.
-        DataError: a teacher that was trained on other pictures.
+        GinghamError: there are no seeds, the split is unknown, the folder holds trials of another recipe, data or teachers, or
+            every training failed.
+        DataError: a teacher was trained on other images.
     """
-    folder = Path(folder)
-    wanted = list(dict.fromkeys(seeds))
-    if not wanted:
+    folder, seeds = Path(folder), list(dict.fromkeys(seeds))
+    if not seeds:
         raise GinghamError("trials got no seeds; give at least one, better ten")
-    chosen = _split(data, split, recipe)
+    chosen = _choose_split(data, split, recipe)
     if network is not None:
         recipe = recipe.replace(network=factory_name(network))
-    taught_by = validate_teachers(teachers, recipe, data.train, data.validation)
+    teacher_checksums = validate_teachers(teachers, recipe, data.train, data.validation)
     require_writable(folder)
     with locked(folder, wait=False):
-        _claim(folder, recipe, data, taught_by)
+        _write_or_check_manifest(folder, recipe, data, teacher_checksums)
         failed: dict[int, str] = {}
         trained = []
-        for seed in wanted:
-            kept = (folder / f"seed-{seed}" / METADATA_FILE).exists()
+        for seed in seeds:
+            was_finished = (folder / f"seed-{seed}" / METADATA_FILE).exists()
             try:
-                run = _one(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, teachers, progress)
+                run = _run_seed(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, teachers, progress)
                 trained.append(seed)
             except TrainingError as error:
                 run, failed[seed] = None, str(error)
             if on_seed is not None:
-                on_seed(seed, run, kept)
+                on_seed(seed, run, was_finished)
         if not trained:
-            raise GinghamError(f"not one of {len(wanted)} seeds could be trained ({failed[wanted[0]]})")
-        return _gather(recipe, folder, trained, failed, chosen, network)
+            raise GinghamError(f"not one of {len(seeds)} seeds could be trained ({failed[seeds[0]]})")
+        return _collect(recipe, folder, trained, failed, chosen, network)
 
 
-def _split(data: DataSplits, name: str, recipe: Recipe) -> Split:
+def _choose_split(data: DataSplits, name: str, recipe: Recipe) -> Split:
     if name not in ("validation", "test"):
         raise GinghamError(f"--split got {name!r}; allowed: validation, test")
     chosen = data.test if name == "test" else data.validation
@@ -159,29 +158,29 @@ def _split(data: DataSplits, name: str, recipe: Recipe) -> Split:
     return chosen
 
 
-def _claim(folder: Path, recipe: Recipe, data: DataSplits, teachers: Sequence[str]) -> None:
-    """Write down what the trials in a folder are of, or see that it is the same."""
+def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, teachers: Sequence[str]) -> None:
+    """Write the recipe, data and teachers of the trials in a folder, or check that they are the same as before."""
     held_out = len(data.validation) if data.validation else 0
-    known = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
-    settings = {**known, "seed": None, "checkpoint_seconds": None}
-    now = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint, "teachers": list(teachers)}
+    actual = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
+    settings = {**actual, "seed": None, "checkpoint_seconds": None}
+    manifest = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint, "teachers": list(teachers)}
     if not (folder / TRIALS_FILE).exists():
         if any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
             raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
-        write_json(folder / TRIALS_FILE, now)
+        write_json(folder / TRIALS_FILE, manifest)
         return
     before = read_json(folder / TRIALS_FILE)
-    theirs = before.get("recipe") if isinstance(before.get("recipe"), dict) else {}
-    assert isinstance(theirs, dict)
-    theirs = {**Recipe().to_dict(), **theirs}  # a field they do not have yet
-    changed = [f"{key} {theirs.get(key)}, not {value}" for key, value in settings.items() if theirs.get(key) != value]
+    previous = before.get("recipe") if isinstance(before.get("recipe"), dict) else {}
+    assert isinstance(previous, dict)
+    previous = {**Recipe().to_dict(), **previous}  # defaults for fields that did not exist yet
+    changed = [f"{key} {previous.get(key)}, not {value}" for key, value in settings.items() if previous.get(key) != value]
     changed += [f"data {before.get('data')}, not {data.name}"] * (before.get("fingerprint") != data.fingerprint)
     changed += ["other teachers"] * (before.get("teachers", []) != list(teachers))
     if changed:
         raise GinghamError(f"{folder} holds trials with {list_differences(changed)}; give another --out")
 
 
-def _one(
+def _run_seed(
     recipe: Recipe,
     data: DataSplits,
     folder: Path,
@@ -191,7 +190,7 @@ def _one(
     progress: bool,
 ) -> Run:
     require_writable(folder)
-    with locked(folder, wait=False):  # train may be told to write there
+    with locked(folder, wait=False):  # gingham train may write to the same folder
         if (folder / METADATA_FILE).exists():
             return load(folder, network)
         run = fit(
@@ -207,22 +206,22 @@ def _one(
         )
         save(run, folder)
     if data.validation is not None:
-        evaluate(run, data.validation)  # keeps the predictions
+        evaluate(run, data.validation)  # saves the predictions
     return run
 
 
-def _gather(
+def _collect(
     recipe: Recipe, folder: Path, seeds: Sequence[int], failed: dict[int, str], split: Split, network: NetworkFactory | None
 ) -> Trials:
-    accuracies, seconds, dead = [], [], []
-    commonest = max(split.counts().values()) / len(split)
+    accuracies, train_seconds, dead = [], [], []
+    majority_share = max(split.counts().values()) / len(split)
     for seed in seeds:
         run = load(folder / f"seed-{seed}", network)
-        right = correct_predictions(run, split)
-        accuracies.append(float(right.double().mean()))
-        if (took := run.metrics.get("train_seconds")) is None:
+        correct = correct_predictions(run, split)
+        accuracies.append(float(correct.double().mean()))
+        if (seconds := run.metrics.get("train_seconds")) is None:
             raise RunError(f"{run.folder} does not say how long it trained (train_seconds); remove it to train that seed again")
-        seconds.append(float(took))
-        if proportion_interval(int(right.sum()), len(right))[0] <= commonest:
+        train_seconds.append(float(seconds))
+        if proportion_interval(int(correct.sum()), len(correct))[0] <= majority_share:
             dead.append(seed)
-    return Trials(recipe, split.name, tuple(seeds), tuple(accuracies), tuple(seconds), tuple(dead), failed, folder)
+    return Trials(recipe, split.name, tuple(seeds), tuple(accuracies), tuple(train_seconds), tuple(dead), failed, folder)

@@ -17,49 +17,49 @@ from gingham.runs.run import Run
 def evaluate_photographs(
     run: Run, folder: str | Path, split: str | None = None
 ) -> tuple[EvaluationResult, list[ImagePrediction]]:
-    """Return how a run does on a folder of photographs, each prepared as `predict` does, and the files that cannot be read.
+    """Return the result of a run on a folder of photos, each prepared as `predict` does, and the files that cannot be read.
 
-    The folder has a folder of photographs for each class, or is a `.csv` of paths and labels. Their names are matched to
-    the model's classes without regard to case and punctuation ("t-shirt-top" is "T-shirt/top"); classes may be missing. With
-    train, validation and test folders `split` says which one; all photographs are taken without it, or without such folders. Nothing is trained, so
-    nothing is opened: this is not the dataset's test split.
+    The folder has a folder of photos for each class, or is a `.csv` of paths and labels. Class names are matched to the
+    model's without regard to case and punctuation ("t-shirt-top" is "T-shirt/top"); classes may be missing. If there are
+    train, validation and test folders, `split` selects one of them; otherwise all photos are used. This is not the dataset's
+    test split, so it is not recorded as a use of it.
 
-        report, unreadable = gingham.evaluate_photographs(gingham.load_packaged(), "photographs")
-        report.balanced_accuracy        # the mean over the classes that are there
+        result, unreadable = gingham.evaluate_photographs(gingham.load_packaged(), "photographs")
+        result.balanced_accuracy        # the mean over the classes that have photos
 
     Raises
-        DataError: a folder that no class is called like, no photographs, or none that can be read.
+        DataError: a folder whose name matches no class, no photos, or none that can be read.
     """
-    place = Path(folder)
-    entries = list_images(place, training=False).entries
+    path = Path(folder)
+    entries = list_images(path, training=False).entries
     if split is not None and {entry.split for entry in entries} != {"train"}:
         entries = tuple(entry for entry in entries if entry.split == split)
-    known = {normalize_class_name(name): k for k, name in enumerate(run.model.classes)}
+    class_indices = {normalize_class_name(name): k for k, name in enumerate(run.model.classes)}
     for entry in entries:
-        if normalize_class_name(entry.label) not in known:
+        if normalize_class_name(entry.label) not in class_indices:
             raise DataError(
-                f"{place} has the class {entry.label}, which is none of the model's ({', '.join(run.model.classes[:20])}); rename it, "
+                f"{path} has the class {entry.label}, which is none of the model's ({', '.join(run.model.classes[:20])}); rename it, "
                 "or take it out"
             )
     if not entries:
-        raise DataError(f"{place} holds no photographs of the split {split}; leave --split out to take all there are")
+        raise DataError(f"{path} holds no photographs of the split {split}; leave --split out to take all there are")
     results = preprocess_all(run, [entry.file for entry in entries], "auto", steps=False)
-    read = [(entry, result) for entry, result in zip(entries, results, strict=True) if isinstance(result, PreparedPhoto)]
-    bad = [ImagePrediction(str(entry.file), error=str(result)) for entry, result in zip(entries, results, strict=True)
-           if not isinstance(result, PreparedPhoto)]  # fmt: skip
-    if not read:
-        raise DataError(f"{place} holds no picture that can be read ({bad[0].error}); give photographs")
-    labels = torch.tensor([known[normalize_class_name(entry.label)] for entry, _ in read])
-    pictures = torch.from_numpy(np.stack([result.image for _, result in read]))
-    files = tuple(str(entry.file) for entry, _ in read)
-    photographs = Split("photographs", pictures, labels, run.model.classes, str(place), "", files=files)
-    logits = mean_probabilities(run.model, [result for _, result in read]).clamp(min=1e-30).log()
+    readable = [(entry, result) for entry, result in zip(entries, results, strict=True) if isinstance(result, PreparedPhoto)]
+    unreadable = [ImagePrediction(str(entry.file), error=str(result)) for entry, result in zip(entries, results, strict=True)
+                  if not isinstance(result, PreparedPhoto)]  # fmt: skip
+    if not readable:
+        raise DataError(f"{path} holds no picture that can be read ({unreadable[0].error}); give photographs")
+    labels = torch.tensor([class_indices[normalize_class_name(entry.label)] for entry, _ in readable])
+    images = torch.from_numpy(np.stack([result.image for _, result in readable]))
+    files = tuple(str(entry.file) for entry, _ in readable)
+    photos = Split("photographs", images, labels, run.model.classes, str(path), "", files=files)
+    logits = mean_probabilities(run.model, [result for _, result in readable]).clamp(min=1e-30).log()
     temperature, threshold = float(run.model.temperature), float(run.model.threshold)
-    return compute_result(logits, photographs, list(run.test_openings), temperature, threshold), bad
+    return compute_result(logits, photos, list(run.test_openings), temperature, threshold), unreadable
 
 
 def normalize_class_name(name: str) -> str:
-    """Return a class's name as folders are matched to it, without case and punctuation.
+    """Return a class name without case and punctuation, for matching folder names to classes.
 
     >>> normalize_class_name("T-shirt/top")
     'tshirttop'

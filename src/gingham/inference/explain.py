@@ -14,90 +14,91 @@ from gingham.inference.predict import ImagePrediction
 from gingham.models.classifier import Classifier
 from gingham.plots import BLUE, INK, PAPER, RUST, write_figure
 
-SAMPLE = 6000  # looking at every training picture would take ten seconds
+MAX_GALLERY_SIZE = 6000  # comparing with every training image would take ten seconds
 
 
-def explain(model: Classifier, answer: ImagePrediction, train: Split | None, file: Path) -> Path:
-    """Write a PNG that explains an answer about a photograph, and return it.
+def explain(model: Classifier, prediction: ImagePrediction, train: Split | None, file: Path) -> Path:
+    """Write a PNG that explains the prediction for a photo, and return its path.
 
-    Above, every step of the preparation; below, the probabilities, the picture with what speaks for (blue) and against
-    (rust) the class given, and, with the training split, the training pictures most like it and their classes.
+    The top row shows every preprocessing step. Below it are the probabilities, the occlusion map of the predicted class
+    (blue: evidence for it, rust: against it) and, if `train` is given, the nearest training images with their classes.
 
     Raises
-        GinghamError: a file of that name that Gingham did not draw, or that cannot be written.
+        GinghamError: `file` exists and was not drawn by Gingham, or it cannot be written.
     """
-    assert answer.prepared is not None
-    columns = max(len(answer.prepared.steps), NUM_NEIGHBOURS)
+    assert prediction.prepared is not None
+    columns = max(len(prediction.prepared.steps), NUM_NEIGHBOURS)
     figure = Figure(figsize=(1.75 * columns, 6.4), facecolor=PAPER)
-    perhaps = "not sure, perhaps " if answer.unsure else ""
-    head = f"{Path(answer.image).name}: {perhaps}{answer.label} ({answer.confidence:.0%})"
-    figure.text(0.012, 0.972, head, fontsize=14, color=INK, weight="bold", va="center")
-    for place, step in enumerate(answer.prepared.steps):
-        axes = figure.add_axes(((place + 0.06) / columns, 0.63, 0.88 / columns, 0.28))
+    prefix = "not sure, perhaps " if prediction.unsure else ""
+    title = f"{Path(prediction.image).name}: {prefix}{prediction.label} ({prediction.confidence:.0%})"
+    figure.text(0.012, 0.972, title, fontsize=14, color=INK, weight="bold", va="center")
+    for column, step in enumerate(prediction.prepared.steps):
+        axes = figure.add_axes(((column + 0.06) / columns, 0.63, 0.88 / columns, 0.28))
         axes.axis("off")
         axes.imshow(step.image, interpolation="nearest" if max(step.image.shape) < 100 else "antialiased", aspect="equal")
         axes.set_anchor("S")
-        text = textwrap.fill(f"{place + 1}. {step.note}", 27)
-        figure.text((place + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
-    picture = torch.tensor(answer.prepared.image)
-    _draw_probabilities(figure, answer, float(model.threshold))
-    _draw_what_speaks(figure, model, picture, answer.label)
+        text = textwrap.fill(f"{column + 1}. {step.note}", 27)
+        figure.text((column + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
+    image = torch.tensor(prediction.prepared.image)
+    _draw_probabilities(figure, prediction, float(model.threshold))
+    _draw_occlusion(figure, model, image, prediction.label)
     if train is not None:
-        _draw_neighbours(figure, model, picture, train)
+        _draw_neighbours(figure, model, image, train)
     return write_figure(figure, file)
 
 
-def _draw_probabilities(figure: Figure, answer: ImagePrediction, threshold: float) -> None:
-    assert answer.probabilities is not None
-    _title(figure, 0.012, "What the model answers")
-    best = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
-    bars = figure.add_axes((0.115, 0.07, 0.2, 0.33))
-    bars.barh(range(len(best)), [share for _, share in best], color=[BLUE] + [_pale(BLUE)] * (len(best) - 1))
-    bars.set_yticks(range(len(best)), [name[:14] for name, _ in best], fontsize=9, color=INK)
-    bars.invert_yaxis()
-    bars.set_xlim(0, 1)
-    bars.set_xticks([])
-    bars.spines[:].set_visible(False)
-    bars.tick_params(length=0)
-    for row, (_, share) in enumerate(best):
-        bars.text(share + 0.02, row, f"{share:.0%}", va="center", fontsize=9, color=INK)
+def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: float) -> None:
+    assert prediction.probabilities is not None
+    _draw_title(figure, 0.012, "What the model answers")
+    top = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:5]
+    axes = figure.add_axes((0.115, 0.07, 0.2, 0.33))
+    axes.barh(range(len(top)), [probability for _, probability in top], color=[BLUE] + [_pale(BLUE)] * (len(top) - 1))
+    axes.set_yticks(range(len(top)), [name[:14] for name, _ in top], fontsize=9, color=INK)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for row, (_, probability) in enumerate(top):
+        axes.text(probability + 0.02, row, f"{probability:.0%}", va="center", fontsize=9, color=INK)
     if threshold:
-        bars.axvline(threshold, color=INK, lw=0.9, ls=":")
-        bars.text(threshold, len(best) - 0.42, "sure from here", fontsize=7.5, color=INK, ha="center", va="top")
+        axes.axvline(threshold, color=INK, lw=0.9, ls=":")
+        axes.text(threshold, len(top) - 0.42, "sure from here", fontsize=7.5, color=INK, ha="center", va="top")
 
 
-def _draw_what_speaks(figure: Figure, model: Classifier, picture: torch.Tensor, label: str) -> None:
-    _title(figure, 0.36, f"For {label} (blue), against it (rust)")
-    moved = occlusion(model, picture, model.classes.index(label)).numpy()
+def _draw_occlusion(figure: Figure, model: Classifier, image: torch.Tensor, label: str) -> None:
+    _draw_title(figure, 0.36, f"For {label} (blue), against it (rust)")
+    drops = occlusion(model, image, model.classes.index(label)).numpy()
     axes = figure.add_axes((0.36, 0.06, 0.2, 0.35))
     axes.axis("off")
-    _show(axes, picture)
-    shade = np.zeros((*moved.shape, 4))
-    shade[..., :3] = np.where(moved[..., None] > 0, _rgb(BLUE), _rgb(RUST))
-    shade[..., 3] = 0.85 * np.abs(moved) / max(float(np.abs(moved).max()), 0.02)
-    axes.imshow(shade, interpolation="bilinear")
+    _draw_image(axes, image)
+    overlay = np.zeros((*drops.shape, 4))
+    overlay[..., :3] = np.where(drops[..., None] > 0, _rgb(BLUE), _rgb(RUST))
+    overlay[..., 3] = 0.85 * np.abs(drops) / max(float(np.abs(drops).max()), 0.02)
+    axes.imshow(overlay, interpolation="bilinear")
 
 
-def _draw_neighbours(figure: Figure, model: Classifier, picture: torch.Tensor, train: Split) -> None:
-    some = gallery(model, train, SAMPLE)
-    if some is None:
+def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, train: Split) -> None:
+    candidates = gallery(model, train, MAX_GALLERY_SIZE)
+    if candidates is None:
         return
-    places = some.nearest(features(model, picture[None])[0], NUM_NEIGHBOURS)
-    _title(figure, 0.62, f"Most like it of {len(some.images):,} training pictures")
-    for k, index in enumerate(places):
+    nearest = candidates.nearest(features(model, image[None])[0], NUM_NEIGHBOURS)
+    _draw_title(figure, 0.62, f"Most like it of {len(candidates.images):,} training pictures")
+    for k, index in enumerate(nearest):
         axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
         axes.axis("off")
-        _show(axes, some.images[index])
-        name = some.labels[index][:16]
-        axes.text(0.5, -0.05, name, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
+        _draw_image(axes, candidates.images[index])
+        label = candidates.labels[index][:16]
+        axes.text(0.5, -0.05, label, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
 
 
-def _show(axes: Any, picture: torch.Tensor) -> None:
-    pixels = picture.permute(1, 2, 0).numpy()
-    axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)  # as the model sees it
+def _draw_image(axes: Any, image: torch.Tensor) -> None:
+    pixels = image.permute(1, 2, 0).numpy()
+    # As the model gets it: unlike in plots.draw_image, bright pixels stay bright.
+    axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
 
 
-def _title(figure: Figure, left: float, text: str) -> None:
+def _draw_title(figure: Figure, left: float, text: str) -> None:
     figure.text(left, 0.445, text, fontsize=10, color=INK, weight="bold", va="center")
 
 
@@ -106,22 +107,21 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 
 def _pale(colour: str) -> tuple[float, ...]:
-    return tuple(0.5 + part / 2 for part in _rgb(colour))
+    return tuple(0.5 + channel / 2 for channel in _rgb(colour))
 
 
-def occlusion(model: Classifier, picture: torch.Tensor, label: int, side: int = 5, stride: int = 1) -> torch.Tensor:
-    """Return how much each place of a picture speaks for a class, float32 (H, W): its share of the probability that is
-    lost, from -1 to 1, while a square of `side` pixels around the place is blacked out. With a `stride` only every so
-    many places down and across are tried.
+def occlusion(model: Classifier, image: torch.Tensor, label: int, side: int = 5, stride: int = 1) -> torch.Tensor:
+    """Return the occlusion map of an image for a class, float32 (H, W): how much the probability of the class drops, from
+    -1 to 1, when a square of `side` pixels centred on the pixel is set to black.
 
-    `image` is uint8 (C, H, W).
+    `image` is uint8 (C, H, W), `label` the class index. With a `stride`, only every `stride`-th row and column is computed.
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (arXiv 1311.2901).
     """
-    _, height, width = picture.shape
+    _, height, width = image.shape
     rows, columns = torch.arange(height), torch.arange(width)
     near_row = (rows[::stride, None] - rows).abs() <= side // 2
     near_column = (columns[::stride, None] - columns).abs() <= side // 2
-    hidden = (near_row[:, None, :, None] & near_column[None, :, None, :]).reshape(-1, 1, height, width)
-    covered = model.predict(picture[None].masked_fill(hidden, 0)).probabilities[:, label]
-    return (model.predict(picture[None]).probabilities[0, label] - covered).reshape(len(near_row), len(near_column))
+    masks = (near_row[:, None, :, None] & near_column[None, :, None, :]).reshape(-1, 1, height, width)
+    occluded = model.predict(image[None].masked_fill(masks, 0)).probabilities[:, label]
+    return (model.predict(image[None]).probabilities[0, label] - occluded).reshape(len(near_row), len(near_column))

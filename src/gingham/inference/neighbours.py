@@ -12,39 +12,37 @@ from gingham.data.similarity import nearest_neighbours
 from gingham.data.splits import Split
 from gingham.models.classifier import Classifier
 
-GALLERY_SIZE, NUM_NEIGHBOURS = (
-    2000,
-    6,
-)  # training pictures that a page or a server compares with, and how many of them are shown
+GALLERY_SIZE = 2000  # training images that a page or a server searches
+NUM_NEIGHBOURS = 6  # nearest images that are shown
 
 
 def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """Return what a network makes of pictures, float (N, D): what goes into its last linear layer or, where it has none, its
-    logits. Pictures that are alike to the network lie close together in it.
+    """Return the features of images, float (N, D): the inputs of the network's last linear layer, or its logits if it has none.
+    Images that are similar to the network have features that are close together.
 
     `images` is uint8 (N, C, H, W).
     """
-    with capture_features(model) as found:
-        logits = torch.cat([model.logits(part) for part in torch.split(images, 500)])
-    if not found:
+    with capture_features(model) as captured:
+        logits = torch.cat([model.logits(chunk) for chunk in torch.split(images, 500)])
+    if not captured:
         return logits
-    views = len(found) // -(-len(images) // 500)  # the mirror image comes after each batch
-    return torch.cat(found[::views]).cpu()
+    passes = len(captured) // -(-len(images) // 500)  # with flip TTA, each batch is followed by its mirror images
+    return torch.cat(captured[::passes]).cpu()
 
 
 @contextlib.contextmanager
 def capture_features(model: Classifier) -> Iterator[list[torch.Tensor]]:
-    """Collect what goes into a network's last linear layer while this thread asks it, (N, D) a call; nothing where it has none."""
+    """Yield a list to which each forward pass in this thread appends the last linear layer's inputs, (N, D), if it has one."""
     layers = [module for module in model.network.modules() if isinstance(module, torch.nn.Linear)]
-    found, here = list[torch.Tensor](), threading.get_ident()
+    captured, thread = list[torch.Tensor](), threading.get_ident()
 
-    def keep(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if threading.get_ident() == here:  # a server's other threads ask the same network other things
-            found.append(inputs[0].flatten(1))
+    def append_input(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if threading.get_ident() == thread:  # other threads of a server run the same network
+            captured.append(inputs[0].flatten(1))
 
-    handles = [layer.register_forward_pre_hook(keep) for layer in layers[-1:]]
+    handles = [layer.register_forward_pre_hook(append_input) for layer in layers[-1:]]
     try:
-        yield found
+        yield captured
     finally:
         for handle in handles:
             handle.remove()
@@ -52,23 +50,23 @@ def capture_features(model: Classifier) -> Iterator[list[torch.Tensor]]:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Training pictures to compare others with: `images` uint8 (M, C, H, W), their `labels` by name, and `features` (M, D)."""
+    """Training images to compare others with: `images` uint8 (M, C, H, W), class names `labels`, and `features` (M, D)."""
 
     images: torch.Tensor
     labels: tuple[str, ...]
     features: torch.Tensor
 
-    def nearest(self, seen: torch.Tensor, count: int) -> list[int]:
-        """Return the places of the pictures most like one of features (D,), best first."""
-        places: list[int] = nearest_neighbours(seen[None], self.features, count)[0].tolist()
-        return places
+    def nearest(self, query: torch.Tensor, count: int) -> list[int]:
+        """Return the indices of the `count` images most similar to one with features `query` (D,), best first."""
+        indices: list[int] = nearest_neighbours(query[None], self.features, count)[0].tolist()
+        return indices
 
 
 def gallery(model: Classifier, train: Split, count: int) -> Gallery | None:
-    """Return `count` of the training pictures, or all, evenly spread over the split; None where they are not of the model's shape."""
+    """Return up to `count` training images, evenly spaced over the split; None if their shape is not the model's."""
     if tuple(train.images.shape[1:]) != model.input_shape or not count:
         return None
-    some = evenly_spaced(len(train), count)
-    images = train.images[some].cpu()
-    labels = tuple(train.classes[label] for label in train.labels[some].tolist())
+    indices = evenly_spaced(len(train), count)
+    images = train.images[indices].cpu()
+    labels = tuple(train.classes[label] for label in train.labels[indices].tolist())
     return Gallery(images, labels, features(model, images))

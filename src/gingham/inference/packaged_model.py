@@ -8,9 +8,9 @@ PACKAGED = Path(__file__).parent / "packaged"
 
 
 def load_packaged() -> Run:
-    """Return the run of the model that comes in the package: trained on Fashion-MNIST by the recipe `photo`, seed 0.
+    """Return the run of the model in the package: trained on Fashion-MNIST with the recipe `photo`, seed 0.
 
-    It has no folder: nothing is ever written beside what was installed.
+    Its `folder` is None, so that nothing is written into the installed package.
 
         load_packaged().model.classes        # ('T-shirt/top', 'Trouser', ...)
     """

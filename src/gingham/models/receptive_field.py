@@ -82,30 +82,30 @@ def picture(shape: Sequence[int]) -> View:
     return View(dims, (0, 0), (0, 0))
 
 
-def trace(name: str, args: Sequence[Any], out: torch.Tensor, views: Callable[[Any], View | None]) -> View | None:
+def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
     """Return the view of one output of the aten operation `name`, or None where no argument sees the picture.
 
     LOST stands for a view that cannot be said: the operation mixes positions in a way that is not followed, or an
     argument's view was lost before.
     """
     try:
-        view = _trace(name, args, out, views)
+        view = _trace(name, args, out, view_of)
     except (Unknown, ValueError, IndexError):
         return LOST
     followed = view is None or view is LOST or tuple(map(_length, view.dims)) == tuple(out.shape)
     return view if followed else LOST
 
 
-def _trace(name: str, args: Sequence[Any], out: torch.Tensor, views: Callable[[Any], View | None]) -> View | None:
+def _trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
     tensors = [item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else [arg]) if torch.is_tensor(item)]
-    seen = [(tensor, view) for tensor in tensors if (view := views(tensor)) is not None]
+    seen = [(tensor, view) for tensor in tensors if (view := view_of(tensor)) is not None]
     if not seen:
         return None
     shape = tuple(out.shape)
     first = seen[0][1]
     if any(view is LOST for _, view in seen):
         return LOST
-    if name in _RULES and torch.is_tensor(args[0]) and views(args[0]) is not None:
+    if name in _RULES and torch.is_tensor(args[0]) and view_of(args[0]) is not None:
         return _RULES[name](first, args, shape)
     if name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"):
         return _product(seen, args, shape, name)
@@ -115,8 +115,8 @@ def _trace(name: str, args: Sequence[Any], out: torch.Tensor, views: Callable[[A
         return _concatenate(seen, args, shape)
     if name == "stack":
         dim = (args[1] if len(args) > 1 else 0) % len(shape)
-        joined = _join([view for _, view in seen], shape[:dim] + shape[dim + 1 :])
-        return replace(joined, dims=(*joined.dims[:dim], (Atom(shape[dim]),), *joined.dims[dim:]))
+        merged = _join([view for _, view in seen], shape[:dim] + shape[dim + 1 :])
+        return replace(merged, dims=(*merged.dims[:dim], (Atom(shape[dim]),), *merged.dims[dim:]))
     if name in _MIXERS:
         raise Unknown(name)
     if all(_broadcasts(tuple(tensor.shape), shape) for tensor, _ in seen):
@@ -183,22 +183,22 @@ def _attend(view: View, shape: Sequence[int]) -> View:
     return replace(_features(_consume(view, range(len(view.dims))), shape), attended=True)
 
 
-def _join(views: Sequence[View], shape: Sequence[int]) -> View:
+def _join(inputs: Sequence[View], shape: Sequence[int]) -> View:
     """The view of an element-wise combination of broadcast operands."""
-    for view in views:
+    for view in inputs:
         if view.attended:  # no side branch to leave out, as a gate is: from here on every position sees everything
             return _features(view, shape)
-    local = [view for view in views if not view.sees_all]
-    flagged = any(view.beside_global for view in views) or 0 < len(local) < len(views)
+    local = [view for view in inputs if not view.sees_all]
+    flagged = any(view.beside_global for view in inputs) or 0 < len(local) < len(inputs)
     if not local:
-        return replace(views[0], dims=tuple((Atom(size),) for size in shape), beside_global=flagged)
+        return replace(inputs[0], dims=tuple((Atom(size),) for size in shape), beside_global=flagged)
     dims: list[Dimension] = []
     for index, size in enumerate(shape):
         options = set()
         for view in local:
-            place = index - (len(shape) - len(view.dims))
-            if place >= 0 and _laid_out(view.dims[place]):
-                dim = view.dims[place]
+            dim_index = index - (len(shape) - len(view.dims))
+            if dim_index >= 0 and _laid_out(view.dims[dim_index]):
+                dim = view.dims[dim_index]
                 if _length(dim) == size:
                     options.add(dim)
                 else:  # one position spread over many: a point that goes everywhere, like a gate
@@ -213,13 +213,13 @@ def _join(views: Sequence[View], shape: Sequence[int]) -> View:
 
 def _concatenate(seen: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], shape: Sequence[int]) -> View:
     dim = (args[1] if len(args) > 1 else 0) % len(shape)
-    views = [view for _, view in seen]
-    if any(_laid_out(view.dims[dim]) for view in views):
+    inputs = [view for _, view in seen]
+    if any(_laid_out(view.dims[dim]) for view in inputs):
         # Along the picture itself, as a class token beside the patches: no plain grid is left there.
-        views = [_consume(view, [dim]) for view in views]
-    shared = [replace(view, dims=(*view.dims[:dim], (Atom(1),), *view.dims[dim + 1 :])) for view in views]
-    joined = _join(shared, (*shape[:dim], 1, *shape[dim + 1 :]))
-    return replace(joined, dims=(*joined.dims[:dim], (Atom(shape[dim]),), *joined.dims[dim + 1 :]))
+        inputs = [_consume(view, [dim]) for view in inputs]
+    shared = [replace(view, dims=(*view.dims[:dim], (Atom(1),), *view.dims[dim + 1 :])) for view in inputs]
+    merged = _join(shared, (*shape[:dim], 1, *shape[dim + 1 :]))
+    return replace(merged, dims=(*merged.dims[:dim], (Atom(shape[dim]),), *merged.dims[dim + 1 :]))
 
 
 def _product(seen: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], shape: Sequence[int], name: str) -> View:
@@ -250,8 +250,8 @@ def _remap(view: View, shape: Sequence[int], steps: Mapping[int, tuple[Number, N
     jumps. `shape` gives the new sizes.
     """
     dims, low, high = list(view.dims), list(view.low), list(view.high)
-    for place, (factor, first, last) in steps.items():
-        index = place % len(dims)
+    for dim_index, (factor, first, last) in steps.items():
+        index = dim_index % len(dims)
         if not _laid_out(dims[index]):
             dims[index] = (Atom(shape[index]),)
             continue
@@ -274,15 +274,15 @@ def _convolve(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     mixed = _consume(view, [1])  # over-wide for grouped channels that hold folded positions
     mixed = replace(mixed, dims=(mixed.dims[0], (Atom(shape[1]),), *mixed.dims[2:]))
     steps: dict[int, tuple[Number, Number, Number]] = {}
-    for place, kernel in ((-2, weight.shape[-2]), (-1, weight.shape[-1])):
-        stride, padding, dilation = (pair(number)[place] for number in numbers)
+    for dim_index, kernel in ((-2, weight.shape[-2]), (-1, weight.shape[-1])):
+        stride, padding, dilation = (pair(number)[dim_index] for number in numbers)
         span = dilation * (kernel - 1)
         if transposed:
             # The widest of the phases, put where the middle one lies: outputs between inputs see different numbers of them.
             middle, reach = Fraction(2 * padding - span, 2 * stride), Fraction(span // stride, 2)
-            steps[place] = (Fraction(1, stride), middle - reach, middle + reach)
+            steps[dim_index] = (Fraction(1, stride), middle - reach, middle + reach)
         else:
-            steps[place] = (stride, -padding, span - padding)
+            steps[dim_index] = (stride, -padding, span - padding)
     return _remap(mixed, shape, steps)
 
 
@@ -309,10 +309,10 @@ def _adapt(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     if tuple(shape[-2:]) == (1, 1):
         return _to_point(view, shape)
     steps = {}
-    for place in (-2, -1):
-        size, wanted = _length(view.dims[place]), shape[place]
+    for dim_index in (-2, -1):
+        size, wanted = _length(view.dims[dim_index]), shape[dim_index]
         widest = max(-(-(i + 1) * size // wanted) - i * size // wanted for i in range(wanted))
-        steps[place] = (Fraction(size, wanted), 0, widest - 1)
+        steps[dim_index] = (Fraction(size, wanted), 0, widest - 1)
     return replace(_remap(view, shape, steps), before_pooling=view)
 
 
@@ -381,7 +381,7 @@ def _select(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 
 def _pad(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    return _remap(view, shape, {-1 - place: (1, -before, -before) for place, before in enumerate(args[1][::2])})
+    return _remap(view, shape, {-1 - dim_index: (1, -before, -before) for dim_index, before in enumerate(args[1][::2])})
 
 
 def _enlarge(view: View, shape: Sequence[int], blended: int) -> View:
@@ -390,10 +390,10 @@ def _enlarge(view: View, shape: Sequence[int], blended: int) -> View:
     Its place is right to within half a step of the smaller map, as the phase differs from position to position.
     """
     steps = {}
-    for place in (-2, -1):
-        scale = Fraction(_length(view.dims[place]), shape[place])
+    for dim_index in (-2, -1):
+        scale = Fraction(_length(view.dims[dim_index]), shape[dim_index])
         shift, reach = (scale - 1) / 2, Fraction(blended, 2)
-        steps[place] = (scale, shift - reach, shift + reach)
+        steps[dim_index] = (scale, shift - reach, shift + reach)
     return _remap(view, shape, steps)
 
 
@@ -410,9 +410,9 @@ def _transpose(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 def _squeeze(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     chosen = args[1] if len(args) > 1 else range(len(view.dims))
-    places = {dim % len(view.dims) for dim in ([chosen] if isinstance(chosen, int) else chosen)}
-    kept = [dim for index, dim in enumerate(view.dims) if index not in places or _length(dim) != 1]
-    gone = [atom for index, dim in enumerate(view.dims) if index in places and _length(dim) == 1 for atom in dim]
+    dim_indices = {dim % len(view.dims) for dim in ([chosen] if isinstance(chosen, int) else chosen)}
+    kept = [dim for index, dim in enumerate(view.dims) if index not in dim_indices or _length(dim) != 1]
+    gone = [atom for index, dim in enumerate(view.dims) if index in dim_indices and _length(dim) == 1 for atom in dim]
     # A map of one position keeps its place over the picture, in whatever dimension is left.
     if kept and (axes := tuple(atom for atom in gone if atom.axis is not None)):
         kept[-1] = (*kept[-1], *axes)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that opens anywhere, without a network connection."""
+"""Write the report of a run: a single HTML file that needs no network connection."""
 
 import base64
 import io
@@ -29,40 +29,40 @@ from gingham.runs.schema import COUNTS, TEXTS
 from gingham.text import duration
 
 TEMPLATES = Path(__file__).parent / "templates"
-SHOWN_CLASSES = 30  # tables of more than these are cut
-EACH = 8  # sample pictures a class
-MISTAKES = 24
-SIDE = 64  # pixels; larger pictures are shrunk to it
+MAX_CLASSES = 30  # with sample images; more are left out
+SAMPLES_PER_CLASS = 8
+MAX_MISTAKES = 24
+MAX_SIDE = 64  # pixels; larger images are shrunk to it
 
 
 def write_report(run: Run, train: Split, validation: Split | None, test: Split | None, file: Path) -> Path:
     """Write the report of a run to an HTML file and return it.
 
-    It shows what was trained on what, sample pictures, curves, results by class, the most confident mistakes, how far its
-    confidence can be trusted, what the network sees, its layers, its speed, what `check_run` finds, and its limits.
-    The results are of the validation split; of the test split, where the run has opened it before, too: the report opens
-    nothing.
+    It shows the data and the recipe, sample images, learning curves, accuracy per class, the most confident mistakes,
+    calibration, filters and feature maps, the layer table, the speed, the issues that `check_run` finds, and the limits of
+    the evaluation. Results are those of the validation split; those of the test split are included only if the run has been
+    evaluated on it before.
 
         gingham.write_report(run, data.train, data.validation, data.test, Path("report.html"))
 
     Raises
         GinghamError: the file cannot be written.
     """
-    import jinja2  # needed here alone
+    import jinja2  # only needed here
 
-    # Class names come from folders and files: everything that is put in is escaped.
+    # Class names come from folders and files, so all values are escaped.
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "duration": duration, "safe_svg": _markup}
+    environment.filters |= {"percent": _percent, "duration": duration, "safe_svg": _unescaped}
     values = _template_values(run, train, validation, test)
     write_text(file, environment.get_template("report.html").render(values))
     return file
 
 
-def _markup(text: str) -> Any:
+def _unescaped(svg: str) -> Any:
     import markupsafe
 
-    return markupsafe.Markup(text)  # noqa: S704  # charts escape what they are given themselves
+    return markupsafe.Markup(svg)  # noqa: S704  # svg.py escapes all text itself
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -71,12 +71,12 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 def _template_values(run: Run, train: Split, validation: Split | None, test: Split | None) -> dict[str, Any]:
     model = run.model
-    results = []
+    evaluations = []
     if validation is not None:
         logits = model.logits(validation.images)
-        report = compute_result(logits, validation, run.test_openings, float(model.temperature), float(model.threshold))
-        results.append(_result(run, report, validation, logits.softmax(dim=1)))
-    opened = load_predictions(run, "test", test.fingerprint) if test is not None else None
+        result = compute_result(logits, validation, run.test_openings, float(model.temperature), float(model.threshold))
+        evaluations.append(_evaluation(result, validation, logits.softmax(dim=1)))
+    test_predictions = load_predictions(run, "test", test.fingerprint) if test is not None else None
     return {
         "version": __version__,
         "written": datetime.now(UTC).strftime("%d %B %Y"),
@@ -94,36 +94,36 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
             "shape": "×".join(map(str, model.input_shape)),
         },
         "samples": _samples(train),
-        "more_classes": max(0, len(train.classes) - SHOWN_CLASSES),
+        "more_classes": max(0, len(train.classes) - MAX_CLASSES),
         "curves": _curves(run),
-        "hard": run.recipe.hard_share < 1 and (run.metrics.get("epochs") or 0) > 1,
-        "results": results,
-        "test": None if opened is None else _test_result(opened),
+        "hard_examples": run.recipe.hard_share < 1 and (run.metrics.get("epochs") or 0) > 1,
+        "evaluations": evaluations,
+        "test": None if test_predictions is None else _test_accuracy(test_predictions),
         "filters": _filters(model.network),
-        "maps": _feature_maps(model, (validation or train).images[:1]),
-        "example": _picture(_image((validation or train).images[0])),
+        "feature_maps": _feature_maps(model, (validation or train).images[:1]),
+        "example": _data_uri(_to_pillow((validation or train).images[0])),
         "layers": summarize(model.network, model.input_shape, run.recipe.network),
         "speed": _speed(run, train),
         "issues": check_run(run, train, validation),
-        "limits": _limits(run, train, validation, opened),
+        "limits": _limits(run, train, validation, test_predictions),
     }
 
 
-def _result(run: Run, report: EvaluationResult, split: Split, probabilities: torch.Tensor) -> dict[str, Any]:
-    matrix = torch.tensor(report.confusion.matrix)
+def _evaluation(result: EvaluationResult, split: Split, probabilities: torch.Tensor) -> dict[str, Any]:
+    matrix = torch.tensor(result.confusion.matrix)
     totals = matrix.sum(dim=1, keepdim=True).clamp(min=1)
-    order = sorted(report.per_class, key=lambda name: report.per_class[name]["accuracy"] or 0)
+    ranked = sorted(result.per_class, key=lambda name: result.per_class[name]["accuracy"] or 0)
     pairs = [(int(matrix[i, j]), i, j) for i, j in (matrix * (1 - torch.eye(len(matrix), dtype=torch.long))).nonzero().tolist()]
     charts = {}
     for key, title in (("reliability_before", "before"), ("reliability", "after")):
-        rows = getattr(report, key)
-        said = "; ".join(f"{row['confidence']:.0%} sure, {row['accuracy']:.0%} right" for row in rows)
-        charts[title] = reliability_chart(rows, title, f"Reliability {title} the temperature: {said}")
+        bins = getattr(result, key)
+        values = "; ".join(f"{row['confidence']:.0%} sure, {row['accuracy']:.0%} right" for row in bins)
+        charts[title] = reliability_chart(bins, title, f"Reliability {title} the temperature: {values}")
     return {
-        "report": report,
+        "result": result,
         "matrix": [[(count, round(share, 3)) for count, share in zip(row, shares, strict=True)] for row, shares in
                    zip(matrix.tolist(), (matrix / totals).tolist(), strict=True)],
-        "weakest": order[:3],
+        "weakest": ranked[:3],
         "pairs": [(count, split.classes[i], split.classes[j]) for count, i, j in sorted(pairs, reverse=True)[:10]],
         "mistakes": _mistakes(split, probabilities),
         "charts": charts,
@@ -133,64 +133,64 @@ def _result(run: Run, report: EvaluationResult, split: Split, probabilities: tor
 def _mistakes(split: Split, probabilities: torch.Tensor) -> list[dict[str, Any]]:
     confidence, predicted = probabilities.max(dim=1)
     wrong = (predicted != split.labels).nonzero().flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MISTAKES].tolist()
+    most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].tolist()
     return [
         {
-            "picture": _picture(_image(split.images[k])),
+            "image": _data_uri(_to_pillow(split.images[k])),
             "true": split.classes[int(split.labels[k])],
             "predicted": split.classes[int(predicted[k])],
             "confidence": float(confidence[k]),
             "index": k,
         }
-        for k in worst
+        for k in most_confident
     ]
 
 
-def _test_result(kept: dict[str, torch.Tensor]) -> dict[str, Any]:
-    correct, total = int((kept["predicted"] == kept["labels"]).sum()), len(kept["labels"])
+def _test_accuracy(predictions: dict[str, torch.Tensor]) -> dict[str, Any]:
+    correct, total = int((predictions["predicted"] == predictions["labels"]).sum()), len(predictions["labels"])
     return {"accuracy": correct / total, "interval": proportion_interval(correct, total), "total": total}
 
 
 def _samples(split: Split) -> list[dict[str, Any]]:
     rows = []
-    for number, name in enumerate(split.classes[:SHOWN_CLASSES]):
-        places = (split.labels == number).nonzero().flatten()
-        images = [_image(split.images[k]) for k in places[:EACH].tolist()]
+    for label, name in enumerate(split.classes[:MAX_CLASSES]):
+        indices = (split.labels == label).nonzero().flatten()
+        images = [_to_pillow(split.images[k]) for k in indices[:SAMPLES_PER_CLASS].tolist()]
         if images:
-            rows.append({"name": name, "picture": _picture(_row(images, EACH)), "count": len(places)})
+            rows.append({"name": name, "image": _data_uri(_grid(images, SAMPLES_PER_CLASS)), "count": len(indices)})
     return rows
 
 
-def _image(picture: torch.Tensor) -> Image.Image:
-    """A uint8 picture (C, H, W) as an image no larger than SIDE."""
-    pixels = picture.cpu().numpy()
-    image = Image.fromarray(pixels.transpose(1, 2, 0)) if len(pixels) == 3 else Image.fromarray(pixels[0])
-    if max(image.size) > SIDE:
-        image.thumbnail((SIDE, SIDE))
-    return image
+def _to_pillow(image: torch.Tensor) -> Image.Image:
+    """Return an image, uint8 (C, H, W), as a Pillow image whose sides are at most MAX_SIDE."""
+    pixels = image.cpu().numpy()
+    pillow_image = Image.fromarray(pixels.transpose(1, 2, 0)) if len(pixels) == 3 else Image.fromarray(pixels[0])
+    if max(pillow_image.size) > MAX_SIDE:
+        pillow_image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return pillow_image
 
 
-def _row(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Images of one size in a grid, on nothing, so that the page's own ground shows between them."""
+def _grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Return images of one size in a grid. The gaps are transparent, so that they have the page's background colour."""
     width, height = images[0].size
     rows = -(-len(images) // columns)
     columns = min(columns, len(images)) if rows > 1 else columns
-    sheet = Image.new("RGBA", (columns * (width + gap) - gap, rows * (height + gap) - gap))
-    for place, image in enumerate(images):
-        sheet.paste(image.convert("RGB"), (place % columns * (width + gap), place // columns * (height + gap)))
-    return sheet
+    grid = Image.new("RGBA", (columns * (width + gap) - gap, rows * (height + gap) - gap))
+    for k, image in enumerate(images):
+        grid.paste(image.convert("RGB"), (k % columns * (width + gap), k // columns * (height + gap)))
+    return grid
 
 
-def _picture(image: Image.Image) -> dict[str, Any]:
-    """An image as a data URI with its size."""
+def _data_uri(image: Image.Image) -> dict[str, Any]:
+    """Return an image as a data URI, with its width and height."""
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
     uri = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
     return {"uri": uri, "width": image.width, "height": image.height}
 
 
-def _greys(maps: torch.Tensor, centred: bool) -> list[Image.Image]:
-    """Float (M, H, W) as grey images: from the smallest to the largest value, or with 0 at middle grey."""
+def _to_grey_images(maps: torch.Tensor, centred: bool) -> list[Image.Image]:
+    """Return float (M, H, W) as grey images, scaled from the smallest to the largest value; if `centred`, 0 is middle grey."""
     images = []
     for values in maps.detach().float().cpu():
         if centred:
@@ -206,24 +206,25 @@ def _filters(network: nn.Module) -> dict[str, Any] | None:
     if first is None or max(first.kernel_size) < 2:
         return None
     weight = first.weight.detach()
-    shown = weight[:64].mean(dim=1) if weight.shape[1] > 1 else weight[:64, 0]
+    kernels = weight[:64].mean(dim=1) if weight.shape[1] > 1 else weight[:64, 0]
     size = "×".join(map(str, first.kernel_size))
-    return {"picture": _picture(_row(_greys(shown, centred=True), 16, gap=1)), "count": len(weight), "size": size}
+    grid = _grid(_to_grey_images(kernels, centred=True), 16, gap=1)
+    return {"image": _data_uri(grid), "count": len(weight), "size": size}
 
 
 @torch.no_grad()
 def _feature_maps(model: Any, image: torch.Tensor) -> list[dict[str, Any]]:
-    """The first maps of the last layer at each size, for one picture."""
-    found: dict[tuple[int, int], tuple[str, torch.Tensor]] = {}
+    """Return the first feature maps of the last layer at each size, for one image."""
+    by_size: dict[tuple[int, int], tuple[str, torch.Tensor]] = {}
 
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, out: Any) -> None:
-            if torch.is_tensor(out) and out.dim() == 4 and min(out.shape[2:]) > 1:
-                found[out.shape[2], out.shape[3]] = (name, out[0].clone())
+    def make_hook(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if torch.is_tensor(output) and output.dim() == 4 and min(output.shape[2:]) > 1:
+                by_size[output.shape[2], output.shape[3]] = (name, output[0].clone())
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in model.network.named_modules() if name]
+    handles = [module.register_forward_hook(make_hook(name)) for name, module in model.network.named_modules() if name]
     try:
         tta, model.tta = model.tta, "none"
         model.logits(image)
@@ -232,62 +233,63 @@ def _feature_maps(model: Any, image: torch.Tensor) -> list[dict[str, Any]]:
         for handle in handles:
             handle.remove()
     rows = []
-    for (height, width), (name, maps) in list(found.items())[:6]:
-        pictures = _greys(maps[:16], centred=False)
-        scale = max(1, SIDE // 2 // max(width, height))
-        pictures = [one.resize((one.width * scale, one.height * scale), Image.Resampling.NEAREST) for one in pictures]
-        if max(pictures[0].size) > SIDE:
-            pictures = [one.resize((SIDE, SIDE * one.height // one.width)) for one in pictures]
-        row = {"layer": name, "picture": _picture(_row(pictures, 8)), "count": len(maps), "size": f"{height}×{width}"}
-        rows.append(row)
+    for (height, width), (name, maps) in list(by_size.items())[:6]:
+        images = _to_grey_images(maps[:16], centred=False)
+        scale = max(1, MAX_SIDE // 2 // max(width, height))
+        images = [image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images]
+        if max(images[0].size) > MAX_SIDE:
+            images = [image.resize((MAX_SIDE, MAX_SIDE * image.height // image.width)) for image in images]
+        rows.append({"layer": name, "image": _data_uri(_grid(images, 8)), "count": len(maps), "size": f"{height}×{width}"})
     return rows
 
 
 def _curves(run: Run) -> dict[str, str] | None:
     steps = [entry for entry in run.history if "learning_rate" in entry]
-    ends = [entry for entry in run.history if "epoch" in entry]
-    if not steps or not ends:
+    epoch_ends = [entry for entry in run.history if "epoch" in entry]
+    if not steps or not epoch_ends:
         return None
-    xs = np.array([0.0, *(entry["step"] for entry in ends)]), np.array([0.0, *(entry["epoch"] for entry in ends)])
+    end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
     width = max(1, len(steps) // 60)
     charts = {}
     for key, scale, label in (("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)")):
         usable = len(steps) // width * width
         means = np.array([entry[key] for entry in steps[:usable]]).reshape(-1, width).mean(axis=1) * scale
-        places = np.interp((np.arange(len(means)) + 0.5) * width, *xs)
-        lines = [Line("training", "taught", list(zip(places.tolist(), means.tolist(), strict=True)))]
-        looks = [(entry["epoch"], scale * entry[f"validation_{key}"]) for entry in ends if entry["validation_loss"] is not None]
-        if looks:
-            lines.append(Line("validation", "held-out", looks, dots=len(looks) <= 40))
-        said = f"{key.capitalize()} over the epochs: training from {means[0]:.3g} to {means[-1]:.3g}"
-        said += f", validation from {looks[0][1]:.3g} to {looks[-1][1]:.3g}" if looks else ""
-        charts[key] = line_chart(lines, "epoch", label, said)
+        epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
+        lines = [Line("training", "training", list(zip(epochs.tolist(), means.tolist(), strict=True)))]
+        evaluations = [
+            (entry["epoch"], scale * entry[f"validation_{key}"]) for entry in epoch_ends if entry["validation_loss"] is not None
+        ]
+        if evaluations:
+            lines.append(Line("validation", "validation", evaluations, dots=len(evaluations) <= 40))
+        description = f"{key.capitalize()} over the epochs: training from {means[0]:.3g} to {means[-1]:.3g}"
+        description += f", validation from {evaluations[0][1]:.3g} to {evaluations[-1][1]:.3g}" if evaluations else ""
+        charts[key] = line_chart(lines, "epoch", label, description)
     return charts
 
 
 def _speed(run: Run, train: Split) -> dict[str, Any]:
-    """Training speed from the run; prediction speed measured here and now."""
-    model, few = run.model, train.images[:500]
-    model.logits(few)
-    one = statistics.median(_seconds(lambda: model.logits(few[:1])) for _ in range(15))
-    many = min(_seconds(lambda: model.logits(few)) for _ in range(3))
-    seconds = run.metrics.get("train_seconds") or math.nan
+    """Return the training speed of the run and the prediction speed measured on this machine."""
+    model, images = run.model, train.images[:500]
+    model.logits(images)
+    single = statistics.median(_seconds(lambda: model.logits(images[:1])) for _ in range(15))
+    batch = min(_seconds(lambda: model.logits(images)) for _ in range(3))
+    train_seconds = run.metrics.get("train_seconds") or math.nan
     return {
-        "trained": (run.metrics.get("images_seen") or 0) / seconds,
-        "one_milliseconds": 1000 * one,
-        "many": len(few) / many,
-        "batch": len(few),
+        "training": (run.metrics.get("images_seen") or 0) / train_seconds,
+        "single_milliseconds": 1000 * single,
+        "batch": len(images) / batch,
+        "batch_size": len(images),
     }
 
 
-def _seconds(work: Any) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _seconds(function: Any) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
 
 
-def _limits(run: Run, train: Split, validation: Split | None, opened: dict[str, torch.Tensor] | None) -> list[str]:
-    """What this report does not show, in plain sentences."""
+def _limits(run: Run, train: Split, validation: Split | None, test_predictions: dict[str, torch.Tensor] | None) -> list[str]:
+    """Return sentences that say what the report does not show."""
     limits = [
         f"One seed ({run.recipe.seed}). Another would end a little higher or lower; gingham trials says how much.",
         (
@@ -304,7 +306,7 @@ def _limits(run: Run, train: Split, validation: Split | None, opened: dict[str, 
         )
     if run.recipe.patience:
         limits.append("The weights were chosen by the validation split, so the validation accuracy flatters them a little.")
-    if opened is None:
+    if test_predictions is None:
         limits.append("The test split was not measured: there is no figure from pictures that no choice was made by.")
     elif len(run.test_openings) > 1:
         limits.append(

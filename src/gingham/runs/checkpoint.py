@@ -1,8 +1,8 @@
-"""Checkpoints of a training in progress: the last two, each with a manifest whose checksum a torn one does not match.
+"""Checkpoints of a training in progress. The last two are kept, each with a manifest whose checksum detects a torn file.
 
-In a run's `checkpoint/` stand `step-00000120.safetensors`, which holds everything, and then `step-00000120.json`, its manifest:
-only with that it counts. The one before is kept until the next is whole on disk, and once more after that, in case the disk
-itself loses the newest.
+A run's folder `checkpoint/` holds `step-00000120.safetensors`, with the whole state, and its manifest `step-00000120.json`,
+which is written last: a state without a manifest is ignored. The previous checkpoint is kept as well, in case the disk loses
+the newest.
 """
 
 import hashlib
@@ -25,111 +25,109 @@ from gingham.recipe import Recipe
 
 FOLDER = "checkpoint"
 FORMAT = 2  # 1 was used before the first release
-KEPT = 2
-METADATA_KEY = "metadata"  # the tensor with the bytes of the metadata as JSON, so that one checksum covers everything
+NUM_KEPT = 2
+METADATA_KEY = "metadata"  # a tensor with the metadata as JSON bytes, so that one checksum covers everything
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a training needs to go on: tensors by name, and facts, which are JSON values."""
+    """The state that a training resumes from: tensors by name, and metadata as JSON values."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-    """Keep the state of a training after `step` steps beside the one kept before it, and remove older ones.
+    """Save the state of a training after `step` steps, keep the checkpoint before it, and remove older ones.
 
-    Killed at any moment, even within, it leaves the checkpoint before whole.
+    If the process is killed at any moment, the previous checkpoint remains whole.
 
     Raises
-        GinghamError: the folder cannot be written, or the disk is full; what was kept before still is.
+        GinghamError: the folder cannot be written, or the disk is full. Previous checkpoints remain.
     """
-    place = folder / FOLDER
-    state = place / f"step-{step:08d}.safetensors"
+    state = folder / FOLDER / f"step-{step:08d}.safetensors"
     manifest = state.with_suffix(".json")
-    manifest.unlink(missing_ok=True)  # of a torn one from this step
+    manifest.unlink(missing_ok=True)  # of a torn checkpoint of the same step
     text = json.dumps(metadata, allow_nan=False).encode()
     write_tensors(state, {**tensors, METADATA_KEY: torch.from_numpy(np.frombuffer(text, np.uint8).copy())})
     write_json(manifest, {"format": FORMAT, "step": step, "bytes": state.stat().st_size, "sha256": sha256(state)})
-    # Later ones are torn, or this training would have gone on from them.
-    kept = [path.stem for path in _manifests(folder) if path.stem <= state.stem][:KEPT]
-    _remove(folder, set(kept))
+    # Later checkpoints are torn, or this training would have resumed from them.
+    names = [path.stem for path in _manifests(folder) if path.stem <= state.stem]
+    _remove_except(folder, set(names[:NUM_KEPT]))
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Return whether a training in that folder has kept a state to go on from."""
+    """Return whether the folder of a run holds a checkpoint with a manifest."""
     return bool(_manifests(folder))
 
 
 def has_unverified_checkpoint(folder: Path) -> bool:
-    """Return whether states were left there that no manifest tells to be whole."""
+    """Return whether the folder of a run holds saved states, but none with a manifest."""
     return not has_checkpoint(folder) and any((folder / FOLDER).glob("step-*.safetensors"))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Return the last checkpoint that is whole.
+    """Return the last whole checkpoint.
 
     Raises
-        RunError: none is, or it is of a newer format.
+        RunError: no checkpoint is whole, or one is of another format.
     """
     data, _ = read_checkpoint(folder)
     return parse_checkpoint(data, folder)
 
 
 def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
-    """Return the bytes of the last checkpoint that is whole, and a sentence on each later one that is torn.
+    """Return the bytes of the last whole checkpoint, and a message for each later one that is torn.
 
     Raises
-        RunError: none is whole, or one is of a newer format.
+        RunError: no checkpoint is whole, or one is of another format.
     """
     torn: list[str] = []
     for manifest in _manifests(folder):
         try:
-            return _verified(manifest), torn
+            return _read_verified(manifest), torn
         except _FormatError:
             raise
         except (OSError, RunError) as error:
-            why = error.strerror or one_line(error) if isinstance(error, OSError) else one_line(error).partition("; ")[0]
-            torn.append(f"the checkpoint {manifest.with_suffix('').name} is torn ({why})")
-    place = folder / FOLDER
+            reason = error.strerror or one_line(error) if isinstance(error, OSError) else one_line(error).partition("; ")[0]
+            torn.append(f"the checkpoint {manifest.with_suffix('').name} is torn ({reason})")
+    path = folder / FOLDER
     if torn:
-        raise RunError(f"no checkpoint in {place} is whole: {'; '.join(torn)}; remove {place} to start over")
-    raise RunError(f"there is no checkpoint in {place}; train without --resume")
+        raise RunError(f"no checkpoint in {path} is whole: {'; '.join(torn)}; remove {path} to start over")
+    raise RunError(f"there is no checkpoint in {path}; train without --resume")
 
 
-def _verified(manifest: Path) -> bytes:
-    said = read_json(manifest)
-    version = said.get("format")
+def _read_verified(path: Path) -> bytes:
+    """Return the bytes of the state that the manifest at `path` describes, after checking their size and checksum."""
+    manifest = read_json(path)
+    version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise _FormatError(
-            f"{manifest} is of format {version}, newer than {FORMAT}, the newest this gingham reads; update gingham"
-        )
+        raise _FormatError(f"{path} is of format {version}, newer than {FORMAT}, the newest this gingham reads; update gingham")
     if isinstance(version, int) and version < FORMAT:
         raise _FormatError(
-            f"{manifest} is of format {version}, from before the release 0.1.0, and is not read any more; remove {manifest.parent} to "
+            f"{path} is of format {version}, from before the release 0.1.0, and is not read any more; remove {path.parent} to "
             "start over"
         )
-    state = manifest.with_suffix(".safetensors")
+    state = path.with_suffix(".safetensors")
     require_plain(state)
     size = state.stat().st_size
-    if size != said.get("bytes"):  # before it is read: a wrong file may be of any size
-        raise RunError(f"{state.name} has {size} bytes, its manifest says {said.get('bytes')!r}")
+    if size != manifest.get("bytes"):  # checked before reading, because a wrong file may have any size
+        raise RunError(f"{state.name} has {size} bytes, its manifest says {manifest.get('bytes')!r}")
     data = state.read_bytes()
-    if hashlib.sha256(data).hexdigest() != said.get("sha256"):
+    if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
         raise RunError(f"the SHA-256 of {state.name} is not the one in its manifest")
     return data
 
 
 class _FormatError(RunError):
-    """A checkpoint of another format. It is not damaged, so the one before it is no replacement."""
+    """A checkpoint has another format. It is not damaged, so the previous one must not replace it."""
 
 
 def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
-    """Return the checkpoint that some bytes hold; `folder` is what errors call its run.
+    """Return the checkpoint stored in `data`. Error messages name the run's `folder`.
 
     Raises
-        RunError: they hold none.
+        RunError: the bytes are not a checkpoint.
     """
     try:
         tensors = load(data)
@@ -138,46 +136,46 @@ def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
             raise ValueError(f"its facts are a {type(metadata).__name__}, not an object")
         return Checkpoint(tensors, metadata)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-        place = folder / FOLDER
-        raise RunError(f"{place} holds no checkpoint of gingham ({one_line(error)}); remove it to start over") from error
+        raise RunError(
+            f"{folder / FOLDER} holds no checkpoint of gingham ({one_line(error)}); remove it to start over"
+        ) from error
 
 
 def resume_options(metadata: Mapping[str, Any]) -> str:
-    """Return what `gingham train` is told to go on with a training whose checkpoint has such facts; `...` where they make no sense.
+    """Return the options of `gingham train` that resume a training with this checkpoint metadata; `...` if it is invalid.
 
-    >>> resume_options({"recipe": {"name": "article", "network": "article"}, "dataset": "my pictures", "teachers": ["1f0a"]})
-    "--recipe article --seed 0 --set precision=auto --set validation_images=5000 --data 'my pictures' --teacher RUN"
+    >>> resume_options({"recipe": {"name": "article", "network": "article"}, "dataset": "my images", "teachers": ["1f0a"]})
+    "--recipe article --seed 0 --set precision=auto --set validation_images=5000 --data 'my images' --teacher RUN"
     """
     try:
-        words = [train_options(Recipe.from_dict(metadata.get("recipe", {})))]
+        options = [train_options(Recipe.from_dict(metadata.get("recipe", {})))]
     except RecipeError:
         return "..."
     dataset, teachers = metadata.get("dataset"), metadata.get("teachers")
     if isinstance(dataset, str) and dataset != "fashion-mnist":
-        words.append(f"--data {shlex.quote(dataset)}")
-    if isinstance(teachers, list):  # by their checksums: where they are is not known
-        words += ["--teacher RUN"] * len(teachers)
-    return " ".join(words)
+        options.append(f"--data {shlex.quote(dataset)}")
+    if isinstance(teachers, list):  # of checksums: the folders of the teachers are not known
+        options += ["--teacher RUN"] * len(teachers)
+    return " ".join(options)
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove what `save_checkpoint` wrote, and nothing else."""
-    _remove(folder, set())
-    place = folder / FOLDER
-    if place.is_dir() and not any(place.iterdir()):
-        place.rmdir()
+    """Remove the files that `save_checkpoint` wrote, and the checkpoint folder if it is empty then."""
+    _remove_except(folder, set())
+    path = folder / FOLDER
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
 
 
 def _manifests(folder: Path) -> list[Path]:
-    """The manifests there are, the latest step's first."""
+    """Return the paths of the manifests, latest step first."""
     return sorted((folder / FOLDER).glob("step-*.json"), reverse=True)
 
 
-def _remove(folder: Path, kept: set[str]) -> None:
-    place = folder / FOLDER
-    for suffix in ("json", "safetensors"):  # first what makes it count
-        for path in place.glob(f"step-*.{suffix}"):
-            if path.stem not in kept:
+def _remove_except(folder: Path, names: set[str]) -> None:
+    for suffix in ("json", "safetensors"):  # manifests first, so that no manifest lacks its state
+        for path in (folder / FOLDER).glob(f"step-*.{suffix}"):
+            if path.stem not in names:
                 path.unlink(missing_ok=True)
-    for side in place.glob(".step-*"):  # of a process killed while writing
-        side.unlink(missing_ok=True)
+    for temporary in (folder / FOLDER).glob(".step-*"):  # of a process killed while writing
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The predictions that a run keeps in its folder, so that runs can be compared without computing them again."""
+"""Predictions cached in a run's folder, so that runs can be compared without computing them again."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from gingham.runs.run import WEIGHTS_FILE, Run
 
 
 def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Keep in a run's folder what its model answered on a split: each picture's top class, its confidence and its true class."""
+    """Save a run's predictions on a split in its folder: the top class, its confidence and the true class of each image."""
     assert run.folder is not None
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     tensors = {"predicted": predicted.int(), "confidence": confidence.float(), "labels": labels.cpu().int()}
@@ -19,9 +19,9 @@ def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tenso
 
 
 def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.Tensor] | None:
-    """Return what `save_predictions` kept: `predicted` and `labels`, int64 (N,), and `confidence`, float32 (N,).
+    """Return what `save_predictions` saved: `predicted` and `labels`, int64 (N,), and `confidence`, float32 (N,).
 
-    None where nothing was kept, or what was is damaged, of other data or of other weights.
+    None if there is no file, or if it is damaged or belongs to other data or other weights.
     """
     if run.folder is None or not (path := run.folder / f"predictions-{split}.safetensors").exists():
         return None
@@ -37,10 +37,10 @@ def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.
 
 
 def _are_predictions(tensors: Mapping[str, torch.Tensor], classes: int) -> bool:
-    """Whether tensors are what `save_predictions` keeps: no checksum says so, and a disk may have changed them."""
-    kinds = {"predicted": torch.int32, "confidence": torch.float32, "labels": torch.int32}
+    """Return whether tensors are valid predictions. The file has no checksum, so a damaged disk may have changed them."""
+    dtypes = {"predicted": torch.int32, "confidence": torch.float32, "labels": torch.int32}
     return (
-        {name: tensor.dtype for name, tensor in tensors.items()} == kinds
+        {name: tensor.dtype for name, tensor in tensors.items()} == dtypes
         and {tensor.shape for tensor in tensors.values()} == {torch.Size([tensors["labels"].numel()])}
         and all(
             bool(((tensor >= 0) & (tensor <= (1.001 if name == "confidence" else classes - 1))).all())

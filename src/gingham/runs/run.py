@@ -1,4 +1,4 @@
-"""The Run: a trained model with everything known about it, saved and loaded without pickle."""
+"""The Run class: a trained model with its recipe, history and metrics, saved and loaded without pickle."""
 
 import json
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from gingham.runs.schema import validate_history_entry, validate_metadata
 from gingham.text import is_plain_name
 
 FORMAT = 2  # 1 was used before the first release
-TRIALS_FILE = "trials.json"  # of a folder of runs that differ in their seed
+TRIALS_FILE = "trials.json"  # in a folder of runs that differ in their seeds
 WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "history.jsonl"
 
 
 @dataclass
 class Run:
-    """A training run: the model and how it came about.
+    """A training run: the model and how it was trained.
 
-    `history` holds a dict a step (`step loss accuracy learning_rate`) and one an epoch (`epoch train_loss ...`);
+    `history` holds a dict for each step (`step loss accuracy learning_rate`) and each epoch (`epoch train_loss ...`);
     `metrics` what `gingham train --json` prints; `data` the dataset's name and fingerprint; `environment` the versions
-    and hardware; `test_openings` a dict for every time predictions were computed on the test split; `folder` where the
-    run is saved, if it is.
+    and hardware; `test_openings` a dict for every time predictions were computed on the test split; `folder` the folder
+    the run is saved in, or None.
     """
 
     model: Classifier
@@ -44,11 +44,12 @@ class Run:
 
     @property
     def teacher_names(self) -> str:
-        """Its teachers in words, such as "accurate with seed 0, accurate with seed 1"; nothing where it had none."""
-        return ", ".join(f"{one.get('recipe')} with seed {one.get('seed')}" for one in self.data.get("teachers") or [])
+        """The recipes and seeds of the teachers, such as "accurate with seed 0, accurate with seed 1", or an empty string."""
+        teachers = self.data.get("teachers") or []
+        return ", ".join(f"{teacher.get('recipe')} with seed {teacher.get('seed')}" for teacher in teachers)
 
     def metadata(self) -> dict[str, Any]:
-        """Return everything but the tensors and the history, as JSON values."""
+        """Return everything except the tensors and the history, as JSON values."""
         return {
             "format": FORMAT,
             "network": self.recipe.network,
@@ -68,11 +69,11 @@ class Run:
 
 
 def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
-    """Write a run folder and return it: `model.safetensors`, `history.jsonl`, and last `model.json`, which makes it
-    finished. The checkpoint of its training is then removed.
+    """Write a run folder and return its path: `model.safetensors`, `history.jsonl`, and last `model.json`, which marks the run
+    as finished. Then remove the checkpoints of the training.
 
-    With `halved` filters and matrices are kept in 16 bits (IEEE half precision), in half the room; call `halve` first, so that
-    what is kept is what was measured.
+    With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Call `halve` first, so
+    that the saved model is the one that was measured.
 
         gingham.save(run, "runs/fast")
 
@@ -95,7 +96,7 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
 
 
 def halve(model: Classifier) -> None:
-    """Round a model's filters and matrices to what 16 bits hold, in place, for `save` with `halved`."""
+    """Round a model's filters and matrices to 16-bit floats, in place, for `save` with `halved`."""
     with torch.no_grad():
         for tensor in model.state_dict().values():
             if _is_filter(tensor):
@@ -107,7 +108,7 @@ def _is_filter(tensor: torch.Tensor) -> bool:
 
 
 def record_test_use(run: Run, opening: dict[str, Any]) -> None:
-    """Add an opening of the test split to a run, and to its folder where it is saved, beside those others have added."""
+    """Record a use of the test split in a run, and in its folder if it is saved, after those that other processes recorded."""
     if run.folder is None:
         run.test_openings.append(opening)
         return
@@ -118,20 +119,20 @@ def record_test_use(run: Run, opening: dict[str, Any]) -> None:
 
 
 def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
-    """Return the run in a folder. Its model predicts the same bits as the one saved. Nothing in it is executed.
+    """Return the run in a folder. Its model predicts the same bits as the saved one. No code in the folder is executed.
 
-    A run of a network of your own holds that network's name, and its code stays where it was: give the class again.
+    A run with a network of your own stores the network's name, not its code: pass the class again.
 
         model = gingham.load("runs/fast").model
         model = gingham.load("runs/mine", MyNetwork).model
 
     Raises
-        RunError: missing or unfinished, of a newer format, a key missing or wrong, weights missing, damaged or of
-            another shape; a network of your own that is not given, or another one.
+        RunError: the run is missing, unfinished or of another format; a key is missing or wrong; the weights are missing,
+            damaged or of another shape; a network of your own is not passed, or is another one.
     """
     folder = Path(folder)
     if not (folder / METADATA_FILE).exists():
-        raise RunError(_why_not_there(folder))
+        raise RunError(_explain_missing_run(folder))
     metadata = read_json(folder / METADATA_FILE)
     try:
         run = _from_metadata(metadata, network)
@@ -144,25 +145,25 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
             f"{folder / METADATA_FILE} does not describe a run ({one_line(error)}); restore it from a copy or train again"
         ) from error
     tensors, _ = read_tensors(folder / WEIGHTS_FILE)
-    _fill(run.model, tensors, folder / WEIGHTS_FILE)
-    _require_agreement(run, metadata, folder)
+    _load_weights(run.model, tensors, folder / WEIGHTS_FILE)
+    _require_consistent(run, metadata, folder)
     run.history = _read_history(folder / HISTORY_FILE)
     run.folder = folder.resolve()
     return run
 
 
-def _why_not_there(folder: Path) -> str:
+def _explain_missing_run(folder: Path) -> str:
     if has_checkpoint(folder):
         return (
             f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham train "
             f"{resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
-    inner = sorted(path.parent for path in folder.glob(f"*/{METADATA_FILE}"))
+    runs = sorted(path.parent for path in folder.glob(f"*/{METADATA_FILE}"))
     if (folder / TRIALS_FILE).exists():
-        of_them = f"one of its runs, such as {inner[0]}" if inner else "a run"
-        return f"{folder} is a folder of trials; name {of_them}, or compare it with other trials (gingham compare)"
-    if inner:
-        return f"{folder} is no run but holds runs; name one, such as {inner[0]}"
+        choice = f"one of its runs, such as {runs[0]}" if runs else "a run"
+        return f"{folder} is a folder of trials; name {choice}, or compare it with other trials (gingham compare)"
+    if runs:
+        return f"{folder} is no run but holds runs; name one, such as {runs[0]}"
     if folder.is_file():
         return f"{folder} is a file; name the folder of a run, such as {folder.parent}"
     if not folder.exists():
@@ -171,17 +172,16 @@ def _why_not_there(folder: Path) -> str:
 
 
 class _OwnNetworkError(Exception):
-    """A run of the user's own network is loaded without it, or another run with one."""
+    """A run with a network of the user's own is loaded without that network, or a run is loaded with the wrong one."""
 
 
 def _require_factory(network: str, factory: NetworkFactory | None) -> None:
-    own = ":" in network
-    if factory is None and own:
+    is_own = ":" in network
+    if factory is None and is_own:
         raise _OwnNetworkError(f"is a run of your own network {network}; give it again with --model {network}")
     if factory is not None and factory_name(factory) != network:
-        given = factory_name(factory)
-        way_out = f"give --model {network}" if own else "leave --model out"
-        raise _OwnNetworkError(f"is a run of the network {network}, not of {given}; {way_out}")
+        remedy = f"give --model {network}" if is_own else "leave --model out"
+        raise _OwnNetworkError(f"is a run of the network {network}, not of {factory_name(factory)}; {remedy}")
 
 
 def _from_metadata(metadata: Mapping[str, Any], factory: NetworkFactory | None = None) -> Run:
@@ -205,13 +205,13 @@ def _from_metadata(metadata: Mapping[str, Any], factory: NetworkFactory | None =
         raise ValueError(f"input_shape is {shape!r}, three whole numbers from 1 to 4096 are needed")
     if shape[0] > 64:
         raise ValueError(f"input_shape is {shape!r}, with {shape[0]} channels; at most 64 are allowed")
-    if odd := [name for name in classes if not is_plain_name(name)]:
-        raise ValueError(f"classes has the name {odd[0]!r}, which is not in plain letters")
+    if invalid := [name for name in classes if not is_plain_name(name)]:
+        raise ValueError(f"classes has the name {invalid[0]!r}, which is not in plain letters")
     for key, kind in (("data", dict), ("metrics", dict), ("environment", dict), ("test_openings", list)):
         if not isinstance(metadata[key], kind):
             raise ValueError(f"{key} is not a {kind.__name__}")
     validate_metadata(metadata)
-    with torch.random.fork_rng(devices=[]):  # the initialisation is overwritten; the caller's stream stays where it was
+    with torch.random.fork_rng(devices=[]):  # keep the caller's random state: the initial weights are overwritten
         size = (shape[0], shape[1], shape[2])
         model = build_classifier(recipe.network, classes, size, recipe.mean, recipe.std, recipe.tta, factory)
     return Run(
@@ -224,39 +224,39 @@ def _from_metadata(metadata: Mapping[str, Any], factory: NetworkFactory | None =
     )
 
 
-def _require_agreement(run: Run, metadata: Mapping[str, Any], folder: Path) -> None:
-    """What model.json repeats for its readers must be so, or someone edited a number that has no effect."""
-    now = run.metadata()
+def _require_consistent(run: Run, metadata: Mapping[str, Any], folder: Path) -> None:
+    """Check the values that model.json repeats for its readers: editing them there would have no effect."""
+    expected = run.metadata()
     for key in ("network", "seed", "mean", "std", "temperature", "threshold"):
         if key not in metadata:
             raise RunError(f"{folder / METADATA_FILE} lacks the key {key!r}; restore it from a copy or train again")
-        if metadata[key] != now[key]:
+        if metadata[key] != expected[key]:
             raise RunError(
-                f"{folder / METADATA_FILE} says {key} {metadata[key]!r} where the recipe and weights beside it say {now[key]!r}; restore it from a copy"
+                f"{folder / METADATA_FILE} says {key} {metadata[key]!r} where the recipe and weights beside it say {expected[key]!r}; restore it from a copy"
             )
     if metadata.get("weights_sha256") != sha256(folder / WEIGHTS_FILE):
         raise RunError(f"{folder / WEIGHTS_FILE} is not the file that was saved (its SHA-256 differs); restore it from a copy")
 
 
-def _fill(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    way_out = "restore the file from a copy or train again"
-    wanted = model.state_dict()
+def _load_weights(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    remedy = "restore the file from a copy or train again"
+    expected = model.state_dict()
     tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         if name not in tensors:
-            raise RunError(f"{path} lacks the tensor {name}; {way_out}")
+            raise RunError(f"{path} lacks the tensor {name}; {remedy}")
         if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
             raise RunError(
                 f"{path} holds {name} as {tensors[name].dtype} {tuple(tensors[name].shape)}, the network needs "
-                f"{tensor.dtype} {tuple(tensor.shape)}; {way_out}"
+                f"{tensor.dtype} {tuple(tensor.shape)}; {remedy}"
             )
         if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all()):
-            raise RunError(f"{path} holds values in {name} that are not finite; {way_out}")
-        divides, varies = name in ("std", "temperature"), name.endswith("running_var")
-        if (divides and bool((tensors[name] <= 0).any())) or (varies and bool((tensors[name] < 0).any())):
-            raise RunError(f"{path} holds values in {name} that no training gives, down to {tensors[name].min():g}; {way_out}")
-    if extra := sorted(set(tensors) - set(wanted)):
-        raise RunError(f"{path} holds a tensor {extra[0]} that the network does not have; {way_out}")
+            raise RunError(f"{path} holds values in {name} that are not finite; {remedy}")
+        is_divisor, is_variance = name in ("std", "temperature"), name.endswith("running_var")
+        if (is_divisor and bool((tensors[name] <= 0).any())) or (is_variance and bool((tensors[name] < 0).any())):
+            raise RunError(f"{path} holds values in {name} that no training gives, down to {tensors[name].min():g}; {remedy}")
+    if extra := sorted(set(tensors) - set(expected)):
+        raise RunError(f"{path} holds a tensor {extra[0]} that the network does not have; {remedy}")
     model.load_state_dict(dict(tensors))
 
 
@@ -264,12 +264,12 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
         require_plain(path)
         entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if odd := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
-            raise ValueError(f"line {odd[0]} is not a JSON object")
+        if invalid := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
+            raise ValueError(f"line {invalid[0]} is not a JSON object")
         for number, entry in enumerate(entries, 1):
             validate_history_entry(entry, number)
         return entries
     except FileNotFoundError:
-        return []  # a model can be used without the story of its training
+        return []  # a model can be used without its training history
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without") from error

@@ -19,12 +19,12 @@ from gingham.recipe import Recipe
 from gingham.training.issue import Issue
 from gingham.training.optimizer import lr_at
 
-SAMPLE = 512  # pictures that are looked at
+SAMPLE_SIZE = 512  # images of the training split
 DEAD_SHARE = 0.5  # of a layer's channels
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-FEWEST_STEPS = 50  # before which a loss says little
-FEWEST_LOOKED_AT = 100  # validation pictures from which a rising loss is more than chance while training goes on
-SLOW_START = 500  # steps that a healthy network without BatchNorm may need to leave ln K
+MIN_STEPS = 50  # before which the loss says little
+MIN_VALIDATION_IMAGES = 100  # with fewer, a rising loss during training may be chance
+SLOW_START_STEPS = 500  # that a healthy network without BatchNorm may need until its loss falls below ln K
 
 
 def check_training(
@@ -37,42 +37,46 @@ def check_training(
     *,
     over: bool,
 ) -> list[Issue]:
-    """What model and losses show together, without a stuck loss that dead ReLUs, softmax or a tiny learning rate explain."""
+    """Return the issues of model and losses together, without a stuck loss that another issue explains.
+
+    `losses`, float (steps,), are those of the steps so far, `epochs` the epochs' entries of the history, `steps` the length of the whole
+    training; `over` says whether it has ended.
+    """
     images, labels = _sample(train)
     causes = check_model(model, images, recipe)
-    # Muon's steps have the length of its rate, so they tell of themselves.
-    if recipe.optimizer == "muon" or _learned_little(losses, recipe, len(train), len(model.classes)):
+    # The length of Muon's steps is its learning rate, so the check needs no evidence from the losses.
+    if recipe.optimizer == "muon" or _barely_learns(losses, recipe, len(train), len(model.classes)):
         causes += check_rate(model, recipe, steps, images, labels)
     explained = any(cause.code in ("dead-relus", "double-softmax", "learning-rate-too-low") for cause in causes)
-    story = check_history(recipe, len(train), len(model.classes), losses, epochs, over)
-    return [*causes, *(issue for issue in story if not (explained and issue.code == "stuck-loss"))]
+    history_issues = check_history(recipe, len(train), len(model.classes), losses, epochs, over)
+    return [*causes, *(issue for issue in history_issues if not (explained and issue.code == "stuck-loss"))]
 
 
-def _sample(split: Split, count: int = SAMPLE) -> tuple[torch.Tensor, torch.Tensor]:
-    places = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
-    return split.images[places], split.labels[places]
+def _sample(split: Split, count: int = SAMPLE_SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+    indices = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
+    return split.images[indices], split.labels[indices]
 
 
 def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> list[Issue]:
-    """Return what a forward pass over uint8 pictures (N, C, H, W) shows: pixels, ReLUs, outputs."""
-    with _watched_relus(model.network) as alive:
+    """Return the issues that a forward pass over uint8 images (N, C, H, W) shows: in pixels, ReLUs and outputs."""
+    with _record_relus(model.network) as active:
         logits = model.logits(images) * float(model.temperature)
-    found = _check_pixels(model, images)
-    for name, seen in alive.items():
-        dead = int((~seen).sum())
-        if dead >= DEAD_SHARE * len(seen):
-            which = "all ReLUs are" if dead == len(seen) else "most ReLUs are"
-            found.append(
+    issues = _check_pixels(model, images)
+    for name, channels in active.items():
+        dead = int((~channels).sum())
+        if dead >= DEAD_SHARE * len(channels):
+            which = "all ReLUs are" if dead == len(channels) else "most ReLUs are"
+            issues.append(
                 Issue(
-                    "dead-relus" if dead == len(seen) else "mostly-dead-relus",
+                    "dead-relus" if dead == len(channels) else "mostly-dead-relus",
                     f"{which} dead in layer {name}",
-                    f"{dead} of its {len(seen)} channels ({dead / len(seen):.0%}) are 0 at every position of {len(images)} pictures",
+                    f"{dead} of its {len(channels)} channels ({dead / len(channels):.0%}) are 0 at every position of {len(images)} pictures",
                     f"train again with a lower learning rate, such as --set learning_rate={recipe.learning_rate / 10:g}, or with "
                     "another --seed; BatchNorm before the ReLU keeps it alive",
                 )
             )
     if bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
-        found.append(
+        issues.append(
             Issue(
                 "double-softmax",
                 "softmax is applied twice",
@@ -81,25 +85,25 @@ def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> list
                 "let the network end in its last linear layer: remove its softmax",
             )
         )
-    return found
+    return issues
 
 
 def _check_pixels(model: Classifier, images: torch.Tensor) -> list[Issue]:
     pixels = images.float().to(model.mean.device) / 255
-    seen = (pixels - model.mean) / model.std
-    mean, spread = float(seen.mean()), float(seen.std())
-    own_mean, own_spread = (
+    normalized = (pixels - model.mean) / model.std
+    mean, std = float(normalized.mean()), float(normalized.std())
+    data_mean, data_std = (
         ", ".join(f"{x:.3f}" for x in values.tolist()) for values in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)))
     )
-    if float(pixels.std()) == 0 or (abs(mean) <= 1.5 and 0.4 <= spread <= 2.5):
+    if float(pixels.std()) == 0 or (abs(mean) <= 1.5 and 0.4 <= std <= 2.5):
         return []
     return [
         Issue(
             "unnormalized-pixels",
             "the pixels are not normalised",
             f"after the recipe's mean {_numbers(model.mean)} and std {_numbers(model.std)} they have mean {mean:.2f} and standard "
-            f"deviation {spread:.2f}, where about 0 and 1 are meant",
-            f"train with the data's own: --set mean={own_mean.replace(' ', '')} --set std={own_spread.replace(' ', '')}",
+            f"deviation {std:.2f}, where about 0 and 1 are meant",
+            f"train with the data's own: --set mean={data_mean.replace(' ', '')} --set std={data_std.replace(' ', '')}",
         )
     ]
 
@@ -109,12 +113,12 @@ def _numbers(values: torch.Tensor) -> str:
 
 
 @contextmanager
-def _watched_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield a dict that fills, in forward passes inside the block, with a bool (channels,) a ReLU: which were ever above 0.
+def _record_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield a dict that forward passes inside the block fill: for each ReLU, by name, which channels were ever above 0, bool (channels,).
 
-    Modules and calls alike: a call is named after the last module before it.
+    A ReLU that is called as a function is named after the last module before it.
     """
-    alive: dict[str, torch.Tensor] = {}
+    active: dict[str, torch.Tensor] = {}
     names = {module: name or type(module).__name__ for name, module in network.named_modules()}
     relus = {names[module] for module in names if isinstance(module, (nn.ReLU, nn.ReLU6))}
     last, calls = "the input", dict[str, int]()
@@ -127,7 +131,7 @@ def _watched_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         if not any(module.children()):
             last = names[module]
 
-    class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             name = func._overloadpacket.__name__
@@ -135,32 +139,32 @@ def _watched_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
                 calls[last] = calls.get(last, 0) + 1
                 key = last if last in relus else f"{last} (the ReLU after it)"
                 key += f", call {calls[last]}" if calls[last] > 1 else ""
-                seen = (out > 0).transpose(0, 1).flatten(1).any(dim=1)
-                alive[key] = alive[key] | seen if key in alive and len(alive[key]) == len(seen) else seen
+                channels = (out > 0).transpose(0, 1).flatten(1).any(dim=1)
+                active[key] = active[key] | channels if key in active and len(active[key]) == len(channels) else channels
             return out
 
     handles = [module.register_forward_pre_hook(enter) for module in network.modules()]
     try:
-        with Watcher():  # type: ignore[no-untyped-call]
-            yield alive
+        with Recorder():  # type: ignore[no-untyped-call]
+            yield active
     finally:
         for handle in handles:
             handle.remove()
 
 
 def check_history(
-    recipe: Recipe, images: int, classes: int, losses: torch.Tensor, epochs: Sequence[dict[str, Any]], over: bool = True
+    recipe: Recipe, num_images: int, classes: int, losses: torch.Tensor, epochs: Sequence[dict[str, Any]], over: bool = True
 ) -> list[Issue]:
-    """Return what the losses of the steps so far, float (steps,), and the epochs' entries show; `over` says whether more follow."""
+    """Return the issues that the losses so far, float (steps,), and the epochs' entries show; `over` says whether training has ended."""
     chance = math.log(classes)
-    plain = _plain(losses, recipe, images)
-    found = []
-    if len(plain) >= FEWEST_STEPS:
-        tenth = max(10, len(plain) // 10)
-        ending = float(plain[-tenth:].mean())
-        highest = max(float(part.mean()) for part in torch.split(plain, tenth))
+    comparable = _all_image_losses(losses, recipe, num_images)
+    issues = []
+    if len(comparable) >= MIN_STEPS:
+        tenth = max(10, len(comparable) // 10)
+        ending = float(comparable[-tenth:].mean())
+        highest = max(float(part.mean()) for part in torch.split(comparable, tenth))
         if ending > 1.1 * chance or highest > 1.5 * chance:
-            found.append(
+            issues.append(
                 Issue(
                     "learning-rate-too-high",
                     "the learning rate is far too high",
@@ -169,29 +173,29 @@ def check_history(
                     f"lower it: --set learning_rate={recipe.learning_rate / 10:g}",
                 )
             )
-        elif abs(ending - chance) < 0.02 * chance and (over or len(plain) >= SLOW_START):
-            found.append(
+        elif abs(ending - chance) < 0.02 * chance and (over or len(comparable) >= SLOW_START_STEPS):
+            issues.append(
                 Issue(
                     "stuck-loss",
                     f"the loss is stuck at ln {classes}",
-                    f"over the last {tenth} of {len(plain)} steps it is {ending:.3f}, and guessing gives ln {classes} = {chance:.3f}: nothing is "
+                    f"over the last {tenth} of {len(comparable)} steps it is {ending:.3f}, and guessing gives ln {classes} = {chance:.3f}: nothing is "
                     "learned",
                     "train for more steps"
-                    if len(plain) < SLOW_START
+                    if len(comparable) < SLOW_START_STEPS
                     else "see that labels and pictures belong together (gingham diagnose on the data), then try another --seed and "
                     "a lower learning rate",
                 )
             )
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
-    # On few validation pictures the loss jumps from look to look: only the last one says something.
-    telling = over or recipe.validation_images >= FEWEST_LOOKED_AT
-    if telling and len(evaluations) >= 3 and len(losses) >= FEWEST_STEPS:
+    # With few validation images the loss varies between evaluations, and only the last one counts.
+    conclusive = over or recipe.validation_images >= MIN_VALIDATION_IMAGES
+    if conclusive and len(evaluations) >= 3 and len(losses) >= MIN_STEPS:
         best = min(evaluations, key=lambda entry: entry["validation_loss"])
         end = evaluations[-1]
         gap = end["train_accuracy"] - end["validation_accuracy"]
         rise = end["validation_loss"] / max(best["validation_loss"], 1e-9)
         if gap > 0.03 and rise > 1.15:
-            found.append(
+            issues.append(
                 Issue(
                     "over-fitting",
                     "the network over-fits",
@@ -202,37 +206,37 @@ def check_history(
                     "--set flip=alternating",
                 )
             )
-    return found
+    return issues
 
 
-def _plain(losses: torch.Tensor, recipe: Recipe, images: int) -> torch.Tensor:
-    """The losses of steps that take all kinds of pictures: those of hard ones alone lie higher, and say less."""
-    return losses[: Sampler(recipe, images).first_epoch_steps] if recipe.hard_share < 1 else losses
+def _all_image_losses(losses: torch.Tensor, recipe: Recipe, num_images: int) -> torch.Tensor:
+    """Return the losses of the steps that draw from all images: those of hard images alone are higher."""
+    return losses[: Sampler(recipe, num_images).first_epoch_steps] if recipe.hard_share < 1 else losses
 
 
-def _learned_little(losses: torch.Tensor, recipe: Recipe, images: int, classes: int) -> bool:
-    plain = _plain(losses, recipe, images)
-    if len(plain) < 10:
+def _barely_learns(losses: torch.Tensor, recipe: Recipe, num_images: int, classes: int) -> bool:
+    comparable = _all_image_losses(losses, recipe, num_images)
+    if len(comparable) < 10:
         return False
-    ending = float(plain[-max(10, len(plain) // 10) :].mean())
+    ending = float(comparable[-max(10, len(comparable) // 10) :].mean())
     return 0.6 * math.log(classes) < ending < 1.1 * math.log(classes)
 
 
 def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tensor, labels: torch.Tensor) -> list[Issue]:
-    """Return whether the learning rate is far too low for a whole training of `steps` to move the weights.
+    """Return an issue if the learning rate is far too low for a whole training of `steps` to change the weights.
 
-    Compares how far all steps together can carry the filters, at today's gradient on some pictures, with their size.
+    Compares the length of all steps together, at the present gradient on some images, with the size of the filters.
     """
     rates = sum(lr_at(step, steps, recipe) for step in range(steps))
     if recipe.optimizer == "muon":
-        a_rate = recipe.filter_lr_scale  # it moves each filter by its rate alone, whatever the gradient
+        relative_step = recipe.filter_lr_scale  # the length of its steps does not depend on the gradient
     else:
-        gradient, weight = _sizes(model, images, labels)
-        if gradient < 1e-6 * weight:  # no gradient at all is another illness
+        gradient, weight = _norms(model, images, labels)
+        if gradient < 1e-6 * weight:  # no gradient at all is another issue
             return []
-        a_rate = gradient / weight / (1 - recipe.momentum)
+        relative_step = gradient / weight / (1 - recipe.momentum)
     # The first gradients of a network without BatchNorm are a hundredth of what they become.
-    if rates * a_rate > (0.05 if recipe.optimizer == "muon" else 1e-3):
+    if rates * relative_step > (0.05 if recipe.optimizer == "muon" else 1e-3):
         return []
     usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
     if usual <= recipe.learning_rate:
@@ -241,14 +245,14 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tens
         Issue(
             "learning-rate-too-low",
             "the learning rate is far too low",
-            f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by {rates * a_rate:.1e} of their size",
+            f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by {rates * relative_step:.1e} of their size",
             f"raise it: --set learning_rate={usual:g}",
         )
     ]
 
 
-def _sizes(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """The norms of the gradient on some pictures and of the weights, biases and scales aside."""
+def _norms(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Return the norms of the gradient on some images and of the weights, without biases and scales."""
     device, was_training = model.mean.device, model.training
     model.eval()
     with torch.enable_grad():
@@ -262,27 +266,27 @@ def _sizes(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tup
     )
 
 
-def check_batches(recipe: Recipe, images: int, network: nn.Module) -> list[Issue]:
-    """Return whether an epoch ends in a batch of one picture under BatchNorm."""
+def check_batches(recipe: Recipe, num_images: int, network: nn.Module) -> list[Issue]:
+    """Return an issue if an epoch ends with a batch of one image and the network has BatchNorm."""
     norms = [name for name, module in network.named_modules() if isinstance(module, BATCH_NORMS)]
-    sampler = Sampler(recipe, images)
+    sampler = Sampler(recipe, num_images)
     ends = [
         (sampler.epoch_size(0), sampler.first_epoch_steps),
         (sampler.epoch_size(1), sampler.first_epoch_steps + sampler.later_epoch_steps),
     ]
-    alone = [pictures for pictures, steps in ends if pictures % recipe.batch_size == 1 and sampler.steps >= steps]
-    if not norms or not alone or recipe.batch_size == 1:
+    single = [size for size, steps in ends if size % recipe.batch_size == 1 and sampler.steps >= steps]
+    if not norms or not single or recipe.batch_size == 1:
         return []
     size = next(
         size
         for size in range(recipe.batch_size + 1, recipe.batch_size + 10**6)
-        if all(Sampler(recipe.replace(batch_size=size), images).epoch_size(epoch) % size != 1 for epoch in (0, 1))
+        if all(Sampler(recipe.replace(batch_size=size), num_images).epoch_size(epoch) % size != 1 for epoch in (0, 1))
     )
     return [
         Issue(
             "single-image-batch",
             "a batch of one picture goes through BatchNorm",
-            f"{alone[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the statistics of "
+            f"{single[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the statistics of "
             f"{norms[0]}{f' and {len(norms) - 1} more' * (len(norms) > 1)} then come from one picture",
             f"choose another batch size: --set batch_size={size}",
         )
@@ -290,31 +294,31 @@ def check_batches(recipe: Recipe, images: int, network: nn.Module) -> list[Issue
 
 
 def check_labels(train: Split, validation: Split | None) -> list[Issue]:
-    """Return whether the labels of a split belong to its pictures: whether pictures that look alike share them."""
+    """Return an issue for each split whose labels do not belong to its images: similar images do not share them."""
     classes = len(train.classes)
     train_images, train_labels = _sample(train, 8000)
     vectors = normalized_vectors(train_images)
-    own = torch.arange(len(vectors)) % 8 == 0
-    cases = [(train, vectors[own], train_labels[own], vectors[~own], train_labels[~own])]
+    queried = torch.arange(len(vectors)) % 8 == 0
+    cases = [(train, vectors[queried], train_labels[queried], vectors[~queried], train_labels[~queried])]
     if validation is not None:
         images, labels = _sample(validation, 1000)
         cases.append((validation, normalized_vectors(images), labels, vectors, train_labels))
-    found = []
-    for split, queries, wanted, base, base_labels in cases:
+    issues = []
+    for split, queries, query_labels, base, base_labels in cases:
         if len(queries) < 30 or len(base) < 30:
             continue
-        right, total = count_label_agreement(queries, wanted, base, base_labels)
-        shares = torch.bincount(wanted, minlength=classes) / total
-        guess = float((shares * torch.bincount(base_labels, minlength=classes) / len(base_labels)).sum())
-        if right / total > guess + 3 * math.sqrt(guess * (1 - guess) / total):
+        agreeing, total = count_label_agreement(queries, query_labels, base, base_labels)
+        shares = torch.bincount(query_labels, minlength=classes) / total
+        chance = float((shares * torch.bincount(base_labels, minlength=classes) / len(base_labels)).sum())
+        if agreeing / total > chance + 3 * math.sqrt(chance * (1 - chance) / total):
             continue
-        found.append(
+        issues.append(
             Issue(
                 "shuffled-labels",
                 f"the labels of the {split.name} pictures do not belong to them",
-                f"of {total:,} {split.name} pictures {right / total:.1%} share the label of the training picture most like them, "
-                f"and {guess:.1%} would by chance: labels and pictures are in different orders",
+                f"of {total:,} {split.name} pictures {agreeing / total:.1%} share the label of the training picture most like them, "
+                f"and {chance:.1%} would by chance: labels and pictures are in different orders",
                 f"make the {split.name} labels anew, in the order of their pictures",
             )
         )
-    return found
+    return issues

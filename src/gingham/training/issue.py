@@ -20,7 +20,7 @@ class Issue:
     images: tuple[tuple[tuple[str, int], ...], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the issue as JSON values. The key for `images` is `epoch_size`."""
+        """Return the issue as JSON values. The key for `images` is `pictures`."""
         groups = [[list(image) for image in group] for group in self.images]
         return {"code": self.code, "title": self.title, "evidence": self.evidence, "fix": self.fix, "pictures": groups}
 

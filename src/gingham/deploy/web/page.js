@@ -1,43 +1,43 @@
-// The page: pictures in by any way there is, the answer and its reasons out. What answers is GinghamEngine.
+// The page: takes an image in any way, and shows the prediction of GinghamEngine and its explanation.
 (() => {
   'use strict';
 
   const $ = (id) => document.getElementById(id);
   const model = JSON.parse($('metadata').textContent);
   const SHOWN = 10; // classes with a bar
-  let asked = 0; // an answer that comes after a newer question is not shown
-  let paintings = 0; // likewise of what moved it
+  let lastRequest = 0; // a prediction is dropped if a newer one was requested
+  let lastDrawing = 0; // the same for the occlusion map
   let url = null;
 
   const percent = (share) => (share > 0.99 && share < 1 ? '> 99 %' : `${Math.round(100 * share)} %`);
-  const say = (text) => { $('status').textContent = text; };
+  const announce = (text) => { $('status').textContent = text; };
 
   function show(name) {
-    for (const id of ['empty', 'working', 'error', 'said']) $(id).hidden = id !== name;
+    for (const id of ['empty', 'working', 'error', 'prediction']) $(id).hidden = id !== name;
   }
 
-  async function ask(blob, { drawn = false } = {}) {
-    const number = ++asked;
-    if (!drawn) preview(blob);
-    if (!drawn || $('said').hidden) {
-      $('doing').textContent = GinghamEngine.ready() ? 'Looking' : 'Getting ready, which takes a few seconds once';
+  async function predict(blob, { isDrawing = false } = {}) {
+    const request = ++lastRequest;
+    if (!isDrawing) preview(blob);
+    if (!isDrawing || $('prediction').hidden) {
+      $('working-text').textContent = GinghamEngine.ready() ? 'Looking' : 'Getting ready, which takes a few seconds once';
       show('working');
     }
     try {
-      const entry = await GinghamEngine.answer(blob);
-      if (number !== asked) return;
-      render(entry);
-      if (!drawn) $('answer').scrollIntoView({ block: 'nearest' }); // on a phone it lies below
-      const why = await GinghamEngine.explain(entry);
-      if (number === asked) explain(entry, why);
+      const prediction = await GinghamEngine.predict(blob);
+      if (request !== lastRequest) return;
+      render(prediction);
+      if (!isDrawing) $('result').scrollIntoView({ block: 'nearest' }); // it is below the image on a phone
+      const explanation = await GinghamEngine.explain(prediction);
+      if (request === lastRequest) renderExplanation(prediction, explanation);
     } catch (error) {
-      if (number === asked) refuse(error.message);
+      if (request === lastRequest) showError(error.message);
     }
   }
 
-  function refuse(text) {
+  function showError(text) {
     $('error').textContent = text;
-    $('why').hidden = true;
+    $('explanation').hidden = true;
     show('error');
   }
 
@@ -45,21 +45,21 @@
     stopDrawing();
     if (url) URL.revokeObjectURL(url);
     url = URL.createObjectURL(blob);
-    $('shown').src = url;
-    $('shown').hidden = false;
+    $('preview').src = url;
+    $('preview').hidden = false;
     $('invitation').hidden = true;
   }
 
-  function render(entry) {
-    show('said');
-    $('answer').classList.toggle('unsure', entry.unsure);
-    $('kicker').textContent = entry.unsure ? 'Not sure. Perhaps' : `${percent(entry.confidence)} sure:`;
-    $('verdict').textContent = entry.label;
-    $('meaning').textContent = entry.unsure
+  function render(prediction) {
+    show('prediction');
+    $('result').classList.toggle('unsure', prediction.unsure);
+    $('kicker').textContent = prediction.unsure ? 'Not sure. Perhaps' : `${percent(prediction.confidence)} sure:`;
+    $('verdict').textContent = prediction.label;
+    $('meaning').textContent = prediction.unsure
       ? `Below ${percent(model.threshold)} it does not commit itself.` + (model.garments ? ' One garment alone, whole, on a ground of another colour helps.' : '')
       : `Its confidence was calibrated on pictures held out from its training.${model.garments ? ' Photographs are harder.' : ''}`;
-    const best = Object.entries(entry.probabilities).sort((one, other) => other[1] - one[1]).slice(0, SHOWN);
-    $('bars').replaceChildren(...best.map(([name, share]) => {
+    const top = Object.entries(prediction.probabilities).sort((a, b) => b[1] - a[1]).slice(0, SHOWN);
+    $('bars').replaceChildren(...top.map(([name, share]) => {
       const bar = make('div', { className: 'bar', ariaHidden: 'true' }, make('i'));
       requestAnimationFrame(() => { bar.firstChild.style.width = `${100 * share}%`; });
       return make('li', {}, make('span', { className: 'name', title: name }, name), bar, make('span', { className: 'number' }, percent(share)));
@@ -70,63 +70,63 @@
       line.style.left = text.style.left = `${100 * model.threshold}%`;
       $('bars').append(make('li', { className: 'mark', ariaHidden: 'true' }, line, text));
     }
-    $('steps').replaceChildren(...entry.steps.map((step, k) => make('li', {},
-      make('div', { className: 'tile' }, image(step.picture, `After step ${k + 1}, ${step.step}`)),
+    $('steps').replaceChildren(...prediction.steps.map((step, k) => make('li', {},
+      make('div', { className: 'tile' }, makeImage(step.picture, `After step ${k + 1}, ${step.step}`)),
       make('p', {}, make('b', {}, step.step[0].toUpperCase() + step.step.slice(1)), make('br'), step.note))));
-    $('for').textContent = `speaks for ${entry.label}`;
-    $('where').textContent = '';
+    $('evidence-for').textContent = `speaks for ${prediction.label}`;
+    $('occlusion-summary').textContent = '';
     $('like').replaceChildren();
-    $('likes').hidden = false;
-    $('among').textContent = 'Looking through the training pictures';
-    drawMoved(entry.steps.findLast((step) => step.step !== 'narrower').picture, null, entry.label);
-    $('why').hidden = false;
-    say(entry.unsure ? `Not sure. Perhaps ${entry.label}, ${percent(entry.confidence)}.` : `${entry.label}, ${percent(entry.confidence)} sure.`);
+    $('neighbours').hidden = false;
+    $('neighbours-summary').textContent = 'Looking through the training pictures';
+    drawOcclusion(prediction.steps.findLast((step) => step.step !== 'narrower').picture, null, prediction.label);
+    $('explanation').hidden = false;
+    announce(prediction.unsure ? `Not sure. Perhaps ${prediction.label}, ${percent(prediction.confidence)}.` : `${prediction.label}, ${percent(prediction.confidence)} sure.`);
   }
 
-  function explain(entry, why) {
-    drawMoved(entry.steps.findLast((step) => step.step !== 'narrower').picture, why.moved, entry.label);
-    $('where').textContent = where(why.moved);
-    $('likes').hidden = !why.neighbours.length;
-    const alike = why.neighbours.filter((one) => one.label === entry.label).length;
-    $('among').textContent = `Of ${why.among.toLocaleString('en')} training pictures. ${alike} of these ${why.neighbours.length} ${alike === 1 ? 'is' : 'are'} ${entry.label}.`;
-    $('like').replaceChildren(...why.neighbours.map((one) => make('li', {},
-      make('div', { className: 'tile' }, image(one.picture, `Training picture: ${one.label}`)), make('span', {}, one.label))));
+  function renderExplanation(prediction, explanation) {
+    drawOcclusion(prediction.steps.findLast((step) => step.step !== 'narrower').picture, explanation.moved, prediction.label);
+    $('occlusion-summary').textContent = describeOcclusion(explanation.moved);
+    $('neighbours').hidden = !explanation.neighbours.length;
+    const sameLabel = explanation.neighbours.filter((neighbour) => neighbour.label === prediction.label).length;
+    $('neighbours-summary').textContent = `Of ${explanation.among.toLocaleString('en')} training pictures. ${sameLabel} of these ${explanation.neighbours.length} ${sameLabel === 1 ? 'is' : 'are'} ${prediction.label}.`;
+    $('like').replaceChildren(...explanation.neighbours.map((neighbour) => make('li', {},
+      make('div', { className: 'tile' }, makeImage(neighbour.picture, `Training picture: ${neighbour.label}`)), make('span', {}, neighbour.label))));
   }
 
-  // Blue over what the answer rests on, rust over what speaks against it, as strong as the most of it.
-  async function drawMoved(source, moved, label) {
-    const canvas = $('moved');
-    const pen = canvas.getContext('2d');
-    const turn = ++paintings;
-    const picture = new Image();
-    picture.src = source;
-    await picture.decode();
-    if (turn !== paintings) return;
-    pen.imageSmoothingEnabled = false;
-    pen.clearRect(0, 0, canvas.width, canvas.height);
-    pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  // Blue marks evidence for the prediction, rust evidence against it; the largest value gets the strongest colour.
+  async function drawOcclusion(source, occlusionMap, label) {
+    const canvas = $('occlusion');
+    const context = canvas.getContext('2d');
+    const drawing = ++lastDrawing;
+    const image = new Image();
+    image.src = source;
+    await image.decode();
+    if (drawing !== lastDrawing) return;
+    context.imageSmoothingEnabled = false;
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(image, 0, 0, canvas.width, canvas.height);
     canvas.setAttribute('aria-label', `The picture the network saw, marked where it speaks for ${label}`);
-    if (!moved) return;
-    const shade = new OffscreenCanvas(moved[0].length, moved.length);
-    const most = Math.max(0.02, ...moved.flat().map(Math.abs));
-    const pixels = moved.flat().flatMap((value) => [...(value > 0 ? [34, 103, 138] : [179, 70, 31]), 217 * Math.abs(value) / most]);
-    shade.getContext('2d').putImageData(new ImageData(new Uint8ClampedArray(pixels), moved[0].length), 0, 0);
-    pen.imageSmoothingEnabled = true;
-    pen.imageSmoothingQuality = 'high';
-    pen.drawImage(shade, 0, 0, canvas.width, canvas.height);
+    if (!occlusionMap) return;
+    const overlay = new OffscreenCanvas(occlusionMap[0].length, occlusionMap.length);
+    const largest = Math.max(0.02, ...occlusionMap.flat().map(Math.abs));
+    const pixels = occlusionMap.flat().flatMap((value) => [...(value > 0 ? [34, 103, 138] : [179, 70, 31]), 217 * Math.abs(value) / largest]);
+    overlay.getContext('2d').putImageData(new ImageData(new Uint8ClampedArray(pixels), occlusionMap[0].length), 0, 0);
+    context.imageSmoothingEnabled = true;
+    context.imageSmoothingQuality = 'high';
+    context.drawImage(overlay, 0, 0, canvas.width, canvas.height);
   }
 
-  // The same in words: which ninth of the picture counts most.
-  function where(moved) {
+  // Describe the occlusion map in words: which ninth of the image counts most.
+  function describeOcclusion(occlusionMap) {
     const sums = Array(9).fill(0);
-    moved.forEach((row, y) => row.forEach((value, x) => {
-      sums[3 * Math.floor(3 * y / moved.length) + Math.floor(3 * x / row.length)] += Math.max(0, value);
+    occlusionMap.forEach((row, y) => row.forEach((value, x) => {
+      sums[3 * Math.floor(3 * y / occlusionMap.length) + Math.floor(3 * x / row.length)] += Math.max(0, value);
     }));
-    const most = Math.max(...sums);
-    if (most * 9 < 0.05 * moved.length) return 'No single part decides: whatever is hidden, the answer stays.';
-    const place = sums.indexOf(most);
+    const largest = Math.max(...sums);
+    if (largest * 9 < 0.05 * occlusionMap.length) return 'No single part decides: whatever is hidden, the answer stays.';
+    const region = sums.indexOf(largest);
     const names = ['upper left', 'top', 'upper right', 'left', 'middle', 'right', 'lower left', 'bottom', 'lower right'];
-    return `Most of it rests on the ${names[place]}.`;
+    return `Most of it rests on the ${names[region]}.`;
   }
 
   function make(tag, attributes = {}, ...children) {
@@ -135,98 +135,98 @@
     return element;
   }
 
-  function image(source, alt) {
+  function makeImage(source, alt) {
     const element = make('img', { src: source, alt });
     element.addEventListener('load', () => element.classList.toggle('pixels', element.naturalWidth <= 64));
     return element;
   }
 
-  // Pictures in: chosen, dropped, pasted, photographed.
+  // Input: image files that are chosen, dropped or pasted, and photos.
 
-  function take(files) {
-    const pictures = [...files].filter((file) => file.type.startsWith('image/'));
-    $('note').textContent = `This is the first of ${pictures.length} pictures; give the others one by one.`;
-    $('note').hidden = pictures.length < 2;
-    if (pictures.length) {
-      ask(pictures[0]);
+  function predictFirst(files) {
+    const images = [...files].filter((file) => file.type.startsWith('image/'));
+    $('note').textContent = `This is the first of ${images.length} pictures; give the others one by one.`;
+    $('note').hidden = images.length < 2;
+    if (images.length) {
+      predict(images[0]);
     } else if (files.length) {
-      refuse(`${files[0].name || 'That'} is no picture; give a photograph, such as a JPEG or PNG file.`);
+      showError(`${files[0].name || 'That'} is no picture; give a photograph, such as a JPEG or PNG file.`);
     }
   }
 
   for (const id of ['file', 'capture']) {
     $(id).addEventListener('change', (event) => {
-      take(event.target.files);
+      predictFirst(event.target.files);
       event.target.value = '';
     });
   }
-  $('shown').addEventListener('error', () => {
-    $('shown').hidden = true;
+  $('preview').addEventListener('error', () => {
+    $('preview').hidden = true;
     $('invitation').hidden = false;
   });
   $('choose').addEventListener('click', () => $('file').click());
-  document.addEventListener('paste', (event) => take(event.clipboardData.files));
+  document.addEventListener('paste', (event) => predictFirst(event.clipboardData.files));
   for (const kind of ['dragenter', 'dragover', 'dragleave', 'drop']) {
     document.addEventListener(kind, (event) => {
       event.preventDefault();
       $('stage').classList.toggle('over', kind === 'dragenter' || kind === 'dragover');
-      if (kind === 'drop') take(event.dataTransfer.files);
+      if (kind === 'drop') predictFirst(event.dataTransfer.files);
     });
   }
 
   let stream = null;
-  $('photograph').addEventListener('click', async () => {
-    // On a phone its own camera is better than a video in a page.
+  $('open-camera').addEventListener('click', async () => {
+    // On a phone, the camera app is better than a video in a page.
     if (matchMedia('(pointer: coarse)').matches || !navigator.mediaDevices?.getUserMedia) return $('capture').click();
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     } catch {
-      return refuse('The camera cannot be used: there is none, or it was not allowed. Choose a picture in its place.');
+      return showError('The camera cannot be used: there is none, or it was not allowed. Choose a picture in its place.');
     }
     $('video').srcObject = stream;
     $('camera').showModal();
   });
-  $('shoot').addEventListener('click', () => {
+  $('take-photo').addEventListener('click', () => {
     const video = $('video');
     const canvas = make('canvas', { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext('2d').drawImage(video, 0, 0);
-    canvas.toBlob((blob) => ask(blob));
+    canvas.toBlob((blob) => predict(blob));
     $('camera').close();
   });
-  $('shut').addEventListener('click', () => $('camera').close());
+  $('close-camera').addEventListener('click', () => $('camera').close());
   $('camera').addEventListener('close', () => stream?.getTracks().forEach((track) => track.stop()));
 
   // Drawing.
 
   const paper = $('paper');
   const ink = paper.getContext('2d', { willReadFrequently: true });
-  const done = []; // what the paper was before each stroke
+  const undoStack = []; // the drawing before each stroke
   let tool = 'shape';
   let shade = '#22303a';
-  let stroke = null; // the points of the stroke that is being drawn
+  let stroke = null; // the points of the current stroke
   let pen = { x: 160, y: 160 };
 
   function startDrawing() {
-    $('shown').hidden = $('invitation').hidden = true;
-    $('sketch').hidden = $('pencils').hidden = false;
+    $('preview').hidden = $('invitation').hidden = true;
+    $('sketch').hidden = $('drawing-tools').hidden = false;
     $('sources').hidden = true;
     $('stage').classList.add('sketching');
     $('note').hidden = true;
-    if (done.length) look(); else clear();
+    if (undoStack.length) predictDrawing(); else clear();
     paper.focus();
   }
 
   function stopDrawing() {
-    $('sketch').hidden = $('pencils').hidden = true;
+    $('sketch').hidden = $('drawing-tools').hidden = true;
     $('sources').hidden = false;
     $('stage').classList.remove('sketching');
   }
 
-  // An empty paper has no answer, and whatever is still being asked is no longer wanted.
+  // An empty drawing has no prediction; a pending one is dropped.
   function clear() {
     wipe();
-    asked++;
-    $('why').hidden = true;
+    lastRequest++;
+    $('explanation').hidden = true;
     show('empty');
   }
 
@@ -235,25 +235,25 @@
     ink.fillRect(0, 0, paper.width, paper.height);
   }
 
-  function remember() {
-    done.push(ink.getImageData(0, 0, paper.width, paper.height));
-    if (done.length > 40) done.shift();
+  function saveForUndo() {
+    undoStack.push(ink.getImageData(0, 0, paper.width, paper.height));
+    if (undoStack.length > 40) undoStack.shift();
     $('undo').disabled = false;
   }
 
-  function begin(point) {
-    remember();
+  function startStroke(point) {
+    saveForUndo();
     stroke = [point];
   }
 
-  function trace(point) {
+  function extendStroke(point) {
     stroke.push(point);
-    ink.putImageData(done.at(-1), 0, 0);
-    paint(false);
+    ink.putImageData(undoStack.at(-1), 0, 0);
+    drawStroke(false);
   }
 
-  // A shape is an outline while it is drawn, and filled at its end; the other tools are lines.
-  function paint(ended) {
+  // A shape is an outline that is filled at the end of the stroke; the other tools draw lines.
+  function drawStroke(ended) {
     ink.lineCap = ink.lineJoin = 'round';
     ink.strokeStyle = ink.fillStyle = tool === 'rubber' ? '#fff' : shade;
     ink.lineWidth = { shape: 4, brush: 14, rubber: 30 }[tool];
@@ -267,49 +267,49 @@
     ink.stroke();
   }
 
-  function end() {
+  function endStroke() {
     if (!stroke) return;
-    ink.putImageData(done.at(-1), 0, 0);
-    paint(true);
+    ink.putImageData(undoStack.at(-1), 0, 0);
+    drawStroke(true);
     stroke = null;
-    look();
+    predictDrawing();
   }
 
-  function cancel() {
+  function cancelStroke() {
     stroke = null;
-    if (done.length) ink.putImageData(done.pop(), 0, 0);
-    $('undo').disabled = !done.length;
+    if (undoStack.length) ink.putImageData(undoStack.pop(), 0, 0);
+    $('undo').disabled = !undoStack.length;
   }
 
-  function look() {
-    paper.toBlob((blob) => ask(blob, { drawn: true }));
+  function predictDrawing() {
+    paper.toBlob((blob) => predict(blob, { isDrawing: true }));
   }
 
-  const at = (event) => {
+  const toPoint = (event) => {
     const box = paper.getBoundingClientRect();
     return { x: (event.clientX - box.left) / box.width * paper.width, y: (event.clientY - box.top) / box.height * paper.height };
   };
   paper.addEventListener('pointerdown', (event) => {
-    if (stroke) end();
+    if (stroke) endStroke();
     paper.setPointerCapture(event.pointerId);
     $('pen').hidden = true;
-    begin(at(event));
+    startStroke(toPoint(event));
   });
-  paper.addEventListener('pointermove', (event) => stroke && paper.hasPointerCapture(event.pointerId) && trace(at(event)));
-  paper.addEventListener('pointerup', end);
-  paper.addEventListener('pointercancel', () => stroke && cancel());
+  paper.addEventListener('pointermove', (event) => stroke && paper.hasPointerCapture(event.pointerId) && extendStroke(toPoint(event)));
+  paper.addEventListener('pointerup', endStroke);
+  paper.addEventListener('pointercancel', () => stroke && cancelStroke());
   paper.addEventListener('keydown', (event) => {
     const step = event.shiftKey ? 30 : 10;
     const [x, y] = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key] ?? [0, 0];
     if (x || y) {
       pen = { x: Math.min(316, Math.max(4, pen.x + x)), y: Math.min(316, Math.max(4, pen.y + y)) };
-      if (stroke) trace({ ...pen });
+      if (stroke) extendStroke({ ...pen });
     } else if (event.key === ' ' || event.key === 'Enter') {
-      if (stroke) end(); else begin({ ...pen });
-      say(stroke ? 'Pen down' : 'Pen up');
+      if (stroke) endStroke(); else startStroke({ ...pen });
+      announce(stroke ? 'Pen down' : 'Pen up');
     } else if (event.key === 'Escape' && stroke) {
-      cancel();
-      say('Line taken back');
+      cancelStroke();
+      announce('Line taken back');
     } else {
       return;
     }
@@ -329,20 +329,20 @@
     }
   }
   $('draw').addEventListener('click', startDrawing);
-  $('leave').addEventListener('click', () => {
+  $('finish').addEventListener('click', () => {
     stopDrawing();
-    paper.toBlob((blob) => { if (done.length) preview(blob); else $('invitation').hidden = false; });
+    paper.toBlob((blob) => { if (undoStack.length) preview(blob); else $('invitation').hidden = false; });
     $('draw').focus();
   });
   $('undo').addEventListener('click', () => {
-    cancel();
-    if (done.length) look(); else clear();
+    cancelStroke();
+    if (undoStack.length) predictDrawing(); else clear();
   });
   $('clear').addEventListener('click', () => {
-    remember();
+    saveForUndo();
     clear();
   });
 
-  // What takes seconds is begun before it is needed.
+  // Loading takes seconds, so it starts before the first image.
   if (GinghamEngine.local) setTimeout(() => GinghamEngine.start().catch(() => {}), 300);
 })();

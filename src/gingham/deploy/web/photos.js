@@ -1,25 +1,25 @@
-// A photograph -> a picture in the dataset's style, each step kept so that it can be shown: inference/preprocess.py, for a browser.
-// The functions are called as in inference/preprocess.py, data/decode.py and inference/predict.py, where the reasons are, and give the same bytes and
-// the same words. `cv` is OpenCV.js; what Pillow and NumPy do over there is written out at the end.
+// Turns a photo into an image like those of the dataset, with every step, as inference/preprocess.py does, for a browser.
+// The functions have the names of those in inference/preprocess.py, data/decode.py and inference/predict.py, which give the reasons, and
+// return the same bytes and words. `cv` is OpenCV.js; the functions of Pillow and NumPy are reimplemented at the end.
 var GinghamPhotos = (() => {
   'use strict';
 
   const WORKING_SIDE = 160;
   const LARGEST_PIXELS = 120_000_000;
-  const NARROWER = 0.85;
-  const FLOOR = 65;
-  // What a phone has memory for, 100 MB; Python takes larger pictures whole too, and they come out slightly different.
-  const KEPT_PIXELS = 25_000_000;
-  const STRIP = 256; // rows copied out of a decoded picture at a time, a multiple of 8
+  const NARROW_WIDTH = 0.85;
+  const MIN_GARMENT_VALUE = 65;
+  // 100 MB, which phones have. Larger images are reduced first; Python does not do so, and its results differ slightly.
+  const MAX_FULL_PIXELS = 25_000_000;
+  const STRIP = 256; // rows copied from a decoded image at a time, a multiple of 8
 
-  // A picture is {width, height, channels, data}, of 1 channel or of 4; of 4, `transparent` says whether the last one counts.
+  // An image is {width, height, channels, data} with 1 or 4 channels; with 4, `transparent` says whether the alpha channel is used.
 
-  async function open(blob) {
+  async function openPhoto(blob) {
     const name = blob.name || 'this picture';
     const advice = 'allowed: what this browser shows, such as PNG, JPEG, WEBP, BMP and GIF; save it as one of these';
     if (!blob.size) throw new Error(`${name} is empty, 0 bytes; ${advice}`);
-    const way = { imageOrientation: 'from-image', premultiplyAlpha: 'none', colorSpaceConversion: 'none' };
-    const bitmap = await createImageBitmap(blob, way).catch((error) => {
+    const options = { imageOrientation: 'from-image', premultiplyAlpha: 'none', colorSpaceConversion: 'none' };
+    const bitmap = await createImageBitmap(blob, options).catch((error) => {
       throw new Error(`${name} cannot be read as a picture (${error.message.replace(/\.$/, '')}); ${advice}`);
     });
     try {
@@ -28,14 +28,14 @@ var GinghamPhotos = (() => {
         const allowed = `allowed: ${LARGEST_PIXELS.toLocaleString('en')} in all; make it smaller, 1000 a side are plenty`;
         throw new Error(`${name} has ${width}x${height} pixels; ${allowed}`);
       }
-      return read(bitmap, [1, 2, 4].find((factor) => width * height <= KEPT_PIXELS * factor ** 2));
+      return readPixels(bitmap, [1, 2, 4].find((factor) => width * height <= MAX_FULL_PIXELS * factor ** 2));
     } finally {
       bitmap.close();
     }
   }
 
-  // In strips: a canvas as large as a phone's photograph is more than some browsers allow.
-  function read(bitmap, factor) {
+  // Read in strips, because some browsers do not allow a canvas as large as a phone's photo.
+  function readPixels(bitmap, factor) {
     const rows = Math.min(STRIP, bitmap.height);
     const canvas = typeof OffscreenCanvas === 'undefined' ? document.createElement('canvas') : new OffscreenCanvas(1, 1);
     [canvas.width, canvas.height] = [bitmap.width, rows];
@@ -55,13 +55,13 @@ var GinghamPhotos = (() => {
     return photo;
   }
 
-  function prepare(cv, photo, model) {
+  function preprocess(cv, photo, model) {
     const [channels, height, width] = model.input_shape;
     const image = { width: photo.width, height: photo.height, channels: 4, data: photo.rgba, transparent: photo.transparent };
     const grey = channels === 1;
     if (image.width === width && image.height === height && isGrey(image) === grey) {
       const small = grey ? toGrey(onWhite(image)) : onWhite(image);
-      return prepared([small], [step('size', 'taken as it is', small)]);
+      return preparedPhoto([small], [step('size', 'taken as it is', small)]);
     }
     if (grey && model.garments) return prepareGarment(cv, image, height, width);
     return preparePlain(image, channels, height, width, model.background);
@@ -69,68 +69,68 @@ var GinghamPhotos = (() => {
 
   function preparePlain(photo, channels, height, width, background) {
     const square = fitSquare(photo, Math.max(height, width));
-    let picture = resize(channels === 1 ? toGrey(square) : square, width, height, BICUBIC);
+    let image = resize(channels === 1 ? toGrey(square) : square, width, height, BICUBIC);
     const note = `shrunk to ${width}x${height} in its own proportions, padded in the colour of its border`;
-    const steps = [step('size', note, picture)];
+    const steps = [step('size', note, image)];
     if (channels === 1 && typeof background === 'number') {
-      let border = median(rim(picture, 1));
+      let border = median(borderPixels(image, 1));
       if (Math.abs(border - background) > 96) {
-        [picture, border] = [mapped(picture, (value) => 255 - value), 255 - border];
-        steps.push(step('tone', 'made negative: the training pictures have the other background', picture));
+        [image, border] = [mapped(image, (value) => 255 - value), 255 - border];
+        steps.push(step('tone', 'made negative: the training pictures have the other background', image));
       }
       if (background < 16) {
-        const lifted = (value) => Math.max(value - border - 8, 0);
-        const most = Math.max(...Array.from(picture.data, lifted), 32);
-        picture = mapped(picture, (value) => Math.floor(Math.fround(Math.fround(lifted(value) / most) * 255))); // float32
-        steps.push(step('contrast', 'its background made black, what stands out of it light', picture));
+        const aboveBorder = (value) => Math.max(value - border - 8, 0);
+        const largest = Math.max(...Array.from(image.data, aboveBorder), 32);
+        image = mapped(image, (value) => Math.floor(Math.fround(Math.fround(aboveBorder(value) / largest) * 255))); // float32
+        steps.push(step('contrast', 'its background made black, what stands out of it light', image));
       }
     }
-    return prepared([picture], steps);
+    return preparedPhoto([image], steps);
   }
 
-  function prepareGarment(cv, photo, ...side) {
+  function prepareGarment(cv, photo, ...size) {
     const small = thumbnail(photo, WORKING_SIDE);
     const colour = onWhite(small);
     const steps = [step('photo', `looked at ${colour.width}x${colour.height} pixels`, colour)];
-    const [found, note] = find(cv, small, colour);
-    steps.push(step('garment', note, dimmed(colour, found)));
+    const [mask, note] = segmentGarment(cv, small, colour);
+    steps.push(step('garment', note, dimBackground(colour, mask)));
 
-    const window = boundsOf(found);
-    const inside = cut(found, window);
-    const masked = (image) => mapped(image, (value, i) => value * inside.data[Math.floor(i / image.channels)]);
-    const size = `cropped to ${window.width}x${window.height} of ${colour.width}x${colour.height}`;
-    steps.push(step('crop', size, masked(cut(colour, window))));
+    const crop = boundsOf(mask);
+    const croppedMask = cut(mask, crop);
+    const masked = (image) => mapped(image, (value, i) => value * croppedMask.data[Math.floor(i / image.channels)]);
+    const cropNote = `cropped to ${crop.width}x${crop.height} of ${colour.width}x${colour.height}`;
+    steps.push(step('crop', cropNote, masked(cut(colour, crop))));
 
-    const smooth = through(cv, colour, (source, result) => {
+    const smooth = runOpenCv(cv, colour, (source, result) => {
       cv.medianBlur(source, result, 3);
       cv.cvtColor(result, result, cv.COLOR_RGBA2GRAY);
     });
-    const grey = cut(smooth, window);
-    const negative = isNegative(colour, found);
+    const grey = cut(smooth, crop);
+    const negative = isNegative(colour, mask);
     const tone = negative ? grey : mapped(grey, (value) => 255 - value);
-    const words = negative
+    const toneNote = negative
       ? 'is a negative already, light on black: kept'
       : 'made negative, as the dataset is: dark cloth turns light';
-    steps.push(step('tone', words, masked(tone)));
+    steps.push(step('tone', toneNote, masked(tone)));
 
-    const core = through(cv, inside, (source, result, keep) => cv.erode(source, result, keep(cv.Mat.ones(3, 3, cv.CV_8U))));
-    const cloth = core.data.includes(1) ? core : inside;
+    const core = runOpenCv(cv, croppedMask, (source, result, keep) => cv.erode(source, result, keep(cv.Mat.ones(3, 3, cv.CV_8U))));
+    const cloth = core.data.includes(1) ? core : croppedMask;
     const values = tone.data.filter((_, i) => cloth.data[i]);
     const [low, high] = [percentile(values, 0.5), percentile(values, 99.5)];
-    const lifted = masked(stretch(tone, low, high));
-    steps.push(step('contrast', `contrast stretched from ${round(low)}-${round(high)} to ${FLOOR}-255`, lifted));
+    const stretched = masked(stretchContrast(tone, low, high));
+    steps.push(step('contrast', `contrast stretched from ${round(low)}-${round(high)} to ${MIN_GARMENT_VALUE}-255`, stretched));
 
-    const picture = centred(cv, lifted, side);
-    steps.push(step('size', `longer side brought to ${Math.max(...side)} pixels, centred on black`, picture));
-    const squeezed = centred(cv, scaled(cv, picture, round(side[1] * NARROWER), side[0], cv.INTER_AREA), side);
-    const share = percent(NARROWER);
-    steps.push(step('narrower', `answered for at ${share} of its width too, as clothes lie wider than they hang`, squeezed));
-    return prepared([picture, squeezed], steps);
+    const image = fitCentred(cv, stretched, size);
+    steps.push(step('size', `longer side brought to ${Math.max(...size)} pixels, centred on black`, image));
+    const narrow = fitCentred(cv, scaled(cv, image, round(size[1] * NARROW_WIDTH), size[0], cv.INTER_AREA), size);
+    const share = percent(NARROW_WIDTH);
+    steps.push(step('narrower', `answered for at ${share} of its width too, as clothes lie wider than they hang`, narrow));
+    return preparedPhoto([image, narrow], steps);
   }
 
-  function stretch(tone, low, high) {
+  function stretchContrast(tone, low, high) {
     const share = (value) => Math.min(Math.max((value - low) / Math.max(high - low, 40), 0), 1);
-    return mapped(tone, (value) => Math.floor(FLOOR + share(value) * (255 - FLOOR)));
+    return mapped(tone, (value) => Math.floor(MIN_GARMENT_VALUE + share(value) * (255 - MIN_GARMENT_VALUE)));
   }
 
   function isGrey({ data }) {
@@ -140,36 +140,36 @@ var GinghamPhotos = (() => {
 
   function onWhite(image) {
     if (!image.transparent) return image;
-    const laid = (value, alpha) => by255(value * alpha + 255 * (255 - alpha));
-    return { ...mapped(image, (value, i) => (i % 4 === 3 ? 255 : laid(value, image.data[i | 3]))), transparent: false };
+    const blend = (value, alpha) => by255(value * alpha + 255 * (255 - alpha));
+    return { ...mapped(image, (value, i) => (i % 4 === 3 ? 255 : blend(value, image.data[i | 3]))), transparent: false };
   }
 
-  // A mask is a picture of zeros and ones.
-  function find(cv, image, colour) {
+  // A mask is an image of zeros and ones.
+  function segmentGarment(cv, image, colour) {
     if (image.transparent) {
-      const opaque = mask(image, (i) => image.data[4 * i + 3] > 127);
+      const opaque = makeMask(image, (i) => image.data[4 * i + 3] > 127);
       const share = mean(opaque.data);
       if (share > 0 && share < 0.98) return [opaque, `cut out already: ${percent(share)} of the picture is not transparent`];
     }
-    const [grabbed, ground] = [grab(cv, colour), plainGround(cv, colour)];
-    const found = tidy(cv, mask(colour, (i) => grabbed.data[i] && !ground.data[i]));
-    const share = mean(found.data);
-    if (share >= 0.005) return [found, `garment found: ${percent(share)} of the picture`];
-    return [mask(colour, () => true), 'no garment stands out from its background: the whole picture is taken'];
+    const [foreground, background] = [grabCut(cv, colour), plainBackground(cv, colour)];
+    const mask = cleanMask(cv, makeMask(colour, (i) => foreground.data[i] && !background.data[i]));
+    const share = mean(mask.data);
+    if (share >= 0.005) return [mask, `garment found: ${percent(share)} of the picture`];
+    return [makeMask(colour, () => true), 'no garment stands out from its background: the whole picture is taken'];
   }
 
-  function grab(cv, colour) {
+  function grabCut(cv, colour) {
     const { width, height } = colour;
-    const edge = Math.max(1, round(0.03 * Math.min(height, width)));
-    const labels = mapped(mask(colour, () => false), (_, i) => {
+    const border = Math.max(1, round(0.03 * Math.min(height, width)));
+    const labels = mapped(makeMask(colour, () => false), (_, i) => {
       const [row, column] = [Math.floor(i / width), i % width];
-      if (Math.min(row, column, height - 1 - row, width - 1 - column) < edge) return cv.GC_BGD;
-      const middle = ((row + 0.5) / height - 0.5) ** 2 + ((column + 0.5) / width - 0.5) ** 2 < 0.45 ** 2;
-      return middle ? cv.GC_PR_FGD : cv.GC_PR_BGD;
+      if (Math.min(row, column, height - 1 - row, width - 1 - column) < border) return cv.GC_BGD;
+      const squaredRadius = ((row + 0.5) / height - 0.5) ** 2 + ((column + 0.5) / width - 0.5) ** 2;
+      return squaredRadius < 0.45 ** 2 ? cv.GC_PR_FGD : cv.GC_PR_BGD;
     });
-    const deviations = [0, 1, 2].map((channel) => deviation(only(channel, colour.data)));
-    if (!labels.data.includes(cv.GC_PR_FGD) || Math.max(...deviations) < 1) return mask(colour, () => false);
-    const grabbed = through(cv, labels, (source, result, keep) => {
+    const deviations = [0, 1, 2].map((channel) => deviation(channelOf(channel, colour.data)));
+    if (!labels.data.includes(cv.GC_PR_FGD) || Math.max(...deviations) < 1) return makeMask(colour, () => false);
+    const labelled = runOpenCv(cv, labels, (source, result, keep) => {
       const bgr = keep(toMat(cv, colour));
       cv.cvtColor(bgr, bgr, cv.COLOR_RGBA2BGR);
       const models = [0, 1].map(() => keep(cv.Mat.zeros(1, 65, cv.CV_64F)));
@@ -177,50 +177,50 @@ var GinghamPhotos = (() => {
       cv.grabCut(bgr, source, new cv.Rect(0, 0, 1, 1), ...models, 4, cv.GC_INIT_WITH_MASK);
       source.copyTo(result);
     });
-    return mask(colour, (i) => grabbed.data[i] === cv.GC_FGD || grabbed.data[i] === cv.GC_PR_FGD);
+    return makeMask(colour, (i) => labelled.data[i] === cv.GC_FGD || labelled.data[i] === cv.GC_PR_FGD);
   }
 
-  function plainGround(cv, colour) {
-    const around = rim(colour, 2);
-    const middle = [0, 1, 2].map((channel) => median(only(channel, around)));
-    const distance = (data, i) => Math.max(...middle.map((value, channel) => Math.abs(data[4 * i + channel] - value)));
-    const spread = percentile(only(0, around).map((_, i) => distance(around, i)), 90);
-    if (spread > 10) return mask(colour, () => false);
-    const alike = mask(colour, (i) => distance(colour.data, i) <= Math.max(12, 2 * spread));
-    const [pieces] = components(cv, alike, 4);
-    const edges = new Set(rim(pieces, 1));
-    return mask(colour, (i) => alike.data[i] && edges.has(pieces.data[i]));
+  function plainBackground(cv, colour) {
+    const border = borderPixels(colour, 2);
+    const medians = [0, 1, 2].map((channel) => median(channelOf(channel, border)));
+    const distance = (data, i) => Math.max(...medians.map((value, channel) => Math.abs(data[4 * i + channel] - value)));
+    const spread = percentile(channelOf(0, border).map((_, i) => distance(border, i)), 90);
+    if (spread > 10) return makeMask(colour, () => false);
+    const similar = makeMask(colour, (i) => distance(colour.data, i) <= Math.max(12, 2 * spread));
+    const [components] = connectedComponents(cv, similar, 4);
+    const atBorder = new Set(borderPixels(components, 1));
+    return makeMask(colour, (i) => similar.data[i] && atBorder.has(components.data[i]));
   }
 
-  function tidy(cv, found) {
-    const whole = through(cv, found, (source, result, keep) => {
+  function cleanMask(cv, mask) {
+    const smooth = runOpenCv(cv, mask, (source, result, keep) => {
       const ellipse = keep(cv.getStructuringElement(cv.MORPH_ELLIPSE, new cv.Size(3, 3)));
       cv.morphologyEx(source, result, cv.MORPH_OPEN, ellipse);
       cv.morphologyEx(result, result, cv.MORPH_CLOSE, ellipse);
     });
-    const [pieces, areas] = components(cv, whole, 8);
-    areas[0] = 0; // what is not found
-    const kept = mask(whole, (i) => areas[pieces.data[i]] >= 0.1 * Math.max(...areas, 1));
-    const [holes, sizes] = components(cv, mapped(kept, (value) => 1 - value), 4);
-    return mask(whole, (i) => kept.data[i] || sizes[holes.data[i]] < 0.003 * kept.data.length);
+    const [components, areas] = connectedComponents(cv, smooth, 8);
+    areas[0] = 0; // the background
+    const large = makeMask(smooth, (i) => areas[components.data[i]] >= 0.1 * Math.max(...areas, 1));
+    const [holes, holeAreas] = connectedComponents(cv, mapped(large, (value) => 1 - value), 4);
+    return makeMask(smooth, (i) => large.data[i] || holeAreas[holes.data[i]] < 0.003 * large.data.length);
   }
 
-  function isNegative(colour, found) {
-    const pixels = Array.from(found.data, (_, i) => colour.data.subarray(4 * i, 4 * i + 3));
-    const around = pixels.filter((_, i) => !found.data[i]).flatMap((pixel) => [...pixel]);
+  function isNegative(colour, mask) {
+    const pixels = Array.from(mask.data, (_, i) => colour.data.subarray(4 * i, 4 * i + 3));
+    const background = pixels.filter((_, i) => !mask.data[i]).flatMap((pixel) => [...pixel]);
     const grey = pixels.every((pixel) => Math.max(...pixel) - Math.min(...pixel) <= 24);
-    return grey && around.length > 0 && percentile(around, 90) <= 8;
+    return grey && background.length > 0 && percentile(background, 90) <= 8;
   }
 
-  function centred(cv, tone, [height, width]) {
+  function fitCentred(cv, tone, [height, width]) {
     const scale = Math.min(height / tone.height, width / tone.width);
     const [rows, columns] = [tone.height, tone.width].map((side) => Math.max(1, round(side * scale)));
     const small = scaled(cv, tone, columns, rows, scale < 1 ? cv.INTER_AREA : cv.INTER_LINEAR);
     return pasted(small, { width, height, channels: 1, data: new Uint8Array(width * height) });
   }
 
-  function dimmed(colour, found) {
-    return mapped(colour, (value, i) => (found.data[i >> 2] ? value : Math.floor(value * 0.2)));
+  function dimBackground(colour, mask) {
+    return mapped(colour, (value, i) => (mask.data[i >> 2] ? value : Math.floor(value * 0.2)));
   }
 
   function fitSquare(image, size) {
@@ -229,24 +229,24 @@ var GinghamPhotos = (() => {
     const [width, height] = [flat.width, flat.height].map((side) => Math.max(1, round((side * size) / longer)));
     const small = resize(flat, width, height, LANCZOS, 3);
     if (width === height) return small;
-    const border = rim(small, 1);
-    const colour = [0, 1, 2, 3].map((channel) => round(median(only(channel, border))));
+    const border = borderPixels(small, 1);
+    const colour = [0, 1, 2, 3].map((channel) => round(median(channelOf(channel, border))));
     const data = Uint8ClampedArray.from({ length: size * size * 4 }, (_, i) => colour[i % 4]);
     return pasted(small, { width: size, height: size, channels: 4, data });
   }
 
-  function prepared(images, steps) {
-    const planes = ({ channels, data }) => (channels === 1 ? [...data] : [0, 1, 2].flatMap((channel) => only(channel, data)));
+  function preparedPhoto(images, steps) {
+    const planes = ({ channels, data }) => (channels === 1 ? [...data] : [0, 1, 2].flatMap((channel) => channelOf(channel, data)));
     return { framings: Uint8Array.from(images.flatMap(planes)), count: images.length, steps };
   }
 
   function step(name, note, { width, height, channels, data }) {
-    const shown = (_, i) => (i % 4 === 3 ? 255 : data[channels === 4 ? i : i >> 2]);
-    return { name, note, width, height, rgba: Uint8ClampedArray.from({ length: width * height * 4 }, shown) };
+    const pixel = (_, i) => (i % 4 === 3 ? 255 : data[channels === 4 ? i : i >> 2]);
+    return { name, note, width, height, rgba: Uint8ClampedArray.from({ length: width * height * 4 }, pixel) };
   }
 
-  // OpenCV.js, which frees nothing by itself: a picture in, another one out; what `keep` is given is freed in the end.
-  function through(cv, image, work) {
+  // Run OpenCV.js on an image and return the result as an image; all matrices passed to `keep` are freed at the end.
+  function runOpenCv(cv, image, work) {
     const mats = [];
     const keep = (mat) => mats[mats.push(mat) - 1];
     try {
@@ -265,47 +265,47 @@ var GinghamPhotos = (() => {
     return mat;
   }
 
-  function scaled(cv, tone, width, height, way) {
-    return through(cv, tone, (source, result) => cv.resize(source, result, new cv.Size(width, height), 0, 0, way));
+  function scaled(cv, tone, width, height, interpolation) {
+    return runOpenCv(cv, tone, (source, result) => cv.resize(source, result, new cv.Size(width, height), 0, 0, interpolation));
   }
 
-  // Which piece each pixel belongs to, 0 being none, and how many pixels each has.
-  function components(cv, image, connectivity) {
+  // Return the component of each pixel, 0 for the background, and the area of each component in pixels.
+  function connectedComponents(cv, image, connectivity) {
     let areas;
-    const pieces = through(cv, image, (source, result, keep) => {
+    const components = runOpenCv(cv, image, (source, result, keep) => {
       const [stats, centres] = [keep(new cv.Mat()), keep(new cv.Mat())];
       const count = cv.connectedComponentsWithStats(source, result, stats, centres, connectivity, cv.CV_32S);
-      areas = Array.from({ length: count }, (_, piece) => stats.intAt(piece, cv.CC_STAT_AREA));
+      areas = Array.from({ length: count }, (_, component) => stats.intAt(component, cv.CC_STAT_AREA));
     });
-    return [pieces, areas];
+    return [components, areas];
   }
 
-  // NumPy and Python.
+  // Functions of NumPy and Python.
 
   const mapped = (image, change) => ({ ...image, data: image.data.map(change) });
-  const only = (channel, data) => Array.from({ length: data.length / 4 }, (_, i) => data[4 * i + channel]);
+  const channelOf = (channel, data) => Array.from({ length: data.length / 4 }, (_, i) => data[4 * i + channel]);
   const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
   const deviation = (values) => Math.sqrt(mean(values.map((value) => value ** 2)) - mean(values) ** 2);
   const median = (values) => percentile(values, 50);
-  const round = (value) => Math.round(value) - (value % 2 === 0.5 ? 1 : 0); // a half goes to the even number
+  const round = (value) => Math.round(value) - (value % 2 === 0.5 ? 1 : 0); // rounds half to even
   const percent = (share) => `${round(share * 100)}%`;
 
-  function mask({ width, height }, test) {
+  function makeMask({ width, height }, test) {
     return { width, height, channels: 1, data: Uint8Array.from({ length: width * height }, (_, i) => (test(i) ? 1 : 0)) };
   }
 
   function percentile(values, share) {
     const sorted = Float64Array.from(values).sort();
-    const place = (sorted.length - 1) * (share / 100);
-    const [below, above, part] = [sorted[Math.floor(place)], sorted[Math.ceil(place)], place - Math.floor(place)];
+    const position = (sorted.length - 1) * (share / 100);
+    const [below, above, part] = [sorted[Math.floor(position)], sorted[Math.ceil(position)], position - Math.floor(position)];
     return part < 0.5 ? below + (above - below) * part : above - (above - below) * (1 - part);
   }
 
   function boundsOf({ width, data }) {
-    const places = [...data.keys()].filter((i) => data[i]);
-    const columns = new Set(places.map((i) => i % width));
-    const [left, top] = [Math.min(...columns), Math.floor(places[0] / width)];
-    return { left, top, width: Math.max(...columns) - left + 1, height: Math.floor(places.at(-1) / width) - top + 1 };
+    const indices = [...data.keys()].filter((i) => data[i]);
+    const columns = new Set(indices.map((i) => i % width));
+    const [left, top] = [Math.min(...columns), Math.floor(indices[0] / width)];
+    return { left, top, width: Math.max(...columns) - left + 1, height: Math.floor(indices.at(-1) / width) - top + 1 };
   }
 
   function cut({ width: across, channels, data }, { left, top, width, height }) {
@@ -317,8 +317,8 @@ var GinghamPhotos = (() => {
     return { width, height, channels, data: part };
   }
 
-  // The outermost rows and columns, one after the other.
-  function rim(image, depth) {
+  // Return the outermost rows and columns, one after the other.
+  function borderPixels(image, depth) {
     const [width, height] = [Math.min(depth, image.width), Math.min(depth, image.height)];
     const strips = [
       { left: 0, top: 0, width: image.width, height },
@@ -333,22 +333,22 @@ var GinghamPhotos = (() => {
     const [left, top] = [(frame.width - small.width) >> 1, (frame.height - small.height) >> 1];
     const length = small.width * small.channels;
     for (let row = 0; row < small.height; row++) {
-      const place = ((top + row) * frame.width + left) * frame.channels;
-      frame.data.set(small.data.subarray(row * length, (row + 1) * length), place);
+      const offset = ((top + row) * frame.width + left) * frame.channels;
+      frame.data.set(small.data.subarray(row * length, (row + 1) * length), offset);
     }
     return frame;
   }
 
-  // Pillow, whose pictures of 8 bits a channel are resampled in whole numbers.
+  // Functions of Pillow, which resamples 8-bit images in integer arithmetic.
 
   const sinc = (x) => (x === 0 ? 1 : Math.sin(x * Math.PI) / (x * Math.PI));
   const LANCZOS = { support: 3, at: (x) => (x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0) };
   const cubic = (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0);
   const BICUBIC = { support: 2, at: (x) => cubic(Math.abs(x)) };
-  const by255 = (value) => (value + 128 + ((value + 128) >> 8)) >> 8; // divided by 255, rounded
+  const by255 = (value) => (value + 128 + ((value + 128) >> 8)) >> 8; // value / 255, rounded
 
   function toGrey(image) {
-    const [red, green, blue] = [0, 1, 2].map((channel) => only(channel, image.data));
+    const [red, green, blue] = [0, 1, 2].map((channel) => channelOf(channel, image.data));
     const data = Uint8Array.from(red, (value, i) => (value * 19595 + green[i] * 38470 + blue[i] * 7471 + 0x8000) >> 16);
     return { ...image, channels: 1, data };
   }
@@ -360,8 +360,8 @@ var GinghamPhotos = (() => {
 
   function straight(image) {
     if (!image.transparent) return image;
-    const apart = (value, alpha) => (alpha === 0 ? value : Math.floor((255 * value) / alpha));
-    return mapped(image, (value, i) => (i % 4 === 3 ? value : apart(value, image.data[i | 3])));
+    const unpremultiply = (value, alpha) => (alpha === 0 ? value : Math.floor((255 * value) / alpha));
+    return mapped(image, (value, i) => (i % 4 === 3 ? value : unpremultiply(value, image.data[i | 3])));
   }
 
   function thumbnail(image, side) {
@@ -385,7 +385,7 @@ var GinghamPhotos = (() => {
       ['width', width, Math.fround(image.width / across)],
       ['height', height, Math.fround(image.height / down)],
     ];
-    // Since version 13 Pillow begins with the columns where they lose more than twice what the rows lose.
+    // Since version 13, Pillow resizes the height first if it shrinks by more than twice as much as the width.
     if (part.height > height && part.height - height > 2 * (part.width - width)) passes.reverse();
     for (const [axis, size, length] of passes) {
       if (size === part[axis] && size === length) continue;
@@ -395,7 +395,7 @@ var GinghamPhotos = (() => {
     return straight(part);
   }
 
-  // Along the middle one of three axes, which has `count` places, the first `length` of them to become `size`.
+  // Resample the middle one of three axes, of size `count`: its first `length` values become `size` values.
   function resample(data, outer, count, inner, size, length, { support, at }) {
     const result = new Uint8ClampedArray(outer * size * inner);
     const sums = new Int32Array(inner);
@@ -420,7 +420,7 @@ var GinghamPhotos = (() => {
     return result;
   }
 
-  // The mean of every `across` by `down` pixels, of fewer at the right and lower edges.
+  // Return the mean of every block of `across` by `down` pixels; blocks at the right and lower edges may be smaller.
   function reduce(image, across, down) {
     const { channels, data } = image;
     const [width, height] = [Math.ceil(image.width / across), Math.ceil(image.height / down)];
@@ -438,13 +438,13 @@ var GinghamPhotos = (() => {
       }
       sums.forEach((sum, i) => {
         const count = rows * Math.min(across, image.width - Math.floor(i / channels) * across);
-        const inverse = Math.trunc(Math.fround(2 ** 24 / count)); // as Pillow divides
+        const inverse = Math.trunc(Math.fround(2 ** 24 / count)); // as in Pillow
         result[y * width * channels + i] = Math.floor(((sum + (count >> 1)) * inverse) / 2 ** 24);
       });
     }
     return { ...image, width, height, data: result };
   }
 
-  return { open, prepare, resize, thumbnail, LANCZOS, BICUBIC };
+  return { openPhoto, preprocess, resize, thumbnail, LANCZOS, BICUBIC };
 })();
 if (typeof module !== 'undefined') module.exports = GinghamPhotos;

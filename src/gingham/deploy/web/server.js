@@ -1,11 +1,11 @@
-// What the page asks where it is served: the server it came from.
+// The engine of the served page: sends images to the server that the page came from.
 'use strict';
 
 const GinghamEngine = {
   local: false,
   async start() {},
   ready: () => true,
-  async answer(blob) {
+  async predict(blob) {
     const form = new FormData();
     form.append('images', blob, blob.name || 'picture');
     let response;
@@ -14,11 +14,11 @@ const GinghamEngine = {
     } catch {
       throw new Error('The server does not answer; see that gingham serve is running, and try again.');
     }
-    const said = await response.json();
-    if (!response.ok) throw new Error(said.error);
-    return said.predictions[0];
+    const result = await response.json();
+    if (!response.ok) throw new Error(result.error);
+    return result.predictions[0];
   },
-  async explain(entry) {
-    return entry.explanation;
+  async explain(prediction) {
+    return prediction.explanation;
   },
 };

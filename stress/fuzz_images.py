@@ -1,4 +1,4 @@
-"""Image files, spoilt and built: headers that lie, bombs, metadata of any kind; and what is made of those that open."""
+"""Fuzzed image files: wrong headers, decompression bombs and arbitrary metadata, and what is read from those that open."""
 
 import functools
 import io
@@ -16,48 +16,48 @@ from PIL import Image
 from gingham.data.decode import LARGEST_PIXELS, common_side, decode_images, silence_pillow
 from gingham.errors import DataError
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
-from stress.mutations import mutated
+from stress.mutations import mutate
 from stress.verdicts import Judge
 
-Act = Callable[[], object]
+Case = Callable[[], object]
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
 SIDES = (0, 1, 2, 3, 7, 28, 100, 4096, 30_000, 65_535, 2**31 - 1, 2**32 - 1)
 TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 283, 284, 296, 317, 320, 322, 323, 324, 325, 330, 338, 339,
         347, 700, 34675, 34665, 34853, 40965, 42016, 65535)  # fmt: skip
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    image.copy().save(file, kind, **options)  # a copy: Pillow keeps the options of the last time in an image
+    image.copy().save(file, kind, **options)  # a copy, since Pillow stores the last options in the image
     return file.getvalue()
 
 
 @functools.cache
-def valid() -> dict[str, list[bytes]]:
-    """A few files of each format, of many kinds of pixels."""
+def valid_files() -> dict[str, list[bytes]]:
+    """Return a few files of each format, in many pixel modes."""
     random = np.random.RandomState(0)
     colour = Image.fromarray(random.randint(0, 256, (9, 12, 3)).astype(np.uint8))
     modes = {
         mode: colour.convert(mode) for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I", "F", "LAB", "HSV")
     }
     modes["I;16"] = Image.fromarray(random.randint(0, 65536, (9, 12)).astype(np.uint16))
-    turned = Image.Exif()
-    turned[0x0112], turned[0x010F] = 6, "maker"
+    exif_tags = Image.Exif()
+    exif_tags[0x0112], exif_tags[0x010F] = 6, "maker"
 
     def frames() -> dict[str, Any]:
         return {"save_all": True, "append_images": [colour.rotate(90), colour.rotate(180)], "duration": 20}
 
     return {
-        "PNG": [encoded(modes[mode], "PNG") for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "I;16")]
-        + [encoded(colour, "PNG", exif=turned), encoded(modes["P"], "PNG", transparency=3), encoded(colour, "PNG", **frames())],
-        "JPEG": [encoded(modes[mode], "JPEG") for mode in ("RGB", "L", "CMYK")]
-        + [encoded(colour, "JPEG", exif=turned, progressive=True), encoded(colour, "MPO", **frames())],
-        "WEBP": [encoded(modes["RGBA"], "WEBP", lossless=True), encoded(colour, "WEBP", exif=turned), encoded(colour, "WEBP", **frames())],
-        "BMP": [encoded(modes[mode], "BMP") for mode in ("RGB", "L", "1", "P", "RGBA")],
-        "GIF": [encoded(modes["P"], "GIF", transparency=2), encoded(colour, "GIF", **frames())],
-        "TIFF": [encoded(modes[mode], "TIFF") for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "YCbCr", "I", "F", "LAB", "I;16")]
-        + [encoded(colour, "TIFF", compression=way) for way in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")]
-        + [encoded(modes["1"], "TIFF", compression="group4"), encoded(colour, "TIFF", **frames())],
+        "PNG": [encode(modes[mode], "PNG") for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "I;16")]
+        + [encode(colour, "PNG", exif=exif_tags), encode(modes["P"], "PNG", transparency=3), encode(colour, "PNG", **frames())],
+        "JPEG": [encode(modes[mode], "JPEG") for mode in ("RGB", "L", "CMYK")]
+        + [encode(colour, "JPEG", exif=exif_tags, progressive=True), encode(colour, "MPO", **frames())],
+        "WEBP": [encode(modes["RGBA"], "WEBP", lossless=True), encode(colour, "WEBP", exif=exif_tags), encode(colour, "WEBP", **frames())],
+        "BMP": [encode(modes[mode], "BMP") for mode in ("RGB", "L", "1", "P", "RGBA")],
+        "GIF": [encode(modes["P"], "GIF", transparency=2), encode(colour, "GIF", **frames())],
+        "TIFF": [encode(modes[mode], "TIFF") for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "YCbCr", "I", "F", "LAB", "I;16")]
+        + [encode(colour, "TIFF", compression=compression) for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")]
+        + [encode(modes["1"], "TIFF", compression="group4"), encode(colour, "TIFF", **frames())],
     }  # fmt: skip
 
 
@@ -65,20 +65,20 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def mended(png: bytes) -> bytes:
-    """A spoilt PNG with its checksums made right again, so that the damage goes further than they."""
-    made, place = png[:8], 8
-    while place + 12 <= len(png):
-        size = struct.unpack(">I", png[place : place + 4])[0]
-        if place + 12 + size > len(png):
+def fix_checksums(png: bytes) -> bytes:
+    """Correct the checksums of a mutated PNG, so that the damage passes them."""
+    result, offset = png[:8], 8
+    while offset + 12 <= len(png):
+        size = struct.unpack(">I", png[offset : offset + 4])[0]
+        if offset + 12 + size > len(png):
             break
-        made += chunk(png[place + 4 : place + 8], png[place + 8 : place + 8 + size])
-        place += 12 + size
-    return made + png[place:]
+        result += chunk(png[offset + 4 : offset + 8], png[offset + 8 : offset + 8 + size])
+        offset += 12 + size
+    return result + png[offset:]
 
 
-def directory(entries: Sequence[tuple[int, int, int, int]], start: int = 8, following: int = 0) -> bytes:
-    """A TIFF of one directory, little-endian: (tag, type, count, value) each."""
+def tiff_directory(entries: Sequence[tuple[int, int, int, int]], start: int = 8, following: int = 0) -> bytes:
+    """Return a little-endian TIFF with one directory of (tag, type, count, value) entries."""
     packed = b"".join(struct.pack("<HHII", *(n & top for n, top in zip(entry, (65535, 65535, 2**32 - 1, 2**32 - 1), strict=True)))
                       for entry in entries)  # fmt: skip
     return b"II*\0" + struct.pack("<IH", start, len(entries)) + packed + struct.pack("<I", following)
@@ -88,12 +88,12 @@ def png(values: tuple[Any, ...]) -> bytes:
     width, height, depth, colour, interlace, body, extras = values
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 1)
-    right = bytes(((width * channels * depth + 7) // 8 + 1) * height) if 0 < width * height < 20_000 else bytes(5000)
+    pixels = bytes(((width * channels * depth + 7) // 8 + 1) * height) if 0 < width * height < 20_000 else bytes(5000)
     data = {
-        "right": zlib.compress(right, 1),
-        "short": zlib.compress(right[: len(right) // 2], 1),
-        "long": zlib.compress(right + bytes(100), 1),
-        "torn": zlib.compress(right, 1)[:-5],
+        "right": zlib.compress(pixels, 1),
+        "short": zlib.compress(pixels[: len(pixels) // 2], 1),
+        "long": zlib.compress(pixels + bytes(100), 1),
+        "torn": zlib.compress(pixels, 1)[:-5],
         "bomb": _bomb(),
         "noise": b"\x78\x9c" + bytes(range(50)),
         "none": b"",
@@ -113,7 +113,7 @@ def _bomb() -> bytes:
 
 @functools.cache
 def huge(side: int) -> bytes:
-    """A whole PNG of one colour: a few hundred bytes for each million of pixels."""
+    """Return a valid PNG of one colour, with a few hundred bytes per million pixels."""
     packer = zlib.compressobj(1)
     row = bytes(side + 1)
     data = b"".join([*(packer.compress(row) for _ in range(side)), packer.flush()])
@@ -123,8 +123,8 @@ def huge(side: int) -> bytes:
 
 def jpeg(values: tuple[Any, ...]) -> bytes:
     base, size, components, segments, scans = values
-    content = valid()["JPEG"][base]
-    frame = next(place for place in range(len(content)) if content[place : place + 2] in (b"\xff\xc0", b"\xff\xc2"))
+    content = valid_files()["JPEG"][base]
+    frame = next(offset for offset in range(len(content)) if content[offset : offset + 2] in (b"\xff\xc0", b"\xff\xc2"))
     changed = bytearray(content)
     if size is not None:
         changed[frame + 5 : frame + 9] = struct.pack(">HH", *(side & 65535 for side in size))
@@ -139,8 +139,8 @@ def gif(values: tuple[Any, ...]) -> bytes:
     screen, frames, blocks = values
     content = b"GIF89a" + struct.pack("<HHBBB", *(side & 65535 for side in screen), 0x80, 0, 0) + bytes(6)
     for left, top, width, height, bits, data in frames:
-        place = struct.pack("<HHHHB", *(number & 65535 for number in (left, top, width, height)), 0)
-        content += b"," + place + bytes([bits, len(data)]) + data + b"\0"
+        position = struct.pack("<HHHHB", *(number & 65535 for number in (left, top, width, height)), 0)
+        content += b"," + position + bytes([bits, len(data)]) + data + b"\0"
     return content + b"".join(b"!" + bytes([kind, len(data)]) + data + b"\0" for kind, data in blocks) + b";"
 
 
@@ -156,32 +156,32 @@ def webp(values: tuple[Any, ...]) -> bytes:
     size = b"".join(struct.pack("<I", side & 0xFFFFFF)[:3] for side in (width, height))
     parts = [(b"VP8X", bytes([flags, 0, 0, 0]) + size), *chunks]
     body = b"".join(kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for kind, data in parts)
-    body += valid()["WEBP"][base][12:]
+    body += valid_files()["WEBP"][base][12:]
     return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
 
 
 def tiff(values: tuple[Any, ...]) -> bytes:
     width, height, changes, start, following, body = values
-    right = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8 + 6 + 12 * 10),
+    defaults = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8 + 6 + 12 * 10),
              277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, len(body))}  # fmt: skip
-    entries = {**right, **{tag: (kind, count, value) for tag, kind, count, value in changes}}
-    return directory([(tag, *entries[tag]) for tag in sorted(entries)], start, following) + body
+    entries = {**defaults, **{tag: (kind, count, value) for tag, kind, count, value in changes}}
+    return tiff_directory([(tag, *entries[tag]) for tag in sorted(entries)], start, following) + body
 
 
 sides = st.sampled_from(SIDES)
-small = st.binary(max_size=40)
+short_bytes = st.binary(max_size=40)
 entries = st.lists(st.tuples(st.sampled_from(TAGS), st.integers(0, 14), st.sampled_from((0, 1, 2, 3, 9, 1000, 2**31, 2**32 - 1)), sides),
                    max_size=6)  # fmt: skip
-exif = entries.map(directory)
+exif = entries.map(tiff_directory)
 segments = st.tuples(
     st.sampled_from((0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xDB, 0xC4, 0xDD)),
-    st.one_of(small, exif.map(lambda data: b"Exif\0\0" + data), exif.map(lambda data: b"MPF\0" + data),
-              small.map(lambda data: b"ICC_PROFILE\0\1\1" + data), small.map(lambda data: b"http://ns.adobe.com/xap/1.0/\0" + data)),
+    st.one_of(short_bytes, exif.map(lambda data: b"Exif\0\0" + data), exif.map(lambda data: b"MPF\0" + data),
+              short_bytes.map(lambda data: b"ICC_PROFILE\0\1\1" + data), short_bytes.map(lambda data: b"http://ns.adobe.com/xap/1.0/\0" + data)),
 )  # fmt: skip
-pieces = st.tuples(
+png_chunks = st.tuples(
     st.sampled_from((b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"pHYs", b"cHRM",
                      b"sRGB", b"IHDR", b"IEND", b"abcd")),
-    st.one_of(small, exif, st.just(b"a\0\0" + zlib.compress(bytes(4_000_000))), st.sampled_from((bytes(768), bytes(26)))),
+    st.one_of(short_bytes, exif, st.just(b"a\0\0" + zlib.compress(bytes(4_000_000))), st.sampled_from((bytes(768), bytes(26)))),
 )  # fmt: skip
 images = st.sampled_from(("L", "RGB", "RGBA", "1")).flatmap(
     lambda mode: st.tuples(st.just(mode), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
@@ -189,93 +189,98 @@ images = st.sampled_from(("L", "RGB", "RGBA", "1")).flatmap(
 EXAMPLES = st.one_of(
     st.tuples(st.just("PNG"), st.tuples(sides, sides, st.sampled_from((0, 1, 2, 3, 4, 8, 8, 16)), st.integers(0, 7), st.integers(0, 2),
                                        st.sampled_from(("right", "right", "short", "long", "torn", "bomb", "noise", "none")),
-                                       st.lists(pieces, max_size=3))),
+                                       st.lists(png_chunks, max_size=3))),
     st.tuples(st.just("JPEG"), st.tuples(st.integers(0, 4), st.none() | st.tuples(sides, sides), st.none() | st.integers(0, 5),
                                         st.lists(segments, max_size=3), st.sampled_from((0, 1, 1, 2, 50)))),
-    st.tuples(st.just("GIF"), st.tuples(st.tuples(sides, sides), st.lists(st.tuples(sides, sides, sides, sides, st.integers(0, 20), small),
+    st.tuples(st.just("GIF"), st.tuples(st.tuples(sides, sides), st.lists(st.tuples(sides, sides, sides, sides, st.integers(0, 20), short_bytes),
                                                                          max_size=3),
-                                       st.lists(st.tuples(st.sampled_from((0xF9, 0xFE, 0xFF, 1)), small), max_size=2))),
+                                       st.lists(st.tuples(st.sampled_from((0xF9, 0xFE, 0xFF, 1)), short_bytes), max_size=2))),
     st.tuples(st.just("BMP"), st.tuples(st.sampled_from((12, 40, 40, 52, 64, 108, 124, 0, 2**31)), sides | st.just(-5), sides | st.just(-5),
                                        st.integers(0, 2), st.sampled_from((0, 1, 2, 4, 8, 16, 24, 32, 64)), st.integers(0, 6), sides, sides,
-                                       small)),
+                                       short_bytes)),
     st.tuples(st.just("WEBP"), st.tuples(st.integers(0, 2), st.integers(0, 255), sides, sides,
                                         st.lists(st.tuples(st.sampled_from((b"ANIM", b"ANMF", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"VP8 ")),
-                                                           small | exif), max_size=3))),
-    st.tuples(st.just("TIFF"), st.tuples(sides, sides, entries, st.just(8) | sides, st.just(0) | sides, small)),
+                                                           short_bytes | exif), max_size=3))),
+    st.tuples(st.just("TIFF"), st.tuples(sides, sides, entries, st.just(8) | sides, st.just(0) | sides, short_bytes)),
     st.tuples(st.just("whole"), images),
     st.tuples(st.just("huge"), st.sampled_from((11_000, 13_000))),
 )  # fmt: skip
 BUILDERS = {"PNG": png, "JPEG": jpeg, "GIF": gif, "BMP": bmp, "WEBP": webp, "TIFF": tiff, "huge": huge}
 
 
-class Pictures:
-    """Image files: what opens has a size within the limit and can be prepared, and a whole one is what was drawn."""
+class Images:
+    """Image files: one that opens has a size within the limit and can be prepared, and a valid one has the pixels that were written."""
 
     def __init__(self, judge: Judge) -> None:
-        self.place = judge.place
-        self.good = self.place / "good.png"
-        self.good.write_bytes(valid()["PNG"][0])
+        self.folder = judge.folder
+        self.valid_path = self.folder / "good.png"
+        self.valid_path.write_bytes(valid_files()["PNG"][0])
         self.examples = st.tuples(EXAMPLES, st.integers(0, 9))
 
-    def spoilt(self, random: Random) -> Act:
+    def mutated_case(self, random: Random) -> Case:
         kind = random.choice([*SUFFIXES])
-        content = mutated(
-            random, valid()[kind] if random.random() < 0.95 else [file for files in valid().values() for file in files]
+        content = mutate(
+            random,
+            valid_files()[kind] if random.random() < 0.95 else [file for files in valid_files().values() for file in files],
         )
         if kind == "PNG" and random.random() < 0.6:
-            content = mended(content)
-        return self.act(content, SUFFIXES[kind], random.randrange(10))
+            content = fix_checksums(content)
+        return self.case(content, SUFFIXES[kind], random.randrange(10))
 
-    def built(self, example: Any) -> Act:
-        (kind, values), way = example
+    def generated_case(self, example: Any) -> Case:
+        (kind, values), variant = example
         if kind == "whole":
-            return self.whole(values)
+            return self.exact_case(values)
         try:
             content = BUILDERS[kind](values)
-        except struct.error:  # more than the format has room for
+        except struct.error:  # a value too large for its field
             return lambda: None
-        return self.act(content, SUFFIXES.get(kind, ".png"), way)
+        return self.case(content, SUFFIXES.get(kind, ".png"), variant)
 
-    def whole(self, values: tuple[str, int, int, int]) -> Act:
+    def exact_case(self, values: tuple[str, int, int, int]) -> Case:
         mode, width, height, seed = values
         image = Image.fromarray(np.random.RandomState(seed).randint(0, 256, (height, width, 4)).astype(np.uint8)).convert(mode)
-        content = encoded(image, "PNG")
+        content = encode(image, "PNG")
 
-        def act() -> None:
+        def case() -> None:
             photo = open_photo(content)
-            wanted = image.convert("RGBA" if mode == "RGBA" else "RGB")
-            assert photo.mode == wanted.mode
-            assert photo.tobytes() == wanted.tobytes()
+            expected = image.convert("RGBA" if mode == "RGBA" else "RGB")
+            assert photo.mode == expected.mode
+            assert photo.tobytes() == expected.tobytes()
 
-        return act
+        return case
 
-    def act(self, content: bytes, suffix: str, way: int) -> Act:
-        path = self.place / f"picture{suffix}"
+    def case(self, content: bytes, suffix: str, variant: int) -> Case:
+        path = self.folder / f"image{suffix}"
         path.write_bytes(content)
-        return (lambda: self.together(path)) if way < 3 else lambda: self.alone(path if way < 6 else content, way)
+        return (
+            (lambda: self.read_in_folder(path))
+            if variant < 3
+            else lambda: self.read_single(path if variant < 6 else content, variant)
+        )
 
-    def alone(self, file: Path | bytes, way: int) -> None:
+    def read_single(self, file: Path | bytes, variant: int) -> None:
         with silence_pillow():
-            photo = open_photo(file, None if way % 2 else "a picture")
+            photo = open_photo(file, None if variant % 2 else "a picture")
             assert photo.mode in ("RGB", "RGBA")
             assert 0 < photo.width * photo.height <= LARGEST_PIXELS
             if photo.width * photo.height > 1_000_000:
-                return  # large ones take their time
-            shape = (1, 28, 28) if way % 2 else (3, 10, 14)
-            prepared = prepare_plain(photo, shape, (None, 0.0, 255.0)[way % 3])
+                return  # large ones take long
+            shape = (1, 28, 28) if variant % 2 else (3, 10, 14)
+            prepared = prepare_plain(photo, shape, (None, 0.0, 255.0)[variant % 3])
             assert prepared.image.shape == shape
-            if way == 9:
+            if variant == 9:
                 prepared = prepare_garment(photo)
                 assert prepared.framings.shape == (2, 1, 28, 28)
         assert prepared.framings.dtype == np.uint8
         assert prepared.notes
 
-    def together(self, file: Path) -> None:
+    def read_in_folder(self, file: Path) -> None:
         images = np.zeros((2, 3, 8, 8), np.uint8)
-        side = common_side([file, self.good])
+        side = common_side([file, self.valid_path])
         assert side in (28, *range(1, 65))
-        reading = decode_images([file, self.good], images, "")
-        assert reading.kept in ([0, 1], [1])
-        if reading.kept == [1]:
-            said = dict(reading.odd)[0]
-            raise DataError(said)  # judged as a sentence, as the reader of a folder puts it into one
+        result = decode_images([file, self.valid_path], images, "")
+        assert result.decoded in ([0, 1], [1])
+        if result.decoded == [1]:
+            reason = dict(result.issues)[0]
+            raise DataError(reason)  # the reader of a folder puts it into a message

@@ -1,4 +1,4 @@
-"""What a run is kept in, spoilt and built: model.json, weights, history, predictions, checkpoints; and recipes."""
+"""Fuzzed files of a run: model.json, weights, history, predictions and checkpoints; and recipes."""
 
 import contextlib
 import hashlib
@@ -30,21 +30,21 @@ from gingham.runs.checkpoint import has_checkpoint, load_checkpoint
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, load
 from gingham.runs.schema import COUNTS, TEXTS
-from stress.mutations import mutated
-from stress.verdicts import LURES, Judge
+from stress.mutations import mutate
+from stress.verdicts import DECOY_MODULES, Judge
 
-Act = Callable[[], object]
+Case = Callable[[], object]
 CLASSES = ("cat", "dog", "hen")
 RECIPE = gingham.RECIPES["fast"].replace(network="tiny", epochs=2, batch_size=4, hard_share=0.5, precision="float32")
 FIELDS = tuple(RECIPE.to_dict())
-SAID = {(part, key) for kinds in (COUNTS, TEXTS) for part, keys in kinds.items() for key in keys}
-SAID |= {("metrics", "validation_accuracy"), ("data", "teachers"), ("data", "background"), ("data", "new")}
-STEPS = 60  # enough for the doctor to say something of their losses
-REPORTED = 25  # one in so many of the runs that load has its report written, which takes a hundred times as long as all else
+METADATA_KEYS = {(part, key) for kinds in (COUNTS, TEXTS) for part, keys in kinds.items() for key in keys}
+METADATA_KEYS |= {("metrics", "validation_accuracy"), ("data", "teachers"), ("data", "background"), ("data", "new")}
+STEPS = 60  # enough losses for the diagnosis
+REPORT_EVERY = 25  # one in so many loaded runs has its report written, which takes a hundred times as long as the rest
 
 scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=6), st.sampled_from((-1, 10**6, 2**31, 2**63, 10**30, 10**400)),
-    st.sampled_from(("x" * 5000, "\ud800", "a\nb", "\x1b[2J", "\0", "tiny", "article", "huge", "os:system", *(f"{name}:Net" for name in LURES))),
+    st.sampled_from(("x" * 5000, "\ud800", "a\nb", "\x1b[2J", "\0", "tiny", "article", "huge", "os:system", *(f"{name}:Net" for name in DECOY_MODULES))),
 )  # fmt: skip
 VALUES = st.one_of(
     scalars, scalars, st.lists(scalars, max_size=3), st.dictionaries(st.text(max_size=4) | st.sampled_from(FIELDS), scalars, max_size=2),
@@ -52,28 +52,28 @@ VALUES = st.one_of(
 )  # fmt: skip
 
 
-def check_data(run: Run) -> None:
-    """What a run that loads must be good for."""
+def check_run(run: Run) -> None:
+    """Check that a loaded run predicts, and that its metadata can be written and printed."""
     channels, height, width = run.model.input_shape
     if channels * height * width <= 10_000:
         random = torch.Generator().manual_seed(0)
         images = torch.randint(256, (2, channels, height, width), generator=random, dtype=torch.uint8)
-        said = run.model.predict(images).probabilities
-        assert said.isfinite().all(), "probabilities that are not finite"
-        assert ((said.sum(dim=1) - 1).abs() < 1e-3).all()
+        probabilities = run.model.predict(images).probabilities
+        assert probabilities.isfinite().all(), "probabilities that are not finite"
+        assert ((probabilities.sum(dim=1) - 1).abs() < 1e-3).all()
     assert Recipe.from_dict(json.loads(json.dumps(run.recipe.to_dict()))) == run.recipe
     json.dumps(run.metadata(), allow_nan=False, ensure_ascii=False).encode()
     json.dumps(model_metadata(run), allow_nan=False, ensure_ascii=False).encode()
-    with contextlib.redirect_stdout(io.StringIO()) as told:
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
         print_trained(run, Path("run"), None)
-    assert told.getvalue().replace("\n", "").isprintable(), "what could write to a terminal"
+    assert stdout.getvalue().replace("\n", "").isprintable(), "what could write to a terminal"
 
 
-class Folder:
-    """A small run in a folder, whose files are put back before each case."""
+class RunFolder:
+    """A small run in a folder whose files are restored before each case."""
 
     def __init__(self, judge: Judge) -> None:
-        self.place = judge.place / "run"
+        self.folder = judge.folder / "run"
         torch.manual_seed(0)
         model = build_classifier("tiny", CLASSES, (1, 8, 8), RECIPE.mean, RECIPE.std, RECIPE.tta)
         history = [{"step": step, "loss": 1.0 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in range(1, STEPS + 1)]
@@ -81,7 +81,7 @@ class Folder:
         history.append({"epoch": 1.0, "step": STEPS, "train_loss": 0.6, "train_accuracy": 0.5, **evaluations})
         metrics = {"validation_accuracy": 0.5, "train_seconds": 1.0, "epochs": 1.0}
         run = Run(model, RECIPE, history, metrics, {"name": "pets", "fingerprint": "f", "background": 0.0}, {"torch": "2"})
-        gingham.save(run, self.place)
+        gingham.save(run, self.folder)
         logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
         save_predictions(run, "validation", "f", logits, torch.arange(6) % 3)
         self.run = run
@@ -89,36 +89,34 @@ class Folder:
         self.splits = [
             gingham.Split(name, images, torch.arange(12) % 3, CLASSES, "pets", "f") for name in ("train", "validation")
         ]
-        self.files = {path.name: path.read_bytes() for path in self.place.iterdir()}
-        write_report(
-            run, *self.splits, None, judge.place / "report.html"
-        )  # what libraries set up on their first use is not judged
+        self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
+        write_report(run, *self.splits, None, judge.folder / "report.html")  # libraries may write files on their first use
         self.metadata = json.loads(self.files["model.json"])
         self.dirty: set[str] = set()
 
     def write(self, **files: bytes) -> None:
-        """Put these in place of the files of those names, dots as underscores, and all others back as they were."""
-        wanted = {name: files.get(name.replace(".", "_").replace("-", "_"), content) for name, content in self.files.items()}
-        for name, content in wanted.items():
+        """Replace the files of these names (underscores for dots and hyphens) and restore all others."""
+        contents = {name: files.get(name.replace(".", "_").replace("-", "_"), content) for name, content in self.files.items()}
+        for name, content in contents.items():
             if name in self.dirty or content != self.files[name]:
-                (self.place / name).write_bytes(content)
-        self.dirty = {name for name, content in wanted.items() if content != self.files[name]}
+                (self.folder / name).write_bytes(content)
+        self.dirty = {name for name, content in contents.items() if content != self.files[name]}
 
-    def agreeing(self, weights: bytes, **changes: Any) -> bytes:
-        """A model.json whose checksum is that of these weights."""
+    def metadata_for(self, weights: bytes, **changes: Any) -> bytes:
+        """Return a model.json with the checksum of these weights."""
         return json.dumps({**self.metadata, **changes, "weights_sha256": hashlib.sha256(weights).hexdigest()}).encode()
 
     def read(self) -> None:
-        run = load(self.place)
-        check_data(run)
-        pictured = run.model.input_shape == (1, 8, 8) and run.model.classes == CLASSES
-        content = b"".join((self.place / name).read_bytes() for name in ("model.json", "history.jsonl"))
-        if pictured and zlib.crc32(content) % REPORTED == 0:
-            write_report(run, *self.splits, None, self.place / "report.html")
-            (self.place / "report.html").unlink()
+        run = load(self.folder)
+        check_run(run)
+        can_report = run.model.input_shape == (1, 8, 8) and run.model.classes == CLASSES
+        content = b"".join((self.folder / name).read_bytes() for name in ("model.json", "history.jsonl"))
+        if can_report and zlib.crc32(content) % REPORT_EVERY == 0:
+            write_report(run, *self.splits, None, self.folder / "report.html")
+            (self.folder / "report.html").unlink()
 
 
-class ModelJson(Folder):
+class ModelJson(RunFolder):
     """model.json and history.jsonl."""
 
     def __init__(self, judge: Judge) -> None:
@@ -126,7 +124,7 @@ class ModelJson(Folder):
         keys = st.tuples(st.sampled_from((*self.metadata, "new"))) | st.tuples(
             st.just("recipe"), st.sampled_from((*FIELDS, "new"))
         )
-        inner = st.sampled_from(sorted(SAID))
+        inner = st.sampled_from(sorted(METADATA_KEYS))
         change = st.tuples(keys | keys | inner, st.sampled_from(("set", "set", "set", "remove")), VALUES)
         word = st.sampled_from(("cat", "", "a\nb", "\ud800", "x" * 3000, "\x1b[2J", "\u202e")) | st.text(max_size=4)
         change |= st.tuples(st.just(("classes",)), st.just("set"), st.lists(word, min_size=3, max_size=3))
@@ -135,13 +133,13 @@ class ModelJson(Folder):
         self.examples = st.tuples(st.sampled_from(("metadata",) * 8 + ("top", "history", "entry", "entry", "deep")), st.lists(change, min_size=1, max_size=3), VALUES,
                                   st.booleans())  # fmt: skip
 
-    def spoilt(self, random: Random) -> Act:
+    def mutated_case(self, random: Random) -> Case:
         name = "history.jsonl" if random.random() < 0.15 else "model.json"
-        self.write(**{name.replace(".", "_"): mutated(random, [self.files[name]])})
+        self.write(**{name.replace(".", "_"): mutate(random, [self.files[name]])})
         return self.read
 
-    def built(self, example: Any) -> Act:
-        kind, changes, value, echoed = example
+    def generated_case(self, example: Any) -> Case:
+        kind, changes, value, duplicated = example
         metadata = json.loads(self.files["model.json"])
         for path, what, new in changes:
             inner = metadata
@@ -153,12 +151,12 @@ class ModelJson(Folder):
                 inner[path[-1]] = new
             else:
                 inner.pop(path[-1], None)
-            if echoed and path[0] == "recipe" and path[-1] in metadata:  # what stands there twice
+            if duplicated and path[0] == "recipe" and path[-1] in metadata:  # a field that is stored twice
                 metadata[path[-1]] = new
         text = json.dumps(metadata if kind == "metadata" else value).encode()
         if kind == "deep":
             text = b'{"format":' + b"[" * 100_000
-        if kind == "entry":  # of which one key is something else, or gone
+        if kind == "entry":  # one key of an entry changed or removed
             entries = [json.loads(line) for line in self.files["history.jsonl"].splitlines()]
             for number, (_, what, new) in enumerate(changes):
                 entry = entries[-1 - number]
@@ -173,7 +171,7 @@ class ModelJson(Folder):
         return self.read
 
 
-class Weights(Folder):
+class Weights(RunFolder):
     """model.safetensors, with and without the checksum of its bytes in model.json, and predictions-validation.safetensors."""
 
     def __init__(self, judge: Judge) -> None:
@@ -199,62 +197,62 @@ class Weights(Folder):
         )
         header = st.tuples(st.dictionaries(st.sampled_from((*self.tensors, "x", "__metadata__", "\ud800", "a\nb")), entry, min_size=1, max_size=4),
                            st.none() | st.integers(-2, 40) | st.sampled_from((0, 1, 10**6, 10**8, 2**31, 2**63, 2**64 - 1)), st.booleans())  # fmt: skip
-        guess = st.tuples(st.sampled_from(("predicted", "confidence", "labels", "extra")),
+        prediction_change = st.tuples(st.sampled_from(("predicted", "confidence", "labels", "extra")),
                           st.sampled_from(("fill", "one", "shape", "double", "empty", "remove", "bool")), numbers)  # fmt: skip
         self.examples = st.one_of(
             st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=3)), st.tuples(st.just("header"), header),
-            st.tuples(st.just("predictions"), st.lists(guess, min_size=1, max_size=2)),
+            st.tuples(st.just("predictions"), st.lists(prediction_change, min_size=1, max_size=2)),
         )  # fmt: skip
 
-    def spoilt(self, random: Random) -> Act:
+    def mutated_case(self, random: Random) -> Case:
         kind = random.random()
         if kind < 0.25:
-            self.write(predictions_validation_safetensors=mutated(random, [self.files["predictions-validation.safetensors"]]))
+            self.write(predictions_validation_safetensors=mutate(random, [self.files["predictions-validation.safetensors"]]))
             return self.predictions
-        weights = mutated(random, [self.files["model.safetensors"], self.files["model.safetensors"], *self.files.values()])
+        weights = mutate(random, [self.files["model.safetensors"], self.files["model.safetensors"], *self.files.values()])
         if kind < 0.9:
-            self.write(model_safetensors=weights, model_json=self.agreeing(weights))
+            self.write(model_safetensors=weights, model_json=self.metadata_for(weights))
         else:
             self.write(model_safetensors=weights)
         return self.read
 
     def predictions(self) -> None:
-        found = load_predictions(self.run, "validation", "f")
-        if found is not None:
-            assert set(found) == {"predicted", "confidence", "labels"}
-            assert len({tuple(tensor.shape) for tensor in found.values()}) == 1
-            assert found["labels"].dim() == 1
+        predictions = load_predictions(self.run, "validation", "f")
+        if predictions is not None:
+            assert set(predictions) == {"predicted", "confidence", "labels"}
+            assert len({tuple(tensor.shape) for tensor in predictions.values()}) == 1
+            assert predictions["labels"].dim() == 1
             for name in ("predicted", "labels"):
-                assert found[name].dtype == torch.int64
-                assert ((found[name] >= 0) & (found[name] < len(CLASSES))).all(), "a class that there is not"
-            assert ((found["confidence"] >= 0) & (found["confidence"] <= 1.001)).all(), "a confidence that is none"
+                assert predictions[name].dtype == torch.int64
+                assert ((predictions[name] >= 0) & (predictions[name] < len(CLASSES))).all(), "a class that there is not"
+            assert ((predictions["confidence"] >= 0) & (predictions["confidence"] <= 1.001)).all(), "a confidence that is none"
 
-    def built(self, example: Any) -> Act:
+    def generated_case(self, example: Any) -> Case:
         kind, values = example
         if kind == "predictions":
-            tensors = changed(self.predicted, values)
+            tensors = change_tensors(self.predicted, values)
             head = json.loads(self.files["predictions-validation.safetensors"][8:].partition(b"}}")[0] + b"}}")
             self.write(predictions_validation_safetensors=save(tensors, head["__metadata__"]))
             return self.predictions
         if kind == "tensors":
-            tensors = changed(self.tensors, values)
+            tensors = change_tensors(self.tensors, values)
             weights = save(tensors)
-            now = {
+            thresholds = {
                 key: float(tensors[key]) for key in ("temperature", "threshold") if key in tensors and tensors[key].numel() == 1
             }
-            self.write(model_safetensors=weights, model_json=self.agreeing(weights, **now))
+            self.write(model_safetensors=weights, model_json=self.metadata_for(weights, **thresholds))
             return self.read
-        entries, length, kept = values
-        head = json.loads(self.files["model.safetensors"][8:].partition(b"}}")[0] + b"}}") if kept else {}
+        entries, length, keep_header = values
+        head = json.loads(self.files["model.safetensors"][8:].partition(b"}}")[0] + b"}}") if keep_header else {}
         text = json.dumps({**head, **{name: {**head.get(name, {}), **entry} for name, entry in entries.items()}}).encode()
         size = len(text) if length is None else length if length > 50 or length < 0 else len(text) + length
         body = self.files["model.safetensors"][8:].partition(b"}}")[2]
         weights = struct.pack("<Q", size & (2**64 - 1)) + text + body
-        self.write(model_safetensors=weights, model_json=self.agreeing(weights))
+        self.write(model_safetensors=weights, model_json=self.metadata_for(weights))
         return self.read
 
 
-def changed(tensors: dict[str, torch.Tensor], changes: Any) -> dict[str, torch.Tensor]:
+def change_tensors(tensors: dict[str, torch.Tensor], changes: Any) -> dict[str, torch.Tensor]:
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     for name, what, number in changes:
         old = tensors.get(name, torch.ones(2))
@@ -262,7 +260,7 @@ def changed(tensors: dict[str, torch.Tensor], changes: Any) -> dict[str, torch.T
             tensors.pop(name, None)
             continue
         if what in ("fill", "one"):
-            number = _within(number, old.dtype)  # noqa: PLW2901
+            number = _clamp(number, old.dtype)  # noqa: PLW2901
         new = old.clone()
         if what == "fill":
             new.fill_(number)
@@ -279,8 +277,8 @@ def changed(tensors: dict[str, torch.Tensor], changes: Any) -> dict[str, torch.T
     return tensors
 
 
-def _within(number: float, kind: torch.dtype) -> float:
-    """The number that a type of tensor has for one that it may have no room for."""
+def _clamp(number: float, kind: torch.dtype) -> float:
+    """Clamp a number to the range of a dtype."""
     if kind.is_floating_point:
         return number if not math.isfinite(number) else max(torch.finfo(kind).min, min(torch.finfo(kind).max, number))
     if kind == torch.bool:
@@ -294,30 +292,30 @@ class _StopError(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of a training that was interrupted: what goes on from them ends as if nothing had been, or is refused."""
+    """Checkpoints of an interrupted training: one that resumes ends with the same weights, or the checkpoint is refused."""
 
     def __init__(self, judge: Judge) -> None:
-        self.place, self.kept = judge.place / "run", judge.place / "kept"
+        self.folder, self.original = judge.folder / "run", judge.folder / "original"
         random = torch.Generator().manual_seed(0)
         images = torch.randint(256, (12, 1, 8, 8), generator=random, dtype=torch.uint8)
         self.train = gingham.Split("train", images, torch.arange(12) % 3, CLASSES, "pets", "f")
-        self.whole = self.fit()
+        self.reference = self.fit()
 
         def stop(model: object, epoch: int) -> None:
             raise _StopError
 
-        # One epoch is three steps, and each is kept.
+        # One epoch has three steps, and each is saved.
         try:
-            gingham.fit(self.recipe(), self.train, folder=self.place, progress=False, on_epoch=stop, device="cpu")
+            gingham.fit(self.recipe(), self.train, folder=self.folder, progress=False, on_epoch=stop, device="cpu")
         except _StopError:
             pass
         else:
             raise AssertionError("it was to be interrupted")
-        self.place.rename(self.kept)
-        self.files = {path.name: path.read_bytes() for path in sorted((self.kept / "checkpoint").iterdir())}
+        self.folder.rename(self.original)
+        self.files = {path.name: path.read_bytes() for path in sorted((self.original / "checkpoint").iterdir())}
         self.newest = max(name for name in self.files if name.endswith(".safetensors"))
         self.tensors = safetensors_load(self.files[self.newest])
-        self.metadata = load_checkpoint(self.kept).metadata
+        self.metadata = load_checkpoint(self.original).metadata
         names = st.sampled_from(
             (
                 *self.tensors,
@@ -325,19 +323,21 @@ class Checkpoints:
                 "optimizer.99.momentum_buffer",
                 "optimizer.-1.momentum_buffer",
                 "best.x",
-                "average.x",
+                "ema.x",
                 "model",
             )
         )
         numbers = st.sampled_from((math.nan, math.inf, 3e38, 0.0, -1.0, 0.5, 1e9))
         change = st.tuples(names, st.sampled_from(("fill", "one", "double", "bool", "shape", "empty", "remove")), numbers)
-        fact = st.tuples(st.sampled_from((*self.metadata, *self.metadata, "new")), VALUES | st.integers(0, 9), st.booleans())
+        metadata_change = st.tuples(
+            st.sampled_from((*self.metadata, *self.metadata, "new")), VALUES | st.integers(0, 9), st.booleans()
+        )
         epoch = st.dictionaries(
             st.sampled_from(("epoch", "step", "train_loss", "validation_accuracy", "validation_loss")), scalars, max_size=5
         )
         manifest = st.dictionaries(st.sampled_from(("format", "step", "bytes", "sha256", "x")), VALUES, min_size=1, max_size=2)
         self.examples = st.one_of(
-            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=2)), st.tuples(st.just("metadata"), st.lists(fact, min_size=1, max_size=2)),
+            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=2)), st.tuples(st.just("metadata"), st.lists(metadata_change, min_size=1, max_size=2)),
             st.tuples(st.just("epochs"), st.lists(epoch, max_size=3)), st.tuples(st.just("manifest"), manifest),
             st.tuples(st.just("names"), st.sampled_from(("step-99999999.json", "step-.json", "step-x.json", "step-00000009.json", ".step-1"))),
         )  # fmt: skip
@@ -349,42 +349,42 @@ class Checkpoints:
         run = gingham.fit(self.recipe(), self.train, folder=folder, resume=resume, progress=False, device="cpu")
         return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
-    def put(self, files: dict[str, bytes]) -> None:
-        shutil.rmtree(self.place, ignore_errors=True)
-        (self.place / "checkpoint").mkdir(parents=True)
+    def write(self, files: dict[str, bytes]) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "checkpoint").mkdir(parents=True)
         for name, content in files.items():
-            (self.place / "checkpoint" / name).write_bytes(content)
+            (self.folder / "checkpoint" / name).write_bytes(content)
 
-    def spoilt(self, random: Random) -> Act:
+    def mutated_case(self, random: Random) -> Case:
         files = dict(self.files)
         for _ in range(random.choice((1, 1, 2, 4))):
             name = random.choice([*files])
             if random.random() < 0.1:
                 del files[name]
             else:
-                files[name] = mutated(random, [self.files[name], self.files[name], *self.files.values()])
+                files[name] = mutate(random, [self.files[name], self.files[name], *self.files.values()])
             if not files:
                 break
-        self.put(files)
-        return lambda: self.read(exact=True, on=random.random() < 0.02)
+        self.write(files)
+        return lambda: self.read(exact=True, resume=random.random() < 0.02)
 
-    def read(self, *, exact: bool, on: bool) -> None:
-        """Look at the checkpoint as all that reads it does, and seldom, as it takes longest, go on from it."""
-        if has_checkpoint(self.place):
-            read = load_checkpoint(self.place)
-            assert isinstance(read.metadata, dict)
+    def read(self, *, exact: bool, resume: bool) -> None:
+        """Read the checkpoint, and rarely, since it takes longest, resume from it."""
+        if has_checkpoint(self.folder):
+            checkpoint = load_checkpoint(self.folder)
+            assert isinstance(checkpoint.metadata, dict)
             if exact:
-                assert read.metadata["step"] in (1, 2), "a checkpoint that was not kept"
-        if on:
-            ended = self.fit(self.place, resume=True)
+                assert checkpoint.metadata["step"] in (1, 2), "a checkpoint that was not kept"
+        if resume:
+            tensors = self.fit(self.folder, resume=True)
             if exact:
-                for name, tensor in self.whole.items():
-                    assert torch.equal(ended[name], tensor), f"{name} is another than without the interruption"
+                for name, tensor in self.reference.items():
+                    assert torch.equal(tensors[name], tensor), f"{name} is another than without the interruption"
         else:
-            load(self.place)
+            load(self.folder)
             raise AssertionError("a run was loaded that there is not")
 
-    def built(self, example: Any) -> Act:
+    def generated_case(self, example: Any) -> Case:
         kind, values = example
         files = dict(self.files)
         manifest = self.newest.replace(".safetensors", ".json")
@@ -395,7 +395,7 @@ class Checkpoints:
         else:
             tensors, metadata = self.tensors, dict(self.metadata)
             if kind == "tensors":
-                tensors = changed(tensors, values)
+                tensors = change_tensors(tensors, values)
             elif kind == "epochs":
                 metadata["epochs"] = values
             else:
@@ -407,15 +407,19 @@ class Checkpoints:
             if "metadata" in tensors and kind != "tensors":
                 tensors = {**tensors, "metadata": torch.tensor(list(text), dtype=torch.uint8)}
             content = save(tensors)
-            said = {**json.loads(files[manifest]), "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            files |= {self.newest: content, manifest: json.dumps(said).encode()}
-        self.put(files)
-        on = int(hashlib.sha256(repr(example).encode()).hexdigest(), 16) % 25 == 0
-        return lambda: self.read(exact=kind in ("manifest", "names"), on=on)
+            manifest_values = {
+                **json.loads(files[manifest]),
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+            files |= {self.newest: content, manifest: json.dumps(manifest_values).encode()}
+        self.write(files)
+        resume = int(hashlib.sha256(repr(example).encode()).hexdigest(), 16) % 25 == 0
+        return lambda: self.read(exact=kind in ("manifest", "names"), resume=resume)
 
 
 class Recipes:
-    """Recipes: what is accepted comes back the same from JSON, and can be said field by field."""
+    """Recipes: an accepted one is the same after a round trip through JSON and through settings."""
 
     def __init__(self, judge: Judge) -> None:
         texts = [f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}" for recipe in RECIPES.values()
@@ -423,7 +427,7 @@ class Recipes:
         self.settings = [text.encode() for text in texts]
         self.recipes = [json.dumps(recipe.to_dict()).encode() for recipe in RECIPES.values()]
         numbers = st.floats() | st.integers(-3, 3000) | st.sampled_from((2**31 - 1, 2**31, 10**400, 10**5000, 1e308))
-        own = st.dictionaries(st.sampled_from(FIELDS) | st.sampled_from((*FIELDS, "Learning_rate", "lr", "", "__class__", "a\nb")), VALUES | numbers,
+        recipe_fields = st.dictionaries(st.sampled_from(FIELDS) | st.sampled_from((*FIELDS, "Learning_rate", "lr", "", "__class__", "a\nb")), VALUES | numbers,
                               max_size=4)  # fmt: skip
         words = st.sampled_from(
             (
@@ -451,34 +455,34 @@ class Recipes:
             words | st.text(max_size=8),
         )
         self.examples = st.one_of(
-            st.tuples(st.just("dict"), own), st.tuples(st.just("any"), VALUES), st.tuples(st.just("replace"), own),
+            st.tuples(st.just("dict"), recipe_fields), st.tuples(st.just("any"), VALUES), st.tuples(st.just("replace"), recipe_fields),
             st.tuples(st.just("settings"), st.lists(setting.map("".join), max_size=3)),
         )  # fmt: skip
 
-    def spoilt(self, random: Random) -> Act:
+    def mutated_case(self, random: Random) -> Case:
         if random.random() < 0.5:
-            texts = [mutated(random, self.settings).decode("utf-8", "surrogateescape") for _ in range(random.randrange(1, 4))]
-            return lambda: same(RECIPES["fast"].replace(**parse_settings(texts)))
+            texts = [mutate(random, self.settings).decode("utf-8", "surrogateescape") for _ in range(random.randrange(1, 4))]
+            return lambda: check_round_trip(RECIPES["fast"].replace(**parse_settings(texts)))
         try:
-            value = json.loads(mutated(random, self.recipes))
-        except (ValueError, RecursionError):  # whoever reads the file says so
+            value = json.loads(mutate(random, self.recipes))
+        except (ValueError, RecursionError):  # reported by the reader of the file
             return lambda: None
-        return lambda: same(Recipe.from_dict(value))
+        return lambda: check_round_trip(Recipe.from_dict(value))
 
-    def built(self, example: Any) -> Act:
+    def generated_case(self, example: Any) -> Case:
         kind, values = example
         if kind == "settings":
-            return lambda: same(RECIPES["article"].replace(**parse_settings(values)))
+            return lambda: check_round_trip(RECIPES["article"].replace(**parse_settings(values)))
         if kind == "replace":
-            return lambda: same(RECIPES["fast"].replace(**values))
-        return lambda: same(Recipe.from_dict(values))
+            return lambda: check_round_trip(RECIPES["fast"].replace(**values))
+        return lambda: check_round_trip(Recipe.from_dict(values))
 
 
-def same(recipe: Recipe) -> None:
+def check_round_trip(recipe: Recipe) -> None:
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict(), allow_nan=False))) == recipe
     json.dumps(recipe.to_dict(), ensure_ascii=False).encode()
     assert recipe.network in NETWORKS or recipe.network
-    said = [f"{key}={','.join(map(repr, value)) if isinstance(value, list) else value}" for key, value in recipe.to_dict().items()
+    settings = [f"{key}={','.join(map(repr, value)) if isinstance(value, list) else value}" for key, value in recipe.to_dict().items()
             if not isinstance(value, str)]  # fmt: skip
-    assert recipe.replace(**parse_settings(said)) == recipe
+    assert recipe.replace(**parse_settings(settings)) == recipe

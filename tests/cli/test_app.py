@@ -1,0 +1,118 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gingham
+
+USER_ERRORS = {
+    "command": (["trian"], "No such command 'trian'"),
+    "option": (["train", "--sed", "1"], "No such option: --sed"),
+    "recipe": (["train", "--recipe", "articel"], "unknown recipe 'articel'; did you mean 'article'?"),
+    "field": (["train", "--set", "lerning_rate=1"], "unknown recipe field 'lerning_rate'; did you mean 'learning_rate'?"),
+    "value": (["train", "--set", "learning_rate=fast"], "learning_rate got 'fast'; allowed: a number from 0 to 10000"),
+    "no equals": (["train", "--set", "learning_rate"], "write FIELD=VALUE"),
+    "epochs": (["train", "--epochs", "0"], "epochs got 0.0; allowed: a number above 0"),
+    "seed": (["train", "--seed", "one"], "Invalid value for '--seed'"),
+    "data": (["train", "--data", "fasion-mnist"], "unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?"),
+    "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
+    "no run": (["evaluate", "runs/nothing"], "there is no folder runs/nothing"),
+    "no argument": (["evaluate"], "Missing argument 'run'"),
+    "split": (["evaluate", "runs/nothing", "--split", "tset"], "--split got 'tset'; allowed: validation, test"),
+    "model": (["summary", "articel"], "unknown model 'articel'"),
+    "zoo": (["summary", "torchvision:vgg17"], "torchvision has no model 'vgg17'; did you mean 'vgg1"),
+    "input": (["summary", "article", "--input", "28"], "--input got '28'; write CHANNELSxHEIGHTxWIDTH"),
+    "small input": (["summary", "article", "--input", "1x20x20"], "too small: it ran out at conv8 (Conv2d), which got 10x3x3"),
+    "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
+    "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
+    "folder": (["show", "."], "holds no class folders with pictures in them; put the pictures of each class"),
+    "long name": (["evaluate", "x" * 300], "(File name too long); check that there is room, the path"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USER_ERRORS)
+def test_user_errors_print_one_line_and_exit_with_2(command, name):
+    arguments, message = USER_ERRORS[name]
+    assert message in command(*arguments, code=2).stderr
+    assert list(command.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        MemoryError("Unable to allocate 3.00 GiB for an array"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("Resource temporarily unavailable"),
+    ],
+)
+def test_all_out_of_memory_errors_print_one_line(train, monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("gingham.training.fit.train_step", fail)
+    assert "out of memory or threads" in train("--out", "failed", "--epochs", 1, code=2).stderr
+
+    def fail_with_cause(*arguments, **options):
+        try:
+            fail()
+        except (MemoryError, RuntimeError) as cause:
+            raise ValueError("a library's error message") from cause
+
+    monkeypatch.setattr("gingham.training.fit.train_step", fail_with_cause)
+    assert "out of memory or threads" in train("--out", "failed", "--epochs", 1, code=2).stderr
+
+
+def test_a_bug_is_not_reported_as_out_of_memory(train, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("gingham.training.fit.train_step", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        train("--out", "failed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_not_an_error(command, closed):
+    line = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "gingham", "summary", "article"]
+    done = subprocess.run(line, cwd=command.folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_result_that_cannot_be_printed_is_an_error(command):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-m", "gingham", "summary", "article"]
+        done = subprocess.run(line, cwd=command.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "gingham: cannot use a file or the output (No space left on device); check that there is room, the path and its permissions\n"
+    )
+
+
+def test_commands_work_as_a_separate_process(command, quadrants, run_json):
+    options = ("--recipe", "article", "--data", quadrants, "--epochs", 0.5, "--set", "batch_size=32")
+    metrics = run_json("train", *options, "--set", "validation_images=40", process=True)
+    assert metrics["train_seconds"] < metrics["wall_seconds"] < 120
+    assert "there is no folder nowhere" in command("evaluate", "nowhere", code=2, process=True).stderr
+    assert "No such option: --sed" in command("train", "--sed", 1, code=2, process=True).stderr
+
+
+def test_help_lists_commands_and_options(command):
+    assert command().stdout == command("--help").stdout
+    for name in ("train", "evaluate", "show", "summary"):
+        assert name in command("--help").stdout
+        assert "--json" in command(name, "--help").stdout
+    assert command("--version").stdout == f"{gingham.__version__}\n"
+
+
+def test_a_closed_pipe_is_not_an_error(command):
+    line = f"{sys.executable} -m gingham summary article | head -n 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=command.folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,57 @@
+import json
+
+from PIL import Image
+
+from helpers import make_dataset
+
+
+def test_evaluate_measures_a_split_and_records_uses_of_test(command, run_json, trained):
+    result = run_json("evaluate", "runs/article-0")
+    assert {
+        "split",
+        "accuracy",
+        "loss",
+        "correct",
+        "total",
+        "per_class",
+        "confusion",
+        "calibration_error",
+        "test_openings",
+    } <= set(result)
+    assert (result["split"], result["total"], result["test_openings"]) == ("validation", 40, [])
+    assert result["accuracy"] == trained["validation_accuracy"]
+    for openings in (1, 2):
+        result = run_json("evaluate", "runs/article-0", "--split", "test")
+        assert len(result["test_openings"]) == openings
+    stdout = command("evaluate", "runs/article-0", "--split", "test").stdout
+    assert "of 80 test pictures right (95 % interval" in stdout
+    assert "opened 3 times by this run" in stdout
+    assert (command.folder / "runs/article-0/confusion-test.png").exists()
+
+
+def test_a_run_can_be_evaluated_on_other_data(run_json, trained, tmp_path):
+    other = make_dataset(tmp_path / "other", seed=5, train=20, test=40)  # too few to hold 40 out, but test needs none
+    result = run_json("evaluate", "runs/article-0", "--data", other, "--split", "test")
+    assert result["total"] == 40
+
+
+def test_data_that_changed_after_training_is_an_error(command, trained, quadrants):
+    make_dataset(quadrants, seed=1)
+    stderr = command("evaluate", "runs/article-0", code=2).stderr
+    assert "has changed since runs/article-0 was trained on it" in stderr
+
+
+def test_validation_of_a_run_without_held_out_images_is_an_error(command, train):
+    train("--epochs", 0.1)
+    stderr = command("evaluate", "runs/article-0", code=2).stderr
+    assert "held no pictures out for validation" in stderr
+    assert "use --split test" in stderr
+
+
+def test_the_result_is_printed_if_the_figure_cannot_be_written(command, trained):
+    Image.new("RGB", (5, 5), "red").save(command.folder / "runs/article-0/confusion-test.png")
+    done = command("evaluate", "runs/article-0", "--split", "test", "--json")
+    result = json.loads(done.stdout)
+    assert result["total"] == 80
+    assert result["file"] is None
+    assert "no figure: " in done.stderr

@@ -1,0 +1,61 @@
+import inspect
+import sys
+
+import pytest
+
+import gingham
+from gingham.cli.export import export as export_command
+from gingham.inference.neighbours import GALLERY_SIZE
+from helpers import make_dataset
+
+
+def test_export_writes_a_file_and_prints_its_comparison(quadrants, command, run_json):
+    command(
+        "train", "--recipe", "article", "--data", quadrants, "--epochs", 0.5, "--set", "validation_images=40", "--out", "run"
+    )
+    done = command("export", "model.onnx", "--run", "run")
+    assert done.stdout.startswith("model.onnx: ")
+    assert "answers 40 of 40 validation pictures as the model does" in done.stdout
+    result = run_json("export", "small.onnx", "--run", "run", "--int8")
+    assert {"file", "opset", "max_difference", "agreement", "accuracy", "accuracy_int8", "interval"} <= set(result)
+    assert "neighbours" not in result
+    done = command("export", "small.onnx", "--run", "run", "--int8")
+    assert "8 bits cost " in done.stdout
+    assert len(run_json("evaluate", "run")["test_openings"]) == 0
+    make_dataset(quadrants, seed=5)
+    assert "has changed since run was trained on it" in command("export", "other.onnx", "--run", "run", code=2).stderr
+    assert not (command.folder / "other.onnx").exists()
+    command("export", "other.onnx", "--run", "run", "--data", quadrants)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.pt"], "model.pt ends in .pt; allowed: .onnx, .html; name it model.onnx or page.html"),
+        (["model"], "model ends in nothing; allowed: .onnx, .html"),
+        (["page.html", "--int8"], "int8 is for .onnx files"),
+        (["model.onnx", "--run", "nowhere"], "there is no folder nowhere"),
+        (["model.onnx", "--model", "a:B"], "--model is for a run of your own network; give --run too"),
+        (["page.html", "--neighbours", "-1"], "--neighbours"),
+    ],
+)
+def test_user_errors_of_export_say_what_to_do(command, arguments, message):
+    assert message in command("export", *arguments, code=2).stderr
+    assert not list(command.folder.iterdir())
+
+
+def test_a_file_that_is_no_export_is_not_overwritten(command):
+    (command.folder / "notes.html").write_text("my own")
+    assert "notes.html is there already and is no export of gingham's" in command("export", "notes.html", code=2).stderr
+    assert (command.folder / "notes.html").read_text() == "my own"
+
+
+def test_the_command_and_the_function_have_the_same_default_of_neighbours():
+    defaults = [inspect.signature(export).parameters["neighbours"].default for export in (gingham.export, export_command)]
+    assert defaults == [GALLERY_SIZE, GALLERY_SIZE]
+
+
+def test_a_missing_package_is_an_error_with_its_name(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    stderr = command("export", "model.onnx", code=2).stderr
+    assert stderr == "gingham: exporting needs the package onnxscript; pip install 'gingham[export]'\n"

@@ -1,0 +1,35 @@
+import pytest
+from PIL import Image
+
+
+def test_show_describes_a_dataset_and_draws_its_images(command, run_json, quadrants):
+    statistics = run_json("show", quadrants)
+    assert {"images", "classes", "shape", "per_class", "mean", "std", "fingerprint", "file"} <= set(statistics)
+    assert (statistics["images"], statistics["shape"], statistics["classes"]) == (380, [1, 28, 28], ["0", "1", "2", "3"])
+    assert statistics["per_class"] == dict.fromkeys("0123", 95)
+    assert statistics["duplicates"] == {"train": 0, "test": 0, "across": 0}
+    assert statistics["file"] == "quadrants.png"
+    with Image.open(command.folder / statistics["file"]) as sheet:
+        assert sheet.format == "PNG"
+    stdout = command("show", quadrants, "--out", "sheets/one.png").stdout
+    assert "300 train, 80 test, in 4 classes" in stdout
+    assert (command.folder / "sheets/one.png").exists()
+
+
+def test_show_describes_one_training_batch(command, run_json, fashion_mnist_folder):
+    batch = run_json("show", "--batch", 64)["batch"]
+    assert batch["shape"] == [64, 1, 28, 28]
+    assert (batch["dtype"], batch["range"]) == ("uint8", [0, 255])
+    assert batch["normalised_dtype"] == "float32"
+    assert batch["normalised_range"] == pytest.approx([(0 - 0.286) / 0.353, (1 - 0.286) / 0.353], abs=1e-4)
+    assert len(batch["labels"]) == 64
+    stdout = command("show", "--batch", 64).stdout
+    assert "float32 (64, 1, 28, 28), from -0.810 to 2.023" in stdout
+    assert (command.folder / "fashion-mnist-batch.png").exists()
+
+
+def test_the_default_dataset_is_fashion_mnist(command, run_json, fashion_mnist_folder):
+    statistics = run_json("show")
+    assert (statistics["images"], statistics["splits"]) == (70000, {"train": 60000, "test": 10000})
+    assert statistics["mean"] == pytest.approx(0.2860, abs=1e-4)
+    assert "T-shirt/top" in command("show").stdout

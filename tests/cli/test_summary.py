@@ -1,0 +1,25 @@
+import pytest
+
+
+def test_summary_prints_layers_and_receptive_fields(command, run_json):
+    table = run_json("summary", "article")
+    assert (table["parameters"], table["receptive_field"]) == (48884, 28)
+    convolutions = [layer for layer in table["layers"] if layer["kind"] == "Conv2d"]
+    assert [layer["output_shape"][-1] for layer in convolutions] == [26, 24, 22, 11, 9, 7, 7, 1]
+    stdout = command("summary", "article").stdout
+    assert "conv8  out floor((7 + 0 − 1·6 − 1) / 1) + 1 = 1" in stdout
+    assert max(map(len, stdout.splitlines()[:20])) <= 80
+    assert "= 8 + 1·(3 − 1) × 2 = 12 of 28 pixels" in command("summary", "article", "--explain", "conv5").stdout
+
+
+@pytest.mark.parametrize(("name", "field"), [("alexnet", 195), ("vgg16", 212)])
+def test_receptive_fields_of_torchvision_models_are_the_published_ones(run_json, name, field):
+    assert run_json("summary", f"torchvision:{name}")["receptive_field"] == field
+
+
+def test_summary_accepts_a_run_or_an_own_class(command, run_json, trained):
+    assert run_json("summary", "runs/article-0")["parameters"] == trained["parameters"]
+    (command.folder / "mine.py").write_text(
+        "from torch import nn\nclass Net(nn.Conv2d):\n  def __init__(self): super().__init__(1, 2, 3)\n"
+    )
+    assert run_json("summary", "mine:Net", "--input", "1x9x9")["layers"][0]["output_shape"] == [2, 7, 7]

@@ -1,0 +1,124 @@
+import importlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import gingham
+from gingham.io import locked
+
+
+def test_train_writes_a_run_and_prints_its_results(command, trained):
+    keys = {"run", "recipe", "seed", "device", "precision", "parameters", "train_images", "epochs", "steps", "train_seconds",
+            "wall_seconds", "validation_accuracy", "resumed_from_step"}  # fmt: skip
+    assert keys <= set(trained)
+    assert trained["run"] == "runs/article-0"
+    assert (trained["recipe"], trained["seed"], trained["train_images"], trained["steps"]) == ("article", 0, 260, 18)
+    assert 0 < trained["train_seconds"] < trained["wall_seconds"]
+    folder = command.folder / "runs" / "article-0"
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json", "history.jsonl", "curves.png"}
+
+
+def test_a_finished_run_is_not_overwritten(command, train, trained):
+    before = (command.folder / "runs/article-0/model.safetensors").read_bytes()
+    assert "already holds a finished run; give another --out or --seed" in train(code=2).stderr
+    resumed = train("--resume", "--json")
+    assert json.loads(resumed.stdout) == trained
+    assert "nothing to resume" in resumed.stderr
+    assert (command.folder / "runs/article-0/model.safetensors").read_bytes() == before
+
+
+def test_resume_without_a_checkpoint_starts_a_training(command, train):
+    done = train("--epochs", 0.1, "--resume", "--out", "deep/run", "--json")
+    assert json.loads(done.stdout)["resumed_from_step"] is None
+    assert (command.folder / "deep/run/model.json").exists()
+
+
+def test_train_prints_a_table(train):
+    done = train("--epochs", 1, "--seed", 7)
+    for text in ("runs/article-7", "45,944 parameters", "300 pictures", "train_seconds", "none held out"):
+        assert text in done.stdout
+    assert "gingham evaluate runs/article-7 --split test" in done.stdout
+    assert "epoch 1/1" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_before_training(command, train):
+    (command.folder / "runs").write_text("a file in the way")
+    assert "cannot write" in train("--epochs", 0.1, code=2).stderr
+
+
+def test_a_locked_folder_is_an_error_before_training(command, train):
+    (command.folder / "busy").mkdir()
+    with locked(command.folder / "busy", wait=False):
+        stderr = train("--out", "busy", "--epochs", 0.1, code=2).stderr
+    assert "another gingham is writing into busy" in stderr
+    train("--out", "busy", "--epochs", 0.1)
+
+
+def test_a_run_that_another_process_finishes_during_loading_is_not_overwritten(command, train, trained, monkeypatch):
+    load_data = importlib.import_module("gingham.data.load_data").load_data
+
+    def load_while_another_finishes(*arguments, **options):
+        splits = load_data(*arguments, **options)
+        shutil.copytree(command.folder / "runs/article-0", command.folder / "shared")
+        return splits
+
+    monkeypatch.setattr("gingham.data.load_data.load_data", load_while_another_finishes)
+    stderr = train("--out", "shared", "--epochs", 0.1, code=2).stderr
+    assert "shared was finished by another gingham just now" in stderr
+    assert not (command.folder / "shared/checkpoint").exists()
+
+
+def test_changes_of_the_system_clock_do_not_affect_measured_times(train, monkeypatch):
+    jumps = itertools.cycle([3e8, -9e8, 5e9])
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    metrics = json.loads(train("--epochs", 0.1, "--json").stdout)
+    assert 0 < metrics["train_seconds"] < metrics["wall_seconds"] < 3600
+
+
+def test_a_full_stderr_does_not_stop_a_training(command, quadrants):
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-m", "gingham", "train", "--recipe", "article", "--data", quadrants, "--epochs", "1", "--json"]
+        done = subprocess.run(line, cwd=command.folder, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["epochs"] == 1
+
+
+def test_a_run_saved_from_python_can_be_printed(command, small_run, run_json):
+    run, _ = small_run
+    gingham.save(run, command.folder / "runs/article-0")
+    assert run_json("train", "--recipe", "article", "--resume")["wall_seconds"] is None
+    assert "train_seconds, - wall_seconds" in command("train", "--recipe", "article", "--resume").stdout
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_resume(command, quadrants):
+    options = ["--epochs", "500", "--set", "checkpoint_seconds=0", "--out", "run"]
+    line = [sys.executable, "-m", "gingham", "train", "--recipe", "article", "--data", str(quadrants), *options]
+
+    def restore_ctrl_c():  # background jobs of a shell, such as in CI, start with Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(line, cwd=command.folder, stderr=subprocess.PIPE, text=True, preexec_fn=restore_ctrl_c)  # noqa: PLW1509
+    deadline = time.monotonic() + 60
+    while not list(command.folder.glob("run/checkpoint/step-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; go on with the same command and --resume" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_track_writes_tensorboard_events(command, train):
+    train("--epochs", 1, "--track", "tensorboard")
+    assert any((command.folder / "runs/article-0/tensorboard").glob("events*"))
+    assert "allowed: tensorboard" in train("--track", "x", "--out", "y", code=2).stderr

@@ -1,0 +1,30 @@
+import json
+
+import gingham
+
+
+def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
+    options = ("--recipe", "article", "--data", quadrants, "--epochs", 2, "--seeds", 2,
+               "--set", "batch_size=32", "--set", "validation_images=40")  # fmt: skip
+    for out, extra in (("a", ()), ("b", ("--set", "learning_rate=1e-9"))):
+        done = command("trials", *options, "--out", out, *extra, "--json")
+        result = json.loads(done.stdout)
+        assert {"accuracies", "mean", "std", "interval"} <= set(result)
+        assert len(result["accuracies"]) == 2
+        assert "seed 1 (2 of 2)" in done.stderr
+    assert "mean and standard deviation over 2 seeds (0 to 1)" in command("trials", *options, "--out", "a").stdout
+    assert {"difference", "interval", "p_value", "verdict"} <= set(run_json("compare", "a", "b"))
+    assert command("compare", "a/seed-0", "b/seed-0").stdout.count("\n") == 1
+    for name in ("a/seed-0", "b/seed-0", quadrants):
+        for issue in run_json("diagnose", name):
+            assert {"code", "title", "evidence", "fix"} <= set(issue)
+    assert "the learning rate is far too low" in command("diagnose", "b/seed-0").stdout
+    stdout = command("diagnose", "a/seed-0", "--split", "validation").stdout
+    assert "of 40 validation pictures are in the training data too" in stdout
+    assert gingham.load(command.folder / "a/seed-0").test_openings == []
+    command("diagnose", "a/seed-0", "--split", "test")
+    assert len(gingham.load(command.folder / "a/seed-0").test_openings) == 1
+    assert "--split is for a run" in command("diagnose", quadrants, "--split", "test", code=2).stderr
+    assert "--split got 'train'" in command("compare", "a", "b", "--split", "train", code=2).stderr
+    assert "is a single run and" in command("compare", "a", "b/seed-0", code=2).stderr
+    assert "--set got a seed" in command("trials", "--set", "seed=3", code=2).stderr

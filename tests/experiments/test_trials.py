@@ -1,0 +1,106 @@
+import json
+import shutil
+
+import pytest
+import scipy.stats
+
+import gingham
+from gingham import GinghamError
+from gingham.io import locked
+
+
+def test_trials_agree_with_single_trainings(trial_pair, recipe, data):
+    good, _ = trial_pair
+    for seed, accuracy in zip(good.seeds, good.accuracies, strict=True):
+        run = gingham.load(good.folder / f"seed-{seed}")
+        assert run.metrics["validation_accuracy"] == pytest.approx(accuracy)
+        single = gingham.fit(recipe.replace(seed=seed), data.train, data.validation, progress=False)
+        assert gingham.evaluate(single, data.validation).accuracy == pytest.approx(accuracy)
+    values = json.loads(json.dumps(good.to_dict(), allow_nan=False))
+    assert {"accuracies", "mean", "std", "interval"} <= set(values)
+    assert values["mean"] == pytest.approx(sum(good.accuracies) / 3)
+    expected = scipy.stats.t.interval(0.95, 2, values["mean"], values["std"] / 3**0.5)
+    assert values["interval"] == pytest.approx(expected)
+    assert values["best"]["accuracy"] == max(good.accuracies)
+    assert "3 seeds (0 to 2)" in str(good)
+    assert good.dead == ()
+
+
+def test_seeds_that_learn_nothing_are_dead(trial_pair):
+    _, bad = trial_pair
+    at_chance = [
+        scipy.stats.binomtest(round(60 * accuracy), 60).proportion_ci(method="wilson").low <= 0.25
+        for accuracy in bad.accuracies
+    ]
+    assert bad.dead == tuple(seed for seed, is_dead in zip(bad.seeds, at_chance, strict=True) if is_dead)
+    assert bad.dead
+    assert "no better than always naming the commonest class" in str(bad)
+
+
+def test_a_seed_that_another_process_trains_is_an_error(recipe, data, tmp_path):
+    (tmp_path / "seed-0").mkdir()
+    with (
+        locked(tmp_path / "seed-0", wait=False),
+        pytest.raises(GinghamError, match=r"another gingham is writing into .*seed-0"),
+    ):
+        gingham.trials(recipe, data, [0], tmp_path, progress=False)
+    assert gingham.trials(recipe, data, [0], tmp_path, progress=False).seeds == (0,)
+
+
+def test_finished_seeds_are_loaded_and_new_ones_trained(trial_pair, recipe, data, tmp_path):
+    good, _ = trial_pair
+    folder = shutil.copytree(good.folder, tmp_path / "copy")
+    before = {seed: (folder / f"seed-{seed}/model.safetensors").stat().st_mtime_ns for seed in good.seeds}
+    calls = []
+    more = gingham.trials(
+        recipe,
+        data,
+        range(4),
+        folder,
+        progress=False,
+        on_seed=lambda seed, run, was_finished: calls.append((seed, was_finished)),
+    )
+    assert calls == [(0, True), (1, True), (2, True), (3, False)]
+    assert more.accuracies[:3] == good.accuracies
+    assert {seed: (folder / f"seed-{seed}/model.safetensors").stat().st_mtime_ns for seed in good.seeds} == before
+
+
+def test_an_interrupted_seed_resumes_to_the_same_weights(recipe, data, tmp_path):
+    def interrupt(model, epoch):
+        raise KeyboardInterrupt
+
+    uninterrupted = gingham.trials(recipe, data, [5], tmp_path / "uninterrupted", progress=False)
+    folder = tmp_path / "interrupted" / "seed-5"
+    folder.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        gingham.fit(recipe.replace(seed=5, checkpoint_seconds=0), data.train, data.validation, folder=folder, progress=False,
+                    on_epoch=interrupt)  # fmt: skip
+    assert (folder / "checkpoint").exists()
+    resumed = gingham.trials(recipe, data, [5], tmp_path / "interrupted", progress=False)
+    assert (folder / "model.safetensors").read_bytes() == (uninterrupted.folder / "seed-5/model.safetensors").read_bytes()
+    assert resumed.accuracies == uninterrupted.accuracies
+
+
+def test_trials_use_the_test_split_once_per_run_and_only_if_requested(recipe, data, tmp_path):
+    on_validation = gingham.trials(recipe, data, [0, 1], tmp_path, progress=False)
+    assert gingham.load(on_validation.folder / "seed-0").test_openings == []
+    for _ in range(2):  # the second time from cached predictions
+        on_test = gingham.trials(recipe, data, [0, 1], tmp_path, split="test", progress=False)
+        assert [len(gingham.load(on_test.folder / f"seed-{seed}").test_openings) for seed in (0, 1)] == [1, 1]
+    expected = (gingham.load(tmp_path / "seed-1").model.predict(data.test.images).labels == data.test.labels).double().mean()
+    assert on_test.accuracies[1] == pytest.approx(float(expected))
+
+
+def test_trials_of_another_recipe_or_without_validation_images_are_errors(trial_pair, recipe, data):
+    good, _ = trial_pair
+    with pytest.raises(GinghamError, match=r"holds trials with learning_rate 1.0, not 0.1; give another --out"):
+        gingham.trials(recipe.replace(learning_rate=0.1), data, range(1), good.folder, progress=False)
+    without_validation = gingham.DataSplits(data.name, data.train, None, data.test, data.classes, data.fingerprint, data.source)
+    with pytest.raises(GinghamError, match="no pictures out"):
+        gingham.trials(recipe, without_validation, range(1), good.folder, progress=False)
+
+
+def test_trials_whose_seeds_all_diverge_are_an_error(data, tmp_path):
+    recipe = gingham.RECIPES["article"].replace(learning_rate=1e4, epochs=1, batch_size=32, validation_images=60)
+    with pytest.raises(GinghamError, match="not one of 2 seeds could be trained"):
+        gingham.trials(recipe, data, range(2), tmp_path, progress=False)

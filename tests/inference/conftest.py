@@ -1,0 +1,8 @@
+import pytest
+
+import gingham
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return gingham.load_packaged()

@@ -1,0 +1,51 @@
+import json
+
+import pytest
+
+import gingham
+from gingham import RunError
+
+METADATA = {
+    "a text instead of a number": ({"metrics": {"parameters": "x"}}, "parameters in metrics is a str, a number from 0 up is needed"),
+    "a negative number": ({"metrics": {"train_seconds": -3}}, "train_seconds in metrics is -3, a number from 0 up"),
+    "an accuracy above 1": ({"metrics": {"validation_accuracy": 93}}, "validation_accuracy in metrics is 93, a number from 0 to 1"),
+    "a number instead of a text": ({"environment": {"hardware": 3}}, "hardware in environment is 3, a text is needed"),
+    "test openings of another type": ({"test_openings": [1]}, "test_openings is no list of objects"),
+    "teachers of another type": ({"data": {"teachers": ["x"]}}, "teachers in data is no list of objects"),
+    "a number out of range": ({"metrics": {"steps": 10**30}}, "steps in metrics is a number out of range, a number from 0 up"),
+}  # fmt: skip
+HISTORY = {
+    "a step without a loss": ('{"step": 1, "accuracy": 1, "learning_rate": 0.1}', "line 1 has no number for loss"),
+    "an epoch that is a text": (
+        '{"epoch": "one", "step": 3, "train_loss": 1, "train_accuracy": 1}',
+        "line 1 has no number for epoch",
+    ),
+    "a validation loss without an accuracy": (
+        '{"epoch": 1, "step": 3, "train_loss": 1, "train_accuracy": 1, "validation_loss": 1}',
+        "line 1 has no numbers for validation_loss and validation_accuracy",
+    ),
+}
+
+
+def assert_not_loaded(folder, message):
+    with pytest.raises(RunError, match=message) as caught:
+        gingham.load(folder)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_wrong_metadata_is_an_error(saved_run, name):
+    folder, _, _ = saved_run
+    changes, message = METADATA[name]
+    path = folder / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    assert_not_loaded(folder, message)
+
+
+@pytest.mark.parametrize("name", HISTORY)
+def test_a_wrong_history_entry_is_an_error(saved_run, name):
+    folder, _, _ = saved_run
+    text, message = HISTORY[name]
+    (folder / "history.jsonl").write_text(text)
+    assert_not_loaded(folder, message)

@@ -1,0 +1,50 @@
+"""The progress bar and the TensorBoard logger."""
+
+import sys
+
+import pytest
+
+import gingham
+from gingham import GinghamError
+
+ARTICLE = gingham.RECIPES["article"]
+
+
+def fit(recipe, data, **options):
+    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
+
+
+def test_progress_is_plain_lines_without_a_terminal(quadrants, capsys):
+    data = gingham.load_data(str(quadrants), validation=40)
+    gingham.fit(ARTICLE.replace(epochs=2, batch_size=32), data.train, data.validation)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == ["epoch 1/2", "epoch 2/2"]
+    assert all("loss" in line and "accuracy" in line and "validation" in line for line in lines)
+
+
+def test_progress_is_a_bar_on_a_terminal(quadrants, monkeypatch, capsys):
+    data = gingham.load_data(str(quadrants), validation=0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    gingham.fit(ARTICLE.replace(epochs=1, batch_size=32), data.train)
+    shown = capsys.readouterr().err
+    assert "10/10" in shown
+    assert "loss " in shown
+    assert "accuracy " in shown
+
+
+def test_tensorboard_gets_the_whole_history(quadrants, tmp_path):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    data = gingham.load_data(str(quadrants), validation=40)
+    run = fit(ARTICLE.replace(epochs=2, batch_size=32), data, folder=tmp_path, track="tensorboard")
+    events = loading.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    steps = [entry for entry in run.history if "learning_rate" in entry]
+    for name, key in (("train/loss", "loss"), ("train/accuracy", "accuracy"), ("learning_rate", "learning_rate")):
+        assert [event.step for event in events.Scalars(name)] == [entry["step"] for entry in steps]
+        assert [event.value for event in events.Scalars(name)] == pytest.approx([entry[key] for entry in steps])
+    evaluations = [entry["validation_accuracy"] for entry in run.history if "epoch" in entry]
+    assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(evaluations)
+    with pytest.raises(GinghamError, match="--track got 'wandb'; allowed: tensorboard"):
+        fit(ARTICLE.replace(epochs=0.1), data, folder=tmp_path, track="wandb")

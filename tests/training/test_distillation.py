@@ -1,0 +1,147 @@
+import json
+
+import pytest
+import torch
+
+import gingham
+from gingham import DataError, GinghamError
+from gingham.models.registry import build_classifier
+from gingham.training.batches import Batch
+from gingham.training.distillation import TeacherEnsemble
+
+FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
+
+
+def model_of(recipe=FAST, seed=0):
+    torch.manual_seed(seed)
+    return build_classifier(recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.tta).train()
+
+
+def batch_of(count=12, seed=0, **more):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    return Batch(images, torch.randint(10, (count,), generator=generator), **more)
+
+
+def test_ensemble_predicts_the_mean_of_its_teachers_probabilities():
+    models = [model_of(seed=seed).eval() for seed in (0, 1)]
+    batch = batch_of()
+    expected = torch.stack([(model.logits(batch.images) / 4).softmax(1) for model in models]).mean(0)
+    assert torch.allclose(TeacherEnsemble(models, 4.0)(batch.images), expected, atol=1e-6)
+
+
+# --- through fit
+
+
+def fit(recipe, data, **options):
+    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
+
+
+@pytest.fixture
+def data_and_teacher(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    return data, fit(gingham.RECIPES["article"].replace(epochs=6, batch_size=16, learning_rate=0.05), data)
+
+
+def test_network_learns_from_a_teacher_without_labels(data_and_teacher):
+    data, teacher = data_and_teacher
+    shuffled = gingham.Split(
+        "train",
+        data.train.images,
+        data.train.labels[torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))],
+        data.classes,
+        data.train.dataset,
+        data.train.fingerprint,
+    )
+    recipe = gingham.RECIPES["article"].replace(epochs=10, batch_size=16, learning_rate=0.02, distillation_weight=1.0)
+    run = gingham.fit(recipe, shuffled, data.validation, teachers=[teacher], progress=False)
+    assert run.metrics["validation_accuracy"] > 0.85, "its labels are shuffled; only the teacher knows"
+    assert run.data["teachers"][0]["recipe"] == "article"
+
+
+def test_history_records_the_loss_to_the_labels(data_and_teacher):
+    """Else it would be compared with what guessing gives, and with untaught runs, by what it is not."""
+    data, teacher = data_and_teacher
+    recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=300, distillation_weight=0.9, distillation_temperature=20)
+    first = [fit(recipe, data, teachers=who).history[0]["loss"] for who in ((), (teacher,))]
+    assert first[0] == pytest.approx(first[1], abs=1e-6)
+
+
+def test_teacher_trained_on_other_images_is_an_error(data_and_teacher, quadrants):
+    data, _ = data_and_teacher
+    everything = gingham.load_data(str(quadrants), validation=0)
+    knows = gingham.fit(gingham.RECIPES["article"].replace(epochs=0.1), everything.train, progress=False)
+    with pytest.raises(DataError, match=r"was trained on 300 pictures .* may know what is held out here"):
+        fit(gingham.RECIPES["article"], data, teachers=[knows])
+
+
+def test_teacher_with_other_classes_is_an_error(data_and_teacher, fashion_mnist):
+    _, teacher = data_and_teacher
+    with pytest.raises(DataError, match="choose teachers that were trained on the same data"):
+        gingham.fit(FAST, fashion_mnist.train, fashion_mnist.validation, teachers=[teacher], progress=False)
+
+
+def test_teachers_without_weight_or_named_twice_are_an_error(data_and_teacher):
+    data, teacher = data_and_teacher
+    with pytest.raises(GinghamError, match="distillation_weight is 0, so teachers would not be heard"):
+        fit(gingham.RECIPES["article"].replace(distillation_weight=0), data, teachers=[teacher])
+    with pytest.raises(GinghamError, match="two of 2 teachers have the same weights; name each once"):
+        fit(gingham.RECIPES["article"], data, teachers=[teacher, teacher])
+
+
+def test_trials_accept_a_teacher(data_and_teacher, tmp_path):
+    data, teacher = data_and_teacher
+    recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=16, learning_rate=0.05)
+    found = gingham.trials(recipe, data, [3, 4], tmp_path / "trials", teachers=[teacher], progress=False)
+    alone = fit(recipe.replace(seed=3), data, teachers=[teacher])
+    assert found.accuracies[0] == alone.metrics["validation_accuracy"]
+    assert gingham.load(tmp_path / "trials/seed-4").teacher_names == "article with seed 0"
+    with pytest.raises(GinghamError, match="holds trials with other teachers; give another --out"):
+        gingham.trials(recipe, data, [3], tmp_path / "trials", progress=False)
+    everything = gingham.fit(recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False)
+    with pytest.raises(DataError, match="may know what is held out here"):
+        gingham.trials(recipe, data, [3], tmp_path / "others", teachers=[everything], progress=False)
+    assert not (tmp_path / "others").exists()
+
+
+def test_train_and_trials_commands_accept_teachers(command, quadrants):
+    same = ("--data", quadrants, "--recipe", "article", "--set", "batch_size=16", "--set", "validation_images=40")
+    assert command.call("train", *same, "--out", "teacher", "--epochs", 2).code == 0
+    done = command.call("train", *same, "--out", "pupil", "--teacher", "teacher", "--epochs", 1)
+    assert done.code == 0
+    assert "taught by   article with seed 0" in done.stdout
+    known = gingham.load(command.folder / "pupil").data["teachers"][0]["weights_sha256"]
+    assert known == json.loads((command.folder / "teacher" / "model.json").read_text())["weights_sha256"]
+    missing = command.call("train", *same, "--out", "other", "--teacher", "nobody")
+    assert missing.code == 2
+    assert "gingham: --teacher: there is no folder nobody" in missing.stderr
+    a_file = command("train", *same, "--out", "other", "--teacher", "teacher/model.json", code=2)
+    assert "teacher/model.json is a file; name the folder of a run, such as teacher" in a_file.stderr
+    assert "article with seed 0" in command.call("report", "pupil").stdout + (command.folder / "pupil/report.html").read_text()
+    many = command("trials", *same, "--seeds", 1, "--epochs", 1, "--teacher", "teacher", "--out", "trials")
+    assert "trials/seed-N" in many.stdout
+    alone = command("train", *same, "--out", "other", "--set", "distillation_weight=0.5", code=2)
+    assert "distillation_weight is set and there is no teacher; name one with --teacher RUN" in alone.stderr
+    packaged = command("train", *same, "--out", "other", "--teacher", "packaged", code=2)
+    assert "the teacher photo with seed 0 answers for pictures of" in packaged.stderr
+    assert not (command.folder / "other").exists()
+
+
+def test_checkpoint_of_other_teachers_is_not_resumed(data_and_teacher, tmp_path):
+    data, teacher = data_and_teacher
+    recipe = gingham.RECIPES["article"].replace(epochs=2, batch_size=32, checkpoint_seconds=0)
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(model, epoch):
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit(recipe, data, teachers=[teacher], folder=tmp_path, on_epoch=stop)
+    with pytest.raises(GinghamError, match="was made with teachers"):
+        fit(recipe, data, folder=tmp_path, resume=True)
+    resumed = fit(recipe, data, teachers=[teacher], folder=tmp_path, resume=True)
+    whole = fit(recipe, data, teachers=[teacher])
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])

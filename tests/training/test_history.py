@@ -1,0 +1,34 @@
+import pytest
+
+import gingham
+from gingham import GinghamError
+from gingham.device import choose_device
+
+ARTICLE = gingham.RECIPES["article"]
+
+
+def test_history_has_every_step_and_epoch(small_run):
+    run, data = small_run
+    assert run.metrics["steps"] == 9  # 260 pictures in batches of 32
+    assert run.metrics["epochs"] == 1
+    assert run.metrics["train_images"] == 260
+    assert (run.metrics["device"], run.metrics["precision"]) == (str(choose_device("auto")), "float32")
+    assert run.metrics["train_seconds"] > 0
+    steps = [entry for entry in run.history if "learning_rate" in entry]
+    (epoch,) = [entry for entry in run.history if "epoch" in entry]
+    sizes = [32] * 8 + [4]
+    assert epoch["train_accuracy"] == pytest.approx(sum(s["accuracy"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
+    assert epoch["train_loss"] == pytest.approx(sum(s["loss"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
+    measured = gingham.evaluate(run, data.validation)
+    assert epoch["validation_accuracy"] == run.metrics["validation_accuracy"] == measured.accuracy
+    run.model.temperature.fill_(1.0)  # the history's losses are those of the raw network
+    assert epoch["validation_loss"] == pytest.approx(gingham.evaluate(run, data.validation).loss)
+
+
+# --- errors and devices
+
+
+def test_infinite_loss_is_an_error_that_names_the_step(quadrants):
+    data = gingham.load_data(str(quadrants), validation=0)
+    with pytest.raises(GinghamError, match=r"no longer finite since step \d+ .*--set learning_rate=1000"):
+        gingham.fit(ARTICLE.replace(learning_rate=1e4), data.train, progress=False)

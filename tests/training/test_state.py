@@ -1,0 +1,177 @@
+"""Checkpoints and patience: a resumed training ends with the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import gingham
+from gingham import RunError
+from gingham.runs.checkpoint import load_checkpoint, save_checkpoint
+
+ARTICLE = gingham.RECIPES["article"]
+FAST = gingham.RECIPES["fast"]
+EVERYTHING = FAST.replace(
+    network="tiny", flip="random", shift_pixels=2, cutout_pixels=5, ema_decay=0.9
+)  # what has a state or draw
+MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # which hard pictures exclude
+
+
+def fit(recipe, data, **options):
+    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
+
+
+def weights(run):
+    return {name: tensor for name, tensor in run.model.state_dict().items() if name.startswith("network.")}
+
+
+# --- resume
+
+
+@pytest.fixture
+def short_epochs(monkeypatch):
+    """Epochs of milliseconds end in a checkpoint too, so that there is one soon."""
+    monkeypatch.setattr("gingham.training.fit.MIN_CHECKPOINT_SECONDS", 0.0)
+
+
+class Stop(Exception):  # noqa: N818  # not an error of anyone's
+    pass
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0, 1e9])
+@pytest.mark.parametrize("base", [ARTICLE, EVERYTHING, MIXED], ids=["article", "everything", "mixed"])
+@pytest.mark.usefixtures("short_epochs")
+def test_resumed_training_ends_with_the_same_bytes(quadrants, tmp_path, base, checkpoint_seconds):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = base.replace(epochs=3, batch_size=32, checkpoint_seconds=checkpoint_seconds)
+    whole = gingham.save(fit(recipe, data), tmp_path / "whole")
+
+    def stop(model, epoch):
+        if epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(recipe, data, folder=tmp_path / "halves", on_epoch=stop)
+    run = fit(recipe, data, folder=tmp_path / "halves", resume=True)
+    # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 3 steps long, not 9.
+    second = 9 if base.hard_share == 1 else 3
+    assert run.metrics["resumed_from_step"] == (9 + second - 1 if checkpoint_seconds == 0 else 9)
+    halves = gingham.save(run, tmp_path / "halves")
+    assert (halves / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert (halves / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
+    assert not (halves / "checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_killed_training_resumes_to_the_same_bytes(command, quadrants, tmp_path):
+    settings = ["--data", quadrants, "--epochs", 12, "--set", "batch_size=16", "--set", "checkpoint_seconds=0"]
+    settings += ["--set", "validation_images=40", "--set", "network=tiny"]
+    out = tmp_path / "killed"
+    line = [sys.executable, "-m", "gingham", "train", *map(str, settings), "--out", str(out)]
+    process = subprocess.Popen(line, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("checkpoint/step-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(out.glob("checkpoint/step-*.json"))
+    assert not (out / "model.json").exists()
+    refused = command("train", *settings, "--out", out, code=2)
+    assert "holds a run that was interrupted; go on with --resume" in refused.stderr
+    resumed = command("train", *settings, "--out", out, "--resume", "--json")
+    assert json.loads(resumed.stdout)["resumed_from_step"] > 0
+    whole = command("train", *settings, "--out", tmp_path / "whole", "--json")
+    assert json.loads(whole.stdout)["resumed_from_step"] is None
+    for file in ("model.safetensors", "history.jsonl"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def interrupted(quadrants, folder):
+    """A recipe and data whose training was stopped in the second epoch of three, with its checkpoint in a folder."""
+    data = gingham.load_data(str(quadrants), validation=40)
+
+    def stop(model, epoch):
+        if epoch == 2:
+            raise Stop
+
+    recipe = ARTICLE.replace(epochs=3, batch_size=32)
+    with pytest.raises(Stop):
+        fit(recipe, data, folder=folder, on_epoch=stop)
+    return recipe, data
+
+
+@pytest.mark.usefixtures("short_epochs")
+def test_checkpoint_of_other_settings_is_an_error(quadrants, tmp_path):
+    recipe, data = interrupted(quadrants, tmp_path)
+    with pytest.raises(RunError, match=r"made with learning_rate 0.01, not 0.1; resume with the same settings"):
+        fit(recipe.replace(learning_rate=0.1), data, folder=tmp_path, resume=True)
+    with pytest.raises(RunError, match="train_images 260, not 300"):
+        gingham.fit(recipe, gingham.load_data(str(quadrants), validation=0).train, folder=tmp_path, resume=True, progress=False)
+
+
+SENSELESS = {
+    "a recipe that is none": lambda tensors, metadata: metadata.update(recipe=3),
+    "no step": lambda tensors, metadata: metadata.update(step=None),
+    "a step beyond": lambda tensors, metadata: metadata.update(step=10**9),
+    "epochs that are none": lambda tensors, metadata: metadata.update(epochs=[{"epoch": 1}]),
+    "an epoch of text": lambda tensors, metadata: metadata["epochs"][0].update(train_loss="low"),
+    "an epoch beyond": lambda tensors, metadata: metadata["epochs"][0].update(step=10**6),
+    "pictures that there are not": lambda tensors, metadata: tensors["sampler.order"].fill_(300),
+    "a short order": lambda tensors, metadata: tensors.update({"sampler.order": tensors["sampler.order"][:9]}),
+    "losses of one step": lambda tensors, metadata: tensors.update({"history.losses": tensors["history.losses"][:1]}),
+    "a momentum for another": lambda tensors, metadata: tensors.update({"optimizer.0.momentum_buffer": torch.zeros(1)}),
+}
+
+
+@pytest.mark.usefixtures("short_epochs")
+@pytest.mark.parametrize("name", SENSELESS)
+def test_inconsistent_checkpoint_is_an_error(quadrants, tmp_path, name):
+    recipe, data = interrupted(quadrants, tmp_path)
+    kept = load_checkpoint(tmp_path)
+    SENSELESS[name](kept.tensors, kept.metadata)
+    save_checkpoint(tmp_path, 99, kept.tensors, kept.metadata)
+    with pytest.raises(RunError, match=r"does not fit \(|was made with"):
+        fit(recipe, data, folder=tmp_path, resume=True)
+
+
+def test_patience_stops_and_keeps_the_best_weights(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=40, batch_size=16, learning_rate=0.05, patience=3)
+    run = fit(recipe, data)
+    evaluations = [entry for entry in run.history if "epoch" in entry]
+    accuracies = [entry["validation_accuracy"] for entry in evaluations]
+    best = accuracies.index(max(accuracies))
+    assert len(evaluations) == best + 4 < 40
+    assert run.metrics["steps"] == evaluations[-1]["step"] == len([entry for entry in run.history if "learning_rate" in entry])
+    assert run.metrics["chosen_epoch"] == evaluations[best]["epoch"]
+    assert run.metrics["validation_accuracy"] == accuracies[best]
+    assert gingham.evaluate(run, data.validation).accuracy == accuracies[best]
+
+
+@pytest.mark.slow
+def test_patience_resumes_to_the_same_weights(quadrants, tmp_path):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=40, batch_size=16, learning_rate=0.05, patience=3, checkpoint_seconds=0)
+    whole = fit(recipe, data)
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop(model, epoch):
+        if epoch == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(recipe, data, folder=tmp_path, on_epoch=stop)
+    resumed = fit(recipe, data, folder=tmp_path, resume=True)
+    assert resumed.metrics["resumed_from_step"]
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
+    again = fit(recipe, data, folder=tmp_path, resume=True)  # killed after the last checkpoint, before the run was saved
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True))
+    assert again.metrics["steps"] == whole.metrics["steps"]
