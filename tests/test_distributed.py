@@ -1,4 +1,4 @@
-"""What processes that train together share out and tell each other; real ones are in test_spreading."""
+"""What processes that train together share out and tell each other; real ones are in stress/distributed.py."""
 
 import pytest
 import torch
