@@ -1,4 +1,4 @@
-"""Pictures as if photographed: what stays true of them whatever is drawn, and each distortion against plain arithmetic."""
+"""Simulated photos: properties that hold for all draws, and the geometry against plain arithmetic."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gingham
-from gingham.data import augment_photos as photographed
+from gingham.data import augment_photos
 from gingham.data.augment_photos import RandomDraws, simulate_photo, simulate_photos
 
 CLASSES = ("T-shirt/top", "Trouser", "Sandal", "Ankle boot", "Bag")
@@ -18,7 +18,7 @@ def generator(seed=0):
 
 
 def objects(count=20, side=28):
-    """Bright rectangles on black, with a darker stripe, and their labels."""
+    """Return bright rectangles on black, with a darker stripe, and their labels."""
     images = torch.zeros(count, 1, side, side, dtype=torch.uint8)
     images[:, :, side // 5 : -side // 5, side // 4 : -side // 4] = 180
     images[:, :, side // 2 : side // 2 + 2, side // 4 : -side // 4] = 90
@@ -27,102 +27,106 @@ def objects(count=20, side=28):
 
 @settings(max_examples=25, deadline=None)
 @given(count=st.integers(0, 12), side=st.integers(12, 40), seed=st.integers(0, 1000))
-def test_what_comes_back_is_a_batch_like_the_one_given(count, side, seed):
+def test_simulated_photos_keep_shape_dtype_and_input(count, side, seed):
     images, labels = objects(count, side)
-    kept = images.clone()
-    made = simulate_photo(images, labels, CLASSES, generator(seed))
-    assert made.shape == images.shape
-    assert made.dtype == torch.uint8
-    assert torch.equal(images, kept), "the pictures given stay as they are"
+    original = images.clone()
+    photos = simulate_photo(images, labels, CLASSES, generator(seed))
+    assert photos.shape == images.shape
+    assert photos.dtype == torch.uint8
+    assert torch.equal(images, original), "the input is not changed"
     if count:
-        assert (made.flatten(1).amax(dim=1) > 40).all(), "something is to be seen in each"
+        assert (photos.flatten(1).amax(dim=1) > 40).all(), "no image is black"
 
 
-def test_the_draws_are_decided_by_the_generator_alone():
+def test_draws_depend_only_on_the_generator():
     images, labels = objects()
     assert torch.equal(
         simulate_photo(images, labels, CLASSES, generator()), simulate_photo(images, labels, CLASSES, generator())
     )
     assert not torch.equal(
-        simulate_photo(images, labels, CLASSES, generator()), simulate_photo(images, labels, CLASSES, generator(1))
+        simulate_photo(images, labels, CLASSES, generator()),
+        simulate_photo(images, labels, CLASSES, generator(1)),
     )
 
 
-def test_black_pictures_stay_free_of_what_is_no_number():
-    made = simulate_photo(
+def test_black_images_do_not_raise():
+    photos = simulate_photo(
         torch.zeros(30, 1, 28, 28, dtype=torch.uint8), torch.zeros(30, dtype=torch.long), CLASSES, generator()
     )
-    assert made.dtype == torch.uint8
+    assert photos.dtype == torch.uint8
 
 
-def test_a_share_of_the_batch_is_photographed_and_the_rest_is_untouched():
+def test_only_the_photo_share_of_a_batch_is_changed():
     images, labels = objects(20)
     recipe = gingham.RECIPES["photo"].replace(photo_share=0.3)
-    made = simulate_photos(images, labels, CLASSES, recipe, step=4)
-    changed = (made != images).flatten(1).any(dim=1)
+    photos = simulate_photos(images, labels, CLASSES, recipe, step=4)
+    changed = (photos != images).flatten(1).any(dim=1)
     assert changed.tolist() == [True] * 6 + [False] * 14
-    assert torch.equal(made, simulate_photos(images, labels, CLASSES, recipe, step=4))
-    assert not torch.equal(made, simulate_photos(images, labels, CLASSES, recipe, step=5))
-    assert not torch.equal(made, simulate_photos(images, labels, CLASSES, recipe.replace(seed=1), step=4))
+    assert torch.equal(photos, simulate_photos(images, labels, CLASSES, recipe, step=4))
+    assert not torch.equal(photos, simulate_photos(images, labels, CLASSES, recipe, step=5))
+    assert not torch.equal(photos, simulate_photos(images, labels, CLASSES, recipe.replace(seed=1), step=4))
 
 
-def test_classes_of_other_names_are_photographed_alone_and_upright():
+def test_other_classes_stay_single_and_upright():
     """A tall bar stays one bar: no pair, no quarter turn, no head above it."""
     images = torch.zeros(60, 1, 28, 28, dtype=torch.uint8)
     images[:, :, 2:26, 11:17] = 200
-    layers = torch.cat([images.float() / 255, photographed._coverage(images.float() / 255)], dim=1)
+    layers = torch.cat([images.float() / 255, augment_photos._coverage(images.float() / 255)], dim=1)
     labels = torch.zeros(60, dtype=torch.long)
-    nobody = photographed._among(labels, ("bar", "knob"), photographed.SHOES)
-    posed = photographed._pose(layers, nobody, nobody, RandomDraws(60, generator(), images.device))
+    no_shoes = augment_photos._is_any_class(labels, ("bar", "knob"), augment_photos.SHOES)
+    posed = augment_photos._pose(layers, no_shoes, no_shoes, RandomDraws(60, generator(), images.device))
     covered = posed[:, 1] > 0.5
     tall, wide = covered.any(dim=2).sum(dim=1), covered.any(dim=1).sum(dim=1)
     assert (tall > wide).double().mean() > 0.9
 
 
-def test_a_pair_of_shoes_covers_more_than_one_shoe():
+def test_pair_of_shoes_is_squarer_than_one_shoe():
     images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
     images[:, :, 12:18, 2:26] = 200
-    layers = torch.cat([images.float() / 255, photographed._coverage(images.float() / 255)], dim=1)
-    shoe, other = torch.ones(200, dtype=torch.bool), torch.zeros(200, dtype=torch.bool)
-    pairs = photographed._pose(layers, shoe, other, RandomDraws(200, generator(), images.device))
-    alone = photographed._pose(layers, other, other, RandomDraws(200, generator(), images.device))
+    layers = torch.cat([images.float() / 255, augment_photos._coverage(images.float() / 255)], dim=1)
+    shoes, no_shoes = torch.ones(200, dtype=torch.bool), torch.zeros(200, dtype=torch.bool)
+    pairs = augment_photos._pose(layers, shoes, no_shoes, RandomDraws(200, generator(), images.device))
+    singles = augment_photos._pose(layers, no_shoes, no_shoes, RandomDraws(200, generator(), images.device))
 
     def squareness(layers):
         covered = layers[:, 1] > 0.5
         tall, wide = covered.any(dim=2).sum(dim=1).double(), covered.any(dim=1).sum(dim=1).double()
         return float((torch.minimum(tall, wide) / torch.maximum(tall, wide)).mean())
 
-    assert squareness(pairs) > 1.3 * squareness(alone)
+    assert squareness(pairs) > 1.3 * squareness(singles)
 
 
-def test_seen_from_above_a_shoe_is_alike_on_both_sides_of_its_middle():
+def test_shoe_from_above_is_symmetric():
     images = torch.zeros(40, 1, 28, 28, dtype=torch.uint8)
     images[:, :, 14:20, 3:25] = 220
     images[:, :, 8:14, 14:25] = 120  # higher at the heel
-    layers = torch.cat([images.float() / 255, photographed._coverage(images.float() / 255)], dim=1)
-    above = photographed._from_above(layers, torch.ones(40, dtype=torch.bool), RandomDraws(40, generator(), images.device))
+    layers = torch.cat([images.float() / 255, augment_photos._coverage(images.float() / 255)], dim=1)
+    above = augment_photos._view_from_above(
+        layers, torch.ones(40, dtype=torch.bool), RandomDraws(40, generator(), images.device)
+    )
     assert torch.allclose(above, above.flip(2), atol=1e-5)
     assert (above[:, 1].flatten(1).sum(dim=1) > 0).all()
 
 
-def test_the_frame_is_brought_to_the_object():
-    """Most objects reach both ends of the longer side after it, wherever and however small they were."""
+def test_images_are_cropped_to_the_object():
+    """Most objects then reach both ends of the longer side, wherever and however small they were."""
     random = np.random.default_rng(0)
     images = torch.zeros(200, 1, 28, 28)
     for image in images:
         height, width = random.integers(5, 14, 2)
         top, left = random.integers(0, 28 - height), random.integers(0, 28 - width)
         image[0, top : top + height, left : left + width] = 1
-    framed = photographed._frame(torch.cat([images, images], dim=1), RandomDraws(200, generator(), images.device))[:, 1] > 0.3
-    longer = torch.maximum(framed.any(dim=1).sum(dim=1), framed.any(dim=2).sum(dim=1))
+    layers = torch.cat([images, images], dim=1)
+    covered = augment_photos._crop_to_object(layers, RandomDraws(200, generator(), images.device))[:, 1] > 0.3
+    longer = torch.maximum(covered.any(dim=1).sum(dim=1), covered.any(dim=2).sum(dim=1))
     assert (longer >= 24).double().mean() > 0.95
 
 
-def test_layers_are_turned_and_moved_as_their_matrix_says():
-    """Against a loop over pixels: the nearest place, for a quarter turn and a move by whole pixels."""
+def test_warp_matches_a_loop_over_pixels():
+    """A quarter turn and a shift by whole pixels, against the nearest source pixel."""
     layers = torch.rand(1, 2, 9, 9, generator=generator())
-    quarter = photographed._rotation(torch.tensor([torch.pi / 2]))
-    turned = photographed._warp(layers, torch.cat([quarter, torch.tensor([[[2 / 9], [0.0]]])], dim=2))
+    quarter = augment_photos._rotation(torch.tensor([torch.pi / 2]))
+    warped = augment_photos._warp(layers, torch.cat([quarter, torch.tensor([[[2 / 9], [0.0]]])], dim=2))
     for row in range(9):
         for column in range(9):
             x, y = (column - 4) / 4.5, (row - 4) / 4.5
@@ -130,16 +134,16 @@ def test_layers_are_turned_and_moved_as_their_matrix_says():
             source_column, source_row = round(source_x * 4.5 + 4), round(source_y * 4.5 + 4)
             inside = 0 <= source_column < 9 and 0 <= source_row < 9
             expected = layers[0, :, source_row, source_column] if inside else torch.zeros(2)
-            assert torch.allclose(turned[0, :, row, column], expected, atol=1e-4)
+            assert torch.allclose(warped[0, :, row, column], expected, atol=1e-4)
 
 
-def test_colour_is_refused_with_a_way_out():
+def test_colour_images_are_an_error_that_names_another_recipe():
     train = gingham.Split("train", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"), "made", "")
     with pytest.raises(gingham.GinghamError, match=r"photo_share is 0.4, and the pictures have 3 channels; .* --recipe fast"):
         gingham.fit(gingham.RECIPES["photo"], train, progress=False)
 
 
-def test_training_on_photographed_pictures_goes_on_to_the_same_weights(tmp_path, quadrants):
+def test_resumed_training_on_simulated_photos_gives_the_same_weights(tmp_path, quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = gingham.RECIPES["photo"].replace(network="tiny", epochs=2, batch_size=32, checkpoint_seconds=0)
     whole = gingham.fit(recipe, data.train, data.validation, progress=False)
@@ -147,10 +151,10 @@ def test_training_on_photographed_pictures_goes_on_to_the_same_weights(tmp_path,
     def stop(model, epoch):
         raise KeyboardInterrupt
 
-    place = {"folder": tmp_path / "run", "resume": True, "progress": False}
+    options = {"folder": tmp_path / "run", "resume": True, "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        gingham.fit(recipe, data.train, data.validation, **place, on_epoch=stop)
-    again = gingham.fit(recipe, data.train, data.validation, **place)
-    assert again.metrics["resumed_from_step"]
+        gingham.fit(recipe, data.train, data.validation, **options, on_epoch=stop)
+    resumed = gingham.fit(recipe, data.train, data.validation, **options)
+    assert resumed.metrics["resumed_from_step"]
     for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, again.model.state_dict()[name]), name
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name

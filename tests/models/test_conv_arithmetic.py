@@ -10,7 +10,7 @@ windows = st.builds(Window, st.integers(1, 7), st.integers(1, 4), st.integers(0,
 
 
 @given(st.integers(1, 40), windows)
-def test_output_size_is_torchs(size, window):
+def test_output_size_matches_conv1d(size, window):
     layer = torch.nn.Conv1d(1, 1, window.kernel, window.stride, window.padding, window.dilation)
     try:
         expected = layer(torch.zeros(1, 1, size)).shape[-1]
@@ -22,7 +22,7 @@ def test_output_size_is_torchs(size, window):
 
 
 @given(st.integers(1, 40), windows, st.booleans())
-def test_pooling_size_is_torchs(size, window, ceil_mode):
+def test_output_size_matches_max_pool1d(size, window, ceil_mode):
     if window.padding > window.kernel // 2:
         return
     layer = torch.nn.MaxPool1d(window.kernel, window.stride, window.padding, window.dilation, ceil_mode=ceil_mode)
@@ -35,7 +35,7 @@ def test_pooling_size_is_torchs(size, window, ceil_mode):
 
 
 @given(st.lists(windows, min_size=1, max_size=4))
-def test_receptive_field_is_what_moves_the_output(stack):
+def test_receptive_field_covers_exactly_the_inputs_with_gradient(stack):
     field = Field()
     for window in stack:
         field = field.through(Window(window.kernel, window.stride, 0, window.dilation))
@@ -43,13 +43,13 @@ def test_receptive_field_is_what_moves_the_output(stack):
     x = pixels
     for window in stack:
         x = torch.nn.functional.conv1d(x, torch.ones(1, 1, window.kernel), stride=window.stride, dilation=window.dilation)
-    assert x.shape[-1] == 1, "one position sees exactly the field, no more fit"
+    assert x.shape[-1] == 1, "the input has exactly the size of one field"
     x.sum().backward()
-    touched = pixels.grad.flatten().nonzero().flatten()
-    assert (int(touched.min()), int(touched.max())) == (0, field.size - 1)
+    indices = pixels.grad.flatten().nonzero().flatten()
+    assert (int(indices.min()), int(indices.max())) == (0, field.size - 1)
 
 
-def test_the_articles_numbers():
+def test_sizes_and_fields_of_the_article_network():
     sizes, fields = [28], [Field()]
     for kernel, stride in ((3, 1), (3, 1), (3, 1), (2, 2), (1, 1), (3, 1), (3, 1), (1, 1), (7, 1)):
         sizes.append(output_size(sizes[-1], Window(kernel, stride)))

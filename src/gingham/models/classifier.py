@@ -13,7 +13,7 @@ from gingham.errors import ModelError
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of N pictures.
+    """Predictions of a model for N images.
 
     `labels` is int64 (N,), the index of the most probable class; `probabilities` is float32 (N, K), rows summing to 1;
     `unsure` is bool (N,), true where the top probability is below the model's threshold; `classes` holds the K names.
@@ -29,21 +29,21 @@ class Predictions:
 
     @property
     def names(self) -> list[str]:
-        """The name of each picture's most probable class."""
+        """Return the name of each image's most probable class."""
         return [self.classes[label] for label in self.labels.tolist()]
 
 
 class Classifier(nn.Module):
-    """A network with all it needs to be used: uint8 (N, C, H, W) in, logits float (N, K) out.
+    """A network with its preprocessing and calibration: uint8 (N, C, H, W) in, float logits (N, K) out.
 
-    Normalisation, temperature and the threshold for "not sure" are buffers, so they travel with the weights. With tta
-    "flip" the answer, outside of training, is the mean of the logits of each picture and of its mirror image.
+    Normalisation, temperature and the threshold for "not sure" are buffers, so they are saved with the weights. With tta
+    "flip" and outside of training, the logits are the mean over each image and its mirror image.
 
         model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
         model.predict(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)).probabilities   # (5, 10)
 
     Raises
-        ModelError: `mean` or `std` fit neither one nor all channels, or pictures of another shape or dtype come in.
+        ModelError: `mean` or `std` has neither one number nor one per channel, or the images have another shape or dtype.
     """
 
     mean: torch.Tensor
@@ -71,19 +71,19 @@ class Classifier(nn.Module):
                 raise ModelError(
                     f"{name} has {len(values)} numbers for pictures of {channels} channels; give one, or one a channel"
                 )
-            spread = tuple(values) * (channels if len(values) == 1 else 1)
-            self.register_buffer(name, torch.tensor(spread).view(1, channels, 1, 1))
+            per_channel = tuple(values) * (channels if len(values) == 1 else 1)
+            self.register_buffer(name, torch.tensor(per_channel).view(1, channels, 1, 1))
         self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; divides the logits
-        self.register_buffer("threshold", torch.tensor(0.0))  # a top probability below it is "not sure"
-        # Convolutions are faster on NHWC: as NCHW steps are 1.2 to 1.3 times as long (benchmarks/step_time.py).
+        self.register_buffer("threshold", torch.tensor(0.0))  # a prediction whose probability is below it is "not sure"
+        # Convolutions are faster on NHWC: with NCHW a step takes 1.2 to 1.3 times as long (benchmarks/step_time.py).
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:
-            wanted = ", ".join(map(str, self.input_shape))
+            expected_shape = ", ".join(map(str, self.input_shape))
             raise ModelError(
                 f"the model got {str(images.dtype).removeprefix('torch.')} pictures of shape {tuple(images.shape)}; "
-                f"it takes uint8 of shape (N, {wanted}) with values from 0 to 255"
+                f"it takes uint8 of shape (N, {expected_shape}) with values from 0 to 255"
             )
         pixels = (images.float() / 255 - self.mean) / self.std
         logits: torch.Tensor = self.network(pixels)
@@ -92,13 +92,13 @@ class Classifier(nn.Module):
         return logits / self.temperature
 
     def predict(self, images: torch.Tensor | npt.NDArray[np.uint8], batch_size: int = 500) -> Predictions:
-        """Return the model's answers for uint8 pictures (N, C, H, W), in float32, `batch_size` at a time."""
+        """Return the model's predictions for uint8 images (N, C, H, W), computed in float32, `batch_size` at a time."""
         logits = self.logits(torch.as_tensor(images), batch_size)
         probabilities = logits.softmax(dim=1)
         if not bool(probabilities.isfinite().all()):
             raise ModelError("the model's answers are not finite numbers; restore its weights from a copy, or train again")
-        top, labels = probabilities.max(dim=1)
-        return Predictions(labels, probabilities, top < self.threshold.cpu(), self.classes)
+        confidence, labels = probabilities.max(dim=1)
+        return Predictions(labels, probabilities, confidence < self.threshold.cpu(), self.classes)
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
@@ -106,12 +106,12 @@ class Classifier(nn.Module):
         modes = {module: module.training for module in self.modules()}
         self.eval()
         cudnn = torch.backends.cudnn
-        was_allowed, cudnn.allow_tf32 = cudnn.allow_tf32, False  # on a GPU "float32" convolutions may round to 10 bits
+        allowed_tf32, cudnn.allow_tf32 = cudnn.allow_tf32, False  # on a GPU "float32" convolutions may round to 10 bits
         try:
             device = self.mean.device
-            parts = [self(part.to(device)).float().cpu() for part in torch.split(images, batch_size)]
-            return torch.cat(parts) if parts else torch.empty(0, len(self.classes))
+            logits = [self(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)]
+            return torch.cat(logits) if logits else torch.empty(0, len(self.classes))
         finally:
-            cudnn.allow_tf32 = was_allowed
+            cudnn.allow_tf32 = allowed_tf32
             for module, mode in modes.items():
                 module.training = mode

@@ -19,19 +19,19 @@ class Window:
 
     @property
     def span(self) -> int:
-        """Input positions from the first to the last tap: dilation (kernel - 1) + 1."""
+        """Return the number of input positions from the first to the last tap: dilation (kernel - 1) + 1."""
         return self.dilation * (self.kernel - 1) + 1
 
 
 @dataclass(frozen=True)
 class Field:
-    """What one output position sees: `size` input pixels, the next position's field `jump` pixels further on."""
+    """The receptive field of an output position: `size` input pixels, `jump` pixels away from the next position's field."""
 
     size: int = 1
     jump: int = 1
 
     def through(self, window: Window) -> "Field":
-        """Return the field after one more layer.
+        """Return the receptive field after one more layer.
 
         >>> Field(size=8, jump=2).through(Window(kernel=3))
         Field(size=12, jump=2)
@@ -40,22 +40,22 @@ class Field:
 
 
 def output_size(size: int, window: Window, ceil_mode: bool = False) -> int:
-    """Return floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, or ceil as `ceil_mode` pooling does.
+    """Return floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, rounded up instead with `ceil_mode`.
 
     >>> output_size(28, Window(kernel=3)), output_size(22, Window(kernel=2, stride=2))
     (26, 11)
 
     Raises
-        GinghamError: the window, dilated, is wider than the padded input.
+        GinghamError: the dilated window is wider than the padded input.
     """
-    room = size + 2 * window.padding - window.span
-    if room < 0:
+    last_start = size + 2 * window.padding - window.span
+    if last_start < 0:
         raise GinghamError(
             f"a window of {window.span} positions does not fit an input of {size} with padding {window.padding}; "
             f"the input must be at least {window.span - 2 * window.padding}"
         )
-    steps = -(-room // window.stride) if ceil_mode else room // window.stride
-    # The last window of ceil mode must start inside the input or its left padding (as in torch.nn.MaxPool2d).
+    steps = -(-last_start // window.stride) if ceil_mode else last_start // window.stride
+    # With ceil_mode the last window must start inside the input or its left padding (as in torch.nn.MaxPool2d).
     if ceil_mode and steps * window.stride >= size + window.padding:
         steps -= 1
     return steps + 1

@@ -7,12 +7,12 @@ from gingham.errors import ModelError, suggest
 from gingham.models.conv_arithmetic import Field, Window, output_size
 from gingham.text import count, render
 
-Pixels = int | list[int] | str | None  # a number, [height, width] where they differ, "all", or unknown
+Pixels = int | list[int] | str | None  # an int, [height, width] if they differ, "all", or None if unknown
 
 
 @dataclass(frozen=True)
 class Slide:
-    """A window's passage over one axis of a map: what it read, and what each position saw before."""
+    """A sliding window along one axis: the size of its input and the receptive field of each input position."""
 
     window: Window
     size: int
@@ -30,7 +30,7 @@ class Slide:
 
 @dataclass(frozen=True)
 class Filters:
-    """A convolution's weight: `shape` is (out channels, in channels of a group, height, width)."""
+    """A convolution's weight: `shape` is (out channels, in channels per group, height, width)."""
 
     shape: tuple[int, int, int, int]
     groups: int
@@ -41,9 +41,9 @@ class Filters:
 class Layer:
     """One row of the table: a module without inner modules, or an operation between modules that joins or reshapes.
 
-    `output_shape` has no batch dimension. `receptive_field` is in input pixels: an int, [height, width] where they
-    differ, "all" for what sees the whole picture whatever its size, None where it cannot be said. `beside_global` marks a
-    field that leaves out a side branch seeing everything. `flops` counts a multiply-add as two.
+    `output_shape` has no batch dimension. `receptive_field` is in input pixels: an int, [height, width] if they
+    differ, "all" for the whole image whatever its size, None if unknown. `beside_global` marks a field that leaves out a
+    side branch which sees everything. `flops` counts a multiply-add as two.
     """
 
     name: str
@@ -70,8 +70,8 @@ class Layer:
 class Summary:
     """A network's layers and totals. `print(summary)` shows the table with its formulas.
 
-    `receptive_field` is that of the feature map that enters the classifier's pooling or flattening. `memory_bytes` is
-    for one float picture: input, every layer's output (in-place ones once) and the parameters with buffers.
+    `receptive_field` belongs to the feature map that enters the classifier's pooling or flattening. `memory_bytes` is
+    for one float image: input, every layer's output (in-place ones once), parameters and buffers.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Summary:
         return {**values, "layers": [layer.to_dict() for layer in self.layers]}
 
     def explain(self, name: str) -> str:
-        """Return the arithmetic of one layer, worked through with its numbers; of every window for "all".
+        """Return one layer's formulas with its numbers filled in, or those of all convolutions and poolings for "all".
 
         Raises
             ModelError: there is no such layer.
@@ -113,7 +113,7 @@ class Summary:
             [
                 layer.name, layer.kind, layer.kernel, "x".join(map(str, layer.output_shape)) or "1", count(layer.parameters),
                 count(layer.flops), count(layer.memory_bytes, "B"),
-                _show(layer.receptive_field) + "*" * layer.beside_global, _show(layer.jump),
+                _format(layer.receptive_field) + "*" * layer.beside_global, _format(layer.jump),
             ]
             for layer in self.layers
         ]  # fmt: skip
@@ -123,12 +123,12 @@ class Summary:
             self.parameters - self.trainable_parameters,
             self.parameters - sum(row.parameters for row in self.layers),
         )
-        resting = f"; {unused:,} of them not used by this pass" if unused else ""
+        unused_note = f"; {unused:,} of them not used by this pass" if unused else ""
         lines.append(
-            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} not{resting})"
+            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} not{unused_note})"
         )
         shape = "x".join(map(str, self.input_shape))
-        lines.append(f"receptive field   {self._field_in_words()} (the picture: {shape})")
+        lines.append(f"receptive field   {self._describe_field()} (the picture: {shape})")
         lines.append(f"FLOPs             {self.flops:,} a picture (a multiply-add is two)")
         lines.append(
             f"memory            {count(self.memory_bytes, 'B')} a picture in float32: input {count(self.input_bytes, 'B')}, "
@@ -138,19 +138,19 @@ class Summary:
             lines.append("* beside a global side branch (a gate or a statistic over all positions), which is left out")
         return "\n".join(lines)
 
-    def _field_in_words(self) -> str:
+    def _describe_field(self) -> str:
         if self.receptive_field is None:
             return "unknown: an operation on the way is not followed"
         if isinstance(self.receptive_field, str):
             return "all of the picture"
         height, width = self.receptive_field if isinstance(self.receptive_field, list) else [self.receptive_field] * 2
         covers = height >= self.input_shape[1] and width >= self.input_shape[2]
-        pixels = f"{_show(self.receptive_field)} pixels, {'which covers the picture' if covers else 'less than the picture'}"
-        after = any(layer.receptive_field == "all" for layer in self.layers)
-        return f"{pixels}; the classifier behind sees all of it" if after and not covers else pixels
+        pixels = f"{_format(self.receptive_field)} pixels, {'which covers the picture' if covers else 'less than the picture'}"
+        pooled_later = any(layer.receptive_field == "all" for layer in self.layers)
+        return f"{pixels}; the classifier behind sees all of it" if pooled_later and not covers else pixels
 
     def formulas(self) -> str:
-        """Return the formulas of output size and receptive field, and each window's numbers in them."""
+        """Return the formulas of output size and receptive field, and the numbers of each convolution and pooling in them."""
         windows = [layer for layer in self.layers if layer.slides]
         shown = windows if len(windows) <= 12 else [*windows[:3], *windows[-1:]]
         lines = [
@@ -160,7 +160,7 @@ class Summary:
             "",
         ]
         width = max((len(layer.name) for layer in shown), default=0)
-        lines += [f"{layer.name:<{width}}  {_worked_line(layer)}" for layer in shown]
+        lines += [f"{layer.name:<{width}}  {_layer_arithmetic(layer)}" for layer in shown]
         if len(shown) < len(windows):
             lines.append(f"... {len(windows) - len(shown)} more: --explain all")
         return "\n".join(lines)
@@ -169,11 +169,11 @@ class Summary:
         return f"{self.table()}\n\n{self.formulas()}"
 
 
-def _show(value: Pixels) -> str:
+def _format(value: Pixels) -> str:
     return "-" if value is None else "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _worked_line(layer: Layer) -> str:
+def _layer_arithmetic(layer: Layer) -> str:
     assert layer.slides
     slide, window = layer.slides[0], layer.slides[0].window
     inner = f"({slide.size} + {2 * window.padding} − {window.dilation}·{window.kernel - 1} − 1) / {window.stride}"
@@ -187,48 +187,48 @@ def _worked_line(layer: Layer) -> str:
 
 def _explain(layer: Layer, summary: Summary) -> str:
     shape = "x".join(map(str, layer.output_shape))
-    head = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
+    title = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
     if layer.slides is None:
-        seen = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
-        here = _show(layer.receptive_field)
-        return f"{head}\n  no window slides here: each output {seen.get(here, f'sees {here} pixels, as its input does')}"
-    lines = [head]
+        texts = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
+        pixels = _format(layer.receptive_field)
+        return f"{title}\n  no window slides here: each output {texts.get(pixels, f'sees {pixels} pixels, as its input does')}"
+    lines = [title]
     height, width = layer.slides
-    for slide, label, pixels in (
+    for slide, axis, extent in (
         [(height, "", summary.input_shape[1])]
         if height == width
         else [(height, "  height", summary.input_shape[1]), (width, "  width", summary.input_shape[2])]
     ):
-        lines += ([label] if label else []) + _explain_slide(slide, pixels)
+        lines += ([axis] if axis else []) + _explain_slide(slide, extent)
     if layer.filters:
         lines += _explain_filters(layer.filters, height.out_size * width.out_size, layer.flops)
     return "\n".join(lines)
 
 
-def _explain_slide(slide: Slide, pixels: int) -> list[str]:
+def _explain_slide(slide: Slide, extent: int) -> list[str]:
     window = slide.window
     kernel, stride, padding, dilation = window.kernel, window.stride, window.padding, window.dilation
-    numbers = f"{slide.rounding}(({slide.size} + 2·{padding} − {dilation}·({kernel} − 1) − 1) / {stride}) + 1"
+    worked = f"{slide.rounding}(({slide.size} + 2·{padding} − {dilation}·({kernel} − 1) − 1) / {stride}) + 1"
     lines = [
         f"  output size      {slide.rounding}((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
-        f"                 = {numbers} = {slide.out_size}",
+        f"                 = {worked} = {slide.out_size}",
     ]
     if slide.before:
         size, jump, after = slide.before.size, slide.before.jump, slide.before.through(window)
         lines += [
             "  receptive field  field before + dilation (kernel − 1) × jump before",
-            f"                 = {size} + {dilation}·({kernel} − 1) × {jump} = {after.size} of {pixels} pixels",
+            f"                 = {size} + {dilation}·({kernel} − 1) × {jump} = {after.size} of {extent} pixels",
             f"  jump             jump before × stride = {jump} × {stride} = {after.jump}",
         ]
     return lines
 
 
 def _explain_filters(filters: Filters, positions: int, flops: int) -> list[str]:
-    out, inner, height, width = filters.shape
-    weights = out * inner * height * width
-    bias, total = (f" + {out} biases", weights + out) if filters.biased else (", no bias", weights)
-    grouped = f" (of {inner * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
+    out_channels, in_channels, height, width = filters.shape
+    weights = out_channels * in_channels * height * width
+    bias, total = (f" + {out_channels} biases", weights + out_channels) if filters.biased else (", no bias", weights)
+    grouping = f" (of {in_channels * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
     return [
-        f"  parameters       {out} filters × {inner} channels{grouped} × {height}×{width}{bias} = {total:,}",
+        f"  parameters       {out_channels} filters × {in_channels} channels{grouping} × {height}×{width}{bias} = {total:,}",
         f"  FLOPs            2 × {weights:,} weights × {positions:,} positions = {flops:,}",
     ]

@@ -9,15 +9,15 @@ from torch import nn
 
 
 def article(channels: int = 1, classes: int = 10) -> nn.Module:
-    """Return the article's network for 28x28 pictures: float (N, channels, 28, 28) -> log-probabilities (N, classes).
+    """Return the article's network for 28x28 images: float (N, channels, 28, 28) -> log-probabilities (N, classes).
 
-    Eight convolutions without padding or bias and one max-pooling, piled up until the receptive field covers the
-    picture: 28 of 28 pixels. 48,884 parameters for one channel and ten classes, in PyTorch's default initialisation.
+    Eight convolutions without padding or bias and one max-pooling, so that the receptive field covers all of the image's
+    28 pixels. It has 48,884 parameters for one channel and ten classes, in PyTorch's default initialisation.
 
     >>> sum(p.numel() for p in article().parameters())
     48884
 
-    Source: "My first deep learning model using PyTorch", the beginner's article this project began from.
+    Source: "My first deep learning model using PyTorch", the beginner's article that this project is based on.
     """
     convolutions: list[tuple[str, nn.Module]] = [
         ("conv1", nn.Conv2d(channels, 16, 3, bias=False)),  # (N, 16, 26, 26), receptive field 3
@@ -26,16 +26,16 @@ def article(channels: int = 1, classes: int = 10) -> nn.Module:
         ("relu2", nn.ReLU()),
         ("conv3", nn.Conv2d(32, 64, 3, bias=False)),  # (N, 64, 22, 22), 7
         ("relu3", nn.ReLU()),
-        ("pool1", nn.MaxPool2d(2)),  # (N, 64, 11, 11), 8, and from here each step is two pixels
+        ("pool1", nn.MaxPool2d(2)),  # (N, 64, 11, 11), 8; from here on the jump is two pixels
         ("conv4", nn.Conv2d(64, 32, 1, bias=False)),  # (N, 32, 11, 11), 8: mixes channels only
         ("relu4", nn.ReLU()),
         ("conv5", nn.Conv2d(32, 32, 3, bias=False)),  # (N, 32, 9, 9), 12
         ("relu5", nn.ReLU()),
         ("conv6", nn.Conv2d(32, 32, 3, bias=False)),  # (N, 32, 7, 7), 16
         ("relu6", nn.ReLU()),
-        ("conv7", nn.Conv2d(32, 10, 1, bias=False)),  # (N, 10, 7, 7), 16: its ReLU can die and end the learning
+        ("conv7", nn.Conv2d(32, 10, 1, bias=False)),  # (N, 10, 7, 7), 16: if its ReLU dies, training stops
         ("relu7", nn.ReLU()),
-        ("conv8", nn.Conv2d(10, classes, 7, bias=False)),  # (N, K, 1, 1), 28: the whole picture
+        ("conv8", nn.Conv2d(10, classes, 7, bias=False)),  # (N, K, 1, 1), 28: the whole image
         ("flatten", nn.Flatten()),  # (N, K)
         ("log_softmax", nn.LogSoftmax(dim=1)),
     ]
@@ -43,9 +43,9 @@ def article(channels: int = 1, classes: int = 10) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """x + layers(x): float (N, C, H, W) in and out, so that stacking more of them cannot block the gradient.
+    """Compute x + layers(x): float (N, C, H, W) in and out, so that the gradient passes through any number of blocks.
 
-    Source: He et al., "Deep Residual Learning" (arXiv 1512.03385); here nothing follows the sum.
+    Source: He et al., "Deep Residual Learning" (arXiv 1512.03385); here no ReLU follows the sum.
     """
 
     def __init__(self, layers: nn.Module) -> None:
@@ -58,10 +58,10 @@ class Residual(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """The mean over all positions: float (N, C, H, W) -> (N, C).
+    """Return the mean over all positions: float (N, C, H, W) -> (N, C).
 
-    What `nn.AdaptiveAvgPool2d(1)` gives, but its gradient comes back in another memory format than the activations have, and
-    the layers before it wait for the conversions: steps are 1.1 times as long (benchmarks/step_time.py).
+    The same as `nn.AdaptiveAvgPool2d(1)`, whose gradient has another memory format than the activations: the conversions
+    make a step 1.1 times as long (benchmarks/step_time.py).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -69,52 +69,53 @@ class MeanPool(nn.Module):
 
 
 def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blocks: Sequence[int]) -> nn.Module:
-    """Return a residual network for pictures of any size: float (N, channels, H, W) -> logits (N, classes).
+    """Return a residual network for images of any size: float (N, channels, H, W) -> logits (N, classes).
 
-    A stage for each of `widths`, its number of channels: a convolution of stride 2, which halves the picture, then as
-    many residual blocks as `blocks` says. The first stage's convolution is 5x5, all others 3x3. BatchNorm follows every
-    convolution. The mean over the positions that are left goes into one linear layer.
+    Each stage has a convolution of stride 2, which halves the image, and then residual blocks: `widths` has the stages'
+    channels, `blocks` their numbers of blocks. The first stage's convolution is 5x5, all others are 3x3. BatchNorm follows
+    every convolution. The mean over the remaining positions goes into one linear layer.
 
     >>> residual(widths=(16, 32, 64), blocks=(0, 1, 1))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
 
-    def convolution(before: int, after: int, size: int, stride: int) -> nn.Module:
-        # Strides and no pooling: a max-pooling costs as much time on a CPU as the convolution before it.
-        conv = nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False)
-        return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(after), relu=nn.ReLU(inplace=True)))
+    def convolution(in_channels: int, out_channels: int, size: int, stride: int) -> nn.Module:
+        # Strides instead of pooling: on a CPU a max-pooling takes as long as the convolution before it.
+        conv = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
+        return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU(inplace=True)))
 
     stages: list[tuple[str, nn.Module]] = []
-    before = channels
-    for number, (width, count) in enumerate(zip(widths, blocks, strict=True), 1):
-        stages.append((f"stage{number}", convolution(before, width, 5 if number == 1 else 3, stride=2)))
-        stages += [(f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, count + 1)]
-        before = width
-    return nn.Sequential(OrderedDict([*stages, ("pool", MeanPool()), ("linear", nn.Linear(before, classes, bias=False))]))
+    in_channels = channels
+    for number, (width, num_blocks) in enumerate(zip(widths, blocks, strict=True), 1):
+        stages.append((f"stage{number}", convolution(in_channels, width, 5 if number == 1 else 3, stride=2)))
+        stages += [(f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, num_blocks + 1)]
+        in_channels = width
+    return nn.Sequential(OrderedDict([*stages, ("pool", MeanPool()), ("linear", nn.Linear(in_channels, classes, bias=False))]))
 
 
 class WideBlock(nn.Module):
-    """Two 3x3 convolutions, each after BatchNorm and ReLU, beside a shortcut: float (N, C, H, W) -> (N, K, H / stride, W / stride)."""
+    """A shortcut beside two 3x3 convolutions after BatchNorm and ReLU: float (N, C, H, W) -> (N, K, H / stride, W / stride)."""
 
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(before), nn.BatchNorm2d(after)
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(before, after, 1, stride, bias=False) if (before, stride) != (after, 1) else None
+        self.norm1, self.norm2 = nn.BatchNorm2d(in_channels), nn.BatchNorm2d(out_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        same_shape = (in_channels, stride) == (out_channels, 1)
+        self.shortcut = None if same_shape else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        ready = torch.relu(self.norm1(x))
-        skipped = x if self.shortcut is None else self.shortcut(ready)
-        out: torch.Tensor = skipped + self.conv2(torch.relu(self.norm2(self.conv1(ready))))
+        activated = torch.relu(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        out: torch.Tensor = shortcut + self.conv2(torch.relu(self.norm2(self.conv1(activated))))
         return out
 
 
 def wide_residual(channels: int = 1, classes: int = 10, *, depth: int, widen: int) -> nn.Module:
-    """Return a wide residual network (WRN) for pictures of any size: float (N, channels, H, W) -> logits (N, classes).
+    """Return a wide residual network (WRN) for images of any size: float (N, channels, H, W) -> logits (N, classes).
 
-    Three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `widen` channels, at the picture's own size, a half and a
-    quarter of it: as accurate as any on small pictures, and heavy. For a GPU.
+    Three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `widen` channels, at the image's full size, half and
+    a quarter of it. Very accurate on small images, but slow without a GPU.
 
     >>> sum(p.numel() for p in wide_residual(3, 10, depth=28, widen=10).parameters())
     36479194
@@ -122,13 +123,13 @@ def wide_residual(channels: int = 1, classes: int = 10, *, depth: int, widen: in
     Source: Zagoruyko & Komodakis, "Wide Residual Networks" (arXiv 1605.07146), without dropout.
     """
     layers: list[tuple[str, nn.Module]] = [("stem", nn.Conv2d(channels, 16, 3, padding=1, bias=False))]
-    before = 16
+    in_channels = 16
     for number, width in enumerate((16, 32, 64), 1):
         for k in range(1, (depth - 4) // 6 + 1):
-            layers.append((f"stage{number}_block{k}", WideBlock(before, width * widen, 2 if number > 1 and k == 1 else 1)))
-            before = width * widen
-    layers += [("norm", nn.BatchNorm2d(before)), ("relu", nn.ReLU(inplace=True)), ("pool", MeanPool())]
-    return nn.Sequential(OrderedDict([*layers, ("linear", nn.Linear(before, classes))]))
+            layers.append((f"stage{number}_block{k}", WideBlock(in_channels, width * widen, 2 if number > 1 and k == 1 else 1)))
+            in_channels = width * widen
+    layers += [("norm", nn.BatchNorm2d(in_channels)), ("relu", nn.ReLU(inplace=True)), ("pool", MeanPool())]
+    return nn.Sequential(OrderedDict([*layers, ("linear", nn.Linear(in_channels, classes))]))
 
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
@@ -139,7 +140,7 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "large": partial(residual, widths=(32, 64, 128), blocks=(1, 1, 1)),
     "broad": partial(residual, widths=(40, 80, 160), blocks=(1, 1, 1)),
     "huge": partial(residual, widths=(48, 96, 192), blocks=(2, 1, 1)),
-    # For GPUs, whose matrix units work on channels by the 64.
+    # For GPUs, whose matrix units process channels in multiples of 64.
     "giant": partial(residual, widths=(64, 128, 256), blocks=(2, 2, 2)),
     "wrn-16-4": partial(wide_residual, depth=16, widen=4),
     "wrn-28-10": partial(wide_residual, depth=28, widen=10),
