@@ -142,7 +142,7 @@ def main() -> None:
     for folder in arguments.photos:
         entries = list_images(folder).entries
         labels = torch.tensor([known[normalize_class_name(entry.label)] for entry in entries])
-        sets[f"photographs: {folder.name}"] = ([open_photo(entry.file) for entry in entries], labels)
+        sets[f"photographs: {folder.name}"] = ([open_photo(entry.path) for entry in entries], labels)
     rows, times = [], list[float]()
     for title, (images, labels) in sets.items():
         prepared = []

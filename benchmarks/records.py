@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gingham.io import replacing, write_json, write_text
+from gingham.io import atomic_write, write_json, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def write_record(
     }
     if predictions is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "predictions.npz") as temporary, temporary.open("wb") as file:
+        with atomic_write(folder / "predictions.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, predicted=np.stack([predicted.numpy().astype(np.uint8) for predicted in predictions]))
     write_json(folder / "record.json", record)
     write_table()

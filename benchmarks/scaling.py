@@ -31,7 +31,7 @@ from gingham.data.idx import IDX_FILES
 from gingham.device import choose_device, describe_environment
 
 RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, tta="none", shift_pixels=1)
-COUNTS = (6_000, 60_000, 600_000)
+NUMBER_KEYS = (6_000, 60_000, 600_000)
 SIZES = (28, 64, 224)
 LARGE = 4_000_000  # images of 28x28: 3.1 GB
 LIMIT = 2 << 30  # bytes of memory for the mapped run, including file pages
@@ -141,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as temporary, memory_limit(LIMIT) as cgroup:
         root = Path(temporary)
         cases: list[tuple[str, Path, int, Path | None]] = []
-        for count in COUNTS:
+        for count in NUMBER_KEYS:
             repeat(root / f"{count}", count, 28)
             cases.append((f"{count:,} pictures of 28x28", root / f"{count}", 300, None))
         table("Number of pictures", cases)

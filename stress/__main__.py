@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src"), str(ROOT / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"  # two checks run at a time; more threads would compete for the cores
 
 try:
-    from gingham.text import render  # needs the paths set above
+    from gingham.text import render_table  # needs the paths set above
     from stress import distributed, fuzz, kill, load, resources
     from stress.outcomes import Check, Outcome
 except ImportError as error:
@@ -83,7 +83,7 @@ def main() -> int:
         counts = [f"{number:,}" for number in (outcome.tried, outcome.survived(), len(outcome.lost))]
         rows.append([name, CHECKS[name].unit, *counts, f"{seconds:.0f}"])
         lost += [f"{name}: {message}" for message in outcome.lost]
-    print(render(["check", "of", "tried", "survived", "lost", "seconds"], rows))
+    print(render_table(["check", "of", "tried", "survived", "lost", "seconds"], rows))
     print()
     for name in selected:
         if results[name][0].figures:

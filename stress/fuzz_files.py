@@ -207,7 +207,7 @@ class Npz:
             assert not len(labels) or 0 <= labels.min() <= labels.max() < len(raw.classes)
         assert len(set(raw.classes)) == len(raw.classes)
         assert all(isinstance(name, str) for name in raw.classes)
-        assert 0 <= raw.validation <= len(raw.labels)
+        assert 0 <= raw.num_validation <= len(raw.labels)
 
     def check_load_data(self, path: Path) -> None:
         data = load_data(str(path), validation=2)
@@ -428,10 +428,10 @@ class Tables:
             assert entry.split in SPLIT_ORDER
             assert entry.label in listing.classes
             if path.is_dir():
-                assert path in entry.file.parents
+                assert path in entry.path.parents
             else:
                 expected = path.parent / entry.name
-                assert unicodedata.normalize("NFC", str(entry.file)) == unicodedata.normalize("NFC", str(expected))
+                assert unicodedata.normalize("NFC", str(entry.path)) == unicodedata.normalize("NFC", str(expected))
         assert len(set(listing.classes)) == len(listing.classes)
 
     def check_read(self, path: Path, variant: int) -> None:

@@ -37,7 +37,7 @@ def make_dataset(folder: Path, train: int = 300, test: int = 80, classes: int = 
     return folder
 
 
-class Done:
+class CommandResult:
     """How a command ended: its exit code and what it printed."""
 
     def __init__(self, code: int, stdout: str, stderr: str) -> None:
@@ -50,7 +50,7 @@ class Command:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, *arguments: object, code: int = 0, process: bool = False) -> Done:
+    def __call__(self, *arguments: object, code: int = 0, process: bool = False) -> CommandResult:
         done = self.start(*arguments) if process else self.call(*arguments)
         assert done.code == code, f"exit {done.code}, not {code}\n{done.stdout}\n{done.stderr}"
         if code == 2:
@@ -59,7 +59,7 @@ class Command:
             assert done.stderr.count("\n") == 1, f"more than one line: {done.stderr}"
         return done
 
-    def call(self, *arguments: object) -> Done:
+    def call(self, *arguments: object) -> CommandResult:
         from gingham.cli.app import main
 
         out, err = io.StringIO(), io.StringIO()
@@ -67,19 +67,19 @@ class Command:
             try:
                 main(list(map(str, arguments)))
             except SystemExit as stop:
-                return Done(stop.code, out.getvalue(), err.getvalue())
+                return CommandResult(stop.code, out.getvalue(), err.getvalue())
         raise AssertionError("main always exits")
 
-    def start(self, *arguments: object) -> Done:
+    def start(self, *arguments: object) -> CommandResult:
         line = [sys.executable, "-m", "gingham", *map(str, arguments)]
         done = subprocess.run(line, cwd=self.folder, capture_output=True, text=True, timeout=300, check=False)
-        return Done(done.returncode, done.stdout, done.stderr)
+        return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
 SHIRT = [(30, 20), (70, 20), (98, 45), (88, 60), (76, 52), (76, 100), (24, 100), (24, 52), (12, 60), (2, 45)]  # of 100 by 120
 
 
-def drawn(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0.0):
+def draw_garment_photo(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0.0):
     """A shirt on a ground, and where it is."""
     random = np.random.default_rng(0)
     there = Image.new("1", size)
@@ -90,7 +90,7 @@ def drawn(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), mask
 
 
-GROUNDS = [
+COLOURS_AND_BACKGROUNDS = [
     ((40, 60, 120), (255, 255, 255)),  # dark on white
     ((230, 230, 225), (60, 30, 20)),  # light on dark
     ((200, 40, 40), (150, 150, 150)),  # a colour of the ground's brightness

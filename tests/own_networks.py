@@ -1,4 +1,4 @@
-"""Networks as users write them, healthy and sick, for `--model` and the doctor."""
+"""Networks as users write them, with and without faults, for `--model` and the checks of runs."""
 
 import torch
 import torch.nn.functional as F

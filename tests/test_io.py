@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gingham import GinghamError, RunError
-from gingham.io import read_json, replacing, write_json, write_text
+from gingham.io import atomic_write, read_json, write_json, write_text
 
 
 def test_writing_replaces_a_file_and_leaves_no_temporary_file(tmp_path):
@@ -24,7 +24,7 @@ def test_a_failed_write_leaves_the_file_unchanged(tmp_path):
         temporary.write_text("half")
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         fail(temporary)
     assert path.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
@@ -36,8 +36,8 @@ def test_a_kill_during_a_write_leaves_the_file_unchanged(tmp_path):
     script = f"""
 import os, signal
 from pathlib import Path
-from gingham.io import replacing
-with replacing(Path({str(path)!r})) as temporary:
+from gingham.io import atomic_write
+with atomic_write(Path({str(path)!r})) as temporary:
     temporary.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -1,6 +1,8 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gingham.text import count, render
+from gingham.text import count, natural_key, render_table
 
 
 @pytest.mark.parametrize(
@@ -14,7 +16,7 @@ def test_count_has_three_digits_from_10_000_on(number, expected):
 
 
 def test_tables_are_aligned_and_keep_markup_as_text():
-    text = render(["name", "kind<", "size"], [["a", "x", "1"], ["[bold]b[/]", "longer", "1000"]])
+    text = render_table(["name", "kind<", "size"], [["a", "x", "1"], ["[bold]b[/]", "longer", "1000"]])
     lines = text.splitlines()
     assert lines[0] == "name       kind   size"
     assert lines[2] == "a          x         1"
@@ -22,6 +24,15 @@ def test_tables_are_aligned_and_keep_markup_as_text():
 
 
 def test_wide_tables_are_not_truncated():
-    text = render(["name", "text<"], [["a" * 300, "b" * 300]])
+    text = render_table(["name", "text<"], [["a" * 300, "b" * 300]])
     assert "a" * 300 in text
     assert "b" * 300 in text
+
+
+@given(st.lists(st.text(max_size=6)))
+def test_natural_order_does_not_depend_on_the_input_order(names):
+    ordered = sorted(names, key=natural_key)
+    names.reverse()
+    assert sorted(names, key=natural_key) == ordered
+    numbers = [name for name in ordered if name.isascii() and name.isdigit()]
+    assert [int(name) for name in numbers] == sorted(map(int, numbers))

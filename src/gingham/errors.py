@@ -19,10 +19,10 @@ class GinghamError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(sentence(message))
+        super().__init__(format_message(message))
 
 
-def sentence(message: str) -> str:
+def format_message(message: str) -> str:
     """Return a message as `GinghamError` shows it: one line, printable characters only, at most MAX_LENGTH of them."""
     message = _shorten(message)
     return message if message.isprintable() else _shorten("".join(map(_escape, message)))

@@ -25,7 +25,7 @@ def cache_folder() -> Path:
     return platformdirs.user_cache_path("gingham")
 
 
-def require_plain(path: Path) -> None:
+def require_regular_file(path: Path) -> None:
     """Raise an OSError unless `path` is a regular file or a folder: reading a pipe or a device may never end."""
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails with a clear error of its own
@@ -33,12 +33,12 @@ def require_plain(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; when the block succeeds, it replaces `path` atomically.
 
     If the block raises or the process dies, `path` is unchanged.
 
-    >>> with replacing(Path("notes.txt")) as temporary:
+    >>> with atomic_write(Path("notes.txt")) as temporary:
     ...     _ = temporary.write_text("whole or not at all")
 
     Raises
@@ -110,7 +110,7 @@ def _sync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -144,7 +144,7 @@ def read_json(path: Path) -> dict[str, Any]:
         RunError: the file is missing, unreadable, over 64 MiB, not JSON, or not an object.
     """
     try:
-        require_plain(path)
+        require_regular_file(path)
         if path.stat().st_size > 64 << 20:
             raise RunError(f"{path} is over 64 MiB; a run's JSON is far smaller, so take the file from its source again")
         value = parse_json(path.read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: M
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(_contiguous(tensors), temporary, metadata=dict(metadata) if metadata else None)
         except SafetensorError as error:  # also raised instead of an OSError when the disk is full
@@ -189,7 +189,7 @@ def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]"
     from safetensors import SafetensorError, safe_open
 
     try:
-        require_plain(path)
+        require_regular_file(path)
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gingham.errors import GinghamError
-from gingham.io import replacing
+from gingham.io import atomic_write
 
 INK, BLUE, RUST, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#ffffff"
 BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
@@ -173,7 +173,7 @@ def write_figure(figure: Figure, file: Path) -> Path:
         raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name with --out")
     if file.exists() and not _drawn_by_gingham(file):
         raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})
     return file
 

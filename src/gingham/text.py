@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def render(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table with the first column left-aligned and the others right-aligned, except those whose name ends in `<`."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
     for index, column in enumerate(columns):

@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -33,3 +36,17 @@ def test_the_default_dataset_is_fashion_mnist(command, run_json, fashion_mnist_f
     assert (statistics["images"], statistics["splits"]) == (70000, {"train": 60000, "test": 10000})
     assert statistics["mean"] == pytest.approx(0.2860, abs=1e-4)
     assert "T-shirt/top" in command("show").stdout
+
+
+def test_show_draws_a_batch_as_the_recipe_photo_augments_it(command, fashion_mnist_folder):
+    plain, augmented = (
+        json.loads(command("show", "--batch", 64, "--recipe", recipe, "--out", f"{recipe}.png", "--json").stdout)["batch"]
+        for recipe in ("fast-94", "photo")
+    )
+    assert plain["labels"] == augmented["labels"]
+    assert (command.folder / "fast-94.png").read_bytes() != (command.folder / "photo.png").read_bytes()
+
+
+def test_show_rejects_the_recipe_photo_for_colour_images(command, tmp_path):
+    np.savez(tmp_path / "colours.npz", images=np.zeros((40, 8, 8, 3), np.uint8), labels=np.arange(40) % 2)
+    assert "3 channels" in command("show", tmp_path / "colours.npz", "--batch", 8, "--recipe", "photo", code=2).stderr

@@ -128,7 +128,7 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         return image.convert("L")
 
     monkeypatch.setattr(decode, "to_8_bit", convert_slowly)
-    monkeypatch.setattr(decode, "LARGE", 50)
+    monkeypatch.setattr(decode, "LARGE_PIXELS", 50)
     files = [tmp_path / f"{number}.png" for number in range(6)]
     for file in files:
         Image.new("L", (9, 9)).save(file)

@@ -3,15 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 import gingham
 from dataset_files import add_unreadable_files, make_image_folder, save_image
 from gingham import DataError, load_data
 from gingham.data.load_data import load_unchecked
-from gingham.text import natural_key
 
 pytestmark = pytest.mark.usefixtures("pack_folder")
 
@@ -20,15 +17,6 @@ def test_classes_are_in_natural_order(tmp_path):
     names = ["10", "2", "1", "B", "a", "é", "b10", "b9"]
     data = load_data(str(make_image_folder(tmp_path / "d", dict.fromkeys(names, 4))))
     assert data.classes == ("1", "2", "10", "B", "a", "b9", "b10", "é")
-
-
-@given(st.lists(st.text(max_size=6)))
-def test_natural_order_does_not_depend_on_the_input_order(names):
-    ordered = sorted(names, key=natural_key)
-    names.reverse()
-    assert sorted(names, key=natural_key) == ordered
-    numbers = [name for name in ordered if name.isascii() and name.isdigit()]
-    assert [int(name) for name in numbers] == sorted(map(int, numbers))
 
 
 def test_more_than_255_classes_are_loaded(tmp_path):

@@ -15,7 +15,7 @@ import gingham
 from gingham.deploy.page import model_metadata
 from gingham.models.networks import NETWORKS
 from gingham.models.registry import build_classifier
-from helpers import ROOT, drawn, make_dataset
+from helpers import ROOT, draw_garment_photo, make_dataset
 
 
 def predict_onnx(file, images):
@@ -189,12 +189,12 @@ def test_without_held_out_images_the_training_images_are_compared(quadrants, tmp
 def test_the_example_predicts_as_the_library_does_without_torch(tmp_path, fashion_mnist):
     run = gingham.load_packaged()
     gingham.export(run, tmp_path / "model.onnx", fashion_mnist)
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
-    drawn((200, 40, 40), (150, 150, 150), texture=6)[0].save(tmp_path / "other.jpg")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
+    draw_garment_photo((200, 40, 40), (150, 150, 150), texture=6)[0].save(tmp_path / "other.jpg")
     Image.fromarray(fashion_mnist.train.images[0, 0].numpy()).save(tmp_path / "own.png")
     files = ["shirt.png", "other.jpg", "own.png"]
     script = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    example = ROOT / "examples" / "onnx_answers.py"
+    example = ROOT / "examples" / "onnx_predict.py"
     done = subprocess.run(
         [sys.executable, "-c", script, example, "model.onnx", *files], cwd=tmp_path, capture_output=True, text=True, check=True
     )

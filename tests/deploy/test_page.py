@@ -17,7 +17,7 @@ from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, features, gallery
 from gingham.inference.predict import preprocess
-from helpers import GROUNDS, drawn
+from helpers import COLOURS_AND_BACKGROUNDS, draw_garment_photo
 
 pytestmark = pytest.mark.slow
 
@@ -72,8 +72,8 @@ def save_images(folder, fashion_mnist):
     """Save drawn photos, and images of the dataset, unchanged and enlarged as photos, and return their files."""
     folder.mkdir(exist_ok=True)
     files = []
-    for number, (colour, ground) in enumerate(GROUNDS):
-        photo, _ = drawn(colour, ground, texture=6)
+    for number, (colour, ground) in enumerate(COLOURS_AND_BACKGROUNDS):
+        photo, _ = draw_garment_photo(colour, ground, texture=6)
         files += [folder / f"drawn-{number}.png", folder / f"drawn-{number}.jpg"]
         photo.save(files[-2])
         photo.save(files[-1], quality=88)
@@ -124,7 +124,7 @@ def test_explanations_equal_those_of_the_library(page, packaged, fashion_mnist, 
 
 
 def test_a_chosen_image_gets_a_prediction_and_an_explanation(page, packaged, tmp_path):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     (expected,) = gingham.predict(packaged, [tmp_path / "shirt.png"])
     page.set_input_files("#file", tmp_path / "shirt.png")
     page.wait_for_selector("#like li", timeout=60_000)
@@ -140,7 +140,7 @@ def test_a_chosen_image_gets_a_prediction_and_an_explanation(page, packaged, tmp
 
 @pytest.mark.parametrize("event", ["paste", "drop"])
 def test_a_pasted_or_dropped_image_gets_a_prediction(page, event, tmp_path):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     content = base64.b64encode((tmp_path / "shirt.png").read_bytes()).decode()
     page.evaluate(
         """([event, content]) => {
@@ -170,7 +170,7 @@ def test_unreadable_files_show_a_one_line_error(page, name, content, message, tm
     text = page.inner_text("#error")
     assert message in text
     assert "\n" not in text
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     page.set_input_files("#file", tmp_path / "shirt.png")
     page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
 
@@ -218,7 +218,7 @@ def test_drawing_works_with_a_pointer(page):
 @pytest.mark.parametrize("width", [320, 390, 768, 1200])
 def test_nothing_is_wider_than_the_screen(page, width, tmp_path):
     page.set_viewport_size({"width": width, "height": 800})
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     page.set_input_files("#file", tmp_path / "shirt.png")
     page.wait_for_selector("#like li", timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -10,7 +10,7 @@ from PIL import Image
 
 import gingham
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
-from helpers import GROUNDS, drawn
+from helpers import COLOURS_AND_BACKGROUNDS, draw_garment_photo
 
 pytestmark = pytest.mark.slow
 
@@ -82,10 +82,10 @@ def largest_difference(a, b):
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 
-@pytest.mark.parametrize(("colour", "ground"), GROUNDS)
+@pytest.mark.parametrize(("colour", "ground"), COLOURS_AND_BACKGROUNDS)
 @pytest.mark.parametrize("corner", [(50, 80), (95, 155), (20, 20)])
 def test_drawn_garments(page, tmp_path, colour, ground, corner):
-    drawn(colour, ground, corner=corner, texture=6)[0].save(tmp_path / "photo.png")
+    draw_garment_photo(colour, ground, corner=corner, texture=6)[0].save(tmp_path / "photo.png")
     check_equal(page, tmp_path / "photo.png")
 
 
@@ -116,7 +116,7 @@ def test_garments_of_the_dataset(page, tmp_path, fashion_mnist, background):
 
 
 def test_transparent_files(page, tmp_path):
-    photo, mask = drawn((250, 250, 250), (255, 255, 255), texture=6)
+    photo, mask = draw_garment_photo((250, 250, 250), (255, 255, 255), texture=6)
     photo.putalpha(Image.fromarray((mask * 255).astype(np.uint8)).resize(photo.size).rotate(3, Image.Resampling.BICUBIC))
     photo.save(tmp_path / "photo.png")
     assert "cut out already" in check_equal(page, tmp_path / "photo.png").notes[1]
@@ -129,7 +129,7 @@ def test_transparent_files(page, tmp_path):
 
 
 def test_an_image_that_is_negative_already(page, tmp_path):
-    drawn((140, 140, 140), (0, 0, 0), texture=4)[0].convert("L").save(tmp_path / "photo.png")
+    draw_garment_photo((140, 140, 140), (0, 0, 0), texture=4)[0].convert("L").save(tmp_path / "photo.png")
     assert "kept" in check_equal(page, tmp_path / "photo.png").notes[3]
 
 
@@ -149,7 +149,7 @@ def test_models_of_other_datasets(page, tmp_path, shape, background):
     random = np.random.default_rng(0)
     for number, size in enumerate([(300, 400), (640, 97), (27, 31), (1600, 900)]):
         small = Image.fromarray(random.integers(0, 256, (size[1] // 9 + 1, size[0] // 9 + 1, 3), dtype=np.uint8))
-        image = small.resize(size) if number % 2 else drawn((30, 30, 60), (220, 215, 205), size=size, texture=5)[0]
+        image = small.resize(size) if number % 2 else draw_garment_photo((30, 30, 60), (220, 215, 205), size=size, texture=5)[0]
         image.save(tmp_path / "photo.png")
         check_equal(page, tmp_path / "photo.png", model)
 
@@ -176,7 +176,7 @@ def test_an_image_of_the_models_input_size_is_not_changed(page, tmp_path):
 def test_photos_are_rotated_as_their_exif_data_says(page, tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    photo, _ = drawn((40, 60, 120), (200, 180, 150), size=(310, 420), texture=6)
+    photo, _ = draw_garment_photo((40, 60, 120), (200, 180, 150), size=(310, 420), texture=6)
     photo.save(tmp_path / "photo.jpg", exif=exif, quality=90)
     check_equal(page, tmp_path / "photo.jpg")
 
@@ -189,7 +189,7 @@ def test_photos_are_rotated_as_their_exif_data_says(page, tmp_path, orientation)
     ],
 )  # fmt: skip
 def test_all_file_formats_and_modes(page, tmp_path, mode, file):
-    drawn((40, 60, 120), (200, 180, 150), texture=6)[0].convert(mode).save(tmp_path / file)
+    draw_garment_photo((40, 60, 120), (200, 180, 150), texture=6)[0].convert(mode).save(tmp_path / file)
     check_equal(page, tmp_path / file)
 
 
@@ -197,14 +197,14 @@ def test_all_file_formats_and_modes(page, tmp_path, mode, file):
     ("size", "file"), [((1300, 1700), "photo.jpg"), ((4000, 3000), "photo.jpg"), ((3600, 4601), "photo.png")]
 )
 def test_photos_of_the_size_of_a_phone(page, tmp_path, size, file):
-    photo, _ = drawn((40, 60, 120), (200, 180, 150), texture=9)
+    photo, _ = draw_garment_photo((40, 60, 120), (200, 180, 150), texture=9)
     photo.resize(size, Image.Resampling.BICUBIC).save(tmp_path / file, quality=85, compress_level=1)
     check_equal(page, tmp_path / file)
 
 
 def test_larger_photos_are_halved_to_save_memory(page, tmp_path):
     """Python does not halve them, so that the results differ by rounding."""
-    photo, _ = drawn((40, 60, 120), (200, 180, 150), texture=9)
+    photo, _ = draw_garment_photo((40, 60, 120), (200, 180, 150), texture=9)
     photo.resize((5203, 5120), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg", quality=85)
     result, prepared = in_browser(page, tmp_path / "photo.jpg", steps=False), in_python(tmp_path / "photo.jpg")
     assert result["size"] == [2602, 2560]
@@ -261,7 +261,7 @@ def test_resampling_equals_that_of_pillow(page):
 
 def test_memory_of_opencv_is_freed(page, tmp_path):
     """A large matrix gets the same address each time only if the earlier ones were freed."""
-    drawn((40, 60, 120), (200, 180, 150), texture=6)[0].save(tmp_path / "photo.png")
+    draw_garment_photo((40, 60, 120), (200, 180, 150), texture=6)[0].save(tmp_path / "photo.png")
     page.set_input_files("input", tmp_path / "photo.png")
     script = """async (model) => {
       const photo = await GinghamPhotos.openPhoto(document.querySelector('input').files[0]);

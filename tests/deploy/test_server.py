@@ -26,7 +26,7 @@ from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, features, gallery
 from gingham.inference.predict import preprocess
-from helpers import drawn
+from helpers import draw_garment_photo
 from http_requests import (
     FORM_HEADERS,
     PNG_HEADERS,
@@ -57,7 +57,7 @@ def assert_equal_prediction(entry, prediction):
 
 
 def test_responses_equal_predict_for_one_image_and_for_several(client, packaged, tmp_path):
-    photo, _ = drawn((40, 60, 120), (255, 255, 255), texture=4)
+    photo, _ = draw_garment_photo((40, 60, 120), (255, 255, 255), texture=4)
     files = {
         "coat.png": encode_image(photo),
         "coat.jpg": encode_image(photo, "JPEG"),
@@ -96,7 +96,7 @@ def test_pytorch_onnx_and_http_give_the_same_probabilities(client, packaged, tmp
         assert (probabilities.argmax(1) == expected.argmax(1)).all()
 
 
-TRUNCATED = encode_image(drawn((40, 60, 120), (255, 255, 255))[0], "JPEG")[:3000]
+TRUNCATED = encode_image(draw_garment_photo((40, 60, 120), (255, 255, 255))[0], "JPEG")[:3000]
 LARGE, BOMB = encode_image(Image.new("1", (9000, 6000))), encode_image(Image.new("1", (40_000, 40_000)))
 
 
@@ -195,7 +195,7 @@ def test_the_page_may_run_only_its_own_script_and_contact_only_its_host(client):
 
 
 def test_an_explanation_equals_that_of_the_library(packaged, fashion_mnist):
-    photo, _ = drawn((40, 60, 120), (255, 255, 255), texture=4)
+    photo, _ = draw_garment_photo((40, 60, 120), (255, 255, 255), texture=4)
     with TestClient(serving.create_app(packaged, lambda: fashion_mnist.train)) as client:
         response = client.post("/predict?explain=true", content=encode_image(photo), headers=PNG_HEADERS)
     (entry,) = response.json()["predictions"]

@@ -5,7 +5,7 @@ import pytest
 
 import gingham
 from gingham.inference.packaged_model import PACKAGED
-from helpers import drawn, make_dataset
+from helpers import draw_garment_photo, make_dataset
 
 
 def make_photo_folders(folder, counts, *, split=""):
@@ -14,7 +14,7 @@ def make_photo_folders(folder, counts, *, split=""):
         class_folder = folder / split / name
         class_folder.mkdir(parents=True)
         for k in range(count):
-            drawn((40 + 30 * class_number, 60, 20 * k), (255, 255, 255))[0].save(class_folder / f"{k}.png")
+            draw_garment_photo((40 + 30 * class_number, 60, 20 * k), (255, 255, 255))[0].save(class_folder / f"{k}.png")
     return folder
 
 

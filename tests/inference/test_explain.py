@@ -5,7 +5,7 @@ from PIL import Image
 
 import gingham
 from gingham.inference.explain import occlusion
-from helpers import drawn
+from helpers import draw_garment_photo
 
 
 def test_occlusion_is_nonzero_only_around_the_pixel_that_the_network_uses():
@@ -26,7 +26,7 @@ def test_occlusion_is_nonzero_only_around_the_pixel_that_the_network_uses():
 def test_explanations_of_files_with_the_same_name_get_distinct_names(command):
     for folder in ("one", "two"):
         (command.folder / folder).mkdir()
-        drawn((40, 60, 120), (255, 255, 255))[0].save(command.folder / folder / "shirt.png")
+        draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / folder / "shirt.png")
     done = command("predict", "one/shirt.png", "two/shirt.png", "--explain", "--out", "why", "--json")
     files = [entry["file"] for entry in json.loads(done.stdout)]
     assert files == ["why/shirt-explained.png", "why/shirt-explained-2.png"]
@@ -36,7 +36,7 @@ def test_explanations_of_files_with_the_same_name_get_distinct_names(command):
 
 
 def test_a_figure_that_cannot_be_written_does_not_prevent_the_prediction(command):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
     (command.folder / "shirt-explained.png").write_text("the user's own")
     done = command("predict", "shirt.png", "--explain")
     assert done.stdout.startswith("shirt.png: ")

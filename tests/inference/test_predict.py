@@ -7,7 +7,7 @@ from PIL import Image
 
 import gingham
 from gingham.inference.predict import mean_probabilities, preprocess
-from helpers import drawn
+from helpers import draw_garment_photo
 
 
 def catalogue_photo(image, colour=(0.6, 0.8, 1.0)):
@@ -45,7 +45,7 @@ def test_an_image_of_the_dataset_is_predicted_without_preprocessing(tmp_path, pa
 
 
 def test_the_probabilities_of_a_photo_are_the_mean_over_its_framings(packaged):
-    photo, _ = drawn((40, 60, 120), (255, 255, 255))
+    photo, _ = draw_garment_photo((40, 60, 120), (255, 255, 255))
     prediction = gingham.predict(packaged, [photo])[0]
     framings = torch.from_numpy(prediction.prepared.framings)
     mean = packaged.model.predict(framings).probabilities.mean(dim=0)
@@ -56,7 +56,7 @@ def test_the_probabilities_of_a_photo_are_the_mean_over_its_framings(packaged):
 
 
 def test_photos_get_the_same_predictions_together_and_alone(packaged):
-    photos = [drawn((20 * k, 60, 120), (255, 255, 255 - 30 * k))[0] for k in range(5)]
+    photos = [draw_garment_photo((20 * k, 60, 120), (255, 255, 255 - 30 * k))[0] for k in range(5)]
     together = gingham.predict(packaged, photos)
     for photo, prediction in zip(photos, together, strict=True):
         alone = gingham.predict(packaged, [photo])[0]
@@ -66,7 +66,7 @@ def test_photos_get_the_same_predictions_together_and_alone(packaged):
 
 
 def test_prepare_none_only_resizes_and_auto_keeps_model_inputs(packaged):
-    photo, _ = drawn((40, 60, 120), (255, 255, 255))
+    photo, _ = draw_garment_photo((40, 60, 120), (255, 255, 255))
     prepared = preprocess(packaged, photo, "none")
     expected = np.asarray(photo.convert("L").resize((28, 28), Image.Resampling.BOX))
     assert np.array_equal(prepared.image[0], expected)
@@ -80,7 +80,7 @@ def test_prepare_none_only_resizes_and_auto_keeps_model_inputs(packaged):
 
 
 def test_the_command_prints_each_prediction_and_the_steps_of_a_few(command):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.jpg")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.jpg")
     done = command("predict", "shirt.jpg")
     first, *notes = done.stdout.splitlines()
     assert first.startswith("shirt.jpg: ")
@@ -91,7 +91,7 @@ def test_the_command_prints_each_prediction_and_the_steps_of_a_few(command):
 
 
 def test_the_command_prints_predictions_as_json(command):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
     (entry,) = json.loads(command("predict", "shirt.png", "--json").stdout)
     assert {"image", "label", "confidence", "probabilities", "unsure"} <= set(entry)
     assert entry["image"] == "shirt.png"
@@ -101,7 +101,7 @@ def test_the_command_prints_predictions_as_json(command):
 
 
 def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
     (command.folder / "text.png").write_text("not an image")
     done = command.call("predict", "text.png", "shirt.png", "gone.png", "--json")
     assert done.code == 2
@@ -125,7 +125,7 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
     ],
 )
 def test_invalid_options_are_errors(command, arguments, message):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
     assert message in command("predict", "shirt.png", *arguments, code=2).stderr
 
 
@@ -145,17 +145,3 @@ def test_a_model_of_colour_images_gets_whole_photos(command, tmp_path):
     assert [step["step"] for step in entry["steps"]] == ["size"]
     result = json.loads(command("evaluate", "run", "--data", tmp_path / "colours", "--json").stdout)
     assert result["split"] == "validation", "the run's own data are not treated as photos"
-
-
-def test_show_draws_a_batch_as_the_recipe_photo_augments_it(command, fashion_mnist_folder):
-    plain, augmented = (
-        json.loads(command("show", "--batch", 64, "--recipe", recipe, "--out", f"{recipe}.png", "--json").stdout)["batch"]
-        for recipe in ("fast-94", "photo")
-    )
-    assert plain["labels"] == augmented["labels"]
-    assert (command.folder / "fast-94.png").read_bytes() != (command.folder / "photo.png").read_bytes()
-
-
-def test_show_rejects_the_recipe_photo_for_colour_images(command, tmp_path):
-    np.savez(tmp_path / "colours.npz", images=np.zeros((40, 8, 8, 3), np.uint8), labels=np.arange(40) % 2)
-    assert "3 channels" in command("show", tmp_path / "colours.npz", "--batch", 8, "--recipe", "photo", code=2).stderr

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from gingham.errors import DataError
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
-from helpers import GROUNDS, drawn
+from helpers import COLOURS_AND_BACKGROUNDS, draw_garment_photo
 
 
 def garment_mask(prepared):
@@ -23,7 +23,7 @@ def iou(mask, other):
 
 def expected_mask():
     """Return the mask of the shirt alone, filling the frame as the garments of the dataset do."""
-    mask = drawn((0, 0, 0), (255, 255, 255))[1]
+    mask = draw_garment_photo((0, 0, 0), (255, 255, 255))[1]
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     crop = Image.fromarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
     width, height = crop.size
@@ -34,10 +34,10 @@ def expected_mask():
     return np.asarray(frame) > 100
 
 
-@pytest.mark.parametrize(("colour", "background"), GROUNDS)
+@pytest.mark.parametrize(("colour", "background"), COLOURS_AND_BACKGROUNDS)
 @pytest.mark.parametrize("corner", [(50, 80), (95, 155), (20, 20)])
 def test_garments_of_any_colour_and_position_are_segmented(colour, background, corner):
-    photo, _ = drawn(colour, background, corner=corner, texture=6)
+    photo, _ = draw_garment_photo(colour, background, corner=corner, texture=6)
     prepared = prepare_garment(photo)
     assert prepared.image.shape == (1, 28, 28)
     assert prepared.image.dtype == np.uint8
@@ -48,7 +48,7 @@ def test_garments_of_any_colour_and_position_are_segmented(colour, background, c
 
 
 def test_every_step_is_kept_with_its_image_and_note():
-    prepared = prepare_garment(drawn((40, 60, 120), (255, 255, 255))[0])
+    prepared = prepare_garment(draw_garment_photo((40, 60, 120), (255, 255, 255))[0])
     assert [step.name for step in prepared.steps] == ["photo", "garment", "crop", "tone", "contrast", "size", "narrower"]
     assert prepared.notes[0] == "looked at 120x160 pixels"
     assert "made negative" in prepared.notes[3]
@@ -63,7 +63,7 @@ def test_every_step_is_kept_with_its_image_and_note():
 
 def test_dark_cloth_becomes_lighter_than_light_cloth():
     """As in the dataset, whose images are negatives. The shirt has a light and a dark half."""
-    photo, mask = drawn((90, 90, 90), (255, 255, 255))
+    photo, mask = draw_garment_photo((90, 90, 90), (255, 255, 255))
     pixels = np.array(photo)
     pixels[:, 150:][mask[:, 150:]] = 20
     image = prepare_garment(Image.fromarray(pixels)).image[0]
@@ -71,7 +71,7 @@ def test_dark_cloth_becomes_lighter_than_light_cloth():
 
 
 def test_a_negative_photo_is_not_inverted():
-    photo, mask = drawn((90, 90, 90), (0, 0, 0))
+    photo, mask = draw_garment_photo((90, 90, 90), (0, 0, 0))
     pixels = np.array(photo)
     pixels[:, 150:][mask[:, 150:]] = 240
     prepared = prepare_garment(Image.fromarray(pixels))
@@ -80,10 +80,10 @@ def test_a_negative_photo_is_not_inverted():
 
 
 def test_the_same_photo_always_gives_the_same_image():
-    photo, _ = drawn((200, 40, 40), (150, 150, 150), texture=20)
+    photo, _ = draw_garment_photo((200, 40, 40), (150, 150, 150), texture=20)
     first = prepare_garment(photo)
     for _ in range(3):
-        prepare_garment(drawn((1, 2, 3), (99, 99, 99), texture=9)[0])
+        prepare_garment(draw_garment_photo((1, 2, 3), (99, 99, 99), texture=9)[0])
         assert np.array_equal(prepare_garment(photo).framings, first.framings)
 
 
@@ -98,7 +98,7 @@ def test_proportions_are_kept():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path, orientation):
-    upright, _ = drawn((40, 60, 120), (255, 255, 255))
+    upright, _ = draw_garment_photo((40, 60, 120), (255, 255, 255))
     inverse = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -117,7 +117,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 
 def test_the_alpha_channel_is_used_as_the_mask():
     """A white shirt on white, which can only be found by its alpha channel."""
-    photo, mask = drawn((255, 255, 255), (255, 255, 255))
+    photo, mask = draw_garment_photo((255, 255, 255), (255, 255, 255))
     photo.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
     prepared = prepare_garment(photo)
     assert "cut out already" in prepared.notes[1]
@@ -145,7 +145,7 @@ def test_a_photo_without_a_garment_is_not_an_error_and_not_all_black(photo):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "1", "I;16", "RGBA", "YCbCr"])
 def test_every_pixel_mode_is_read(tmp_path, mode):
-    photo, _ = drawn((40, 40, 40), (250, 250, 250))
+    photo, _ = draw_garment_photo((40, 40, 40), (250, 250, 250))
     grey = np.asarray(photo.convert("L")).astype(np.uint16)
     photo = Image.fromarray(grey * 257) if mode == "I;16" else photo.convert(mode)
     file = tmp_path / ("photo.tif" if mode in ("CMYK", "I;16", "YCbCr") else "photo.png")
@@ -155,14 +155,14 @@ def test_every_pixel_mode_is_read(tmp_path, mode):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
 def test_every_format_is_read(tmp_path, suffix):
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / f"photo.{suffix}")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / f"photo.{suffix}")
     assert iou(garment_mask(prepare_garment(open_photo(tmp_path / f"photo.{suffix}"))), expected_mask()) > 0.85
 
 
 def test_unreadable_files_are_errors_with_the_reason(tmp_path):
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
-    drawn((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "valid.png")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "valid.png")
     content = (tmp_path / "valid.png").read_bytes()
     (tmp_path / "truncated.png").write_bytes(content[: len(content) // 2])
     for name, reason in (("text.jpg", "cannot identify"), ("empty.png", "it is empty"), ("truncated.png", "truncated")):
@@ -176,7 +176,7 @@ def test_unreadable_files_are_errors_with_the_reason(tmp_path):
 
 def test_any_exception_that_pillow_raises_becomes_a_data_error(monkeypatch):
     buffer = io.BytesIO()
-    drawn((40, 60, 120), (255, 255, 255))[0].save(buffer, "PNG")
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(buffer, "PNG")
     for error in (AssertionError(), MemoryError(), struct.error("unpack"), TypeError("'NoneType' object")):
         monkeypatch.setattr(Image.Image, "has_transparency_data", property(mock.Mock(side_effect=error)))
         with pytest.raises(DataError, match="cannot read the picture as a picture"):

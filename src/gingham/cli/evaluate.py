@@ -8,7 +8,7 @@ import typer
 from gingham.cli.options import Device, Json, Model
 from gingham.cli.output import format_times, print_json, print_message, try_draw
 from gingham.cli.resolve import load_named_run, load_split, require_split
-from gingham.errors import GinghamError, sentence
+from gingham.errors import GinghamError, format_message
 
 if TYPE_CHECKING:
     from gingham.runs.run import Run
@@ -60,7 +60,7 @@ def evaluate(
     from gingham.plots import draw_confusion
 
     folder = Path() if packaged else run
-    title = f"{result.accuracy:.2%} of {result.total:,} {result.pictures} right; each row in percent"
+    title = f"{result.accuracy:.2%} of {result.total:,} {result.image_noun} right; each row in percent"
     matrix, classes = result.confusion.matrix, result.confusion.classes
     figure = try_draw(draw_confusion, matrix, classes, title, folder / f"confusion-{result.split}.png")
     if as_json:
@@ -74,7 +74,9 @@ def evaluate(
     seconds = trained.metrics.get("train_seconds")
     if isinstance(seconds, (int, float)):
         print(
-            sentence(f"trained in {seconds:.1f} s (train_seconds) on {trained.environment.get('hardware', 'unknown hardware')}")
+            format_message(
+                f"trained in {seconds:.1f} s (train_seconds) on {trained.environment.get('hardware', 'unknown hardware')}"
+            )
         )
     print(f"figure: {figure or 'not written'}")
 

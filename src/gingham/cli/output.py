@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gingham.errors import GinghamError, sentence
+from gingham.errors import GinghamError, format_message
 
 if TYPE_CHECKING:
     from gingham.data.splits import DataSplits
@@ -54,7 +54,7 @@ def print_pairs(*pairs: tuple[str, object]) -> None:
     """Print labels and texts in two columns, with unprintable characters escaped, because the texts may come from files."""
     width = max(len(label) for label, _ in pairs)
     for label, text in pairs:
-        print(f"{label:<{width}}  {sentence(str(text))}")
+        print(f"{label:<{width}}  {format_message(str(text))}")
 
 
 def format_seconds(value: float | None) -> str:

@@ -75,7 +75,7 @@ def _show_batch(splits: "DataSplits", recipe: Recipe, file: Path) -> dict[str, A
 
 
 def _print_statistics(statistics: dict[str, Any]) -> None:
-    from gingham.text import render
+    from gingham.text import render_table
 
     if "batch" in statistics:
         batch = statistics["batch"]
@@ -87,7 +87,11 @@ def _print_statistics(statistics: dict[str, Any]) -> None:
         print(f"figure        {statistics['file']}")
         return
     train, test = statistics["per_class_train"], statistics["per_class_test"]
-    print(render(["class", "train", "test"], [[name, f"{train[name]:,}", f"{test[name]:,}"] for name in statistics["classes"]]))
+    print(
+        render_table(
+            ["class", "train", "test"], [[name, f"{train[name]:,}", f"{test[name]:,}"] for name in statistics["classes"]]
+        )
+    )
     duplicates = statistics["duplicates"]
     numbers = [value if isinstance(value, list) else [value] for value in (statistics["mean"], statistics["std"])]
     mean, std = (", ".join(f"{x:.4f}" for x in values) for values in numbers)

@@ -130,7 +130,7 @@ def augment(
     """
     count = len(images) if count is None else count
     batch_draws = [None if draw is None else draw[part] for draw in _draws(recipe, step, count, images)]
-    return _distorted(images, indices, recipe, epoch, batch_draws)
+    return _apply_draws(images, indices, recipe, epoch, batch_draws)
 
 
 def augment_batches(
@@ -146,7 +146,7 @@ def augment_batches(
     sizes = [len(batch) for batch in batches]
     step_draws = [_draws(recipe, batch_step, size, images) for batch_step, size in enumerate(sizes, step)]
     all_draws = [None if any(draw is None for draw in group) else torch.cat(group) for group in zip(*step_draws, strict=True)]
-    return torch.split(_distorted(images, torch.cat(list(batches)), recipe, epoch, all_draws), sizes)
+    return torch.split(_apply_draws(images, torch.cat(list(batches)), recipe, epoch, all_draws), sizes)
 
 
 def _draws(recipe: Recipe, step: int, count: int, images: torch.Tensor) -> list[torch.Tensor | None]:
@@ -163,7 +163,7 @@ def _draws(recipe: Recipe, step: int, count: int, images: torch.Tensor) -> list[
     return [flipped, offsets, centres]
 
 
-def _distorted(
+def _apply_draws(
     images: torch.Tensor, indices: torch.Tensor, recipe: Recipe, epoch: int, draws: Sequence[torch.Tensor | None]
 ) -> torch.Tensor:
     flipped, offsets, centres = (None if draw is None else draw.to(images.device) for draw in draws)

@@ -25,7 +25,7 @@ from gingham.errors import one_line
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 LARGEST_PIXELS = 120_000_000  # more than phones take; 480 MB once decoded
-LARGE = 16_000_000  # pixels; images with more are decoded one at a time
+LARGE_PIXELS = 16_000_000  # pixels; images with more are decoded one at a time
 MAX_COMMON_SIDE, DEFAULT_SIDE = 64, 28
 GROUP_SIZE = 512  # files per call of the thread pool, so that few decoded images wait to be stored
 UNREADABLE = "cannot be read: "
@@ -114,7 +114,7 @@ def _decode_square(image: Image.Image, size: int) -> Image.Image:
     if width * height > LARGEST_PIXELS:
         raise OSError(f"it has {width}x{height} pixels, of {LARGEST_PIXELS:,} allowed in all")
     image.draft(None, (3 * size, 3 * size))  # decodes a JPEG of 12 megapixels 12 times as fast
-    with _LARGE_IMAGE_LOCK if image.width * image.height > LARGE else contextlib.nullcontext():
+    with _LARGE_IMAGE_LOCK if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
         ImageOps.exif_transpose(image, in_place=True)  # without a copy, which may take half a gigabyte
         return _fit(to_8_bit(image), size)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gingham.data.memory import LARGEST_BYTES, free_memory
 from gingham.data.raw import Pixels
 from gingham.errors import DataError, one_line
-from gingham.io import require_plain
+from gingham.io import require_regular_file
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UBYTE, INT = 0x08, 0x0C  # the IDX type codes of unsigned bytes and of integers of four bytes
@@ -48,7 +48,7 @@ def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: BinaryIO
     remedy = "take the file from its source again"
     try:
         if file is None:
-            require_plain(path)
+            require_regular_file(path)
         with file or (cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")) as opened:
             magic = opened.read(4)
             if len(magic) < 4 or magic[:2] != b"\0\0":

@@ -14,7 +14,7 @@ class Entry:
     split: str
     label: str
     name: str
-    file: Path
+    path: Path
 
 
 @dataclass(frozen=True)

@@ -167,10 +167,10 @@ def _require_classes(classes: Sequence[str], name: str) -> None:
 
 
 def _require_all_classes(raw: RawDataset, name: str) -> None:
-    num_train = len(raw.labels) - raw.validation
+    num_train = len(raw.labels) - raw.num_validation
     labels_by_split = {"training": raw.labels[:num_train], "validation": raw.labels[num_train:], "test": raw.test_labels}
     for split_name, labels in labels_by_split.items():
-        if labels is None or (split_name == "validation" and not raw.validation):
+        if labels is None or (split_name == "validation" and not raw.num_validation):
             continue
         missing = np.flatnonzero(np.bincount(labels, minlength=len(raw.classes)) == 0)
         if len(missing):

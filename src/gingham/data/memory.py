@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gingham.errors import DataError, GinghamError, one_line
-from gingham.io import replacing
+from gingham.io import atomic_write
 
 LARGEST_BYTES = 1 << 40
 
@@ -45,7 +45,7 @@ def memory_map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], p
     size = math.prod(shape)
     try:
         if not (path.exists() and path.stat().st_size == size):
-            with replacing(path) as temporary, temporary.open("wb") as file:
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
                 for chunk in np.array_split(rows, -(-size // (1 << 26))):
                     file.write(images[chunk].tobytes())
         return np.memmap(path, np.uint8, "c", 0, shape)

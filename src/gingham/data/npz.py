@@ -15,7 +15,7 @@ from gingham.data.idx import IDX_FILES
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels, RawDataset
 from gingham.errors import DataError, one_line
-from gingham.io import require_plain
+from gingham.io import require_regular_file
 from gingham.text import natural_key
 
 NPZ_NAMES = {
@@ -36,7 +36,7 @@ def read_npz(path: Path) -> RawDataset:
     """
     needed = "x_train and y_train, train_images and train_labels, or images and labels"
     try:
-        require_plain(path)
+        require_regular_file(path)
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > free_memory() // 2:

@@ -20,7 +20,7 @@ from gingham.data.listing import Entry, Listing
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels
 from gingham.errors import DataError, GinghamError, one_line
-from gingham.io import cache_folder, read_json, replacing, write_json
+from gingham.io import atomic_write, cache_folder, read_json, write_json
 
 PACK_FORMAT = 1
 CHUNK_BYTES = 1 << 26
@@ -65,7 +65,7 @@ PackContents = tuple[Pixels, list[int], list[tuple[int, str]]]  # images, indice
 
 
 def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> PackContents:
-    files = [entry.file for entry in listing.entries]
+    files = [entry.path for entry in listing.entries]
     side = size or common_side(files)
     shape = (len(files), 3, side, side)
     large = len(files) * 3 * side * side > free_memory() // 2
@@ -105,12 +105,12 @@ def _pack_name(path: Path, listing: Listing, size: int) -> str:
     state_hash = hashlib.sha256(f"{PACK_FORMAT}\0{size}".encode())
     for entry in listing.entries:
         try:
-            status = entry.file.stat()
+            status = entry.path.stat()
             # ctime too, because a copy may keep the old mtime.
             state = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
         except OSError as error:
             state = f"{error.errno}"
-        state_hash.update(b"\0".join([os.fsencode(entry.file), state.encode()]) + b"\n")
+        state_hash.update(b"\0".join([os.fsencode(entry.path), state.encode()]) + b"\n")
     source_hash = hashlib.sha256(os.fsencode(path) + f"\0{size}".encode())
     return f"{source_hash.hexdigest()[:16]}-{state_hash.hexdigest()[:32]}.npy"
 
@@ -118,7 +118,7 @@ def _pack_name(path: Path, listing: Listing, size: int) -> str:
 def _write_pack(path: Path, images: npt.NDArray[np.uint8], metadata: dict[str, Any]) -> None:
     """Write images and their metadata, and remove the packs of earlier states of the same folder or table."""
     crc, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, len(images), rows):

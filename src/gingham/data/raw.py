@@ -14,7 +14,7 @@ Labels = npt.NDArray[np.int64]
 class RawDataset:
     """A dataset as its source has it, before gingham splits it.
 
-    `images` is uint8 (N, C, H, W) and `labels` int64 (N,), 0 to K-1: the training images, followed by the `validation` images
+    `images` is uint8 (N, C, H, W) and `labels` int64 (N,), 0 to K-1: the training images, followed by the `num_validation` images
     of the source's own validation split. `test_images` and `test_labels` are None if the source has no test split. `files`
     names the file of each image, if each image has its own file.
     """
@@ -24,7 +24,7 @@ class RawDataset:
     classes: tuple[str, ...]
     test_images: Pixels | None = None
     test_labels: Labels | None = None
-    validation: int = 0
+    num_validation: int = 0
     files: tuple[str, ...] = ()
     test_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # messages for the user who loads it

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 
 NUM_COMPONENTS = 64
 MAX_SIDE = 32  # pixels; larger images are shrunk to it before they are compared
-NEAR = 0.997  # correlation; pairs of Fashion-MNIST above it look like the same photo, many of those below 0.995 do not
+NEAR_DUPLICATE_CORRELATION = (
+    0.997  # correlation; pairs of Fashion-MNIST above it look like the same photo, many of those below 0.995 do not
+)
 BLOCK_SIZE = 1024
 
 
@@ -35,7 +37,7 @@ def principal_directions(vectors: torch.Tensor) -> torch.Tensor:
     return components
 
 
-def near_duplicates(vectors: torch.Tensor, near: float = NEAR) -> tuple[torch.Tensor, torch.Tensor]:
+def near_duplicates(vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELATION) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pairs of images whose correlation is at least `near`, and their correlations, the highest first.
 
     `vectors` come from `normalized_vectors`, (N, D). The results are int64 (P, 2), the smaller index first, and float (P,).

@@ -74,7 +74,7 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, size: i
     """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none."""
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
-    num_train = len(raw.labels) - raw.validation
+    num_train = len(raw.labels) - raw.num_validation
     train, val_rows = np.arange(num_train), np.arange(num_train, len(raw.labels))
     test_images, test_labels, test_files = raw.test_images, raw.test_labels, raw.test_files
     if test_images is None or test_labels is None:
@@ -195,6 +195,6 @@ def _fingerprint(raw: RawDataset) -> str:
             array = array[:, 0]  # noqa: PLW2901  # the shape in IDX files
         digest.update(repr(array.shape).encode())
         digest.update(np.ascontiguousarray(array).data)
-    if raw.validation:
-        digest.update(f"{raw.validation} for validation".encode())
+    if raw.num_validation:
+        digest.update(f"{raw.num_validation} for validation".encode())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gingham.errors import DataError, one_line
-from gingham.io import cache_folder, replacing
+from gingham.io import atomic_write, cache_folder
 
 NPM_REGISTRY = "https://registry.npmjs.org"
 MAX_BYTES = 100 << 20  # of an archive, and of each file in it
@@ -95,6 +95,6 @@ def _download(library: Library, folder: Path) -> dict[str, bytes]:
                 f"{name} of {library.package} {library.version} from {url} has the wrong SHA-256; nothing was kept; {remedy}"
             )
     for name, content in contents.items():
-        with replacing(folder / Path(name).name) as temporary:
+        with atomic_write(folder / Path(name).name) as temporary:
             temporary.write_bytes(content)
     return contents

@@ -16,7 +16,7 @@ from gingham.errors import DataError, GinghamError
 from gingham.evaluation.metrics import paired_interval
 from gingham.evaluation.run_data import load_run_data
 from gingham.inference.neighbours import GALLERY_SIZE, gallery
-from gingham.io import replacing
+from gingham.io import atomic_write
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
@@ -108,7 +108,7 @@ def export(
         write_page(run, file, content, training_gallery)
         results["neighbours"] = len(training_gallery.labels) if training_gallery else 0
     else:
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_bytes(content)
     return ExportResult(file=file, bytes=file.stat().st_size, opset=OPSET, split=split.name, **results)
 

@@ -30,17 +30,17 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
 from gingham._version import __version__
-from gingham.data.decode import LARGE, open_image, silence_pillow
+from gingham.data.decode import LARGE_PIXELS, open_image, silence_pillow
 from gingham.data.splits import Split
 from gingham.deploy.api_schema import PREDICT_BODY, PREDICT_RESPONSES, Health
 from gingham.deploy.connections import MAX_ACCEPTED, Connection
 from gingham.deploy.page import model_metadata, served_page
 from gingham.deploy.request_images import MAX_IMAGES, MAX_PIXELS, read_request_images
-from gingham.errors import DataError, GinghamError, sentence
+from gingham.errors import DataError, GinghamError, format_message
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, Gallery, features, gallery
 from gingham.inference.predict import ImagePrediction, mean_probabilities, preprocess, to_predictions
-from gingham.inference.preprocess import Bytes, PreparedPhoto, open_photo
+from gingham.inference.preprocess import ImageArray, PreparedPhoto, open_photo
 from gingham.runs.run import Run
 
 MEGABYTE = 1 << 20
@@ -163,7 +163,7 @@ class _Service:
 
     def _preprocess_image(self, name: str, content: bytes) -> PreparedPhoto | DataError:
         try:
-            with self.large_image_lock if _count_pixels(content) > LARGE else contextlib.nullcontext():
+            with self.large_image_lock if _count_pixels(content) > LARGE_PIXELS else contextlib.nullcontext():
                 return preprocess(self.run, open_photo(content, name, MAX_PIXELS))
         except DataError as error:
             return error
@@ -207,7 +207,7 @@ def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) 
     return entry | {"explanation": explanation}
 
 
-def _png_url(pixels: Bytes) -> str:
+def _png_url(pixels: ImageArray) -> str:
     """Return pixels (H, W, 3) or (C, H, W) as a PNG in a data URL."""
     if pixels.shape[0] in (1, 3) and pixels.shape[-1] != 3:
         pixels = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
@@ -274,13 +274,13 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
             message = f"there is nothing at {request.url.path[:80]}; POST /predict, GET /model, /health, /docs and / are"
         elif error.status_code == 405:
             message = f"{request.url.path[:80]} does not take {request.method}; /docs says what it takes"
-        return _json({"error": sentence(str(message))}, error.status_code, error.headers)
+        return _json({"error": format_message(str(message))}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def handle_invalid_request(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         message = f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"
-        return _json({"error": sentence(message)}, 422)
+        return _json({"error": format_message(message)}, 422)
 
     return app
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gingham.data.decode import UNREADABLE
-from gingham.data.similarity import NEAR, near_duplicates, normalized_vectors
+from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
 from gingham.data.splits import DataSplits, Split
 from gingham.evaluation.metrics import fit_temperature
 from gingham.presets import RECIPES
@@ -150,7 +150,11 @@ def _duplicate_issues(data: DataSplits, groups: Groups, kind: str) -> list[Issue
         group for group in groups if any(name == "test" for name, _ in group) and any(name != "test" for name, _ in group)
     ]
     within = [group for group in groups if group not in across]
-    in_common = "the same pixels" if kind == "exact" else f"a correlation of {NEAR} or more, whatever brightness and contrast"
+    in_common = (
+        "the same pixels"
+        if kind == "exact"
+        else f"a correlation of {NEAR_DUPLICATE_CORRELATION} or more, whatever brightness and contrast"
+    )
     if across:
         leaks = sum(name == "test" for group in across for name, _ in group)
         issues.append(
@@ -228,7 +232,7 @@ def _cross_fit_logits(data: DataSplits, images: torch.Tensor, labels: torch.Tens
     """Return logits (N, K) of each image from a network trained on the half of the images that it is not in."""
     pixels = images[:: max(1, len(images) // 5000)].float() / 255
     recipe = RECIPES["fast-90"].replace(
-        name="doctor", epochs=min(30.0, max(4.0, 60_000 / len(images))), hard_share=1.0,
+        name="check-data", epochs=min(30.0, max(4.0, 60_000 / len(images))), hard_share=1.0,
         mean=tuple(pixels.mean((0, 2, 3)).tolist()), std=tuple(pixels.std((0, 2, 3)).clamp(min=0.02).tolist()),
     )  # fmt: skip
     halves = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % 2

@@ -14,7 +14,7 @@ from gingham.errors import DataError, GinghamError
 from gingham.evaluation.metrics import calibration_error, confusion_matrix, proportion_interval, reliability
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
-from gingham.text import render
+from gingham.text import render_table
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Confusion:
             for name, row in zip(self.classes, self.matrix, strict=True)
         ]
         # Shorten the column names, so that ten classes fit 80 characters; the rows have the full names in the same order.
-        return render([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
+        return render_table([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class EvaluationResult:
     test_openings: list[dict[str, Any]]
 
     @property
-    def pictures(self) -> str:
+    def image_noun(self) -> str:
         """What was evaluated, in words: "validation pictures" or "photographs"."""
         return self.split if self.split == "photographs" else f"{self.split} pictures"
 
@@ -86,10 +86,10 @@ class EvaluationResult:
         for name, row in self.per_class.items():
             shares = [f"{row[key]:.2%}" if row[key] is not None else "-" for key in ("accuracy", "precision")]
             rows.append([name, *shares, f"{row['correct']:,}", f"{row['total']:,}"])
-        lines = [render(["class", "accuracy", "precision", "correct", "total"], rows)]
+        lines = [render_table(["class", "accuracy", "precision", "correct", "total"], rows)]
         low, high = self.interval
         lines.append("")
-        lines.append(f"{self.accuracy:.2%} of {self.total:,} {self.pictures} right (95 % interval {low:.2%} to {high:.2%})")
+        lines.append(f"{self.accuracy:.2%} of {self.total:,} {self.image_noun} right (95 % interval {low:.2%} to {high:.2%})")
         before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
         totals = {row["total"] for row in self.per_class.values()}
         if len(totals) > 1:

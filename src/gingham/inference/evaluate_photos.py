@@ -43,15 +43,15 @@ def evaluate_photographs(
             )
     if not entries:
         raise DataError(f"{path} holds no photographs of the split {split}; leave --split out to take all there are")
-    results = preprocess_all(run, [entry.file for entry in entries], "auto", steps=False)
+    results = preprocess_all(run, [entry.path for entry in entries], "auto", steps=False)
     readable = [(entry, result) for entry, result in zip(entries, results, strict=True) if isinstance(result, PreparedPhoto)]
-    unreadable = [ImagePrediction(str(entry.file), error=str(result)) for entry, result in zip(entries, results, strict=True)
+    unreadable = [ImagePrediction(str(entry.path), error=str(result)) for entry, result in zip(entries, results, strict=True)
                   if not isinstance(result, PreparedPhoto)]  # fmt: skip
     if not readable:
         raise DataError(f"{path} holds no picture that can be read ({unreadable[0].error}); give photographs")
     labels = torch.tensor([class_indices[normalize_class_name(entry.label)] for entry, _ in readable])
     images = torch.from_numpy(np.stack([result.image for _, result in readable]))
-    files = tuple(str(entry.file) for entry, _ in readable)
+    files = tuple(str(entry.path) for entry, _ in readable)
     photos = Split("photographs", images, labels, run.model.classes, str(path), "", files=files)
     logits = mean_probabilities(run.model, [result for _, result in readable]).clamp(min=1e-30).log()
     temperature, threshold = float(run.model.temperature), float(run.model.threshold)

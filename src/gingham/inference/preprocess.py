@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from gingham.data.decode import FORMATS, LARGEST_PIXELS, fit_square, open_image, to_8_bit
 from gingham.errors import DataError, one_line
 
-Bytes = npt.NDArray[Any]  # uint8; OpenCV's type hints know no more
+ImageArray = npt.NDArray[Any]  # uint8; OpenCV's type hints know no more
 Mask = npt.NDArray[np.bool_]
 WORKING_SIDE = 160  # pixels of the longest side at which the garment is segmented: more finds no more and takes longer
 NARROW_WIDTH = 0.85  # share of the width in the second framing
@@ -25,7 +25,7 @@ class Step:
 
     name: str
     note: str
-    image: Bytes
+    image: ImageArray
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class PreparedPhoto:
     """A prepared photo: uint8 `framings` (V, C, H, W), the model's inputs, whose probabilities are averaged, and the steps
     that led to them."""
 
-    framings: Bytes
+    framings: ImageArray
     steps: tuple[Step, ...]
 
     @property
-    def image(self) -> Bytes:
+    def image(self) -> ImageArray:
         """The first framing, uint8 (C, H, W): the one that is shown."""
-        first: Bytes = self.framings[0]
+        first: ImageArray = self.framings[0]
         return first
 
     @property
@@ -175,9 +175,9 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
     return PreparedPhoto(np.repeat(np.stack([image, narrow])[:, None], shape[0], axis=1), tuple(steps))
 
 
-def _stretch_contrast(tone: Bytes, low: float, high: float) -> Bytes:
+def _stretch_contrast(tone: ImageArray, low: float, high: float) -> ImageArray:
     share = np.clip((tone.astype(np.float32) - low) / max(high - low, 40), 0, 1)  # 40: cloth of one colour stays so
-    stretched: Bytes = (MIN_GARMENT_VALUE + share * (255 - MIN_GARMENT_VALUE)).astype(np.uint8)
+    stretched: ImageArray = (MIN_GARMENT_VALUE + share * (255 - MIN_GARMENT_VALUE)).astype(np.uint8)
     return stretched
 
 
@@ -197,7 +197,7 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _segment_garment(image: Image.Image, colour: Bytes) -> tuple[Mask, str]:
+def _segment_garment(image: Image.Image, colour: ImageArray) -> tuple[Mask, str]:
     """Return the garment's mask, bool (H, W), never empty, and a note on how it was found."""
     if image.mode == "RGBA":
         opaque = np.asarray(image.getchannel("A")) > 127
@@ -209,7 +209,7 @@ def _segment_garment(image: Image.Image, colour: Bytes) -> tuple[Mask, str]:
     return mask, f"garment found: {mask.mean():.0%} of the picture"
 
 
-def _grab_cut(colour: Bytes) -> Mask:
+def _grab_cut(colour: ImageArray) -> Mask:
     """Return the foreground that GrabCut finds, bool (H, W), from an ellipse in the centre; the border is background."""
     height, width = colour.shape[:2]
     border = max(1, round(0.03 * min(height, width)))
@@ -227,7 +227,7 @@ def _grab_cut(colour: Bytes) -> Mask:
     return mask
 
 
-def _plain_background(colour: Bytes) -> Mask:
+def _plain_background(colour: ImageArray) -> Mask:
     """Return the pixels that are certainly background, bool (H, W): if the border has one colour, all pixels of that colour
     that are connected to it; else none.
 
@@ -261,7 +261,7 @@ def _clean_mask(mask: Mask) -> Mask:
     return cleaned
 
 
-def _is_negative(colour: Bytes, mask: Mask) -> bool:
+def _is_negative(colour: ImageArray, mask: Mask) -> bool:
     """Return whether a photo is grey on plain black, as the dataset's images are; cloth on a dark floor is neither."""
     background = colour[~mask]
     if not len(background):
@@ -270,7 +270,7 @@ def _is_negative(colour: Bytes, mask: Mask) -> bool:
     return bool(grey and np.percentile(background, 90) <= 8)
 
 
-def _fit_centred(tone: Bytes, size: tuple[int, int]) -> Bytes:
+def _fit_centred(tone: ImageArray, size: tuple[int, int]) -> ImageArray:
     """Return a grey image scaled to fit `size` (H, W), in the centre of black."""
     height, width = tone.shape
     scale = min(size[0] / height, size[1] / width)
@@ -282,10 +282,10 @@ def _fit_centred(tone: Bytes, size: tuple[int, int]) -> Bytes:
     return image
 
 
-def _dim_background(colour: Bytes, mask: Mask) -> Bytes:
-    dimmed: Bytes = np.where(mask[..., None], colour, (colour * 0.2).astype(np.uint8))
+def _dim_background(colour: ImageArray, mask: Mask) -> ImageArray:
+    dimmed: ImageArray = np.where(mask[..., None], colour, (colour * 0.2).astype(np.uint8))
     return dimmed
 
 
-def _rgb(grey: Bytes) -> Bytes:
+def _rgb(grey: ImageArray) -> ImageArray:
     return np.repeat(grey[..., None].astype(np.uint8), 3, axis=2)

@@ -5,7 +5,7 @@ from typing import Any
 
 from gingham.errors import ModelError, suggest
 from gingham.models.conv_arithmetic import Field, Window, output_size
-from gingham.text import count, render
+from gingham.text import count, render_table
 
 Pixels = int | list[int] | str | None  # an int, [height, width] if they differ, "all", or None if unknown
 
@@ -118,7 +118,7 @@ class Summary:
             for layer in self.layers
         ]  # fmt: skip
         columns = ["layer", "kind<", "kernel", "output", "params", "FLOPs", "memory", "field", "jump"]
-        lines = [render(columns, rows), ""]
+        lines = [render_table(columns, rows), ""]
         frozen, unused = (
             self.parameters - self.trainable_parameters,
             self.parameters - sum(row.parameters for row in self.layers),

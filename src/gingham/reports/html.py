@@ -25,7 +25,7 @@ from gingham.models.summary import summarize
 from gingham.reports.svg import Line, line_chart, reliability_chart
 from gingham.runs.predictions import load_predictions
 from gingham.runs.run import Run
-from gingham.runs.schema import COUNTS, TEXTS
+from gingham.runs.schema import NUMBER_KEYS, TEXT_KEYS
 from gingham.text import duration
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -82,8 +82,8 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
         "written": datetime.now(UTC).strftime("%d %B %Y"),
         "run": run,
         "recipe": run.recipe,
-        "metrics": {**dict.fromkeys((*COUNTS["metrics"], *TEXTS["metrics"])), **run.metrics},
-        "environment": {key: run.environment.get(key) or "unknown" for key in TEXTS["environment"]},
+        "metrics": {**dict.fromkeys((*NUMBER_KEYS["metrics"], *TEXT_KEYS["metrics"])), **run.metrics},
+        "environment": {key: run.environment.get(key) or "unknown" for key in TEXT_KEYS["environment"]},
         "classes": train.classes,
         "folder": run.folder.name if run.folder else run.recipe.name,
         "data": {

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 
 from gingham.errors import RecipeError, RunError, one_line
-from gingham.io import read_json, require_plain, sha256, write_json, write_tensors
+from gingham.io import read_json, require_regular_file, sha256, write_json, write_tensors
 from gingham.presets import train_options
 from gingham.recipe import Recipe
 
@@ -109,7 +109,7 @@ def _read_verified(path: Path) -> bytes:
             "start over"
         )
     state = path.with_suffix(".safetensors")
-    require_plain(state)
+    require_regular_file(state)
     size = state.stat().st_size
     if size != manifest.get("bytes"):  # checked before reading, because a wrong file may have any size
         raise RunError(f"{state.name} has {size} bytes, its manifest says {manifest.get('bytes')!r}")

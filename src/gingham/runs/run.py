@@ -9,7 +9,17 @@ from typing import Any
 import torch
 
 from gingham.errors import GinghamError, RunError, one_line
-from gingham.io import locked, parse_json, read_json, read_tensors, require_plain, sha256, write_json, write_tensors, write_text
+from gingham.io import (
+    locked,
+    parse_json,
+    read_json,
+    read_tensors,
+    require_regular_file,
+    sha256,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 from gingham.models.registry import NetworkFactory, build_classifier, factory_name
@@ -262,7 +272,7 @@ def _load_weights(model: Classifier, tensors: Mapping[str, torch.Tensor], path: 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
-        require_plain(path)
+        require_regular_file(path)
         entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if invalid := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
             raise ValueError(f"line {invalid[0]} is not a JSON object")

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NUMBER, MAX_INTEGER = 3.5e38, 2**53  # the range of float32, and that of the integers exact in float64
-COUNTS = {
+NUMBER_KEYS = {
     "metrics": (
         "parameters", "processes", "train_images", "epochs", "steps", "images_seen", "images_per_second_per_process", "train_seconds",
         "wall_seconds", "chosen_epoch", "resumed_from_step",
     ),
     "data": ("train_images",),
 }  # fmt: skip
-TEXTS = {
+TEXT_KEYS = {
     "metrics": ("recipe", "device", "precision"),
     "data": ("name", "fingerprint"),
     "environment": ("gingham", "torch", "python", "system", "device", "hardware"),
@@ -28,11 +28,11 @@ def validate_metadata(metadata: Mapping[str, Any]) -> None:
     Traceback (most recent call last):
     ValueError: steps in metrics is a str, a number from 0 up is needed
     """
-    for section, keys in COUNTS.items():
+    for section, keys in NUMBER_KEYS.items():
         for key in keys:
             if (value := metadata[section].get(key)) is not None and not _is_number(value, 0):
                 raise ValueError(f"{key} in {section} is {_describe(value)}, a number from 0 up is needed")
-    for section, keys in TEXTS.items():
+    for section, keys in TEXT_KEYS.items():
         for key in keys:
             if (value := metadata[section].get(key)) is not None and not isinstance(value, str):
                 raise ValueError(f"{key} in {section} is {_describe(value)}, a text is needed")

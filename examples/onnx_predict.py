@@ -1,7 +1,7 @@
 """Classify images with an exported model, without torch: with ONNX Runtime, NumPy and Pillow.
 
     gingham export model.onnx
-    python examples/onnx_answers.py model.onnx coat.png boot.jpg
+    python examples/onnx_predict.py model.onnx coat.png boot.jpg
 
 An image of the model's size and colours is used unchanged, as the file normalizes it. Photos are prepared by gingham.inference.preprocess,
 which needs OpenCV but no torch either: pip install --no-deps . opencv-python-headless tqdm platformdirs
@@ -38,7 +38,7 @@ def preprocess_photo(file: Path, shape: tuple[int, int, int], metadata: dict[str
 
 def main() -> None:
     if len(sys.argv) < 3:
-        sys.exit("give an exported model and pictures: python onnx_answers.py model.onnx coat.png")
+        sys.exit("give an exported model and pictures: python onnx_predict.py model.onnx coat.png")
     session = onnxruntime.InferenceSession(sys.argv[1])
     metadata = session.get_modelmeta().custom_metadata_map
     classes, threshold = json.loads(metadata["classes"]), float(metadata["threshold"])
