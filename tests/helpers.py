@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
 from gingham.data.idx import IDX_FILES
+from gingham.models.classifier import Classifier
+from gingham.models.registry import build_classifier
+from gingham.recipe import Recipe
+from gingham.training.batches import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,3 +118,16 @@ def reference_article():
         nn.Conv2d(10, 10, 7, bias=False),
         nn.Flatten(), nn.LogSoftmax(1),
     )  # fmt: skip
+
+
+def fresh_model(recipe: Recipe, seed: int = 0) -> Classifier:
+    """Return the recipe's model for ten classes of grey 28x28 images, freshly initialised, in training mode."""
+    torch.manual_seed(seed)
+    return build_classifier(recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.tta).train()
+
+
+def random_batch(count: int = 12, seed: int = 0, **tensors: torch.Tensor) -> Batch:
+    """Return a batch of random images and labels for `fresh_model`."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    return Batch(images, torch.randint(10, (count,), generator=generator), **tensors)

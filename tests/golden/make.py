@@ -15,13 +15,13 @@ from helpers import make_dataset  # noqa: E402
 
 if __name__ == "__main__":
     folder = HERE / f"run-{'.'.join(gingham.__version__.split('.')[:2])}"
-    with tempfile.TemporaryDirectory() as place:
-        data = gingham.load_data(str(make_dataset(Path(place) / "quadrants")), validation=40)
+    with tempfile.TemporaryDirectory() as temporary:
+        data = gingham.load_data(str(make_dataset(Path(temporary) / "quadrants")), validation=40)
     recipe = gingham.RECIPES["article"].replace(epochs=2, batch_size=16, learning_rate=0.05, validation_images=40)
     run = gingham.fit(recipe, data.train, data.validation, progress=False)
     run.data["name"] = "quadrants"
     gingham.save(run, folder)
-    picture = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
-    probabilities = run.model.predict(picture).probabilities[0].tolist()
+    image = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
+    probabilities = run.model.predict(image).probabilities[0].tolist()
     losses = [entry["loss"] for entry in run.history if "learning_rate" in entry][:10]
     (folder / "expected.json").write_text(json.dumps({"probabilities": probabilities, "first_losses": losses}, indent=1) + "\n")

@@ -5,27 +5,15 @@ import torch
 
 import gingham
 from gingham import DataError, GinghamError
-from gingham.models.registry import build_classifier
-from gingham.training.batches import Batch
 from gingham.training.distillation import TeacherEnsemble
+from helpers import fresh_model, random_batch
 
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
 
-def model_of(recipe=FAST, seed=0):
-    torch.manual_seed(seed)
-    return build_classifier(recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.tta).train()
-
-
-def batch_of(count=12, seed=0, **more):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.randint(10, (count,), generator=generator), **more)
-
-
 def test_ensemble_predicts_the_mean_of_its_teachers_probabilities():
-    models = [model_of(seed=seed).eval() for seed in (0, 1)]
-    batch = batch_of()
+    models = [fresh_model(FAST, seed=seed).eval() for seed in (0, 1)]
+    batch = random_batch()
     expected = torch.stack([(model.logits(batch.images) / 4).softmax(1) for model in models]).mean(0)
     assert torch.allclose(TeacherEnsemble(models, 4.0)(batch.images), expected, atol=1e-6)
 
@@ -60,7 +48,7 @@ def test_network_learns_from_a_teacher_without_labels(data_and_teacher):
 
 
 def test_history_records_the_loss_to_the_labels(data_and_teacher):
-    """Else it would be compared with what guessing gives, and with untaught runs, by what it is not."""
+    """So that it can be compared with ln K and with runs without teachers."""
     data, teacher = data_and_teacher
     recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=300, distillation_weight=0.9, distillation_temperature=20)
     first = [fit(recipe, data, teachers=who).history[0]["loss"] for who in ((), (teacher,))]

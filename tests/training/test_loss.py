@@ -7,31 +7,37 @@ from gingham.training.loss import compute_loss
 
 
 def slow_loss(logits, label, smoothing):
-    """One picture's cross-entropy to a label that is smoothed."""
+    """Return one image's cross-entropy to a smoothed label."""
     target = torch.full((10,), smoothing / 10)
     target[label] += 1 - smoothing
     return -(target * logits.log_softmax(0)).sum()
 
 
-@pytest.mark.parametrize("taught", [None, "all", "some"])
+@pytest.mark.parametrize("teacher", [None, "all", "some"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_compute_loss_equals_a_slow_reference(mixed, taught):
+def test_compute_loss_equals_a_slow_reference(mixed, teacher):
     recipe = Recipe(label_smoothing=0.1, distillation_weight=0.7, distillation_temperature=3.0)
-    logits, labels, others = torch.randn(6, 10), torch.randint(10, (6,)), torch.randint(10, (6,))
-    shares = torch.rand(6)
-    asked = torch.tensor([1.0, 0, 1, 0, 0, 1])
-    answers = torch.randn(6, 10).softmax(1)
+    logits, labels, mixed_labels = torch.randn(6, 10), torch.randint(10, (6,)), torch.randint(10, (6,))
+    mix_weight = torch.rand(6)
+    distill_mask = torch.tensor([1.0, 0, 1, 0, 0, 1])
+    teacher_probabilities = torch.randn(6, 10).softmax(1)
     batch = Batch(
-        torch.empty(6), labels, others if mixed else None, shares if mixed else None, asked if taught == "some" else None
+        torch.empty(6),
+        labels,
+        mixed_labels if mixed else None,
+        mix_weight if mixed else None,
+        distill_mask if teacher == "some" else None,
     )
     expected = []
     for k in range(6):
         hard = slow_loss(logits[k], labels[k], 0.1)
         if mixed:
-            hard = shares[k] * hard + (1 - shares[k]) * slow_loss(logits[k], others[k], 0.1)
-        follows = 0.7 * {None: 0.0, "all": 1.0, "some": float(asked[k])}[taught]
-        mine = (logits[k] / 3).softmax(0)
-        apart = 9 * sum(answers[k][j] * (answers[k][j].log() - mine[j].log()) for j in range(10))
-        expected.append((1 - follows) * hard + follows * apart)
-    found = compute_loss(logits, batch, recipe, None if taught is None else answers)
-    assert found.item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
+            hard = mix_weight[k] * hard + (1 - mix_weight[k]) * slow_loss(logits[k], mixed_labels[k], 0.1)
+        weight = 0.7 * {None: 0.0, "all": 1.0, "some": float(distill_mask[k])}[teacher]
+        probabilities = (logits[k] / 3).softmax(0)
+        divergence = 9 * sum(
+            teacher_probabilities[k][j] * (teacher_probabilities[k][j].log() - probabilities[j].log()) for j in range(10)
+        )
+        expected.append((1 - weight) * hard + weight * divergence)
+    loss = compute_loss(logits, batch, recipe, None if teacher is None else teacher_probabilities)
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)

@@ -9,28 +9,17 @@ import torch.nn.functional as F
 
 import gingham
 from gingham import GinghamError
-from gingham.models.registry import build_classifier
 from gingham.training.batches import Batch
 from gingham.training.distillation import TeacherEnsemble
 from gingham.training.optimizer import build_optimizer, set_learning_rate
 from gingham.training.step import CUDAGraphStep, compile_model, dummy_batch, make_capturable, train_step, warm_up
+from helpers import fresh_model, random_batch
 
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
 
-def model_of(recipe=FAST, seed=0):
-    torch.manual_seed(seed)
-    return build_classifier(recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.tta).train()
-
-
-def batch_of(count=12, seed=0, **more):
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.randint(10, (count,), generator=generator), **more)
-
-
 def test_step_output_has_loss_correct_and_losses(monkeypatch):
-    recipe, model, batch = FAST.replace(hard_share=0.5), model_of(), batch_of()
+    recipe, model, batch = FAST.replace(hard_share=0.5), fresh_model(FAST), random_batch()
     twin = copy.deepcopy(model)
     output = train_step(model, build_optimizer(model, recipe), recipe, "float32", None, batch)
     logits = twin(batch.images)
@@ -41,8 +30,8 @@ def test_step_output_has_loss_correct_and_losses(monkeypatch):
 
 
 def test_mixed_image_counts_as_the_class_that_covers_most_of_it():
-    model = model_of()
-    images, said = batch_of().images, model(batch_of().images).argmax(1)
+    model = fresh_model(FAST)
+    images, said = random_batch().images, model(random_batch().images).argmax(1)
     wrong = (said + 1) % 10
     batch = Batch(images, wrong, said, torch.tensor([0.4] * 5 + [0.6] * 7))
     assert int(train_step(model, build_optimizer(model, FAST), FAST, "float32", None, batch).correct) == 5
@@ -50,13 +39,13 @@ def test_mixed_image_counts_as_the_class_that_covers_most_of_it():
 
 @pytest.mark.parametrize("recipe", [FAST, gingham.RECIPES["article"]], ids=["muon", "sgd"])
 def test_capturable_optimizer_takes_the_same_steps(recipe):
-    plain, ready = model_of(recipe), model_of(recipe)
+    plain, ready = fresh_model(recipe), fresh_model(recipe)
     optimizers = [build_optimizer(model, recipe) for model in (plain, ready)]
     make_capturable(optimizers[1])
     for step in range(4):
         for model, optimizer in zip((plain, ready), optimizers, strict=True):
             set_learning_rate(optimizer, 0.1 / (step + 1))
-            train_step(model, optimizer, recipe, "float32", None, batch_of(seed=step))
+            train_step(model, optimizer, recipe, "float32", None, random_batch(seed=step))
     assert all(torch.is_tensor(group["lr"]) for group in optimizers[1].param_groups)
     for one, other in zip(plain.state_dict().values(), ready.state_dict().values(), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
@@ -65,9 +54,9 @@ def test_capturable_optimizer_takes_the_same_steps(recipe):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
 @pytest.mark.parametrize("recipe", [FAST, FAST.replace(cutmix=0.5), gingham.RECIPES["article"]], ids=["muon", "mixed", "sgd"])
 def test_cuda_graph_steps_equal_eager_steps(recipe):
-    plain, recorded = model_of(recipe).cuda(), model_of(recipe).cuda()
+    plain, recorded = fresh_model(recipe).cuda(), fresh_model(recipe).cuda()
     optimizers = [build_optimizer(model, recipe) for model in (plain, recorded)]
-    teachers = TeacherEnsemble([model_of(recipe, seed=9).cuda()], 2.0)
+    teachers = TeacherEnsemble([fresh_model(recipe, seed=9).cuda()], 2.0)
     warm_up(recorded, recipe, "float32", [5, 12], 0, teachers)
     recording = CUDAGraphStep(
         recorded,
@@ -90,7 +79,7 @@ def test_cuda_graph_steps_equal_eager_steps(recipe):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 def test_compiled_model_takes_the_same_steps_from_the_same_weights():
-    plain, fast = model_of(), model_of()
+    plain, fast = fresh_model(FAST), fresh_model(FAST)
     optimizers = [build_optimizer(model, FAST) for model in (plain, fast)]
     made = compile_model(fast, optimizers[1], FAST, "float32", None, [dummy_batch(12, fast, FAST, None)])
     for one, other in zip(plain.state_dict().values(), fast.state_dict().values(), strict=True):
@@ -99,7 +88,7 @@ def test_compiled_model_takes_the_same_steps_from_the_same_weights():
         losses = []
         for model, optimizer in zip((plain, made), optimizers, strict=True):
             set_learning_rate(optimizer, 0.1)
-            losses.append(train_step(model, optimizer, FAST, "float32", None, batch_of(seed=step)).loss.item())
+            losses.append(train_step(model, optimizer, FAST, "float32", None, random_batch(seed=step)).loss.item())
         assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
@@ -111,7 +100,7 @@ def test_missing_compiler_is_a_clear_error(monkeypatch):
         return model
 
     monkeypatch.setattr(torch, "compile", fails)
-    model = model_of()
+    model = fresh_model(FAST)
     with pytest.raises(GinghamError, match=r"could not compile the network tiny \(no compiler.*set compile=false$"):
         compile_model(model, build_optimizer(model, FAST), FAST, "float32", None, [dummy_batch(12, model, FAST, None)])
 
