@@ -98,3 +98,13 @@ def test_record_saves_predictions_and_overwrites_no_other(root):
     table = (root / "records/README.md").read_text()
     assert table.startswith("before\n")
     assert table.count("| 91.00% ± 1.41% |") == 2
+
+
+@pytest.mark.slow
+def test_a_commit_equals_itself_to_the_bit(fashion_mnist_folder):
+    line = [sys.executable, "benchmarks/same_bits.py", "HEAD", "HEAD", "--only", "packaged model"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    name, base, head, verdict = (cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|"))
+    assert (name, verdict) == ("packaged model", "equal")
+    assert base == head
+    assert len(base) == 16
