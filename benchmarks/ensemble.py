@@ -3,9 +3,9 @@
     python benchmarks/ensemble.py runs/best-0 runs/best-1 runs/best-2                  # on the validation split
     python benchmarks/ensemble.py runs/best-* --size 5 --split test --record best-ensemble
 
-An ensemble predicts with the mean of its members' probabilities. --size splits the runs, in their order, into disjoint ensembles of that
-size, so that the accuracy of the ensembles has a spread too. Each member opens the test split once. Writes
-benchmarks/results/ensemble-<hardware>-<date>.md, and with --record a folder in records/ with all predictions.
+An ensemble predicts with the mean of its members' probabilities. --size splits the runs, in their order, into disjoint
+ensembles of that size, so that the accuracy of the ensembles has a spread too. Each member opens the test split once.
+Writes benchmarks/results/ensemble-<hardware>-<date>.md, and with --record a folder in records/ with all predictions.
 """
 
 import argparse
@@ -31,13 +31,17 @@ def main() -> None:
     options = parser.parse_args()
     size = options.size or len(options.runs)
     if not 2 <= size <= len(options.runs):
-        parser.error(f"an ensemble needs at least 2 runs and has at most those given, {len(options.runs)}; --size got {size}")
+        parser.error(
+            f"an ensemble needs at least 2 runs and has at most those given, {len(options.runs)}; --size got {size}"
+        )
     if options.record and options.split != "test":
         parser.error("a record needs --split test")
     commit = records.clean_commit()
     runs = [gingham.load(folder) for folder in options.runs[: len(options.runs) // size * size]]
     data = gingham.load_data("fashion-mnist", runs[0].recipe.validation_images)
-    if any(run.data.get("fingerprint") != data.fingerprint or run.data["train_images"] != len(data.train) for run in runs):
+    if any(
+        run.data.get("fingerprint") != data.fingerprint or run.data["train_images"] != len(data.train) for run in runs
+    ):
         sys.exit("an ensemble here is of runs on Fashion-MNIST, all with the same pictures held out")
     split = data.test if options.split == "test" else data.validation
     assert split is not None
@@ -46,19 +50,29 @@ def main() -> None:
         run.model.to(choose_device("auto"))
         single_accuracies.append(gingham.evaluate(run, split).accuracy)  # records the opening of the test split
         probabilities.append(run.model.predict(split.images).probabilities)
-    predictions = [torch.stack(probabilities[k : k + size]).mean(dim=0).argmax(dim=1) for k in range(0, len(runs), size)]
+    predictions = [
+        torch.stack(probabilities[k : k + size]).mean(dim=0).argmax(dim=1) for k in range(0, len(runs), size)
+    ]
     correct = [int((predicted == split.labels).sum()) for predicted in predictions]
     accuracies = [count / len(split) for count in correct]
     low, high = proportion_interval(correct[0], len(split))
     environment = runs[0].environment
-    base_command = f"python benchmarks/ensemble.py {' '.join(map(str, options.runs))} --size {size} --split {options.split}"
+    base_command = (
+        f"python benchmarks/ensemble.py {' '.join(map(str, options.runs))} --size {size} --split {options.split}"
+    )
     if options.target is not None:
         base_command += f" --target {options.target}"
     command = base_command + (f" --record {options.record}" if options.record else "")
     recipes = ", ".join(f"`{name}`" for name in dict.fromkeys(run.recipe.name for run in runs))
     lines = [
-        f"| {len(runs)} runs of {recipes}, each alone | {format_mean(single_accuracies)} | {min(single_accuracies):.2%} to {max(single_accuracies):.2%} |",
-        f"| {len(predictions)} of {size} runs together | {format_mean(accuracies)} | {min(accuracies):.2%} to {max(accuracies):.2%} |",
+        (
+            f"| {len(runs)} runs of {recipes}, each alone | {format_mean(single_accuracies)} | "
+            f"{min(single_accuracies):.2%} to {max(single_accuracies):.2%} |"
+        ),
+        (
+            f"| {len(predictions)} of {size} runs together | {format_mean(accuracies)} | {min(accuracies):.2%} to "
+            f"{max(accuracies):.2%} |"
+        ),
     ]
     text = f"""# Runs that answer together
 

@@ -3,9 +3,9 @@
     python benchmarks/export.py                       # the packaged model
     python benchmarks/export.py packaged runs/fast-0
 
-`gingham export` is timed as a command, from start to exit, with the libraries for the page already in the cache. Predictions of one image
-and of 64 are timed in one process with one thread (several threads would compete), PyTorch, ONNX and 8 bits taking turns. Writes
-benchmarks/results/export-<hardware>-<date>.md.
+`gingham export` is timed as a command, from start to exit, with the libraries for the page already in the cache.
+Predictions of one image and of 64 are timed in one process with one thread (several threads would compete), PyTorch,
+ONNX and 8 bits taking turns. Writes benchmarks/results/export-<hardware>-<date>.md.
 """
 
 import argparse
@@ -61,13 +61,16 @@ def main() -> None:
                     output = json.loads(process.stdout)
                 loss = f"{100 * (output['accuracy'] - output['accuracy_int8']):.2f}" if "accuracy" in output else "-"
                 files.append(
-                    f"| {name} | {kind} | {output['bytes'] / 1e6:.2f} MB | {statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}) | "
-                    f"{output['agreement']:.1%} of {output['pictures']:,} | {output['max_difference']:.1g} | {loss} |"
+                    f"| {name} | {kind} | {output['bytes'] / 1e6:.2f} MB | {statistics.median(seconds):.1f} s "
+                    f"({min(seconds):.1f} to {max(seconds):.1f}) | {output['agreement']:.1%} of {output['pictures']:,} "
+                    f"| {output['max_difference']:.1g} | {loss} |"
                 )
             torch.set_num_threads(1)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = 1
-            sessions = [onnxruntime.InferenceSession(str(Path(folder, KINDS[kind][0])), options) for kind in ("ONNX", "8 bits")]
+            sessions = [
+                onnxruntime.InferenceSession(str(Path(folder, KINDS[kind][0])), options) for kind in ("ONNX", "8 bits")
+            ]
             for count in (1, 64):
                 images = validation.images[:count].numpy()
                 predictors: list[Callable[[], object]] = [lambda run=run, images=images: run.model.predict(images)]  # type: ignore[misc]
@@ -82,11 +85,20 @@ def main() -> None:
         [
             "# Exporting",
             "",
-            f"Command: `python benchmarks/export.py {' '.join(arguments.runs)} --repeats {arguments.repeats}`, commit {commit[:12]}.",
-            f"Hardware: {environment['hardware']}; torch {environment['torch']}, onnxruntime {onnxruntime.__version__}.",
+            (
+                f"Command: `python benchmarks/export.py {' '.join(arguments.runs)} --repeats {arguments.repeats}`, "
+                f"commit {commit[:12]}."
+            ),
+            (
+                f"Hardware: {environment['hardware']}; torch {environment['torch']}, onnxruntime "
+                f"{onnxruntime.__version__}."
+            ),
             f"Seconds from start to exit: the median of {arguments.repeats}, and their range. One seed a run.",
             "",
-            "| run | file | size | `gingham export` | same class as the model | probabilities within | points of accuracy lost |",
+            (
+                "| run | file | size | `gingham export` | same class as the model | probabilities within | points of "
+                "accuracy lost |"
+            ),
             "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
             *files,
             "",

@@ -2,9 +2,9 @@
 
     python benchmarks/honesty.py
 
-Trains sets of a few seeds of a recipe and of a worse variant, no seed twice. Each try compares two sets of the same recipe, and a set of
-the recipe with a set of the variant, on the validation split; then the same with single runs. Finished seeds are saved in --work. Writes
-benchmarks/results/honesty-<hardware>-<date>.md.
+Trains sets of a few seeds of a recipe and of a worse variant, no seed twice. Each try compares two sets of the same
+recipe, and a set of the recipe with a set of the variant, on the validation split; then the same with single runs.
+Finished seeds are saved in --work. Writes benchmarks/results/honesty-<hardware>-<date>.md.
 """
 
 import argparse
@@ -55,7 +55,8 @@ def main() -> None:
                 values.append(gingham.compare(*pair, lambda run: validation).p_value)
             num_significant = sum(value < 0.05 for value in values)
             rows.append(
-                f"| {title} | {kind} | {num_significant} of {options.tries} | {min(values):.3f} | {statistics.median(values):.3f} | {max(values):.3f} |"
+                f"| {title} | {kind} | {num_significant} of {options.tries} | {min(values):.3f} | "
+                f"{statistics.median(values):.3f} | {max(values):.3f} |"
             )
     means = [statistics.mean(group[side].mean for group in sets) for side in (0, 1, 2)]
     environment = describe_environment(choose_device("auto"))

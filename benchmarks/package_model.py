@@ -1,11 +1,11 @@
 """Replace the packaged model with a run's model if it is at least as good.
 
-    gingham train --recipe photo --seed 0 --out runs/photo-0
-    python benchmarks/package_model.py runs/photo-0 --photos ~/photographs      # `make model` does both, without --photos
+    gingham train --recipe photo --seed 0 --out runs/photo-0 python benchmarks/package_model.py runs/photo-0 --photos
+    ~/photographs      # `make model` does both, without --photos
 
-The run's filters are rounded to 16 bits, and its temperature and threshold are fitted again. Then both models are evaluated on the test
-split (the model records the opening), on photos made from validation images, and on each folder of real photos. If the new model is worse
-on any of them, the packaged one stays.
+The run's filters are rounded to 16 bits, and its temperature and threshold are fitted again. Then both models are
+evaluated on the test split (the model records the opening), on photos made from validation images, and on each folder
+of real photos. If the new model is worse on any of them, the packaged one stays.
 """
 
 import argparse
@@ -28,13 +28,16 @@ LARGEST_BYTES = 1_000_000
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
-    parser.add_argument("--photos", nargs="*", type=Path, default=[], help="folders with a folder of photographs a class")
+    parser.add_argument(
+        "--photos", nargs="*", type=Path, default=[], help="folders with a folder of photographs a class"
+    )
     arguments = parser.parse_args()
     run = gingham.load(arguments.run)
     data = gingham.load_data("fashion-mnist", run.recipe.validation_images)
     if run.data.get("fingerprint") != data.fingerprint or data.validation is None:
         sys.exit(
-            f"{arguments.run} was not trained on Fashion-MNIST with pictures held out; nothing else comes into the package"
+            f"{arguments.run} was not trained on Fashion-MNIST with pictures held out; nothing else comes into the "
+            "package"
         )
     run.folder = None  # the rounded model is evaluated, with its own test openings
     run.test_openings = []

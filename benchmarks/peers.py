@@ -4,10 +4,11 @@
     python benchmarks/peers.py                    # all of them; names a peer that is not installed and skips it
     python benchmarks/peers.py article fast       # some
 
-Each peer follows its own documentation, with its documented defaults and, where possible, the images in memory. It trains on all 60,000
-images and is evaluated on the test images after each of a few epochs, with the clock stopped; its best epoch counts, which favours it.
-Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each runs in its own process, one after the other, --rounds
-times in turn. Finished ones are saved in --work. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
+Each peer follows its own documentation, with its documented defaults and, where possible, the images in memory. It
+trains on all 60,000 images and is evaluated on the test images after each of a few epochs, with the clock stopped; its
+best epoch counts, which favours it. Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each
+runs in its own process, one after the other, --rounds times in turn. Finished ones are saved in --work. Writes
+benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
 """
 
 import argparse
@@ -137,7 +138,9 @@ def pytorch_examples() -> list[Point]:
     network = ExamplesNet()
     optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    return plain_epochs(network, loader, optimizer, 4, lambda: torch_accuracy(network, test_inputs, test_labels), schedule)
+    return plain_epochs(
+        network, loader, optimizer, 4, lambda: torch_accuracy(network, test_inputs, test_labels), schedule
+    )
 
 
 def keras() -> list[Point]:
@@ -194,10 +197,17 @@ def lightning() -> list[Point]:
             return torch.optim.Adam(self.parameters(), lr=1e-3)
 
         def on_train_epoch_end(self) -> None:
-            clock.lap(self.current_epoch + 1, lambda: torch_accuracy(self.network, test_images[:, None] / 255, test_labels))
+            clock.lap(
+                self.current_epoch + 1, lambda: torch_accuracy(self.network, test_images[:, None] / 255, test_labels)
+            )
 
     loader = DataLoader(TensorDataset(images[:, None] / 255, labels), batch_size=64, shuffle=True)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = pl.Trainer(max_epochs=4, accelerator="auto", **quiet)
     clock = Clock()
     trainer.fit(Module(), loader)
@@ -216,7 +226,9 @@ def fastai() -> list[Point]:
     for epochs in (1, 2):
         train = TensorDataset(images[:, None] / 255, labels)
         # It needs a validation loader and runs it after every epoch: one batch of 64 takes almost no time.
-        loaders = DataLoaders(DataLoader(train, 64, shuffle=True, drop_last=True), DataLoader(Subset(train, range(64)), 64))
+        loaders = DataLoaders(
+            DataLoader(train, 64, shuffle=True, drop_last=True), DataLoader(Subset(train, range(64)), 64)
+        )
         learn = Learner(loaders, xresnet18(c_in=1, n_out=10), loss_func=CrossEntropyLossFlat())
         clock = Clock()
         with learn.no_bar(), learn.no_logging():
@@ -327,17 +339,26 @@ def best(points: list[Point]) -> Point:
 
 def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> str:
     lines = [
-        "| what | version | accuracy: best look of each round | epochs | train_seconds, median | gingham's quickest as accurate | ratio |",
+        (
+            "| what | version | accuracy: best look of each round | epochs | train_seconds, median | gingham's "
+            "quickest as accurate | ratio |"
+        ),
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     recipes = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
     results = {
-        name: (statistics.mean(r[0]["test_accuracy"] for r in rounds), statistics.median(r[0]["train_seconds"] for r in rounds))
+        name: (
+            statistics.mean(r[0]["test_accuracy"] for r in rounds),
+            statistics.median(r[0]["train_seconds"] for r in rounds),
+        )
         for name, rounds in recipes.items()
     }
     for name, rounds in outcomes.items():
         tops = [best(points) for points in rounds]
-        mean, seconds = (statistics.mean(p["test_accuracy"] for p in tops), statistics.median(p["train_seconds"] for p in tops))
+        mean, seconds = (
+            statistics.mean(p["test_accuracy"] for p in tops),
+            statistics.median(p["train_seconds"] for p in tops),
+        )
         faster = sorted((quicker, recipe) for recipe, (accuracy, quicker) in results.items() if accuracy >= mean)
         comparison = (
             [f"`{faster[0][1]}`, {faster[0][0]:.1f} s", f"{seconds / faster[0][0]:.0f}"]
@@ -346,7 +367,9 @@ def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> s
         )
         epochs = "/".join(f"{p['epochs']:.3g}" for p in tops)
         label = f"gingham `{name}`" if name in recipes else name
-        lines.append(f"| {label} | {versions[name]} | {mean:.2%} | {epochs} | {seconds:.1f} | {' | '.join(comparison)} |")
+        lines.append(
+            f"| {label} | {versions[name]} | {mean:.2%} | {epochs} | {seconds:.1f} | {' | '.join(comparison)} |"
+        )
     return "\n".join(lines)
 
 
@@ -375,8 +398,12 @@ def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("names", nargs="*", choices=[*RECIPES, *PEERS, []], metavar="NAME", help=", ".join([*RECIPES, *PEERS]))
-    parser.add_argument("--rounds", type=int, default=1, help="how often each is run; recipes take another seed each time")
+    parser.add_argument(
+        "names", nargs="*", choices=[*RECIPES, *PEERS, []], metavar="NAME", help=", ".join([*RECIPES, *PEERS])
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="how often each is run; recipes take another seed each time"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished ones are kept")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -422,10 +449,13 @@ Every look at a peer, first round:
 """
     for name, rounds in outcomes.items():
         for point in rounds[0]:
-            text += f"| {name} | {point['epochs']:.3g} | {point['train_seconds']:.1f} | {point['test_accuracy']:.2%} |\n"
+            text += (
+                f"| {name} | {point['epochs']:.3g} | {point['train_seconds']:.1f} | {point['test_accuracy']:.2%} |\n"
+            )
     path = records.write_result("peers", environment, text)
     write_json(
-        path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environment, "outcomes": outcomes}
+        path.with_suffix(".json"),
+        {"command": command, "commit": commit, "environment": environment, "outcomes": outcomes},
     )
     draw(outcomes, path.with_suffix(".png"), environment["hardware"])
     print(json.dumps(str(path)))

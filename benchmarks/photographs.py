@@ -3,9 +3,10 @@
     python benchmarks/photographs.py                                   # the packaged model
     python benchmarks/photographs.py packaged runs/fast-0 --photos ~/photographs
 
-Photos are made from validation images, enlarged, inverted and coloured: `product` on white with a margin, a third of them squeezed from
-3:4 to a square; `floor` on creased cloth or boards, rotated, unevenly lit. Real photos are in a folder per class; no run was trained on
-any. Compares the preparation of `gingham predict` with simple ones. Writes benchmarks/results/photographs-<hardware>-<date>.md.
+Photos are made from validation images, enlarged, inverted and coloured: `product` on white with a margin, a third of
+them squeezed from 3:4 to a square; `floor` on creased cloth or boards, rotated, unevenly lit. Real photos are in a
+folder per class; no run was trained on any. Compares the preparation of `gingham predict` with simple ones. Writes
+benchmarks/results/photographs-<hardware>-<date>.md.
 """
 
 import argparse
@@ -129,12 +130,15 @@ def accuracy_cells(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--photos", nargs="*", type=Path, default=[], help="folders with a folder of photographs a class")
+    parser.add_argument(
+        "--photos", nargs="*", type=Path, default=[], help="folders with a folder of photographs a class"
+    )
     parser.add_argument("--each", type=int, default=40, help="photographs made a class")
     arguments = parser.parse_args()
     commit = records.clean_commit()
     runs: dict[str, Run] = {
-        str(name): load_packaged() if str(name) == "packaged" else gingham.load(name) for name in arguments.runs or ["packaged"]
+        str(name): load_packaged() if str(name) == "packaged" else gingham.load(name)
+        for name in arguments.runs or ["packaged"]
     }
     first = next(iter(runs.values()))
     known = {normalize_class_name(label): k for k, label in enumerate(first.model.classes)}
@@ -151,9 +155,14 @@ def main() -> None:
             prepared.append(preprocess(first, image, "photo"))
             times.append(time.perf_counter() - started)
         methods = {"as predict does": prepared}
-        methods |= {method: [PreparedPhoto(prepare_simply(image, method)[None], ()) for image in images] for method in SIMPLE}
+        methods |= {
+            method: [PreparedPhoto(prepare_simply(image, method)[None], ()) for image in images] for method in SIMPLE
+        }
         for name, run in runs.items():
-            rows += [f"| {title} | {len(images)} | {name} | {m} | {accuracy_cells(run, methods[m], labels)} |" for m in methods]
+            rows += [
+                f"| {title} | {len(images)} | {name} | {m} | {accuracy_cells(run, methods[m], labels)} |"
+                for m in methods
+            ]
     environment = describe_environment(torch.device("cpu"))
     text = "\n".join(
         [

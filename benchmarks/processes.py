@@ -2,9 +2,9 @@
 
     python benchmarks/processes.py
 
-Trains each recipe for a few epochs in one process with one thread, in one with two, and in two with one thread each (torchrun), in turn;
-and measures the share of a step's time for its input: indexing the split, shifting and flipping. Writes
-benchmarks/results/processes-<hardware>-<date>.md.
+Trains each recipe for a few epochs in one process with one thread, in one with two, and in two with one thread each
+(torchrun), in turn; and measures the share of a step's time for its input: indexing the split, shifting and flipping.
+Writes benchmarks/results/processes-<hardware>-<date>.md.
 """
 
 import json
@@ -54,7 +54,9 @@ def train(recipe: str, processes: int, threads: int) -> dict[str, Any]:
             "--json",
         ]
         env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = subprocess.run([*command, "--out", f"{folder}/run"], env=env, capture_output=True, text=True, check=True)
+        process = subprocess.run(
+            [*command, "--out", f"{folder}/run"], env=env, capture_output=True, text=True, check=True
+        )
     metrics: dict[str, Any] = json.loads(process.stdout)
     return metrics
 
@@ -83,7 +85,9 @@ def input_share(name: str, context: DistributedContext) -> float:
 
 def main() -> None:
     commit = records.clean_commit()
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {(recipe, setup): [] for recipe in RECIPES for setup in SETUPS}
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {
+        (recipe, setup): [] for recipe in RECIPES for setup in SETUPS
+    }
     for turn in range(ROUNDS):
         print(f"round {turn + 1} of {ROUNDS}", file=sys.stderr)
         for (recipe, setup), values in results.items():
@@ -93,12 +97,13 @@ def main() -> None:
         seconds = [result["train_seconds"] for result in values]
         rate = statistics.median(result["images_per_second_per_process"] for result in values)
         rows.append(
-            f"| `{recipe}` | {setup} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} | {rate:,.0f} | "
-            f"{statistics.median(result['validation_accuracy'] for result in values):.2%} |"
+            f"| `{recipe}` | {setup} | {statistics.median(seconds):.1f} | {min(seconds):.1f} to {max(seconds):.1f} | "
+            f"{rate:,.0f} | {statistics.median(result['validation_accuracy'] for result in values):.2%} |"
         )
     environment = describe_environment(choose_device("cpu"))
     shares = [
-        f"| `{recipe}` | {input_share(recipe, DistributedContext(0, 1)):.1%} | {input_share(recipe, DistributedContext(0, 2)):.1%} |"
+        f"| `{recipe}` | {input_share(recipe, DistributedContext(0, 1)):.1%} | "
+        f"{input_share(recipe, DistributedContext(0, 2)):.1%} |"
         for recipe in RECIPES
     ]
     text = f"""# Processes that share one machine

@@ -37,7 +37,9 @@ def clean_commit() -> str:
     )
     if status.returncode or status.stdout.strip():
         sys.exit("a measurement needs a clean git tree, so that its commit says what ran; commit your changes first")
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def slug(text: str) -> str:
@@ -46,7 +48,9 @@ def slug(text: str) -> str:
 
 def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
     """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path, with -2 for the second of a day."""
-    path = unused_path(ROOT / "benchmarks" / "results", f"{what}-{slug(environment['hardware'])}-{dt.date.today()}", ".md")
+    path = unused_path(
+        ROOT / "benchmarks" / "results", f"{what}-{slug(environment['hardware'])}-{dt.date.today()}", ".md"
+    )
     write_text(path, text)
     return path
 
@@ -73,8 +77,8 @@ def write_record(
 ) -> Path:
     """Write records/<date>-<name>/record.json, update the table and return the folder.
 
-    `predictions` are those of each seed on the test images, int64 (N,); they are saved as predictions.npz: `predicted`, uint8
-    (seeds, N).
+    `predictions` are those of each seed on the test images, int64 (N,); they are saved as predictions.npz: `predicted`,
+    uint8 (seeds, N).
     """
     folder = unused_path(ROOT / "records", f"{dt.date.today()}-{name}")
     record = {
@@ -94,7 +98,9 @@ def write_record(
     if predictions is not None:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "predictions.npz") as temporary, temporary.open("wb") as file:
-            np.savez_compressed(file, predicted=np.stack([predicted.numpy().astype(np.uint8) for predicted in predictions]))
+            np.savez_compressed(
+                file, predicted=np.stack([predicted.numpy().astype(np.uint8) for predicted in predictions])
+            )
     write_json(folder / "record.json", record)
     write_table()
     return folder

@@ -3,8 +3,8 @@
     python benchmarks/reproduce_article.py --seeds 10
 
 Finished seeds are saved in --work, so that an interrupted measurement can continue. Writes
-benchmarks/results/reproduce-article-<hardware>-<date>.md, records/<date>-article/record.json and a figure beside it, and updates the table
-in records/README.md.
+benchmarks/results/reproduce-article-<hardware>-<date>.md, records/<date>-article/record.json and a figure beside it,
+and updates the table in records/README.md.
 """
 
 import argparse
@@ -57,7 +57,9 @@ def draw(outcomes: list[dict[str, Any]], file: Path) -> None:
         axes.plot(epochs, [100 * x for x in outcome["curve"]], color="#2f6f8f", alpha=0.45, lw=1.2)
     means = [100 * statistics.mean(curve) for curve in zip(*(outcome["curve"] for outcome in outcomes), strict=True)]
     axes.plot(epochs, means, color="#16384a", lw=2.5, marker="o", label=f"mean of {len(outcomes)} seeds")
-    axes.plot(epochs, [100 * x for x in ARTICLE_CURVE], color="#c2552d", lw=2, ls="--", marker="s", label="the article's run")
+    axes.plot(
+        epochs, [100 * x for x in ARTICLE_CURVE], color="#c2552d", lw=2, ls="--", marker="s", label="the article's run"
+    )
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", xticks=list(epochs))
     axes.set_title("The article's network and settings, one line a seed", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
@@ -77,7 +79,9 @@ def table(outcomes: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds, counted from 0 (default: 10)")
-    parser.add_argument("--work", type=Path, default=Path("runs/reproduce-article"), help="where finished seeds are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/reproduce-article"), help="where finished seeds are kept"
+    )
     options = parser.parse_args()
     if options.seeds < 2:
         parser.error(f"--seeds got {options.seeds}; a spread needs at least 2, a record 10")

@@ -2,9 +2,10 @@
 
     python benchmarks/same_bits.py BASE [HEAD] [--only fast-85 ...]
 
-Extracts both commits side by side and, in turn and with the Python that runs this script, trains each recipe of CASES with seed 0
-and asks the packaged model for its probabilities on 1,000 test images of Fashion-MNIST. Prints a table of SHA-256 sums and exits with
-1 if any differ. Names of tensors do not count, so a commit that only renames things leaves every sum as it was.
+Extracts both commits side by side and, in turn and with the Python that runs this script, trains each recipe of CASES
+with seed 0 and asks the packaged model for its probabilities on 1,000 test images of Fashion-MNIST. Prints a table of
+SHA-256 sums and exits with 1 if any differ. Names of tensors do not count, so a commit that only renames things leaves
+every sum as it was.
 
 Uses nothing of the package but its public API, which both commits must have: load_data, RECIPES, fit and load_packaged.
 """
@@ -84,18 +85,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the weights and probabilities of two commits to the bit.")
     parser.add_argument("base", help="the commit to compare with")
     parser.add_argument("head", nargs="?", default="HEAD", help="the commit that should not differ; HEAD by default")
-    parser.add_argument("--only", nargs="+", choices=[*CASES, PACKAGED], default=[*CASES, PACKAGED], help="some of the cases")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*CASES, PACKAGED], default=[*CASES, PACKAGED], help="some of the cases"
+    )
     arguments = parser.parse_args()
     commits = [git("rev-parse", "--short", f"{name}^{{commit}}") for name in (arguments.base, arguments.head)]
     differing = 0
     with tempfile.TemporaryDirectory() as folder:
-        checkouts = [extract(commit, Path(folder, side)) for side, commit in zip(("base", "head"), commits, strict=True)]
+        checkouts = [
+            extract(commit, Path(folder, side)) for side, commit in zip(("base", "head"), commits, strict=True)
+        ]
         print(f"| case | {commits[0]} | {commits[1]} | |\n|---|---|---|---|", flush=True)
         for case in arguments.only:
             base, head = (sha256_of(checkout, case) for checkout in checkouts)
             differing += base != head
             epochs = f", {CASES[case]:g} epochs" if CASES.get(case) else ""
-            print(f"| {case}{epochs} | {base[:16]} | {head[:16]} | {'equal' if base == head else 'DIFFERENT'} |", flush=True)
+            print(
+                f"| {case}{epochs} | {base[:16]} | {head[:16]} | {'equal' if base == head else 'DIFFERENT'} |",
+                flush=True,
+            )
     sys.exit(1 if differing else 0)
 
 

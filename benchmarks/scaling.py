@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py
 
-Each measurement trains the network `small` in its own process for some steps of 256 images: Fashion-MNIST repeated to 6,000, 60,000 and
-600,000 images; enlarged to 64x64 and 224x224; and a set read from its memory-mapped pack, in a process with less memory than the set
-needs, beside the same set in memory. That limit is a memory cgroup, which needs Linux and root. Writes
-benchmarks/results/scaling-<hardware>-<date>.md.
+Each measurement trains the network `small` in its own process for some steps of 256 images: Fashion-MNIST repeated to
+6,000, 60,000 and 600,000 images; enlarged to 64x64 and 224x224; and a set read from its memory-mapped pack, in a
+process with less memory than the set needs, beside the same set in memory. That limit is a memory cgroup, which needs
+Linux and root. Writes benchmarks/results/scaling-<hardware>-<date>.md.
 """
 
 import argparse
@@ -127,7 +127,15 @@ def main() -> None:
                 print(f"{title}: {name}, round {turn + 1} of {ROUNDS}", file=sys.stderr)
                 results[name].append(measure(folder, steps, cgroup))
         lines.extend(["", f"## {title}", ""])
-        header = ("what", "µs a picture, median", "range", "pictures/s", "data", "memory above imports", "of it not data")
+        header = (
+            "what",
+            "µs a picture, median",
+            "range",
+            "pictures/s",
+            "data",
+            "memory above imports",
+            "of it not data",
+        )
         lines.extend([row(*header), row("---", *["---:"] * (len(header) - 1))])
         for name, rounds in results.items():
             times = [r["microseconds_a_picture"] for r in rounds]

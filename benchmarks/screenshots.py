@@ -1,10 +1,10 @@
-"""Make the screenshots in the documentation: docs/images/page.png, the page on a desktop and a phone, light and dark, and
-docs/images/explained.png, the figure of `gingham predict coat.jpg --explain`, whose output it prints.
+"""Make the screenshots in the documentation: docs/images/page.png, the page on a desktop and a phone, light and dark,
+and docs/images/explained.png, the figure of `gingham predict coat.jpg --explain`, whose output it prints.
 
     python benchmarks/screenshots.py
 
-The photos are made from validation images, as in benchmarks/photographs.py. Needs Debian's chromium, or google-chrome, and opens the page
-from disk, as `gingham export page.html` writes it.
+The photos are made from validation images, as in benchmarks/photographs.py. Needs Debian's chromium, or google-chrome,
+and opens the page from disk, as `gingham export page.html` writes it.
 """
 
 import io
@@ -84,7 +84,9 @@ def main() -> None:
         desktop = capture_prediction(
             browser.new_page(viewport={"width": 1180, "height": 900}), address, make_photo(floor, "Ankle boot", 2, 12)
         )
-        dark = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=1.25, color_scheme="dark")
+        dark = browser.new_context(
+            viewport={"width": 390, "height": 844}, device_scale_factor=1.25, color_scheme="dark"
+        )
         phone = capture_prediction(dark.new_page(), address, make_photo(product, "Coat", 2, 12))
         light = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=1.25)
         sketch = capture_drawing(light.new_page(), address)

@@ -3,11 +3,12 @@
     python benchmarks/serve.py                        # the packaged model
     python benchmarks/serve.py packaged runs/fast-0
 
-The images are Fashion-MNIST's validation images as PNG files, sent in forms as a browser or curl does. There are five loads on a fresh, warm
-server: single images that arrive at random, 200 per second, with latencies that include the time in a queue; 64 images per request from two
-clients, each sending the next request after the last response; 10,000 requests of one image from 64 such clients, with /health requested
-beside them; photos of 640x480, one per request, from four; and PNGs of 50 megapixels from eight, for their memory (with
-MALLOC_MMAP_THRESHOLD_ as in docs/deploy.md). Writes benchmarks/results/serve-<hardware>-<date>.md.
+The images are Fashion-MNIST's validation images as PNG files, sent in forms as a browser or curl does. There are five
+loads on a fresh, warm server: single images that arrive at random, 200 per second, with latencies that include the time
+in a queue; 64 images per request from two clients, each sending the next request after the last response; 10,000
+requests of one image from 64 such clients, with /health requested beside them; photos of 640x480, one per request, from
+four; and PNGs of 50 megapixels from eight, for their memory (with MALLOC_MMAP_THRESHOLD_ as in docs/deploy.md). Writes
+benchmarks/results/serve-<hardware>-<date>.md.
 """
 
 import argparse
@@ -162,7 +163,10 @@ async def load_concurrently(port: int, requests: list[bytes], clients: int, tota
 
 
 async def loads(port: int, process: int, images: list[bytes], photo: bytes, seconds: float) -> list[str]:
-    singles, many = [form([image]) for image in images], [form(images[k : k + 64]) for k in range(0, len(images) - 63, 64)]
+    singles, many = (
+        [form([image]) for image in images],
+        [form(images[k : k + 64]) for k in range(0, len(images) - 63, 64)],
+    )
     await load_concurrently(port, singles, 4, 400)
     await load_concurrently(port, many, 2, 20)
     rows = []
@@ -170,17 +174,22 @@ async def loads(port: int, process: int, images: list[bytes], photo: bytes, seco
     def row(what: str, load: Load, num_images: int, more: str = "") -> None:
         rate = len(load.latencies) / load.seconds
         rows.append(
-            f"{what} | {len(load.latencies):,} | {load.errors} | {rate:,.0f} | {rate * num_images:,.0f} | {load.percentile(0.5):.1f} | {load.percentile(0.99):.1f} | "
-            f"{more} |"
+            f"{what} | {len(load.latencies):,} | {load.errors} | {rate:,.0f} | {rate * num_images:,.0f} | "
+            f"{load.percentile(0.5):.1f} | {load.percentile(0.99):.1f} | {more} |"
         )
 
     row("1 picture, 200 a second", await load_at_rate(port, singles, 200, seconds), 1)
     # The first requests tell how many fill the time.
     probe, _ = await load_concurrently(port, many, 2, 40)
-    row("64 pictures, 2 clients", (await load_concurrently(port, many, 2, max(40, int(40 / probe.seconds * seconds))))[0], 64)
+    row(
+        "64 pictures, 2 clients",
+        (await load_concurrently(port, many, 2, max(40, int(40 / probe.seconds * seconds))))[0],
+        64,
+    )
     before = memory(process)
     load, health = await load_concurrently(port, singles, 64, 10_000)
-    row("1 picture, 64 clients", load, 1, f"/health: {health.errors} errors of {len(health.latencies)}, p99 {health.percentile(0.99):.0f} ms; memory "
+    row("1 picture, 64 "
+        "clients", load, 1, f"/health: {health.errors} errors of {len(health.latencies)}, p99 {health.percentile(0.99):.0f} ms; memory "
         f"{before:.0f} to {memory(process):.0f} MB")  # fmt: skip
     row("1 photograph, 4 clients", (await load_concurrently(port, [form([photo])], 4, 200))[0], 1)
     huge = np.zeros((7000, 7000, 4), np.uint8)
@@ -247,7 +256,8 @@ def main() -> None:
             "",
             "| run | load | pictures/s | p50 | p99 |",
             "| --- | --- | ---: | ---: | ---: |",
-            *(f"| {name} | {column_median(rows, 3):,.0f} | {column_median(rows, 4):.1f} | {column_median(rows, 5):.1f} |" for name, rows in table.items()),
+            *(f"| {name} | {column_median(rows, 3):,.0f} | {column_median(rows, 4):.1f} | {column_median(rows, 5):.1f} "
+              "|" for name, rows in table.items()),
             "",
         ]
     )  # fmt: skip

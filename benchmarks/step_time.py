@@ -4,7 +4,8 @@
     python benchmarks/step_time.py fast-92 --rounds 9
     python benchmarks/step_time.py --profile        # instead: the time of a step by operation
 
-Each measurement runs in its own process, since some settings cannot be reset. Writes benchmarks/results/step-time-<hardware>-<date>.md.
+Each measurement runs in its own process, since some settings cannot be reset. Writes
+benchmarks/results/step-time-<hardware>-<date>.md.
 """
 
 import argparse
@@ -96,7 +97,8 @@ def profile(name: str) -> list[tuple[str, float, int]]:
                 train_step(model, optimizer, recipe, precision, None, Batch(images, labels))
     on_gpu = device.type == "cuda"
     rows = [
-        (op.key, op.self_device_time_total if on_gpu else op.self_cpu_time_total, op.count) for op in profiler.key_averages()
+        (op.key, op.self_device_time_total if on_gpu else op.self_cpu_time_total, op.count)
+        for op in profiler.key_averages()
     ]
     total = sum(time for _, time, _ in rows)
     return sorted(((key, time / total, count // STEPS) for key, time, count in rows), key=lambda row: -row[1])
@@ -106,7 +108,13 @@ def write_profile(names: list[str], commit: str) -> None:
     environment = describe_environment(choose_device("auto"))
     lines = []
     for name in names:
-        lines += ["", f"## `{name}`", "", "| operation | share of the step's time | calls a step |", "| --- | ---: | ---: |"]
+        lines += [
+            "",
+            f"## `{name}`",
+            "",
+            "| operation | share of the step's time | calls a step |",
+            "| --- | ---: | ---: |",
+        ]
         lines += [f"| {key} | {share:.1%} | {count} |" for key, share, count in profile(name)[:12]]
     text = f"""# Where the time of a step goes
 

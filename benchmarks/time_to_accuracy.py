@@ -4,12 +4,13 @@
     python benchmarks/time_to_accuracy.py fast fast-92 --seeds 10 --split test --record
     python benchmarks/time_to_accuracy.py fast-92 fast-92:optimizer=sgd:learning_rate=0.4 --seeds 5 --title optimizer
 
-NAME:FIELD=VALUE:FIELD=VALUE changes fields of a recipe, to measure the effect of each. Each seed is one `gingham train` in its own process;
-the recipes take turns, so that slow periods of the machine affect all of them. If a seed takes a second but its process ten,
---seeds-a-process lets several seeds share a process, each with all recipes.
-Finished seeds are saved in --work. With --minutes the training that runs then saves its state and stops; the same command continues it.
-The test split is opened once per run, after all have been trained. Writes benchmarks/results/<title>-<hardware>-<date>.md and .json, and
-with --record a folder in records/ for each recipe, with the predictions of each seed on the test images.
+NAME:FIELD=VALUE:FIELD=VALUE changes fields of a recipe, to measure the effect of each. Each seed is one `gingham train`
+in its own process; the recipes take turns, so that slow periods of the machine affect all of them. If a seed takes a
+second but its process ten, --seeds-a-process lets several seeds share a process, each with all recipes. Finished seeds
+are saved in --work. With --minutes the training that runs then saves its state and stops; the same command continues
+it. The test split is opened once per run, after all have been trained. Writes
+benchmarks/results/<title>-<hardware>-<date>.md and .json, and with --record a folder in records/ for each recipe, with
+the predictions of each seed on the test images.
 """
 
 import argparse
@@ -118,7 +119,9 @@ def train_one(recipe: str, seed: int, folder: Path, started: float, teachers: li
     if device.type == "cuda":
         peak = torch.cuda.max_memory_reserved(device)
     network = run.model.network.cpu()
-    flops = 3 * gingham.summarize(network, run.model.input_shape, recipe).flops  # the backward pass takes twice the forward's
+    flops = (
+        3 * gingham.summarize(network, run.model.input_shape, recipe).flops
+    )  # the backward pass takes twice the forward's
     images = run.metrics["images_seen"]
     achieved = flops * images / run.metrics["train_seconds"] / 1e12
     rates = {name: matmul_tflops(getattr(torch, name), device) for name in ("bfloat16", "float32")}
@@ -146,7 +149,10 @@ def train_all(options: argparse.Namespace, work: Path) -> dict[str, list[dict[st
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     separate = options.seeds_a_process == 1
     jobs = [
-        (name, seed) for seed in range(options.seeds) for name in options.recipes if not result_path(work, name, seed).exists()
+        (name, seed)
+        for seed in range(options.seeds)
+        for name in options.recipes
+        if not result_path(work, name, seed).exists()
     ]
     share = 1 if separate else options.seeds_a_process * len(options.recipes)
     failed: list[tuple[str, int]] = []
@@ -160,11 +166,17 @@ def train_all(options: argparse.Namespace, work: Path) -> dict[str, list[dict[st
             except subprocess.TimeoutExpired:
                 worker.terminate()
                 worker.wait()
-                sys.exit(f"{options.minutes:g} minutes are over; what is done is kept in {work}: give the same command again")
+                sys.exit(
+                    f"{options.minutes:g} minutes are over; what is done is kept in {work}: give the same command again"
+                )
         failed += [job for job in batch if not result_path(work, *job).exists()]
     if failed:
-        sys.exit(f"no result of {', '.join(f'{name} with seed {seed}' for name, seed in failed)}; the reasons stand above")
-    return {name: [read_json(result_path(work, name, seed)) for seed in range(options.seeds)] for name in options.recipes}
+        sys.exit(
+            f"no result of {', '.join(f'{name} with seed {seed}' for name, seed in failed)}; the reasons stand above"
+        )
+    return {
+        name: [read_json(result_path(work, name, seed)) for seed in range(options.seeds)] for name in options.recipes
+    }
 
 
 def result_path(work: Path, recipe: str, seed: int) -> Path:
@@ -180,7 +192,8 @@ def train_jobs(jobs: list[tuple[str, int]], work: Path, teachers: list[Path]) ->
             outcome = train_one(recipe, seed, work / f"{recipe}-{seed}", started, teachers)
             write_json(result_path(work, recipe, seed), outcome)
             print(
-                f"    {outcome['validation_accuracy']:.2%} after {outcome['train_seconds']:.3f} s, {outcome['tflops']:.1f} TFLOP/s",
+                f"    {outcome['validation_accuracy']:.2%} after {outcome['train_seconds']:.3f} s, "
+                f"{outcome['tflops']:.1f} TFLOP/s",
                 file=sys.stderr,
                 flush=True,
             )
@@ -270,9 +283,15 @@ def main() -> None:
     parser.add_argument("--title", default="time-to-accuracy", help="what the results file is called")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds, counted from 0 (default: 10)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--record", action="store_true", help="write records/<date>-<recipe>/record.json; needs --split test")
-    parser.add_argument("--work", type=Path, default=Path("runs/time-to-accuracy"), help="where finished seeds are kept")
-    parser.add_argument("--teacher", type=Path, action="append", default=[], metavar="RUN", help="as gingham train; repeatable")
+    parser.add_argument(
+        "--record", action="store_true", help="write records/<date>-<recipe>/record.json; needs --split test"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/time-to-accuracy"), help="where finished seeds are kept"
+    )
+    parser.add_argument(
+        "--teacher", type=Path, action="append", default=[], metavar="RUN", help="as gingham train; repeatable"
+    )
     parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
     parser.add_argument(
         "--seeds-a-process", type=int, default=1, metavar="N", help="how many seeds share a process (default: 1)"
@@ -351,7 +370,9 @@ Square matrix products in the same processes, median: {float32:.3f} TFLOP/s in f
 command's end{timing_note}. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
 """
     path = records.write_result(options.title, environments[0], text)
-    write_json(path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environments[0], "rows": rows})
+    write_json(
+        path.with_suffix(".json"), {"command": command, "commit": commit, "environment": environments[0], "rows": rows}
+    )
     print(path)
     print(text)
 

@@ -3,8 +3,9 @@
     gingham export model.onnx
     python examples/onnx_predict.py model.onnx coat.png boot.jpg
 
-An image of the model's size and colours is used unchanged, as the file normalizes it. Photos are prepared by gingham.inference.preprocess,
-which needs OpenCV but no torch either: pip install --no-deps . opencv-python-headless tqdm platformdirs
+An image of the model's size and colours is used unchanged, as the file normalizes it. Photos are prepared by
+gingham.inference.preprocess, which needs OpenCV but no torch either: pip install --no-deps . opencv-python-headless
+tqdm platformdirs
 """
 
 import json

@@ -4,7 +4,8 @@
     python stress --short               # the few cases that CI runs
     python stress IDX SIGKILL           # the checks with these words in their names
 
-Exits with 1 if a case was lost. Each check runs in its own process, two at a time; all of them take less than twenty minutes on two cores.
+Exits with 1 if a case was lost. Each check runs in its own process, two at a time; all of them take less than twenty
+minutes on two cores.
 """
 
 import argparse
@@ -28,10 +29,12 @@ try:
     from stress.outcomes import Check, Outcome
 except ImportError as error:
     sys.exit(
-        f"the stress tests need {error.name}; make stress installs all that they need, for this Python: pip install --group dev"
+        f"the stress tests need {error.name}; make stress installs all that they need, for this Python: pip install "
+        "--group dev"
     )
 
-# Checks that mostly wait for processes run beside those that compute. The server check runs last and alone: its response times count.
+# Checks that mostly wait for processes run beside those that compute. The server check runs last and alone: its
+# response times count.
 CONCURRENT_CHECKS = ((*kill.CHECKS, *distributed.CHECKS, *resources.CHECKS), tuple(fuzz.CHECKS))
 LAST_CHECKS = tuple(load.CHECKS)
 
@@ -49,7 +52,11 @@ def run_in_process(check: Check, short: bool) -> tuple[Outcome, float]:
     except (IndexError, ValueError, TypeError):  # a check that crashes counts as lost
         outcome = Outcome(1, [f"the check itself ended with {process.returncode}: {process.stderr[-500:]}"])
     seconds = time.monotonic() - started
-    print(f"{check.name}: {outcome.survived():,} of {outcome.tried:,} survived, {seconds:.0f} s", file=sys.stderr, flush=True)
+    print(
+        f"{check.name}: {outcome.survived():,} of {outcome.tried:,} survived, {seconds:.0f} s",
+        file=sys.stderr,
+        flush=True,
+    )
     return outcome, seconds
 
 
@@ -65,7 +72,9 @@ def main() -> int:
         return 0
     selected = [name for name in CHECKS if not arguments.words or any(word in name for word in arguments.words)]
     if not selected:
-        parser.error("no check has {} in its name; there are\n  {}".format(" or ".join(arguments.words), "\n  ".join(CHECKS)))
+        parser.error(
+            "no check has {} in its name; there are\n  {}".format(" or ".join(arguments.words), "\n  ".join(CHECKS))
+        )
     started = time.monotonic()
     results: dict[str, tuple[Outcome, float]] = {}
 
@@ -91,7 +100,8 @@ def main() -> int:
     for message in lost[:100]:
         print(f"LOST  {message}")
     print(
-        f"\n{sum(outcome.tried for outcome, _ in results.values()):,} cases in {time.monotonic() - started:.0f} s, {len(lost)} lost"
+        f"\n{sum(outcome.tried for outcome, _ in results.values()):,} cases in {time.monotonic() - started:.0f} s, "
+        f"{len(lost)} lost"
     )
     return 1 if lost else 0
 

@@ -1,7 +1,7 @@
 """Train in several processes started by torchrun, on one host and on two.
 
-The two hosts are network namespaces connected by a virtual cable. They need root on Linux; where they cannot be created, that check is
-reported as not tried.
+The two hosts are network namespaces connected by a virtual cable. They need root on Linux; where they cannot be
+created, that check is reported as not tried.
 """
 
 import contextlib
@@ -67,7 +67,9 @@ def as_one_process(runs: int) -> Outcome:
         for number in range(2, 2 + runs):
             outcome.tried += 1
             run = folder / f"multiple-{number}"
-            if problem := train_to_end(folder, *arguments, "--out", run, launcher=(*STANDALONE, f"--nproc-per-node={number}")):
+            if problem := train_to_end(
+                folder, *arguments, "--out", run, launcher=(*STANDALONE, f"--nproc-per-node={number}")
+            ):
                 outcome.lost.append(f"{number} processes: {problem}")
                 continue
             multiple = load_file(run / "model.safetensors")
@@ -79,7 +81,8 @@ def as_one_process(runs: int) -> Outcome:
                 outcome.lost.append(f"{number} processes end {difference:.1e} from one")
             if abs(metrics(run)["validation_accuracy"] - result.accuracy) > 1e-9:
                 outcome.lost.append(
-                    f"{number} processes counted {metrics(run)['validation_accuracy']:.3f} right, evaluate {result.accuracy:.3f}"
+                    f"{number} processes counted {metrics(run)['validation_accuracy']:.3f} right, evaluate "
+                    f"{result.accuracy:.3f}"
                 )
     outcome.figures = f"weights at most {worst:.0e} apart after 50 steps"
     return outcome
@@ -112,7 +115,13 @@ def restart_after_kill(kills: int) -> Outcome:
     outcome, rng = Outcome(), random.Random(SEED)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
-        arguments = ("--data", make_dataset(folder / "data", train=600), *STATEFUL_SETTINGS, "--set", "checkpoint_seconds=0.2")
+        arguments = (
+            "--data",
+            make_dataset(folder / "data", train=600),
+            *STATEFUL_SETTINGS,
+            "--set",
+            "checkpoint_seconds=0.2",
+        )
         launcher = (*STANDALONE, "--nproc-per-node=2")
         if problem := train_to_end(folder, *arguments, "--out", "reference", launcher=launcher):
             return Outcome(1, [problem])
@@ -128,7 +137,9 @@ def restart_after_kill(kills: int) -> Outcome:
                 code = process.wait(timeout=120)
             except subprocess.TimeoutExpired:
                 code = end(process)
-            if code or any((run / name).read_bytes() != (folder / "reference" / name).read_bytes() for name in COMPARED_FILES):
+            if code or any(
+                (run / name).read_bytes() != (folder / "reference" / name).read_bytes() for name in COMPARED_FILES
+            ):
                 outcome.lost.append(f"kill {number} (seed {SEED}): code {code}, {(folder / 'err').read_text()[-300:]}")
         stderr = (folder / "err").read_text()
         outcome.figures = f"{len(re.findall('going on from step', stderr))} resumed from a checkpoint"
@@ -145,7 +156,13 @@ def stop_signals(times: int) -> Outcome:
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
-        arguments = ("--data", make_dataset(folder / "data", train=600), *STATEFUL_SETTINGS, "--set", "checkpoint_seconds=0.3")
+        arguments = (
+            "--data",
+            make_dataset(folder / "data", train=600),
+            *STATEFUL_SETTINGS,
+            "--set",
+            "checkpoint_seconds=0.3",
+        )
         for launcher, name in (((), "alone"), ((*STANDALONE, "--nproc-per-node=2"), "two")):
             if problem := train_to_end(folder, *arguments, "--out", f"reference-{name}", launcher=launcher):
                 return Outcome(1, [problem])
@@ -158,12 +175,14 @@ def stop_signals(times: int) -> Outcome:
                 expected = {(): {signal.SIGTERM: 143, signal.SIGINT: 130}}.get(launcher, {})
                 if not list(run.glob("checkpoint/step-*.json")) or expected.get(sent_signal, code) != code or code == 0:
                     outcome.lost.append(
-                        f"{name}, {sent_signal.name}: code {code}, kept {[path.name for path in run.glob('checkpoint/*')]}"
+                        f"{name}, {sent_signal.name}: code {code}, kept "
+                        f"{[path.name for path in run.glob('checkpoint/*')]}"
                     )
                 elif problem := train_to_end(folder, *arguments, "--out", run, "--resume", launcher=launcher):
                     outcome.lost.append(f"{name}, {sent_signal.name}: {problem}")
                 elif any(
-                    (run / file).read_bytes() != (folder / f"reference-{name}" / file).read_bytes() for file in COMPARED_FILES
+                    (run / file).read_bytes() != (folder / f"reference-{name}" / file).read_bytes()
+                    for file in COMPARED_FILES
                 ):
                     outcome.lost.append(f"{name}, {sent_signal.name}: resumed to other bytes")
     return outcome
@@ -180,14 +199,20 @@ def with_batchnorm(seeds: int) -> Outcome:
             for number, values in accuracies.items():
                 launcher = (*STANDALONE, f"--nproc-per-node={number}") if number > 1 else ()
                 run = folder / f"{number}-{seed}"
-                if problem := train_to_end(folder, "--recipe", "fast-85", "--seed", seed, "--out", run, launcher=launcher):
+                if problem := train_to_end(
+                    folder, "--recipe", "fast-85", "--seed", seed, "--out", run, launcher=launcher
+                ):
                     return Outcome(1, [problem])
                 values.append(metrics(run)["validation_accuracy"])
     one, two = (statistics.mean(values) for values in accuracies.values())
     # The 95 % prediction interval of another seed: that of the mean times the root of n + 1.
     low, high = mean_interval(accuracies[1])
     half = (high - low) / 2 * (seeds + 1) ** 0.5
-    lost = [f"{accuracy:.2%} is not within {one:.2%} ± {half:.2%}" for accuracy in accuracies[2] if abs(accuracy - one) > half]
+    lost = [
+        f"{accuracy:.2%} is not within {one:.2%} ± {half:.2%}"
+        for accuracy in accuracies[2]
+        if abs(accuracy - one) > half
+    ]
     allowed = -(-seeds // 10)  # some lie outside a 95 % interval
     figures = f"{two:.2%} in two processes, {one:.2%} ± {half:.2%} in one"
     return Outcome(seeds, lost if len(lost) > allowed else [], figures)
@@ -210,7 +235,9 @@ def two_hosts() -> Iterator[bool]:
         )
         for host, cable, address in zip(HOSTS, ("cable-a", "cable-b"), ("10.77.0.1/24", "10.77.0.2/24"), strict=True):
             available = available and ip("-n", host, "addr", "add", address, "dev", cable)
-            available = available and ip("-n", host, "link", "set", cable, "up") and ip("-n", host, "link", "set", "lo", "up")
+            available = (
+                available and ip("-n", host, "link", "set", cable, "up") and ip("-n", host, "link", "set", "lo", "up")
+            )
         yield available
     finally:
         for host in HOSTS:
@@ -226,7 +253,9 @@ def on_two_hosts(kills: int) -> Outcome:
         folder = Path(temporary).resolve()
         data = make_dataset(folder / "data", train=600)
         arguments = ("--data", data, *STATEFUL_SETTINGS, "--set", "checkpoint_seconds=0.2")
-        if problem := train_to_end(folder, *arguments, "--out", "reference", launcher=(*STANDALONE, "--nproc-per-node=2")):
+        if problem := train_to_end(
+            folder, *arguments, "--out", "reference", launcher=(*STANDALONE, "--nproc-per-node=2")
+        ):
             return Outcome(1, [problem])
         for number in range(1 + kills):
             outcome.tried += 1
@@ -235,7 +264,11 @@ def on_two_hosts(kills: int) -> Outcome:
                 folders.append(folder / f"{host}-{number}")
                 folders[-1].mkdir()
                 torchrun = (*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d")
-                torchrun += ("--rdzv-endpoint=10.77.0.1:29400", f"--rdzv-id={number}", f"--local-addr=10.77.0.{len(folders)}")
+                torchrun += (
+                    "--rdzv-endpoint=10.77.0.1:29400",
+                    f"--rdzv-id={number}",
+                    f"--local-addr=10.77.0.{len(folders)}",
+                )
                 torchrun += (
                     f"--rdzv-conf=is_host={int(host == HOSTS[0])}",
                 )  # by default torchrun compares host names, and these share one
@@ -255,7 +288,9 @@ def on_two_hosts(kills: int) -> Outcome:
                 outcome.lost.append(f"run {number}: codes {codes}, {stderr}")
             elif (folders[1] / "run").exists():
                 outcome.lost.append(f"run {number}: the second host wrote a run of its own")
-            elif any((run / name).read_bytes() != (folder / "reference" / name).read_bytes() for name in COMPARED_FILES):
+            elif any(
+                (run / name).read_bytes() != (folder / "reference" / name).read_bytes() for name in COMPARED_FILES
+            ):
                 outcome.lost.append(f"run {number}: other bytes than on one host")
         outcome.figures = "the bytes of two processes on one host" if not outcome.lost else ""
     return outcome

@@ -1,7 +1,7 @@
 """Fuzz everything that Gingham reads from untrusted sources or failing disks.
 
-A case by bytes is identified by its check, a seed and a number: `replay("IDX files, by bytes", 123)` runs it again. A case by properties
-is shrunk by hypothesis and printed.
+A case by bytes is identified by its check, a seed and a number: `replay("IDX files, by bytes", 123)` runs it again. A
+case by properties is shrunk by hypothesis and printed.
 """
 
 from collections.abc import Callable

@@ -53,7 +53,9 @@ class IdxFiles:
             st.sampled_from((UBYTE, INT)) | st.just(UBYTE),
             st.integers(1, 3),
             st.integers(0, 4) | st.none(),  # the declared number of dimensions, if not the expected one
-            st.lists(st.integers(0, 5) | st.sampled_from((255, 65536, 2**31 - 1, 2**31, 2**32 - 1)), min_size=1, max_size=4),
+            st.lists(
+                st.integers(0, 5) | st.sampled_from((255, 65536, 2**31 - 1, 2**31, 2**32 - 1)), min_size=1, max_size=4
+            ),
             st.just(0) | st.integers(-4, 4),  # number of extra bytes
             st.booleans(),
         )
@@ -88,7 +90,13 @@ class IdxFiles:
         announced = math.prod(sizes) * width
         payload = bytes(k % 251 for k in range(max(0, announced + extra))) if announced < 5000 else b"few"
         content = start + bytes([kind, declared]) + struct.pack(f">{len(sizes)}I", *sizes) + payload
-        valid = start == b"\0\0" and kind == expected_kind and declared == dimensions and 0 < announced < 5000 and extra == 0
+        valid = (
+            start == b"\0\0"
+            and kind == expected_kind
+            and declared == dimensions
+            and 0 < announced < 5000
+            and extra == 0
+        )
         path = self.folder / ("generated.gz" if compressed else "generated")
         path.write_bytes(gzip.compress(content, 1, mtime=0) if compressed else content)
 
@@ -125,8 +133,12 @@ class Npz:
             {"images": random_images(12, 3, 4, 4), "labels": labels, "class_names": text},
             {"images": random_images(12, 4, 4), "labels": text[labels].astype("S3"), "classes": text.astype("S3")},
         ]  # fmt: skip
-        self.files = [self.npz_bytes(arrays, saver) for arrays in self.sets for saver in (np.savez, np.savez_compressed)]
-        names = st.sampled_from((*sorted({name for arrays in self.sets for name in arrays}), "x_val", "y_val", "nothing"))
+        self.files = [
+            self.npz_bytes(arrays, saver) for arrays in self.sets for saver in (np.savez, np.savez_compressed)
+        ]
+        names = st.sampled_from(
+            (*sorted({name for arrays in self.sets for name in arrays}), "x_val", "y_val", "nothing")
+        )
         kinds = st.sampled_from(
             ("u1", "u1", "i8", "u8", "f4", "S3", "U3", "b1", "O", "M8[s]", "c8", "V4", "i1,i1", ">i4", "U0")
         )
@@ -247,7 +259,12 @@ class Tables:
         (judge.outside / "own").mkdir()
         (judge.outside / "own" / "0.png").write_bytes(images[3])
         os.mkfifo(self.folder / "pipe")
-        for name, target in (("loop", "loop"), ("out", judge.outside), ("endless", "/dev/zero"), ("missing", "nowhere")):
+        for name, target in (
+            ("loop", "loop"),
+            ("out", judge.outside),
+            ("endless", "/dev/zero"),
+            ("missing", "nowhere"),
+        ):
             (self.folder / name).symlink_to(target)
         rows = [
             f"{name}/{number}.png,{name},{split}"
@@ -257,7 +274,9 @@ class Tables:
         self.tables = [
             "\n".join(["path,label,split", *rows, ""]).encode(),
             "\r\n".join(["file;class", *(";".join(row.split(",")[:2]) for row in rows), ""]).encode("utf-8-sig"),
-            "\n".join(["image\tlabel", *("\t".join(f'"{cell}"' for cell in row.split(",")[:2]) for row in rows)]).encode(),
+            "\n".join(
+                ["image\tlabel", *("\t".join(f'"{cell}"' for cell in row.split(",")[:2]) for row in rows)]
+            ).encode(),
         ]
         self.deep_folder = folder = self.folder.parent / "deep"
         folder.mkdir()
@@ -342,7 +361,10 @@ class Tables:
         assert raw.images.shape[0] == 6
         assert raw.test_images is not None
         original = open_image(self.folder / "a" / "0.png").convert("RGB")
-        assert raw.images[0].tobytes() == np.asarray(fit_square(original, raw.images.shape[2])).transpose(2, 0, 1).tobytes()
+        assert (
+            raw.images[0].tobytes()
+            == np.asarray(fit_square(original, raw.images.shape[2])).transpose(2, 0, 1).tobytes()
+        )
 
     def generated_case(self, example: Any) -> Case:
         kind, values, variant = example
@@ -391,7 +413,9 @@ class Tables:
         columns = head.count(mark) + 1
         lines = [head, *(mark.join(f'"{cell}"' if quoted else cell for cell in row[:columns]) for row in rows), tail]
         path = self.folder / "list.csv"
-        path.write_bytes(end.join(lines).encode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "replace"))
+        path.write_bytes(
+            end.join(lines).encode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "replace")
+        )
         return self.case(path, variant)
 
     def generated_pack(self, key: str, value: Any) -> Case:

@@ -38,7 +38,8 @@ def valid_files() -> dict[str, list[bytes]]:
     random = np.random.RandomState(0)
     colour = Image.fromarray(random.randint(0, 256, (9, 12, 3)).astype(np.uint8))
     modes = {
-        mode: colour.convert(mode) for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I", "F", "LAB", "HSV")
+        mode: colour.convert(mode)
+        for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I", "F", "LAB", "HSV")
     }
     modes["I;16"] = Image.fromarray(random.randint(0, 65536, (9, 12)).astype(np.uint16))
     exif_tags = Image.Exif()
@@ -131,7 +132,9 @@ def jpeg(values: tuple[Any, ...]) -> bytes:
     if components is not None:
         changed[frame + 9] = components
     scan = content.rindex(b"\xff\xda")
-    metadata = b"".join(b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data for marker, data in segments)
+    metadata = b"".join(
+        b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data for marker, data in segments
+    )
     return bytes(changed[:2]) + metadata + bytes(changed[2:scan]) + bytes(changed[scan:-2]) * scans + b"\xff\xd9"
 
 
@@ -221,7 +224,9 @@ class Images:
         kind = random.choice([*SUFFIXES])
         content = mutate(
             random,
-            valid_files()[kind] if random.random() < 0.95 else [file for files in valid_files().values() for file in files],
+            valid_files()[kind]
+            if random.random() < 0.95
+            else [file for files in valid_files().values() for file in files],
         )
         if kind == "PNG" and random.random() < 0.6:
             content = fix_checksums(content)
@@ -239,7 +244,9 @@ class Images:
 
     def exact_case(self, values: tuple[str, int, int, int]) -> Case:
         mode, width, height, seed = values
-        image = Image.fromarray(np.random.RandomState(seed).randint(0, 256, (height, width, 4)).astype(np.uint8)).convert(mode)
+        image = Image.fromarray(
+            np.random.RandomState(seed).randint(0, 256, (height, width, 4)).astype(np.uint8)
+        ).convert(mode)
         content = encode(image, "PNG")
 
         def case() -> None:

@@ -143,7 +143,15 @@ class Requests:
         )
 
     def send_request(
-        self, index: int, method: str, path: str, query: bytes, headers: Headers, body: list[bytes], *, disconnect: bool = False
+        self,
+        index: int,
+        method: str,
+        path: str,
+        query: bytes,
+        headers: Headers,
+        body: list[bytes],
+        *,
+        disconnect: bool = False,
     ) -> None:
         incoming = [{"type": "http.request", "body": piece, "more_body": True} for piece in body]
         incoming.append(

@@ -76,11 +76,15 @@ class RunFolder:
         self.folder = judge.folder / "run"
         torch.manual_seed(0)
         model = build_classifier("tiny", CLASSES, (1, 8, 8), RECIPE.mean, RECIPE.std, RECIPE.tta)
-        history = [{"step": step, "loss": 1.0 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in range(1, STEPS + 1)]
+        history = [
+            {"step": step, "loss": 1.0 / step, "accuracy": 0.5, "learning_rate": 0.1} for step in range(1, STEPS + 1)
+        ]
         evaluations = {"validation_loss": 1.1, "validation_accuracy": 0.5}
         history.append({"epoch": 1.0, "step": STEPS, "train_loss": 0.6, "train_accuracy": 0.5, **evaluations})
         metrics = {"validation_accuracy": 0.5, "train_seconds": 1.0, "epochs": 1.0}
-        run = Run(model, RECIPE, history, metrics, {"name": "pets", "fingerprint": "f", "background": 0.0}, {"torch": "2"})
+        run = Run(
+            model, RECIPE, history, metrics, {"name": "pets", "fingerprint": "f", "background": 0.0}, {"torch": "2"}
+        )
         gingham.save(run, self.folder)
         logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
         save_predictions(run, "validation", "f", logits, torch.arange(6) % 3)
@@ -90,13 +94,17 @@ class RunFolder:
             gingham.Split(name, images, torch.arange(12) % 3, CLASSES, "pets", "f") for name in ("train", "validation")
         ]
         self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
-        write_report(run, *self.splits, None, judge.folder / "report.html")  # libraries may write files on their first use
+        write_report(
+            run, *self.splits, None, judge.folder / "report.html"
+        )  # libraries may write files on their first use
         self.metadata = json.loads(self.files["model.json"])
         self.dirty: set[str] = set()
 
     def write(self, **files: bytes) -> None:
         """Replace the files of these names (underscores for dots and hyphens) and restore all others."""
-        contents = {name: files.get(name.replace(".", "_").replace("-", "_"), content) for name, content in self.files.items()}
+        contents = {
+            name: files.get(name.replace(".", "_").replace("-", "_"), content) for name, content in self.files.items()
+        }
         for name, content in contents.items():
             if name in self.dirty or content != self.files[name]:
                 (self.folder / name).write_bytes(content)
@@ -181,7 +189,9 @@ class Weights(RunFolder):
         names = st.sampled_from((*self.tensors, "mean", "temperature", "threshold", "extra", "__metadata__", ""))
         numbers = st.sampled_from((math.nan, math.inf, -math.inf, 3e38, 1e30, 1e-38, 0.0, -1.0, 0.5, 1e9))
         change = st.tuples(
-            names, st.sampled_from(("fill", "fill", "one", "half", "double", "bool", "shape", "empty", "remove")), numbers
+            names,
+            st.sampled_from(("fill", "fill", "one", "half", "double", "bool", "shape", "empty", "remove")),
+            numbers,
         )
         number = st.integers(-3, 300) | st.sampled_from((2**31, 2**63, 2**64, 10**30, 1.5, None, "1", True))
         entry = st.fixed_dictionaries(
@@ -207,9 +217,13 @@ class Weights(RunFolder):
     def mutated_case(self, random: Random) -> Case:
         kind = random.random()
         if kind < 0.25:
-            self.write(predictions_validation_safetensors=mutate(random, [self.files["predictions-validation.safetensors"]]))
+            self.write(
+                predictions_validation_safetensors=mutate(random, [self.files["predictions-validation.safetensors"]])
+            )
             return self.predictions
-        weights = mutate(random, [self.files["model.safetensors"], self.files["model.safetensors"], *self.files.values()])
+        weights = mutate(
+            random, [self.files["model.safetensors"], self.files["model.safetensors"], *self.files.values()]
+        )
         if kind < 0.9:
             self.write(model_safetensors=weights, model_json=self.metadata_for(weights))
         else:
@@ -224,8 +238,12 @@ class Weights(RunFolder):
             assert predictions["labels"].dim() == 1
             for name in ("predicted", "labels"):
                 assert predictions[name].dtype == torch.int64
-                assert ((predictions[name] >= 0) & (predictions[name] < len(CLASSES))).all(), "a class that there is not"
-            assert ((predictions["confidence"] >= 0) & (predictions["confidence"] <= 1.001)).all(), "a confidence that is none"
+                assert ((predictions[name] >= 0) & (predictions[name] < len(CLASSES))).all(), (
+                    "a class that there is not"
+                )
+            assert ((predictions["confidence"] >= 0) & (predictions["confidence"] <= 1.001)).all(), (
+                "a confidence that is none"
+            )
 
     def generated_case(self, example: Any) -> Case:
         kind, values = example
@@ -238,13 +256,17 @@ class Weights(RunFolder):
             tensors = change_tensors(self.tensors, values)
             weights = save(tensors)
             thresholds = {
-                key: float(tensors[key]) for key in ("temperature", "threshold") if key in tensors and tensors[key].numel() == 1
+                key: float(tensors[key])
+                for key in ("temperature", "threshold")
+                if key in tensors and tensors[key].numel() == 1
             }
             self.write(model_safetensors=weights, model_json=self.metadata_for(weights, **thresholds))
             return self.read
         entries, length, keep_header = values
         head = json.loads(self.files["model.safetensors"][8:].partition(b"}}")[0] + b"}}") if keep_header else {}
-        text = json.dumps({**head, **{name: {**head.get(name, {}), **entry} for name, entry in entries.items()}}).encode()
+        text = json.dumps(
+            {**head, **{name: {**head.get(name, {}), **entry} for name, entry in entries.items()}}
+        ).encode()
         size = len(text) if length is None else length if length > 50 or length < 0 else len(text) + length
         body = self.files["model.safetensors"][8:].partition(b"}}")[2]
         weights = struct.pack("<Q", size & (2**64 - 1)) + text + body
@@ -328,14 +350,20 @@ class Checkpoints:
             )
         )
         numbers = st.sampled_from((math.nan, math.inf, 3e38, 0.0, -1.0, 0.5, 1e9))
-        change = st.tuples(names, st.sampled_from(("fill", "one", "double", "bool", "shape", "empty", "remove")), numbers)
+        change = st.tuples(
+            names, st.sampled_from(("fill", "one", "double", "bool", "shape", "empty", "remove")), numbers
+        )
         metadata_change = st.tuples(
             st.sampled_from((*self.metadata, *self.metadata, "new")), VALUES | st.integers(0, 9), st.booleans()
         )
         epoch = st.dictionaries(
-            st.sampled_from(("epoch", "step", "train_loss", "validation_accuracy", "validation_loss")), scalars, max_size=5
+            st.sampled_from(("epoch", "step", "train_loss", "validation_accuracy", "validation_loss")),
+            scalars,
+            max_size=5,
         )
-        manifest = st.dictionaries(st.sampled_from(("format", "step", "bytes", "sha256", "x")), VALUES, min_size=1, max_size=2)
+        manifest = st.dictionaries(
+            st.sampled_from(("format", "step", "bytes", "sha256", "x")), VALUES, min_size=1, max_size=2
+        )
         self.examples = st.one_of(
             st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=2)), st.tuples(st.just("metadata"), st.lists(metadata_change, min_size=1, max_size=2)),
             st.tuples(st.just("epochs"), st.lists(epoch, max_size=3)), st.tuples(st.just("manifest"), manifest),
@@ -461,7 +489,9 @@ class Recipes:
 
     def mutated_case(self, random: Random) -> Case:
         if random.random() < 0.5:
-            texts = [mutate(random, self.settings).decode("utf-8", "surrogateescape") for _ in range(random.randrange(1, 4))]
+            texts = [
+                mutate(random, self.settings).decode("utf-8", "surrogateescape") for _ in range(random.randrange(1, 4))
+            ]
             return lambda: check_round_trip(RECIPES["fast"].replace(**parse_settings(texts)))
         try:
             value = json.loads(mutate(random, self.recipes))

@@ -1,8 +1,9 @@
 """Kill trainings with SIGKILL, at any moment or while they write a checkpoint, and resume them until they finish.
 
-Each kill is a case. A training is killed and resumed until it finishes, then the next one starts. Each must end with the same bytes of
-`model.safetensors` and `history.jsonl` as an undisturbed training, and its history must have each step once; otherwise all its kills
-count as lost. One check also corrupts some of the checkpoints, as a failing disk would.
+Each kill is a case. A training is killed and resumed until it finishes, then the next one starts. Each must end with
+the same bytes of `model.safetensors` and `history.jsonl` as an undisturbed training, and its history must have each
+step once; otherwise all its kills count as lost. One check also corrupts some of the checkpoints, as a failing disk
+would.
 """
 
 import contextlib
@@ -52,9 +53,13 @@ def end(process: "subprocess.Popen[str]", signal_number: int = signal.SIGKILL) -
 
 def differences(run: Path, reference: Path) -> list[str]:
     """Return how a run differs from an undisturbed one."""
-    issues = [f"{name} differs" for name in COMPARED_FILES if (run / name).read_bytes() != (reference / name).read_bytes()]
+    issues = [
+        f"{name} differs" for name in COMPARED_FILES if (run / name).read_bytes() != (reference / name).read_bytes()
+    ]
     steps = [
-        entry["step"] for line in (run / "history.jsonl").read_text().splitlines() if "loss" in (entry := json.loads(line))
+        entry["step"]
+        for line in (run / "history.jsonl").read_text().splitlines()
+        if "loss" in (entry := json.loads(line))
     ]
     if steps != list(range(1, len(steps) + 1)):
         issues.append("the history does not have each step once")
@@ -73,7 +78,11 @@ def while_writing(run: Path, startup_seconds: float, total_seconds: float, rng: 
     deadline = time.monotonic() + 4 * total_seconds
 
     def wait_until_written() -> None:
-        while time.monotonic() < deadline and not list(run.glob("checkpoint/.step-*")) and not (run / "model.json").exists():
+        while (
+            time.monotonic() < deadline
+            and not list(run.glob("checkpoint/.step-*"))
+            and not (run / "model.json").exists()
+        ):
             time.sleep(0.0002)
 
     wait_until_written()
@@ -99,7 +108,11 @@ def corrupt_last_checkpoint(run: Path, rng: random.Random) -> bool:
 
 
 def kill_repeatedly(
-    kills: int, wait_for_moment: Callable[[Path, float, float, random.Random], None], interval: float, *, corrupt: bool = False
+    kills: int,
+    wait_for_moment: Callable[[Path, float, float, random.Random], None],
+    interval: float,
+    *,
+    corrupt: bool = False,
 ) -> Outcome:
     """Kill trainings `kills` times, each after `wait_for_moment`; checkpoints are due every `interval` seconds."""
     rng, outcome, corrupted = random.Random(SEED), Outcome(), 0
@@ -136,17 +149,24 @@ def kill_repeatedly(
             )
             outcome.tried += run_kills
             if problems:
-                outcome.lost += [f"training {trainings} (seed {SEED}), killed {run_kills} times: {', '.join(problems)}"] * max(
-                    1, run_kills
-                )
+                outcome.lost += [
+                    f"training {trainings} (seed {SEED}), killed {run_kills} times: {', '.join(problems)}"
+                ] * max(1, run_kills)
         outcome.figures = (
-            f"{trainings} trainings to their end, {resumes} of the kills after a checkpoint" + f", {corrupted} torn" * corrupt
+            f"{trainings} trainings to their end, {resumes} of the kills after a checkpoint"
+            + f", {corrupted} torn" * corrupt
         )
     return outcome
 
 
 CHECKS = [
-    Check("SIGKILL at any moment", lambda kills: kill_repeatedly(kills, at_any_moment, 0.05), short=3, long=20, unit="kills"),
+    Check(
+        "SIGKILL at any moment",
+        lambda kills: kill_repeatedly(kills, at_any_moment, 0.05),
+        short=3,
+        long=20,
+        unit="kills",
+    ),
     Check(
         "SIGKILL while a checkpoint is written",
         lambda kills: kill_repeatedly(kills, while_writing, 0),

@@ -1,18 +1,22 @@
 """Load test of a server: good clients get correct responses beside misbehaving clients, and memory, threads and files do not grow.
 
-Runs `gingham serve` with the packaged model, the memory setting of docs/deploy.md and 1,024 file descriptors. 64 good clients send images
-and compare each response with the model's own predictions. Others send slowly, never read, disconnect at every stage, or send requests
-that are too large, wrong, malformed or hostile. A thread requests /health twice a second.
+Runs `gingham serve` with the packaged model, the memory setting of docs/deploy.md and 1,024 file descriptors. 64 good
+clients send images and compare each response with the model's own predictions. Others send slowly, never read,
+disconnect at every stage, or send requests that are too large, wrong, malformed or hostile. A thread requests /health
+twice a second.
 
 These count as lost:
 
-- a status of 500 or more other than 503, an error that is not JSON with `error` on one line, or a status that does not fit the request;
-- a wrong response to a good request, or none. A busy server may close a connection or respond 503; a good client then retries for up to
+- a status of 500 or more other than 503, an error that is not JSON with `error` on one line, or a status that does not
+fit the request;
+- a wrong response to a good request, or none. A busy server may close a connection or respond 503; a good client then
+retries for up to
   60 seconds, as it does when its connection was closed between two requests;
 - a /health that does not respond 200 within 5 seconds, on its own connection and without a retry;
 - a server that has ended, a traceback on its stderr, or an exit code other than 0 after SIGTERM;
 - a median memory in the last quarter that exceeds that of the second quarter by more than a tenth and 50 MB;
-- more threads in the last quarter than in the second (two may come and go), or file descriptors left open after all clients have left.
+- more threads in the last quarter than in the second (two may come and go), or file descriptors left open after all
+clients have left.
 """
 
 import asyncio
@@ -96,7 +100,9 @@ def find_issues(record: Record) -> list[str]:
     if early and max(late) > max(early) + 2:
         lost.append(f"threads grew from {max(early)} in the second quarter to {max(late)} in the last")
     if record.files_after > record.files_before + 10:
-        lost.append(f"{record.files_after} files are open when everyone has left, {record.files_before} were before they came")
+        lost.append(
+            f"{record.files_after} files are open when everyone has left, {record.files_before} were before they came"
+        )
     if record.exit_code != 0:
         lost.append(f"told to end, the server ended with {record.exit_code}, not 0: {record.stderr[-300:]!r}")
     if "Traceback" in record.stderr:
@@ -161,7 +167,10 @@ class SampleImages:
             encode(Image.new("1", (40_000, 40_000))),
             encode(Image.new("1", (9000, 6000))),
             b"RIFF\xff\xff\xff\x7fWEBPVP8 \xff\xff\xff\x7f" + bytes(50),
-            b"GIF89a\xff\xff\xff\xff\x80\x00\x00" + bytes(6) + b",\x00\x00\x00\x00\xff\xff\xff\xff\x00\x08" + b"\xff" * 300,
+            b"GIF89a\xff\xff\xff\xff\x80\x00\x00"
+            + bytes(6)
+            + b",\x00\x00\x00\x00\xff\xff\xff\xff\x00\x08"
+            + b"\xff" * 300,
             b"II*\x00\x08\x00\x00\x00\xff\xff" + b"\xff" * 600,  # a TIFF of 65,535 tags
             b"BM" + struct.pack("<IHHIIiiHHIIiiII", 100, 0, 0, 54, 40, 2**31 - 1, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
             compressed_text_png(self.good[0], 60),
@@ -246,7 +255,9 @@ class LoadSession:
     def is_over(self) -> bool:
         return time.monotonic() >= self.deadline
 
-    async def ask(self, label: str, request: bytes, *allowed: int, half_close: bool = False) -> tuple[int, bytes] | None:
+    async def ask(
+        self, label: str, request: bytes, *allowed: int, half_close: bool = False
+    ) -> tuple[int, bytes] | None:
         """Send a request on its own connection; return None if the server closed it, which is allowed."""
         self.record.tried[label] += 1
         try:
@@ -314,7 +325,8 @@ async def good_client(session: LoadSession, rng: random.Random) -> None:
             if time.monotonic() - started > TIMEOUT_SECONDS:
                 request_label = f"{len(indices)} pictures{' explained' * explain}"
                 record.lost[
-                    f"a good request of {request_label} was not answered within {TIMEOUT_SECONDS:g} s: {', '.join(attempts[-3:])}"
+                    f"a good request of {request_label} was not answered within {TIMEOUT_SECONDS:g} s: "
+                    f"{', '.join(attempts[-3:])}"
                 ] += 1
                 break
             record.tried["a good request again"] += 1
@@ -364,7 +376,9 @@ async def never_reads(session: LoadSession, rng: random.Random) -> None:
     session.record.tried["a client that never reads"] += 1
     connection = await Connection.open(session.port, receive=2048)
     try:
-        request = rng.choice((b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", post(session.images.good[-1], query=b"?explain=true")))
+        request = rng.choice(
+            (b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", post(session.images.good[-1], query=b"?explain=true"))
+        )
         connection.writer.write(request * rng.choice((1, 30, 300)))
         for _ in range(rng.choice((2, 10, 40))):
             if not session.is_over():
@@ -394,7 +408,9 @@ async def too_large(session: LoadSession, rng: random.Random) -> None:
     await session.ask("a body declared too large", head + b"Content-Length: " + declared + b"\r\n\r\n", 413, 400)
     if rng.random() < 0.2:
         piece = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
-        await session.ask("an undeclared body too large", head + b"Transfer-Encoding: chunked\r\n\r\n" + piece * 33, 413)
+        await session.ask(
+            "an undeclared body too large", head + b"Transfer-Encoding: chunked\r\n\r\n" + piece * 33, 413
+        )
     if rng.random() < 0.2:
         await session.ask(
             "an endless body to a place that takes none",
@@ -447,14 +463,28 @@ async def broken_form(session: LoadSession, rng: random.Random) -> None:
             (part + b"\r\n" + b"X: y\r\n" * 5000 + b"\r\nz\r\n" + part + b"--\r\n", FORM),
             ((part + b"\r\n\r\n\r\n") * 20_000 + part + b"--\r\n", FORM),
             ((part + b'\r\nContent-Disposition: form-data; filename=""\r\n\r\n\r\n') * 300 + part + b"--\r\n", FORM),
-            (part + b'\r\nContent-Disposition: form-data; name="x"\r\n\r\n' + bytes(10_000) + b"\r\n" + part + b"--\r\n", FORM),
+            (
+                part
+                + b'\r\nContent-Disposition: form-data; name="x"\r\n\r\n'
+                + bytes(10_000)
+                + b"\r\n"
+                + part
+                + b"--\r\n",
+                FORM,
+            ),
             (b"\r\n" * 3000, FORM),
             (part * 3000, FORM),
         )
     )
     # A file name may be long and have any letters: it is shortened.
     await session.ask(
-        "a broken form", post(body, kind), 200 if body.startswith(part) and len(body) < 9000 else 422, 422, 413, 400, 415
+        "a broken form",
+        post(body, kind),
+        200 if body.startswith(part) and len(body) < 9000 else 422,
+        422,
+        413,
+        400,
+        415,
     )
 
 
@@ -489,7 +519,9 @@ async def broken_http(session: LoadSession, rng: random.Random) -> None:
 
 
 async def odd_request(session: LoadSession, rng: random.Random) -> None:
-    method = rng.choice((b"GET", b"PUT", b"DELETE", b"HEAD", b"TRACE", b"BREW", b"post", b"PATCH", b"A" * 900, b"!#$%&'*+"))
+    method = rng.choice(
+        (b"GET", b"PUT", b"DELETE", b"HEAD", b"TRACE", b"BREW", b"post", b"PATCH", b"A" * 900, b"!#$%&'*+")
+    )
     path = rng.choice(
         (b"/", b"//", b"/predict", b"/predict/", b"/health", b"/model?a=b&&=", b"/../../etc/passwd", b"/%2e%2e/%2e%2e/etc/passwd", b"/%00", b"/%ff%fe",
          b"/%ED%A0%80", b"/docs/../model", b"/predict?explain=%00", b"/predict?explain=" + b"1" * 9000, b"/predict?explain=true&explain=x", b"/openapi.json?" + b"a=b&" * 500,
@@ -669,8 +701,9 @@ def load_test(seconds: int) -> Outcome:
     return Outcome(
         requests,
         find_issues(record),
-        f"{requests:,} requests, {record.tried['a good request']:,} of them good ({record.tried['a good request again']:,} asked again, "
-        f"{record.slowest:.0f} s at most), {early:,.0f} MB in the second quarter, {late:,.0f} MB in the last, health at most {max(record.health, default=0):.1f} s",
+        f"{requests:,} requests, {record.tried['a good request']:,} of them good "
+        f"({record.tried['a good request again']:,} asked again, {record.slowest:.0f} s at most), {early:,.0f} MB in "
+        f"the second quarter, {late:,.0f} MB in the last, health at most {max(record.health, default=0):.1f} s",
     )
 
 

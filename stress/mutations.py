@@ -77,7 +77,9 @@ def _digits(random: Random, content: bytes, files: Sequence[bytes]) -> bytes:
     start = stop = random.choice(offsets)
     while content[stop : stop + 1].isdigit():
         stop += 1
-    new = random.choice((b"-1", b"0", b"1e999", b"1.5", b"NaN", b"true", b"null", b'"x"', str(random.choice(NUMBERS)).encode()))
+    new = random.choice(
+        (b"-1", b"0", b"1e999", b"1.5", b"NaN", b"true", b"null", b'"x"', str(random.choice(NUMBERS)).encode())
+    )
     return content[:start] + new + content[stop:]
 
 

@@ -1,11 +1,11 @@
 """Train with too little disk, memory, permissions, threads or time: the command must fail with one message or succeed.
 
-Each case runs `gingham` in its own folder with a small dataset. It survives if the process exits with 2, one message on stderr after its
-progress, no traceback and earlier files intact; or with 0 and the same bytes as an undisturbed run. Where space is freed again, `--resume`
-must give those bytes too.
+Each case runs `gingham` in its own folder with a small dataset. It survives if the process exits with 2, one message on
+stderr after its progress, no traceback and earlier files intact; or with 0 and the same bytes as an undisturbed run.
+Where space is freed again, `--resume` must give those bytes too.
 
-Cases that mount file systems or need another user are skipped where that is not possible; the figures name them, and they do not count as
-tried.
+Cases that mount file systems or need another user are skipped where that is not possible; the figures name them, and
+they do not count as tried.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ TIMEOUT_SECONDS = 120  # against hangs
 WEIGHTS_FILE, METADATA_FILE = "model.safetensors", "model.json"
 SETTINGS = ("--recipe", "fast-85", "--epochs", "4", "--set", "batch_size=50", "--set", "validation_images=40")
 SETTINGS += ("--set", "patience=0", "--set", "checkpoint_seconds=0")
-# The child limits itself, then runs gingham. Background processes ignore Ctrl-C and their children inherit that, so it is set back.
+# The child limits itself, then runs gingham. Background processes ignore Ctrl-C and their children inherit that, so it
+# is set back.
 CHILD_SCRIPT = """
 import os, resource, runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -293,7 +294,17 @@ def full_cache(bench: Bench) -> None:
     image_folder = bench.folder / "images"
     if not image_folder.exists():
         write_image_folder(image_folder)
-    arguments = ("train", "--data", image_folder, "--recipe", "fast-85", "--epochs", "2", "--set", "validation_images=20")
+    arguments = (
+        "train",
+        "--data",
+        image_folder,
+        "--recipe",
+        "fast-85",
+        "--epochs",
+        "2",
+        "--set",
+        "validation_images=20",
+    )
     bench.run(*arguments, "--out", bench.folder / "cached").require_success()
     cache = bench.mount_tmpfs(0.2)
     fill(cache, cache / "filler", 50_000)  # room for the beginning of a pack
@@ -309,7 +320,9 @@ def full_cache_beyond_memory(bench: Bench) -> None:
         write_image_folder(image_folder)
     cache = bench.mount_tmpfs(0.06)
     patch = "import gingham.data.pack_cache; gingham.data.pack_cache.free_memory = lambda: 1000"
-    result = bench.run("train", "--data", image_folder, "--out", bench.folder / "large", XDG_CACHE_HOME=cache, BEFORE=patch)
+    result = bench.run(
+        "train", "--data", image_folder, "--out", bench.folder / "large", XDG_CACHE_HOME=cache, BEFORE=patch
+    )
     result.require_error("free")
 
 
@@ -319,7 +332,9 @@ def read_only_out(bench: Bench) -> None:
     bench.remount(disk, "ro")
     bench.run(*bench.train(disk / "out")).require_error("Read-only")
     bench.run("train", "--data", bench.data, *SETTINGS, cwd=disk).require_error("Read-only")
-    bench.run("trials", "--data", bench.data, *SETTINGS, "--seeds", "2", "--out", disk / "trials").require_error("Read-only")
+    bench.run("trials", "--data", bench.data, *SETTINGS, "--seeds", "2", "--out", disk / "trials").require_error(
+        "Read-only"
+    )
 
 
 def read_only_cache(bench: Bench) -> None:
@@ -330,7 +345,9 @@ def read_only_cache(bench: Bench) -> None:
     cache = bench.mount_tmpfs()
     bench.remount(cache, "ro")
     out = bench.folder / "read-only-cache"
-    bench.run("train", "--data", image_folder, "--recipe", "fast-85", "--out", out, XDG_CACHE_HOME=cache).require_success()
+    bench.run(
+        "train", "--data", image_folder, "--recipe", "fast-85", "--out", out, XDG_CACHE_HOME=cache
+    ).require_success()
     require((out / METADATA_FILE).exists(), "a run with a read-only cache was not finished")
 
 
@@ -385,7 +402,8 @@ def read_only_while_training(bench: Bench) -> None:
     shutil.rmtree(out)
     bench.run(*bench.train(out, "--epochs", "6")).require_success()
     require(
-        sha256(out / WEIGHTS_FILE) == sha256(reference / WEIGHTS_FILE), "after it was read-only a folder came to other weights"
+        sha256(out / WEIGHTS_FILE) == sha256(reference / WEIGHTS_FILE),
+        "after it was read-only a folder came to other weights",
     )
 
 
@@ -396,7 +414,11 @@ def another_user(bench: Bench) -> None:
         raise NotTriedError("only root can start a process as another user")
     try:
         probe = subprocess.run(
-            [*prefix, sys.executable, "-c", "import torch, gingham"], capture_output=True, check=False, timeout=60, cwd="/"
+            [*prefix, sys.executable, "-c", "import torch, gingham"],
+            capture_output=True,
+            check=False,
+            timeout=60,
+            cwd="/",
         )
     except OSError as error:
         raise NotTriedError(f"a process cannot be started as another user ({error.strerror})") from None
@@ -458,8 +480,9 @@ def status_after_imports(bench: Bench) -> str:
 def memory_limit_in_any_library(bench: Bench) -> None:
     """There is little more memory than the libraries need, so any allocation may fail.
 
-    A library may end the process itself (OpenBLAS and oneDNN do) or fail to import, without a message; the files must be intact all the
-    same, and --resume must give the same weights. A traceback that ends in gingham's own code counts as lost.
+    A library may end the process itself (OpenBLAS and oneDNN do) or fail to import, without a message; the files must
+    be intact all the same, and --resume must give the same weights. A traceback that ends in gingham's own code counts
+    as lost.
     """
     used = int(re.search(r"VmPeak:\s+(\d+)", status_after_imports(bench))[1]) * 1024  # type: ignore[index]
     ended_by_libraries = 0
@@ -529,7 +552,10 @@ def cache_deleted(bench: Bench) -> None:
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     result = wait_for_end(process)
-    require(result.code in (0, 130) and "Traceback" not in result.stderr, f"ended with {result.code}: {result.stderr[-600:]!r}")
+    require(
+        result.code in (0, 130) and "Traceback" not in result.stderr,
+        f"ended with {result.code}: {result.stderr[-600:]!r}",
+    )
     shutil.rmtree(cache, ignore_errors=True)
     bench.run(*arguments, "--out", out, "--resume", XDG_CACHE_HOME=cache).require_success()
     require(
@@ -548,7 +574,8 @@ def two_at_once(bench: Bench) -> None:
 def require_one_winner(bench: Bench, both: list[ProcessResult], out: Path) -> None:
     codes = sorted(result.code for result in both)
     require(
-        codes == [0, 2], f"of two at once one must win; they ended with {codes}: {[result.stderr[-200:] for result in both]}"
+        codes == [0, 2],
+        f"of two at once one must win; they ended with {codes}: {[result.stderr[-200:] for result in both]}",
     )
     for result in both:
         result.require_success() if result.code == 0 else result.require_error(
@@ -608,7 +635,9 @@ def jumping_clock(bench: Bench) -> None:
     library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
     if library is not None:
         out = bench.folder / "clock-of-the-system"
-        bench.run(*bench.train(out), LD_PRELOAD=library, FAKETIME="+3000d", FAKETIME_DONT_FAKE_MONOTONIC="1").require_success()
+        bench.run(
+            *bench.train(out), LD_PRELOAD=library, FAKETIME="+3000d", FAKETIME_DONT_FAKE_MONOTONIC="1"
+        ).require_success()
         bench.require_result(out)
 
 
@@ -687,4 +716,6 @@ def run_cases(size: int, cases: Sequence[Callable[[Bench], None]] = CASES) -> Ou
     return outcome
 
 
-CHECKS = [Check("trainings starved of room, memory, permission, files and time", run_cases, short=len(CASES), long=len(CASES))]
+CHECKS = [
+    Check("trainings starved of room, memory, permission, files and time", run_cases, short=len(CASES), long=len(CASES))
+]

@@ -20,7 +20,8 @@ from gingham.errors import GinghamError
 TIME_LIMIT_SECONDS = 10.0  # a case that takes longer counts as hanging
 MEMORY_LIMIT_BYTES = 1536 << 20  # that a check may use in addition to what the process used before
 MAX_MESSAGE_LENGTH = 2000  # characters
-# Modules that nothing here imports. Inputs name them: an import of one means that a module's name was read from an input.
+# Modules that nothing here imports. Inputs name them: an import of one means that a module's name was read from an
+# input.
 DECOY_MODULES = ("antigravity", "gingham_lure", "this", "turtledemo")
 PROCESS_EVENTS = (
     "subprocess.Popen",
@@ -32,7 +33,14 @@ PROCESS_EVENTS = (
     "os.forkpty",
     "pty.spawn",
 )
-NETWORK_EVENTS = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request", "ftplib.connect")
+NETWORK_EVENTS = (
+    "socket.connect",
+    "socket.getaddrinfo",
+    "socket.bind",
+    "socket.sendto",
+    "urllib.Request",
+    "ftplib.connect",
+)
 FILE_EVENTS = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
            "os.utime", "os.setxattr", "shutil.rmtree", "shutil.move", "shutil.copyfile")  # fmt: skip
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -112,7 +120,9 @@ def _is_importing() -> bool:
 
 
 AUDIT_HOOK = _AuditHook()
-_HOOK_INSTALLED: list[bool] = []  # an audit hook cannot be removed: one is installed, and it ignores events between cases
+_HOOK_INSTALLED: list[
+    bool
+] = []  # an audit hook cannot be removed: one is installed, and it ignores events between cases
 
 
 class Judge:

@@ -40,7 +40,16 @@ def add_unreadable_files(folder):
     (boot / "bomb.bmp").write_bytes(header)
     (boot / "program.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     Image.fromarray(np.zeros((9, 9), np.float32)).save(boot / "float.tif")
-    return {"empty.png", "notes.jpg", "truncated.png", "dangling.png", "pipe.png", "bomb.bmp", "program.png", "float.tif"}
+    return {
+        "empty.png",
+        "notes.jpg",
+        "truncated.png",
+        "dangling.png",
+        "pipe.png",
+        "bomb.bmp",
+        "program.png",
+        "float.tif",
+    }
 
 
 def cifar_batch(seed):

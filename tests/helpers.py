@@ -26,7 +26,9 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
 
 
-def make_dataset(folder: Path, train: int = 300, test: int = 80, classes: int = 4, side: int = 28, seed: int = 0) -> Path:
+def make_dataset(
+    folder: Path, train: int = 300, test: int = 80, classes: int = 4, side: int = 28, seed: int = 0
+) -> Path:
     """Write four IDX files of noisy pictures with one bright quadrant a class: learned within an epoch or two."""
     random = np.random.RandomState(seed)
     half = side // 2
@@ -81,7 +83,18 @@ class Command:
         return CommandResult(done.returncode, done.stdout, done.stderr)
 
 
-SHIRT = [(30, 20), (70, 20), (98, 45), (88, 60), (76, 52), (76, 100), (24, 100), (24, 52), (12, 60), (2, 45)]  # of 100 by 120
+SHIRT = [
+    (30, 20),
+    (70, 20),
+    (98, 45),
+    (88, 60),
+    (76, 52),
+    (76, 100),
+    (24, 100),
+    (24, 52),
+    (12, 60),
+    (2, 45),
+]  # of 100 by 120
 
 
 def draw_garment_photo(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0.0):
@@ -123,7 +136,9 @@ def reference_article():
 def fresh_model(recipe: Recipe, seed: int = 0) -> Classifier:
     """Return the recipe's model for ten classes of grey 28x28 images, freshly initialised, in training mode."""
     torch.manual_seed(seed)
-    return build_classifier(recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.tta).train()
+    return build_classifier(
+        recipe.network, list("abcdefghij"), (1, 28, 28), recipe.mean, recipe.std, recipe.tta
+    ).train()
 
 
 def random_batch(count: int = 12, seed: int = 0, **tensors: torch.Tensor) -> Batch:

@@ -29,7 +29,9 @@ def random_png(seed=0):
 def encode_form(files):
     """Encode (name, content) pairs as browsers and curl do."""
     parts = [
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode() + content + b"\r\n"
+        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'.encode()
+        + content
+        + b"\r\n"
         for name, content in files
     ]
     return b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()

@@ -70,7 +70,9 @@ def test_context_is_read_from_torchruns_environment(monkeypatch):
     assert is_restart()
 
 
-@pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("WORLD_SIZE", "two")])
+@pytest.mark.parametrize(
+    ("name", "value"), [("RANK", "x"), ("MASTER_ADDR", ""), ("MASTER_PORT", ""), ("WORLD_SIZE", "two")]
+)
 def test_contradictory_environment_is_a_clear_error(monkeypatch, command, name, value):
     for key, good in (
         ("WORLD_SIZE", "2"),
@@ -97,7 +99,9 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     assert choose_device("auto", 1) == torch.device("cuda", 1)
-    with pytest.raises(GinghamError, match="process 2 of this host has no GPU of its own, as there are 2; start as many"):
+    with pytest.raises(
+        GinghamError, match="process 2 of this host has no GPU of its own, as there are 2; start as many"
+    ):
         choose_device("auto", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device("auto", 5) == torch.device("cpu")
@@ -109,5 +113,7 @@ def test_loss_weight_is_exact_for_uneven_shards():
     # 5 pictures in two processes: 3 and 2, whose means count as 3/5 and 2/5.
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     whole = F.cross_entropy(logits, labels)
-    halves = [F.cross_entropy(logits[rank::2], labels[rank::2]) * DistributedContext(rank, 2).weight(5) for rank in range(2)]
+    halves = [
+        F.cross_entropy(logits[rank::2], labels[rank::2]) * DistributedContext(rank, 2).weight(5) for rank in range(2)
+    ]
     assert sum(halves) / 2 == pytest.approx(float(whole))

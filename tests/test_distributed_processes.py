@@ -17,17 +17,35 @@ def train_in_processes(folder, *argument_lists):
         port = probe.getsockname()[1]
     processes = []
     for rank, arguments in enumerate(argument_lists):
-        environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(len(argument_lists)), "MASTER_ADDR": "127.0.0.1"}
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(len(argument_lists)),
+            "MASTER_ADDR": "127.0.0.1",
+        }
         environment |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "gingham", "train", *map(str, arguments)]
         processes.append(
-            subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
         )
     return [(process.returncode, error) for process in processes for _, error in [process.communicate(timeout=120)]]
 
 
 def test_processes_started_without_torchrun_train_together_or_report_what_differs(quadrants, tmp_path):
-    arguments = ["--data", quadrants, "--recipe", "article", "--epochs", 0.5, "--set", "validation_images=40", "--out", "run"]
+    arguments = [
+        "--data",
+        quadrants,
+        "--recipe",
+        "article",
+        "--epochs",
+        0.5,
+        "--set",
+        "validation_images=40",
+        "--out",
+        "run",
+    ]
     (first, _), (second, second_stderr) = train_in_processes(tmp_path, arguments, arguments)
     assert (first, second, second_stderr) == (0, 0, "")
     assert (tmp_path / "run" / "model.json").exists()
@@ -40,7 +58,7 @@ def test_processes_started_without_torchrun_train_together_or_report_what_differ
     )
     assert second_stderr.splitlines() == [
         (
-            "gingham (process 1 of 2): process 1 of 2 does not use the same recipe and data as process 0; start every process with the same command "
-            "on the same data"
+            "gingham (process 1 of 2): process 1 of 2 does not use the same recipe and data as process 0; start every "
+            "process with the same command on the same data"
         )
     ]

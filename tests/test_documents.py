@@ -17,7 +17,19 @@ from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-COMMANDS = ("train", "evaluate", "predict", "show", "summary", "trials", "compare", "report", "diagnose", "export", "serve")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "predict",
+    "show",
+    "summary",
+    "trials",
+    "compare",
+    "report",
+    "diagnose",
+    "export",
+    "serve",
+)
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("records/*.md"), *ROOT.glob("benchmarks/results/*.md")]
 )

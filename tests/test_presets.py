@@ -10,7 +10,12 @@ def test_article_recipe_has_the_articles_settings():
         "article", 3, 64, 0.01, 0.9,
     )  # fmt: skip
     assert (article.mean, article.std, article.precision, article.validation_images) == ((0.5,), (0.5,), "float32", 0)
-    assert (article.schedule, article.weight_decay, article.label_smoothing, article.nesterov) == ("constant", 0, 0, False)
+    assert (article.schedule, article.weight_decay, article.label_smoothing, article.nesterov) == (
+        "constant",
+        0,
+        0,
+        False,
+    )
 
 
 def test_all_other_recipes_hold_out_5000_images():

@@ -39,7 +39,9 @@ def test_settings_are_parsed_by_the_type_of_the_field():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("setting", ["epochs", "epochs=", "epochs=three", "batch_size=1.5", "nesterov=maybe", "mean=a,b", "=3"])
+@pytest.mark.parametrize(
+    "setting", ["epochs", "epochs=", "epochs=three", "batch_size=1.5", "nesterov=maybe", "mean=a,b", "=3"]
+)
 def test_unreadable_setting_is_an_error(setting):
     with pytest.raises(RecipeError):
         parse_settings([setting])

@@ -18,7 +18,8 @@ from gingham.errors import GinghamError
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     """Return the device of that name; "auto" is a GPU if there is one (CUDA, then Apple's mps), else the CPU.
 
-    In distributed training `local_rank` is the number of this process on its host: "auto" and "cuda" are then the GPU of that number.
+    In distributed training `local_rank` is the number of this process on its host: "auto" and "cuda" are then the GPU
+    of that number.
 
     Raises
         GinghamError: a name torch does not know, or a device this machine does not have.
@@ -29,8 +30,8 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         if name == "cuda" or (name == "auto" and num_gpus):
             if local_rank >= num_gpus:
                 raise GinghamError(
-                    f"process {local_rank} of this host has no GPU of its own, as there are {num_gpus}; start as many processes as "
-                    "there are GPUs (torchrun --nproc-per-node), or give --device cpu"
+                    f"process {local_rank} of this host has no GPU of its own, as there are {num_gpus}; start as many "
+                    "processes as there are GPUs (torchrun --nproc-per-node), or give --device cpu"
                 )
             torch.cuda.set_device(local_rank)  # the device that NCCL uses
             return torch.device("cuda", local_rank)
@@ -59,7 +60,9 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_has(instructions: str) -> bool:
-    return bool(getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)())  # private to torch, but there since 2.4
+    return bool(
+        getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)()
+    )  # private to torch, but there since 2.4
 
 
 def processor() -> str:
@@ -93,9 +96,9 @@ def cudnn_benchmark(device: torch.device) -> Iterator[None]:
 def retain_freed_memory() -> Iterator[None]:
     """Inside the block, let the C library keep the memory it frees.
 
-    Each step frees its activations and allocates as much again. By default their pages are returned to the system in between and
-    faulted in again, 3,000 of them in a step of `fast`, which makes steps 1.2 times as long (benchmarks/step_time.py). Only glibc has
-    this setting.
+    Each step frees its activations and allocates as much again. By default their pages are returned to the system in
+    between and faulted in again, 3,000 of them in a step of `fast`, which makes steps 1.2 times as long
+    (benchmarks/step_time.py). Only glibc has this setting.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):

@@ -1,7 +1,7 @@
 """Training in several processes: which one this is, and the collectives they use.
 
-Every process holds the whole model and makes all random draws; of each batch it takes its shard. With a single process every function
-here returns its input, so that one training loop serves one process and many.
+Every process holds the whole model and makes all random draws; of each batch it takes its shard. With a single process
+every function here returns its input, so that one training loop serves one process and many.
 """
 
 import contextlib
@@ -108,8 +108,8 @@ class DistributedContext:
         same = self.broadcast_bytes(value.encode()).decode() == value
         if self.any(not same)[0]:
             raise GinghamError(
-                f"{'another process' if same else f'process {self.rank} of {self.size}'} does not use the same {what} as process 0; "
-                "start every process with the same command on the same data"
+                f"{'another process' if same else f'process {self.rank} of {self.size}'} does not use the same {what} "
+                "as process 0; start every process with the same command on the same data"
             )
 
     @contextlib.contextmanager
@@ -175,8 +175,8 @@ def init_distributed() -> Iterator[DistributedContext]:
         )
     except (RuntimeError, ValueError) as error:
         raise GinghamError(
-            f"process {context.rank} of {context.size} does not find the others ({one_line(error)}); see that all are started, and that "
-            "MASTER_ADDR and MASTER_PORT name the first host, or leave both to torchrun"
+            f"process {context.rank} of {context.size} does not find the others ({one_line(error)}); see that all are "
+            "started, and that MASTER_ADDR and MASTER_PORT name the first host, or leave both to torchrun"
         ) from error
     try:
         yield context
@@ -184,8 +184,8 @@ def init_distributed() -> Iterator[DistributedContext]:
         if not _is_network_error(error):
             raise
         raise TrainingError(
-            f"process {context.rank} of {context.size} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them "
-            "again by itself, and the same command with --resume goes on from the last checkpoint"
+            f"process {context.rank} of {context.size} lost another one ({one_line(error)}); torchrun --max-restarts "
+            "starts all of them again by itself, and the same command with --resume goes on from the last checkpoint"
         ) from error
     finally:
         with contextlib.suppress(RuntimeError):
@@ -195,9 +195,9 @@ def init_distributed() -> Iterator[DistributedContext]:
 def _rendezvous_prefix(store: Any, context: DistributedContext) -> str:
     """Return a key prefix that all processes of this attempt share and no earlier attempt has used.
 
-    torchrun's store outlives the processes: a restarted process would find the addresses of dead ones in it and wait for them, and
-    torchrun does not count attempts the same way on all hosts. So each process writes a random token into the store, process 0 answers
-    each with its own token, which is the prefix, and waits until each has confirmed it.
+    torchrun's store outlives the processes: a restarted process would find the addresses of dead ones in it and wait
+    for them, and torchrun does not count attempts the same way on all hosts. So each process writes a random token into
+    the store, process 0 answers each with its own token, which is the prefix, and waits until each has confirmed it.
     """
     token = secrets.token_hex(8)
     if context.is_main:
@@ -220,4 +220,6 @@ def _rendezvous_prefix(store: Any, context: DistributedContext) -> str:
 
 
 def _is_network_error(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Socket", "Connection"))
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in ("gloo", "NCCL", "Socket", "Connection")
+    )

@@ -29,7 +29,9 @@ def format_message(message: str) -> str:
 
 
 def _shorten(message: str) -> str:
-    return message if len(message) <= MAX_LENGTH else f"{message[: MAX_LENGTH // 2]} ... {message[5 - MAX_LENGTH // 2 :]}"
+    return (
+        message if len(message) <= MAX_LENGTH else f"{message[: MAX_LENGTH // 2]} ... {message[5 - MAX_LENGTH // 2 :]}"
+    )
 
 
 def _escape(character: str) -> str:
@@ -92,7 +94,9 @@ def is_exhausted(error: BaseException | None) -> bool:
     signs = ("memory", "bad_alloc", "can't start new thread", "resource temporarily unavailable")
     while error is not None:
         message = str(error).lower()
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in message for sign in signs)):
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and any(sign in message for sign in signs)
+        ):
             return True
         error = error.__cause__ or error.__context__
     return False

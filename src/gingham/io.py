@@ -146,14 +146,20 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         require_regular_file(path)
         if path.stat().st_size > 64 << 20:
-            raise RunError(f"{path} is over 64 MiB; a run's JSON is far smaller, so take the file from its source again")
+            raise RunError(
+                f"{path} is over 64 MiB; a run's JSON is far smaller, so take the file from its source again"
+            )
         value = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); give the folder of a finished run") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is not whole JSON ({one_line(error)}); restore it from a copy or train again") from error
+        raise RunError(
+            f"{path} is not whole JSON ({one_line(error)}); restore it from a copy or train again"
+        ) from error
     if not isinstance(value, dict):
-        raise RunError(f"{path} holds a JSON {type(value).__name__}, not an object; restore it from a copy or train again")
+        raise RunError(
+            f"{path} holds a JSON {type(value).__name__}, not an object; restore it from a copy or train again"
+        )
     return value
 
 
@@ -166,7 +172,9 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: M
         try:
             save_file(_contiguous(tensors), temporary, metadata=dict(metadata) if metadata else None)
         except SafetensorError as error:  # also raised instead of an OSError when the disk is full
-            raise GinghamError(f"cannot write {path} ({one_line(error)}); free some room and go on with --resume") from error
+            raise GinghamError(
+                f"cannot write {path} ({one_line(error)}); free some room and go on with --resume"
+            ) from error
 
 
 def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:

@@ -22,8 +22,8 @@ def draw_contact_sheet(
 ) -> Path:
     """Write a PNG with the first `per_class` images of each class, in the order of the dataset, and return it.
 
-    `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K names; `name` is the dataset's name in the title. Only
-    the first 40 classes are shown.
+    `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K names; `name` is the dataset's name in the
+    title. Only the first 40 classes are shown.
     """
     shown = classes[:40]
     height = images.shape[-2] / images.shape[-1]
@@ -63,9 +63,9 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
 def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *, hard_examples: bool = False) -> Path:
     """Write a PNG of loss and accuracy over the epochs, and return it.
 
-    `history` is a run's history, with an entry for each step and one for each epoch. A point of the training line is the mean
-    over a fiftieth of the steps. `hard_examples` says that epochs after the first train on the hardest images only; then the
-    training accuracy may lie below the validation accuracy.
+    `history` is a run's history, with an entry for each step and one for each epoch. A point of the training line is
+    the mean over a fiftieth of the steps. `hard_examples` says that epochs after the first train on the hardest images
+    only; then the training accuracy may lie below the validation accuracy.
     """
     steps = [entry for entry in history if "learning_rate" in entry]
     epoch_ends = [entry for entry in history if "epoch" in entry]
@@ -104,8 +104,8 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *,
 def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]], file: Path) -> Path:
     """Write a PNG of groups of images under titles, the images of a group side by side, and return it.
 
-    A section is a title and its groups; a group is a sequence of images, uint8 (C, H, W), each with its caption. Only the first
-    four images of a group are drawn.
+    A section is a title and its groups; a group is a sequence of images, uint8 (C, H, W), each with its caption. Only
+    the first four images of a group are drawn.
     """
     rows: list[tuple[str, list[Sequence[tuple[torch.Tensor, str]]]]] = []
     for title, groups in sections:

@@ -10,8 +10,8 @@ from gingham.recipe import Recipe
 # On two cores it takes minutes; benchmarks/reproduce_article.py says how many and how accurate it ends.
 ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
 
-# Each of these recipes is the fastest we know for its accuracy; records/README.md has accuracies and seconds, except for `accurate`,
-# which has run with one seed so far. records/LOG.md says what else was tried.
+# Each of these recipes is the fastest we know for its accuracy; records/README.md has accuracies and seconds, except
+# for `accurate`, which has run with one seed so far. records/LOG.md says what else was tried.
 FAST = Recipe(
     name="fast",
     network="small",
@@ -54,7 +54,9 @@ PHOTO = FAST_94.replace(name="photo", network="broad", epochs=48, hard_share=1.0
 ACCURATE = FAST_94.replace(name="accurate", network="huge", epochs=100)
 # For one GPU, whose seconds are some hundred of a CPU's.
 GPU_94 = FAST_94.replace(name="gpu-94", network="huge", epochs=30, batch_size=1024, validate_every=1000)
-GPU_95 = FAST_94.replace(name="gpu-95", network="giant", epochs=100, batch_size=1024, shift_pixels=2, validate_every=1000)
+GPU_95 = FAST_94.replace(
+    name="gpu-95", network="giant", epochs=100, batch_size=1024, shift_pixels=2, validate_every=1000
+)
 GPU_96 = FAST_94.replace(
     name="gpu-96",
     network="wrn-16-4",
@@ -67,7 +69,13 @@ GPU_96 = FAST_94.replace(
     validate_every=1000,
 )
 GPU_BEST = GPU_96.replace(
-    name="gpu-best", network="wrn-28-10", epochs=200, schedule="cosine", ema_decay=0.999, compile=True, validate_every=10
+    name="gpu-best",
+    network="wrn-28-10",
+    epochs=200,
+    schedule="cosine",
+    ema_decay=0.999,
+    compile=True,
+    validate_every=10,
 )
 
 RECIPES: Mapping[str, Recipe] = {
@@ -107,7 +115,9 @@ def train_options(recipe: Recipe) -> str:
         if key == "network" and ":" in value:
             options.append(f"--model {value}")
         else:
-            options.append(f"--epochs {_format_value(value)}" if key == "epochs" else f"--set {key}={_format_value(value)}")
+            options.append(
+                f"--epochs {_format_value(value)}" if key == "epochs" else f"--set {key}={_format_value(value)}"
+            )
     return " ".join(options)
 
 

@@ -49,37 +49,50 @@ class Recipe:
     name: str = _setting(
         "custom", "a name of 1 to 100 characters that show", lambda value: 0 < len(value) <= 100 and value.isprintable()
     )
-    network: str = _setting("article", "the name of a network", lambda value: 0 < len(value) <= 200 and value.isprintable())
+    network: str = _setting(
+        "article", "the name of a network", lambda value: 0 < len(value) <= 200 and value.isprintable()
+    )
     seed: int = _number(0, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
     epochs: float = _number(3, 1e-6, 1e5, "a number above 0, at most 100000 (0.5 is half the pictures once)")
     batch_size: int = _number(64, 1, 1 << 20, "a whole number from 1 to 1048576")
     optimizer: str = _choice("sgd", OPTIMIZERS)
     learning_rate: float = _number(0.01, 0, 1e4, "a number from 0 to 10000")
-    filter_lr_scale: float = _number(0.4, 0, 1e4, "a number from 0 to 10000: Muon's rate for filters, in learning rates")
+    filter_lr_scale: float = _number(
+        0.4, 0, 1e4, "a number from 0 to 10000: Muon's rate for filters, in learning rates"
+    )
     warmup: float = _number(0.0, 0, 1, "the share of the steps, from 0 to 1, over which the learning rate rises")
     schedule: str = _choice("constant", SCHEDULES)
     momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 up to, but not, 1")
     nesterov: bool = _setting(False, "true or false", _any)
     weight_decay: float = _number(0.0, 0, 1e4, "a number from 0 to 10000")
     label_smoothing: float = _number(0.0, 0, 1, "a number from 0 to 1")
-    hard_share: float = _number(1.0, 0, 1, "the share, from 0 to 1, of hardest pictures that each epoch after the first takes")
+    hard_share: float = _number(
+        1.0, 0, 1, "the share, from 0 to 1, of hardest pictures that each epoch after the first takes"
+    )
     easy_share: float = _number(
         0.0, 0, 1, "the share, from 0 to 1, of the other pictures that each epoch after the first takes"
     )
     flip: str = _choice("none", FLIPS)
     shift_pixels: int = _number(0, 0, 1024, "a whole number of pixels from 0 (none) to 1024")
     cutout_pixels: int = _number(0, 0, 1024, "the side of the square in pixels, from 0 (none) to 1024")
-    cutmix: float = _number(0.0, 0, 1, "the share, from 0 to 1, of each batch over which a box of another picture is pasted")
+    cutmix: float = _number(
+        0.0, 0, 1, "the share, from 0 to 1, of each batch over which a box of another picture is pasted"
+    )
     photo_share: float = _number(
         0.0, 0, 1, "the share, from 0 to 1, of each batch that is drawn as if photographed, cut out and prepared"
     )
     ema_decay: float = _number(
-        0.0, 0, 1 - 1e-9, "the share, from 0 (none) up to, but not, 1, that a running mean of the weights keeps at each step"
+        0.0,
+        0,
+        1 - 1e-9,
+        "the share, from 0 (none) up to, but not, 1, that a running mean of the weights keeps at each step",
     )
     distillation_weight: float = _number(
         0.9, 0, 1, "the share, from 0 to 1, of the loss that follows the teachers, where there are any"
     )
-    distillation_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides the logits of both sides")
+    distillation_temperature: float = _number(
+        2.0, 0.01, 100, "a number from 0.01 to 100 that divides the logits of both sides"
+    )
     tta: str = _choice("none", TTA)
     precision: str = _choice("auto", PRECISIONS)
     compile: bool = _setting(
@@ -88,31 +101,42 @@ class Recipe:
     mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
     std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
     size: int = _number(
-        0, 0, 4096, "the side of the square pictures in pixels, up to 4096; 0 keeps a common size up to 64, else takes 28"
+        0,
+        0,
+        4096,
+        "the side of the square pictures in pixels, up to 4096; 0 keeps a common size up to 64, else takes 28",
     )
     validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
     validate_every: int = _number(
-        1, 1, 10**6, "how many times the training split's size is seen between two looks at the validation split, from 1 up"
+        1,
+        1,
+        10**6,
+        "how many times the training split's size is seen between two looks at the validation split, from 1 up",
     )
     patience: int = _number(
         0, 0, 10**6, "how many looks at the validation split may pass without a better one; 0 trains to the end"
     )
-    risk: float = _number(0.02, 0, 1, "the share, from 0 to 1, of wrong answers allowed among those the model is sure of")
+    risk: float = _number(
+        0.02, 0, 1, "the share, from 0 to 1, of wrong answers allowed among those the model is sure of"
+    )
     checkpoint_seconds: float = _number(30.0, 0, 1e9, "a number of seconds from 0 (at every step) up")
 
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, _validated(item, getattr(self, item.name)))
         if self.nesterov and self.momentum == 0:
-            raise RecipeError("nesterov is true with momentum 0; set a momentum above 0, such as 0.9, or nesterov=false")
+            raise RecipeError(
+                "nesterov is true with momentum 0; set a momentum above 0, such as 0.9, or nesterov=false"
+            )
         if self.cutmix and self.hard_share < 1:
             raise RecipeError(
-                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, which ranks pictures by losses that mixed ones do not "
-                "have; set hard_share=1 or cutmix=0"
+                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, which ranks pictures by losses that "
+                "mixed ones do not have; set hard_share=1 or cutmix=0"
             )
         if self.cutmix and self.photo_share:
             raise RecipeError(
-                f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; photographs are not mixed: set one of them to 0"
+                f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; photographs are not mixed: set one "
+                "of them to 0"
             )
 
     def replace(self, **changes: Any) -> "Recipe":
@@ -123,8 +147,8 @@ class Recipe:
     def for_small_dataset(self, num_images: int) -> "Recipe":
         """Return the recipe adapted to a small training split: at least 500 steps, and all images in each epoch.
 
-        With 10,000 images or more, or if it takes 500 steps anyway, the recipe is returned unchanged. Otherwise an epoch has about
-        eight batches, of at least 16 images, and there are as many epochs as 500 steps need.
+        With 10,000 images or more, or if it takes 500 steps anyway, the recipe is returned unchanged. Otherwise an
+        epoch has about eight batches, of at least 16 images, and there are as many epochs as 500 steps need.
 
         >>> adapted = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_small_dataset(136)
         >>> adapted.batch_size, adapted.epochs, adapted.hard_share
@@ -164,7 +188,11 @@ def _short_repr(value: Any) -> str:
     try:
         return repr(value)
     except (ValueError, RecursionError):  # Python formats no integer of more than 4300 digits
-        return "an integer too long to show" if isinstance(value, int) else f"a {type(value).__name__} too deep or long to show"
+        return (
+            "an integer too long to show"
+            if isinstance(value, int)
+            else f"a {type(value).__name__} too deep or long to show"
+        )
 
 
 def _validated(item: "dataclasses.Field[Any]", value: Any) -> Any:

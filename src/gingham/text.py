@@ -61,7 +61,9 @@ def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """
     # Text and digits alternate, so that equal types are compared; numbers may have more digits than int() accepts.
     parts = re.split("([0-9]+)", name)
-    key: list[Any] = [(len(part.lstrip("0")), part.lstrip("0")) if index % 2 else part for index, part in enumerate(parts)]
+    key: list[Any] = [
+        (len(part.lstrip("0")), part.lstrip("0")) if index % 2 else part for index, part in enumerate(parts)
+    ]
     return key, name
 
 

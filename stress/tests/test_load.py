@@ -11,14 +11,19 @@ pytestmark = pytest.mark.slow
 
 def make_record(**changes):
     """Return a good record with these changes."""
-    record = Record(health=[0.1] * 40, memory=[300.0, 310.0] * 20, threads=[12, 13] * 20, files_before=20, files_after=20)
+    record = Record(
+        health=[0.1] * 40, memory=[300.0, 310.0] * 20, threads=[12, 13] * 20, files_before=20, files_after=20
+    )
     return dataclasses.replace(record, **changes)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"memory": [300.0 + 8 * k for k in range(40)]}, "memory grew from 416 MB in the second quarter to 576 MB in the last"),
+        (
+            {"memory": [300.0 + 8 * k for k in range(40)]},
+            "memory grew from 416 MB in the second quarter to 576 MB in the last",
+        ),
         ({"threads": list(range(40))}, "threads grew from 19 in the second quarter to 39 in the last"),
         ({"files_after": 40}, "40 files are open when everyone has left, 20 were before they came"),
         ({"health": [0.1, 7.0]}, r"/health took 7.0 s, over 5 s"),

@@ -20,7 +20,9 @@ def run_json(command):
 @pytest.fixture
 def train(command, quadrants):
     """Train the article's network on the quadrants, with further arguments."""
-    return lambda *arguments, **options: command("train", "--recipe", "article", "--data", quadrants, *arguments, **options)
+    return lambda *arguments, **options: command(
+        "train", "--recipe", "article", "--data", quadrants, *arguments, **options
+    )
 
 
 @pytest.fixture

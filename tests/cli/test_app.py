@@ -10,7 +10,8 @@ USER_ERRORS = {
     "command": (["trian"], "No such command 'trian'"),
     "option": (["train", "--sed", "1"], "No such option: --sed"),
     "recipe": (["train", "--recipe", "articel"], "unknown recipe 'articel'; did you mean 'article'?"),
-    "field": (["train", "--set", "lerning_rate=1"], "unknown recipe field 'lerning_rate'; did you mean 'learning_rate'?"),
+    "field": (["train", "--set", "lerning_rate=1"], ("unknown recipe field 'lerning_rate'; did you mean "
+                                                    "'learning_rate'?")),
     "value": (["train", "--set", "learning_rate=fast"], "learning_rate got 'fast'; allowed: a number from 0 to 10000"),
     "no equals": (["train", "--set", "learning_rate"], "write FIELD=VALUE"),
     "epochs": (["train", "--epochs", "0"], "epochs got 0.0; allowed: a number above 0"),
@@ -23,7 +24,9 @@ USER_ERRORS = {
     "model": (["summary", "articel"], "unknown model 'articel'"),
     "zoo": (["summary", "torchvision:vgg17"], "torchvision has no model 'vgg17'; did you mean 'vgg1"),
     "input": (["summary", "article", "--input", "28"], "--input got '28'; write CHANNELSxHEIGHTxWIDTH"),
-    "small input": (["summary", "article", "--input", "1x20x20"], "too small: it ran out at conv8 (Conv2d), which got 10x3x3"),
+    "small "
+    "input": (["summary", "article", "--input", "1x20x20"], ("too small: it ran out at conv8 (Conv2d), which got "
+                                                            "10x3x3")),
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
     "folder": (["show", "."], "holds no class folders with pictures in them; put the pictures of each class"),
@@ -92,7 +95,8 @@ def test_a_result_that_cannot_be_printed_is_an_error(command):
         done = subprocess.run(line, cwd=command.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "gingham: cannot use a file or the output (No space left on device); check that there is room, the path and its permissions\n"
+        "gingham: cannot use a file or the output (No space left on device); check that there is room, the path and "
+        "its permissions\n"
     )
 
 

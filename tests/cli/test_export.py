@@ -11,7 +11,17 @@ from helpers import make_dataset
 
 def test_export_writes_a_file_and_prints_its_comparison(quadrants, command, run_json):
     command(
-        "train", "--recipe", "article", "--data", quadrants, "--epochs", 0.5, "--set", "validation_images=40", "--out", "run"
+        "train",
+        "--recipe",
+        "article",
+        "--data",
+        quadrants,
+        "--epochs",
+        0.5,
+        "--set",
+        "validation_images=40",
+        "--out",
+        "run",
     )
     done = command("export", "model.onnx", "--run", "run")
     assert done.stdout.startswith("model.onnx: ")
@@ -51,7 +61,9 @@ def test_a_file_that_is_no_export_is_not_overwritten(command):
 
 
 def test_the_command_and_the_function_have_the_same_default_of_neighbours():
-    defaults = [inspect.signature(export).parameters["neighbours"].default for export in (gingham.export, export_command)]
+    defaults = [
+        inspect.signature(export).parameters["neighbours"].default for export in (gingham.export, export_command)
+    ]
     assert defaults == [GALLERY_SIZE, GALLERY_SIZE]
 
 

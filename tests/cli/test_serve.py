@@ -9,10 +9,14 @@ def test_user_errors_of_serve_say_what_to_do(command, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         stderr = command("serve", "--port", port, code=2).stderr
-    assert stderr.startswith(f"gingham: cannot listen on 127.0.0.1 port {port} (Address already in use); choose another --port")
+    assert stderr.startswith(
+        f"gingham: cannot listen on 127.0.0.1 port {port} (Address already in use); choose another --port"
+    )
     assert "cannot listen on nowhere.invalid port 8000" in command("serve", "--host", "nowhere.invalid", code=2).stderr
     assert "there is no folder nowhere" in command("serve", "--run", "nowhere", code=2).stderr
     monkeypatch.delitem(sys.modules, "gingham.deploy.server")
     monkeypatch.delattr(gingham.deploy, "server")
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert command("serve", code=2).stderr == "gingham: serving needs the package fastapi; pip install 'gingham[serve]'\n"
+    assert (
+        command("serve", code=2).stderr == "gingham: serving needs the package fastapi; pip install 'gingham[serve]'\n"
+    )

@@ -8,7 +8,11 @@ from PIL import Image
 def test_show_describes_a_dataset_and_draws_its_images(command, run_json, quadrants):
     statistics = run_json("show", quadrants)
     assert {"images", "classes", "shape", "per_class", "mean", "std", "fingerprint", "file"} <= set(statistics)
-    assert (statistics["images"], statistics["shape"], statistics["classes"]) == (380, [1, 28, 28], ["0", "1", "2", "3"])
+    assert (statistics["images"], statistics["shape"], statistics["classes"]) == (
+        380,
+        [1, 28, 28],
+        ["0", "1", "2", "3"],
+    )
     assert statistics["per_class"] == dict.fromkeys("0123", 95)
     assert statistics["duplicates"] == {"train": 0, "test": 0, "across": 0}
     assert statistics["file"] == "quadrants.png"
@@ -40,7 +44,9 @@ def test_the_default_dataset_is_fashion_mnist(command, run_json, fashion_mnist_f
 
 def test_show_draws_a_batch_as_the_recipe_photo_augments_it(command, fashion_mnist_folder):
     plain, augmented = (
-        json.loads(command("show", "--batch", 64, "--recipe", recipe, "--out", f"{recipe}.png", "--json").stdout)["batch"]
+        json.loads(command("show", "--batch", 64, "--recipe", recipe, "--out", f"{recipe}.png", "--json").stdout)[
+            "batch"
+        ]
         for recipe in ("fast-94", "photo")
     )
     assert plain["labels"] == augmented["labels"]

@@ -23,7 +23,12 @@ def test_train_writes_a_run_and_prints_its_results(command, trained):
     assert (trained["recipe"], trained["seed"], trained["train_images"], trained["steps"]) == ("article", 0, 260, 18)
     assert 0 < trained["train_seconds"] < trained["wall_seconds"]
     folder = command.folder / "runs" / "article-0"
-    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "model.json", "history.jsonl", "curves.png"}
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors",
+        "model.json",
+        "history.jsonl",
+        "curves.png",
+    }
 
 
 def test_a_finished_run_is_not_overwritten(command, train, trained):
@@ -87,7 +92,19 @@ def test_a_full_stderr_does_not_stop_a_training(command, quadrants):
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     with Path("/dev/full").open("w") as full:
-        line = [sys.executable, "-m", "gingham", "train", "--recipe", "article", "--data", quadrants, "--epochs", "1", "--json"]
+        line = [
+            sys.executable,
+            "-m",
+            "gingham",
+            "train",
+            "--recipe",
+            "article",
+            "--data",
+            quadrants,
+            "--epochs",
+            "1",
+            "--json",
+        ]
         done = subprocess.run(line, cwd=command.folder, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert done.returncode == 0
     assert json.loads(done.stdout)["epochs"] == 1

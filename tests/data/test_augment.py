@@ -35,7 +35,8 @@ def test_flip_mirrors_only_the_chosen_images():
     images = make_images(4)
     chosen = torch.tensor([True, False, False, True])
     expected = [
-        image[:, :, torch.arange(7, -1, -1)] if is_chosen else image for image, is_chosen in zip(images, chosen, strict=True)
+        image[:, :, torch.arange(7, -1, -1)] if is_chosen else image
+        for image, is_chosen in zip(images, chosen, strict=True)
     ]
     assert torch.equal(flip(images, chosen), torch.stack(expected))
 
@@ -142,7 +143,8 @@ def test_cutmix_boxes_matches_a_loop_over_pixels(channels):
     )
     mixed, shares = cutmix_boxes(images, partners, boxes)
     expected = [
-        slow_cutmix(image, images[partner], *box) for image, partner, box in zip(images, partners, boxes.tolist(), strict=True)
+        slow_cutmix(image, images[partner], *box)
+        for image, partner, box in zip(images, partners, boxes.tolist(), strict=True)
     ]
     assert torch.equal(mixed, torch.stack([image for image, _ in expected]))
     assert torch.allclose(shares, torch.tensor([share for _, share in expected]))

@@ -135,7 +135,9 @@ def test_a_gzipped_file_larger_than_memory_is_an_error(quadrants, monkeypatch):
     plain = quadrants / "train-images-idx3-ubyte"
     (quadrants / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(plain.read_bytes()))
     plain.unlink()
-    with pytest.raises(DataError, match=r"235200 bytes, more than half of the memory free here; decompress it \(gunzip\)"):
+    with pytest.raises(
+        DataError, match=r"235200 bytes, more than half of the memory free here; decompress it \(gunzip\)"
+    ):
         load_data(str(quadrants), validation=0)
 
 

@@ -20,7 +20,9 @@ def test_classes_are_in_natural_order(tmp_path):
 
 
 def test_more_than_255_classes_are_loaded(tmp_path):
-    data = load_data(str(make_image_folder(tmp_path / "d", {str(k): 3 for k in range(300)}, shape=(8, 8))), validation=0)
+    data = load_data(
+        str(make_image_folder(tmp_path / "d", {str(k): 3 for k in range(300)}, shape=(8, 8))), validation=0
+    )
     assert data.classes[:3] == ("0", "1", "2")
     assert (int(data.train.labels.max()), data.train.images.shape) == (299, (900, 1, 8, 8))
 
@@ -117,7 +119,17 @@ def test_every_command_accepts_a_folder_and_a_run_on_it(command, shoes):
     failed = command("train", "--data", shoes, code=2)
     assert "8 of the 48 files of" in failed.stderr
     trained = command(
-        "train", "--recipe", "fast-90", "--data", shoes, "--skip-unreadable", "--set", "size=24", "--epochs", 2, "--json"
+        "train",
+        "--recipe",
+        "fast-90",
+        "--data",
+        shoes,
+        "--skip-unreadable",
+        "--set",
+        "size=24",
+        "--epochs",
+        2,
+        "--json",
     )
     assert "8 of the 48 files are left out" in trained.stderr
     assert "6 of the 34 training pictures are held out for validation, a fifth, not 5000" in trained.stderr
@@ -142,7 +154,10 @@ def test_a_run_is_evaluated_on_another_folder(command, shoes, tmp_path):
     command("train", "--recipe", "fast-90", "--data", shoes, "--epochs", 2)
     other = make_image_folder(tmp_path / "other", {"sandal": 4, "boot": 4}, shape=(300, 200))
     evaluation = parse_json(command("evaluate", "runs/fast-90-0", "--split", "test", "--data", other, "--json"))
-    assert (evaluation["split"], evaluation["total"]) == ("photographs", 8)  # all of them, because the folder has no splits
+    assert (evaluation["split"], evaluation["total"]) == (
+        "photographs",
+        8,
+    )  # all of them, because the folder has no splits
     unknown = make_image_folder(tmp_path / "unknown", {"sandal": 4, "clog": 4})
     failed = command("evaluate", "runs/fast-90-0", "--split", "test", "--data", unknown, code=2)
     assert "has the class clog, which is none of the model's (boot, sandal)" in failed.stderr
@@ -150,8 +165,24 @@ def test_a_run_is_evaluated_on_another_folder(command, shoes, tmp_path):
 
 def test_trials_and_compare_accept_a_folder(command, shoes):
     for out in ("a", "b"):
-        command("trials", "--recipe", "fast-90", "--data", shoes, "--seeds", 2, "--epochs", 2, "--set", "size=24", "--out", out)
-    command("trials", "--recipe", "fast-90", "--data", shoes, "--seeds", 2, "--epochs", 2, "--set", "size=24", "--out", "a")
+        command(
+            "trials",
+            "--recipe",
+            "fast-90",
+            "--data",
+            shoes,
+            "--seeds",
+            2,
+            "--epochs",
+            2,
+            "--set",
+            "size=24",
+            "--out",
+            out,
+        )
+    command(
+        "trials", "--recipe", "fast-90", "--data", shoes, "--seeds", 2, "--epochs", 2, "--set", "size=24", "--out", "a"
+    )
     assert parse_json(command("compare", "a", "b", "--json"))["difference"] == 0
 
 
@@ -169,8 +200,8 @@ def test_twenty_images_per_class_train_without_a_warning(command, tmp_path, fash
     assert lines[1:] == [
         "34 of the 170 training pictures are held out for validation, a fifth, not 5000",
         (
-            "136 training pictures are few for fast: batch_size 17, epochs 63, hard_share 1 in place of 256, 21, 0.3 (set any of "
-            "these, and all stay)"
+            "136 training pictures are few for fast: batch_size 17, epochs 63, hard_share 1 in place of 256, 21, 0.3 "
+            "(set any of these, and all stay)"
         ),
     ]
     assert parse_json(command("evaluate", "runs/fast-0", "--split", "test", "--json"))["accuracy"] > 0.5

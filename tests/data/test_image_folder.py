@@ -18,7 +18,14 @@ def test_a_class_can_be_named_train(tmp_path):
 
 def test_nested_folders_are_read_and_hidden_files_and_runs_are_not(shoes):
     save_image(shoes / "boot" / "more" / "deep.png", seed=77)
-    for hidden in ("boot/.DS_Store", "boot/Thumbs.db", ".git/x.png", "boot/.cache/y.png", "__MACOSX/a/b.png", "boot/._0.png"):
+    for hidden in (
+        "boot/.DS_Store",
+        "boot/Thumbs.db",
+        ".git/x.png",
+        "boot/.cache/y.png",
+        "__MACOSX/a/b.png",
+        "boot/._0.png",
+    ):
         (shoes / hidden).parent.mkdir(parents=True, exist_ok=True)
         (shoes / hidden).write_text("no image")
     (shoes / "runs" / "fast-0").mkdir(parents=True)

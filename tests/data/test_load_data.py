@@ -11,7 +11,11 @@ def test_fashion_mnist_is_the_clean_release(fashion_mnist):
     assert fashion_mnist.classes == (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
-    assert [len(part) for part in (fashion_mnist.train, fashion_mnist.validation, fashion_mnist.test)] == [55000, 5000, 10000]
+    assert [len(part) for part in (fashion_mnist.train, fashion_mnist.validation, fashion_mnist.test)] == [
+        55000,
+        5000,
+        10000,
+    ]
     assert fashion_mnist.train.images.shape == (55000, 1, 28, 28)
     assert (fashion_mnist.train.images.dtype, fashion_mnist.train.labels.dtype) == (torch.uint8, torch.int64)
     assert set(fashion_mnist.validation.counts().values()) == {500}

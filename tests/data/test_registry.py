@@ -26,7 +26,9 @@ def encode_idx(array, type_code=8):
 
 def random_digits(count, classes, seed, first_label=0):
     random = np.random.RandomState(seed)
-    return random.randint(0, 256, (count, 28, 28)).astype(np.uint8), (np.arange(count) % classes + first_label).astype(np.uint8)
+    return random.randint(0, 256, (count, 28, 28)).astype(np.uint8), (np.arange(count) % classes + first_label).astype(
+        np.uint8
+    )
 
 
 def make_kmnist(folder):
@@ -125,7 +127,9 @@ def test_a_download_is_verified_cached_and_reused(data_dir, tmp_path, monkeypatc
     with pytest.raises(DataError, match=f"is not {name}: its MD5 begins"):
         load_data(name)
     shutil.rmtree(cached)
-    with pytest.raises(DataError, match=f"{name} is not on this machine and its download failed .*set GINGHAM_DATA to it"):
+    with pytest.raises(
+        DataError, match=f"{name} is not on this machine and its download failed .*set GINGHAM_DATA to it"
+    ):
         load_data(name)
     assert list((tmp_path / "cache" / "gingham").iterdir()) == []
 
@@ -145,7 +149,8 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
         ("kmnist", IDX_FILES[0], r"for which no checksum is published.* put train-images-idx3-ubyte.gz there .* with --data"),
         ("qmnist", "qmnist-train-images-idx3-ubyte", "put qmnist-train-images-idx3-ubyte.gz there as it is published"),
         ("emnist-digits", "emnist-digits-train-images-idx3-ubyte.gz", "put gzip.zip there as it is published"),
-        ("cifar-10", "cifar-10-batches-bin", "put cifar-10-binary.tar.gz there as it is published, or use what is there with --data"),
+        ("cifar-10", "cifar-10-batches-bin", ("put cifar-10-binary.tar.gz there as it is published, or use what is "
+                                             "there with --data")),
     ],
 )  # fmt: skip
 def test_files_without_a_published_checksum_are_an_error(data_dir, name, file, message):
@@ -251,7 +256,9 @@ def test_folders_are_searched_in_order(data_dir, tmp_path):
         assert find_dataset_dir() == folder
 
 
-def test_fashion_mnist_is_downloaded_to_the_cache(fashion_mnist_folder, data_dir, mirror, monkeypatch, tmp_path, capsys):
+def test_fashion_mnist_is_downloaded_to_the_cache(
+    fashion_mnist_folder, data_dir, mirror, monkeypatch, tmp_path, capsys
+):
     web, url = mirror
     monkeypatch.setitem(REGISTRY, "fashion-mnist", dataclasses.replace(REGISTRY["fashion-mnist"], mirrors=(url,)))
     for file in IDX_FILES:
@@ -268,7 +275,9 @@ def test_fashion_mnist_is_downloaded_to_the_cache(fashion_mnist_folder, data_dir
 
 def test_a_failed_download_is_an_error_with_remedies(data_dir, mirror, monkeypatch):
     monkeypatch.setitem(REGISTRY, "fashion-mnist", dataclasses.replace(REGISTRY["fashion-mnist"], mirrors=(mirror[1],)))
-    with pytest.raises(DataError, match=r"its download failed .*apt-get install dataset-fashion-mnist; or put") as caught:
+    with pytest.raises(
+        DataError, match=r"its download failed .*apt-get install dataset-fashion-mnist; or put"
+    ) as caught:
         load_data("fashion-mnist")
     assert "\n" not in str(caught.value)
     assert find_dataset_dir() is None

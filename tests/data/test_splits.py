@@ -35,7 +35,9 @@ def test_training_and_validation_images_make_the_whole_set(fashion_mnist):
 
 
 def test_a_negative_validation_split_is_an_error(quadrants):
-    with pytest.raises(DataError, match=r"-1 validation pictures were asked of the 300 training pictures.*allowed: 0 to 299"):
+    with pytest.raises(
+        DataError, match=r"-1 validation pictures were asked of the 300 training pictures.*allowed: 0 to 299"
+    ):
         load_data(str(quadrants), validation=-1)
 
 
@@ -107,7 +109,14 @@ def test_a_test_split_is_cut_beside_a_validation_folder(tmp_path, pack_folder):
 def test_the_test_split_of_a_folder_never_changes(tmp_path, pack_folder):
     # A change here makes every earlier run's figures incomparable.
     data = load_data(str(make_image_folder(tmp_path / "d", {"boot": 20, "sandal": 20})))
-    assert data.test.files == ("boot/1.png", "boot/2.png", "boot/5.png", "sandal/4.png", "sandal/13.png", "sandal/17.png")
+    assert data.test.files == (
+        "boot/1.png",
+        "boot/2.png",
+        "boot/5.png",
+        "sandal/4.png",
+        "sandal/13.png",
+        "sandal/17.png",
+    )
 
 
 def test_splits_depend_neither_on_the_path_nor_on_the_file_order(tmp_path, shoes):
@@ -117,7 +126,11 @@ def test_splits_depend_neither_on_the_path_nor_on_the_file_order(tmp_path, shoes
         shutil.copyfile(file, other / file.parent.name / file.name)
     first, second = load_data(str(shoes)), load_data(str(other))
     assert first.fingerprint == second.fingerprint == load_data(str(shoes), validation=0).fingerprint
-    for split, expected in ((first.train, second.train), (first.validation, second.validation), (first.test, second.test)):
+    for split, expected in (
+        (first.train, second.train),
+        (first.validation, second.validation),
+        (first.test, second.test),
+    ):
         assert split.files == expected.files
         assert torch.equal(split.images, expected.images)
     for k in range(20, 24):

@@ -37,7 +37,8 @@ INVALID_TABLES = {
     "columns": (["boot/1.png"], "path,label", "line 2 of .* has 1 columns"),
     "label": (["boot/1.png,"], "path,label", "an empty path or label"),
     "split": (["boot/1.png,x,training"], "path,label,split", "line 2 of .* has the split 'training'; allowed: train"),
-    "twice": (["boot/1.png,x", "boot/2.png,x", "boot/1.png,y"], "path,label", "lines 2 and 4 of .* both name boot/1.png"),
+    "twice": (["boot/1.png,x", "boot/2.png,x", "boot/1.png,y"], "path,label", ("lines 2 and 4 of .* both name "
+                                                                              "boot/1.png")),
     "zero byte": (["boot/1.png\0,x"], "path,label", "line 2 of .* cannot hold a zero byte"),
     "no rows": ([], "path,label", "names no training picture"),
     "quotes": (['"boot/1.png,x'], "path,label", "is not a table in UTF-8"),

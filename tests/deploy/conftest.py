@@ -29,7 +29,9 @@ def client(packaged):
 def port(packaged):
     """The port of a server in this process, for what only a real connection shows."""
     listener = serving.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(serving.create_app(packaged), log_level="error", http=connections.Connection))
+    server = uvicorn.Server(
+        uvicorn.Config(serving.create_app(packaged), log_level="error", http=connections.Connection)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield listener.getsockname()[1]

@@ -26,7 +26,9 @@ TEXT = (ROOT / "docs/deploy.md").read_text()
 def instructions() -> list[tuple[str, str]]:
     """Return the Dockerfile's instructions, in order, each with its arguments."""
     text = re.sub(r"(?m)^#.*\n", "", DOCKERFILE.read_text()).replace("\\\n", " ")
-    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line.strip())]
+    return [
+        (name, rest.strip()) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line.strip())
+    ]
 
 
 def instruction(name: str) -> str:
@@ -122,7 +124,8 @@ def test_the_health_check_fails_if_the_server_does(status):
 
 
 def test_the_unit_has_no_restriction_that_breaks_torch():
-    # oneDNN generates machine code; torch reads /proc/cpuinfo, and is killed unless refused system calls return an error.
+    # oneDNN generates machine code; torch reads /proc/cpuinfo, and is killed unless refused system calls return an
+    # error.
     assert not directives("MemoryDenyWriteExecute")
     assert not directives("ProcSubset")
     assert directives("SystemCallErrorNumber") == ["EPERM"]

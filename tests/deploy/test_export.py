@@ -196,7 +196,11 @@ def test_the_example_predicts_as_the_library_does_without_torch(tmp_path, fashio
     script = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     example = ROOT / "examples" / "onnx_predict.py"
     done = subprocess.run(
-        [sys.executable, "-c", script, example, "model.onnx", *files], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script, example, "model.onnx", *files],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     expected = gingham.predict(run, [tmp_path / name for name in files])
     assert done.stdout.splitlines() == [
@@ -207,7 +211,17 @@ def test_the_example_predicts_as_the_library_does_without_torch(tmp_path, fashio
 
 def test_the_file_contains_no_path_of_this_machine(quadrants, command):
     command(
-        "train", "--recipe", "article", "--data", quadrants, "--epochs", 0.2, "--set", "validation_images=40", "--out", "run"
+        "train",
+        "--recipe",
+        "article",
+        "--data",
+        quadrants,
+        "--epochs",
+        0.2,
+        "--set",
+        "validation_images=40",
+        "--out",
+        "run",
     )
     command("export", "model.onnx", "--run", "run")
     assert read_metadata(command.folder / "model.onnx")["dataset"] == "quadrants"
@@ -216,8 +230,8 @@ def test_the_file_contains_no_path_of_this_machine(quadrants, command):
     quadrants.rename(quadrants.parent / "moved")
     stderr = command("export", "model.onnx", "--run", "run", code=2).stderr
     assert (
-        "which run was trained on, is not there any more; put it back (evaluate and export take another place with --data)"
-        in stderr
+        "which run was trained on, is not there any more; put it back (evaluate and export take another place with "
+        "--data)" in stderr
     )
     command("export", "model.onnx", "--run", "run", "--data", quadrants.parent / "moved")
 

@@ -37,7 +37,9 @@ def exported_page(tmp_path_factory, packaged, fashion_mnist, browser_libraries):
 @pytest.fixture(scope="module")
 def served_url(packaged, fashion_mnist):
     listener = serving.listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(serving.create_app(packaged, lambda: fashion_mnist.train), log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(serving.create_app(packaged, lambda: fashion_mnist.train), log_level="error")
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
@@ -84,7 +86,9 @@ def save_images(folder, fashion_mnist):
         enlarged = image.resize((420, 420), Image.Resampling.BICUBIC)
         light = np.asarray(enlarged, np.float32)[..., None] / 255
         colour = np.array([(90, 30, 40), (20, 70, 110), (230, 220, 200)][number % 3])
-        pixels = np.where(light > 0.04, colour * (0.4 + 0.6 * (1 - light)), (250, 248, 245)).clip(0, 255).astype(np.uint8)
+        pixels = (
+            np.where(light > 0.04, colour * (0.4 + 0.6 * (1 - light)), (250, 248, 245)).clip(0, 255).astype(np.uint8)
+        )
         files.append(folder / f"enlarged-{number}.jpg")
         Image.fromarray(pixels).save(files[-1], quality=92)
     return files
@@ -119,7 +123,9 @@ def test_explanations_equal_those_of_the_library(page, packaged, fashion_mnist, 
         # With int8 features, neighbours of nearly equal similarity may change their order.
         assert len(neighbours) == 6
         assert sum(neighbour["label"] in {candidates.labels[k] for k in nearest[:6]} for neighbour in neighbours) >= 5
-        first = np.asarray(Image.open(io.BytesIO(base64.b64decode(neighbours[0]["picture"].partition(",")[2]))).convert("L"))
+        first = np.asarray(
+            Image.open(io.BytesIO(base64.b64decode(neighbours[0]["picture"].partition(",")[2]))).convert("L")
+        )
         assert any((first == candidate).all() for candidate in candidates.images[nearest][:, 0].numpy())
 
 
@@ -134,7 +140,9 @@ def test_a_chosen_image_gets_a_prediction_and_an_explanation(page, packaged, tmp
     assert f"sure from {100 * float(packaged.model.threshold):.0f} %" in page.inner_text("#bars")
     assert expected.label in page.inner_text("#status")
     assert page.locator("#like li").count() == 6
-    count_unnamed = "[...document.querySelectorAll('img, canvas[role=img]')].filter((e) => !(e.alt || e.ariaLabel)).length"
+    count_unnamed = (
+        "[...document.querySelectorAll('img, canvas[role=img]')].filter((e) => !(e.alt || e.ariaLabel)).length"
+    )
     assert page.evaluate(count_unnamed) == 0
 
 
@@ -179,7 +187,10 @@ def test_drawing_works_with_only_the_keyboard(page):
     page.focus("#draw")
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "paper"
-    strokes = [("ArrowLeft", 3), ("ArrowUp", 3)], [("ArrowRight", 6), ("ArrowDown", 7), ("ArrowLeft", 6), ("ArrowUp", 7)]
+    strokes = (
+        [("ArrowLeft", 3), ("ArrowUp", 3)],
+        [("ArrowRight", 6), ("ArrowDown", 7), ("ArrowLeft", 6), ("ArrowUp", 7)],
+    )
     for key, count in strokes[0]:
         for _ in range(count):
             page.keyboard.press(f"Shift+{key}")
@@ -249,7 +260,9 @@ def test_a_page_of_a_model_of_own_colour_images(browser, browser_libraries, tmp_
     recipe = gingham.RECIPES["fast-85"].replace(epochs=4, batch_size=10, validation_images=10)
     run = gingham.fit(recipe, data.train, data.validation, progress=False)
     file = gingham.export(run, tmp_path / "own.html", data, neighbours=20).file
-    photo = Image.fromarray((np.array((190, 60, 60)) + random.randint(-20, 20, (90, 70, 3))).clip(0, 255).astype(np.uint8))
+    photo = Image.fromarray(
+        (np.array((190, 60, 60)) + random.randint(-20, 20, (90, 70, 3))).clip(0, 255).astype(np.uint8)
+    )
     photo.save(tmp_path / "photo.png")
     (expected,) = gingham.predict(run, [tmp_path / "photo.png"])
     tab = browser.new_page()

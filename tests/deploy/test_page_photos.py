@@ -117,7 +117,9 @@ def test_garments_of_the_dataset(page, tmp_path, fashion_mnist, background):
 
 def test_transparent_files(page, tmp_path):
     photo, mask = draw_garment_photo((250, 250, 250), (255, 255, 255), texture=6)
-    photo.putalpha(Image.fromarray((mask * 255).astype(np.uint8)).resize(photo.size).rotate(3, Image.Resampling.BICUBIC))
+    photo.putalpha(
+        Image.fromarray((mask * 255).astype(np.uint8)).resize(photo.size).rotate(3, Image.Resampling.BICUBIC)
+    )
     photo.save(tmp_path / "photo.png")
     assert "cut out already" in check_equal(page, tmp_path / "photo.png").notes[1]
     for shape in ([3, 32, 32], [1, 28, 28]):
@@ -149,7 +151,11 @@ def test_models_of_other_datasets(page, tmp_path, shape, background):
     random = np.random.default_rng(0)
     for number, size in enumerate([(300, 400), (640, 97), (27, 31), (1600, 900)]):
         small = Image.fromarray(random.integers(0, 256, (size[1] // 9 + 1, size[0] // 9 + 1, 3), dtype=np.uint8))
-        image = small.resize(size) if number % 2 else draw_garment_photo((30, 30, 60), (220, 215, 205), size=size, texture=5)[0]
+        image = (
+            small.resize(size)
+            if number % 2
+            else draw_garment_photo((30, 30, 60), (220, 215, 205), size=size, texture=5)[0]
+        )
         image.save(tmp_path / "photo.png")
         check_equal(page, tmp_path / "photo.png", model)
 

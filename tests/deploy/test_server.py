@@ -263,7 +263,9 @@ def test_a_body_that_stalls_is_refused_without_delaying_others(port, monkeypatch
 def test_a_body_may_arrive_in_small_pieces(port):
     content = random_png()
     pieces = [content[k : k + 100] for k in range(0, len(content), 100)]
-    status, body = send_raw(port, PREDICT_HEAD + f"Content-Length: {len(content)}\r\n\r\n".encode(), *pieces, pause=0.01)
+    status, body = send_raw(
+        port, PREDICT_HEAD + f"Content-Length: {len(content)}\r\n\r\n".encode(), *pieces, pause=0.01
+    )
     assert status == 200
     assert body["predictions"][0]["label"]
 
@@ -299,7 +301,9 @@ def test_predictions_do_not_wait_for_explanations(port, monkeypatch):
     monkeypatch.setattr(serving, "_explain", explain_slowly)
     request = predict_request(random_png())
     with concurrent.futures.ThreadPoolExecutor(20) as pool:
-        explanations = [pool.submit(send_raw, port, request.replace(b"/predict", b"/predict?explain=true")) for _ in range(20)]
+        explanations = [
+            pool.submit(send_raw, port, request.replace(b"/predict", b"/predict?explain=true")) for _ in range(20)
+        ]
         assert explaining.acquire(timeout=30)
         assert send_raw(port, request)[0] == 200
         resume.set()

@@ -42,7 +42,9 @@ def test_exact_duplicates_within_and_across_splits(data):
     within = issues["exact-duplicates-within-split"]
     assert within.title == "1 picture is there more than once within a split (exact duplicates)"
     assert within.images == ((("train", 2), ("train", 10)),)
-    assert not any(code.startswith("near") for code in issues), "exact duplicates are not reported as near duplicates too"
+    assert not any(code.startswith("near") for code in issues), (
+        "exact duplicates are not reported as near duplicates too"
+    )
 
 
 def test_duplicates_with_different_labels(data):

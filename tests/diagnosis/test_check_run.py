@@ -73,7 +73,9 @@ def test_double_softmax(data, capsys):
     assert any("softmax is applied twice" in line for line in warnings)
 
 
-@pytest.mark.parametrize("changes", [{"mean": 0.0, "std": 1 / 255}, {"mean": 0.0, "std": 1.0}, {"mean": 3.0, "std": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{"mean": 0.0, "std": 1 / 255}, {"mean": 0.0, "std": 1.0}, {"mean": 3.0, "std": 0.5}]
+)
 def test_unnormalized_pixels(data, capsys, changes):
     issues, warnings = fit_and_check(ARTICLE.replace(epochs=1, **changes), data, capsys)
     assert "unnormalized-pixels" in codes(issues)
@@ -112,7 +114,9 @@ def test_a_learning_rate_far_too_low_for_muon(data, capsys):
 
 
 def test_a_learning_rate_far_too_high(data, capsys):
-    recipe = gingham.RECIPES["fast-90"].replace(optimizer="sgd", momentum=0.9, batch_size=4, epochs=1, learning_rate=60.0)
+    recipe = gingham.RECIPES["fast-90"].replace(
+        optimizer="sgd", momentum=0.9, batch_size=4, epochs=1, learning_rate=60.0
+    )
     issues, warnings = fit_and_check(recipe, data, capsys)
     assert "learning-rate-too-high" in codes(issues)
     assert any("far too high" in line for line in warnings)
@@ -125,8 +129,11 @@ def test_overfitting(capsys, tmp_path):
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (260, 1, 28, 28), dtype=torch.uint8, generator=random)
     labels = torch.arange(260) % 4
-    images[:, :, :8] = (images[:, :, :8].float() * 0.75 + 16 * labels[:, None, None, None]).clamp(max=255).to(torch.uint8)
-    # Some labels are wrong. A network that memorizes them is sure of wrong classes, so the validation loss doubles anywhere.
+    images[:, :, :8] = (
+        (images[:, :, :8].float() * 0.75 + 16 * labels[:, None, None, None]).clamp(max=255).to(torch.uint8)
+    )
+    # Some labels are wrong. A network that memorizes them is sure of wrong classes, so the validation loss doubles
+    # anywhere.
     wrong = torch.rand(260, generator=random) < 0.4
     labels = torch.where(wrong, labels[torch.randperm(260, generator=random)], labels)
     names = tuple("abcd")
@@ -134,7 +141,9 @@ def test_overfitting(capsys, tmp_path):
         Split(name, images[part], labels[part], names, "faint", "1")
         for name, part in (("train", slice(60)), ("validation", slice(60, 260)))
     )
-    recipe = gingham.RECIPES["fast-90"].replace(batch_size=16, epochs=80, hard_share=1, label_smoothing=0, network="medium")
+    recipe = gingham.RECIPES["fast-90"].replace(
+        batch_size=16, epochs=80, hard_share=1, label_smoothing=0, network="medium"
+    )
     run = gingham.fit(recipe.replace(learning_rate=0.3), train, validation)
     assert any("the network over-fits" in line for line in capsys.readouterr().err.splitlines())
     assert "over-fitting" in codes(gingham.check_run(run, train, validation))
@@ -147,7 +156,9 @@ def test_a_last_batch_of_one_under_batchnorm(data, capsys):
     assert warnings[0].startswith("warning: a batch of one picture goes through BatchNorm")
     assert "--set batch_size=24" in warnings[0]
     with pytest.raises(GinghamError, match="BatchNorm cannot learn from one value a channel"):
-        gingham.fit(recipe.replace(network="article", optimizer="sgd", hard_share=1), data.train, network=Norms, progress=False)
+        gingham.fit(
+            recipe.replace(network="article", optimizer="sgd", hard_share=1), data.train, network=Norms, progress=False
+        )
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ def test_evaluate_agrees_with_a_loop(small_run):
     for prediction, label in zip(predictions.labels.tolist(), data.test.labels.tolist(), strict=True):
         correct += prediction == label
     assert (result.correct, result.total, result.accuracy) == (correct, 80, correct / 80)
-    assert result.loss == pytest.approx(float(-predictions.probabilities[range(80), data.test.labels].log().mean()), abs=1e-5)
+    assert result.loss == pytest.approx(
+        float(-predictions.probabilities[range(80), data.test.labels].log().mean()), abs=1e-5
+    )
     assert result.interval[0] < result.accuracy < result.interval[1] or result.accuracy in (0, 1)
     assert sum(map(sum, result.confusion.matrix)) == 80
     assert sum(row["correct"] for row in result.per_class.values()) == correct
@@ -24,7 +26,9 @@ def test_evaluate_agrees_with_a_loop(small_run):
         predicted = int((predictions.labels == k).sum())
         assert result.per_class[name]["total"] == 20
         assert result.per_class[name]["accuracy"] == result.per_class[name]["correct"] / 20
-        assert result.per_class[name]["precision"] == (result.per_class[name]["correct"] / predicted if predicted else None)
+        assert result.per_class[name]["precision"] == (
+            result.per_class[name]["correct"] / predicted if predicted else None
+        )
         for other, column in enumerate(data.classes):
             expected = int(((data.test.labels == k) & (predictions.labels == other)).sum())
             assert result.confusion[name, column] == expected
@@ -90,7 +94,9 @@ def test_no_test_predictions_are_computed_if_the_use_cannot_be_recorded(saved_ru
 
 def test_other_classes_and_empty_splits_are_errors(small_run, fashion_mnist):
     run, data = small_run
-    with pytest.raises(DataError, match=r"has pictures of 1x28x28 in 10 classes .* the model was trained on 1x28x28 in 4"):
+    with pytest.raises(
+        DataError, match=r"has pictures of 1x28x28 in 10 classes .* the model was trained on 1x28x28 in 4"
+    ):
         gingham.evaluate(run, fashion_mnist.test)
     empty = gingham.Split("validation", data.test.images[:0], data.test.labels[:0], data.classes, "none", "")
     with pytest.raises(DataError, match="is empty"):

@@ -41,7 +41,9 @@ def test_calibration_error_agrees_with_a_loop(true, bins, seed):
             confidence = np.mean([probabilities[k].max() for k in indices])
             accuracy = np.mean([probabilities[k].argmax() == true[k] for k in indices])
             expected += len(indices) / len(true) * abs(confidence - accuracy)
-    assert calibration_error(torch.from_numpy(probabilities), torch.tensor(true), bins) == pytest.approx(expected, abs=1e-9)
+    assert calibration_error(torch.from_numpy(probabilities), torch.tensor(true), bins) == pytest.approx(
+        expected, abs=1e-9
+    )
 
 
 def test_calibration_error_of_a_certain_model_is_its_error_rate():
@@ -55,7 +57,9 @@ def test_proportion_interval_agrees_with_wilsons_formula():
         p = correct / total
         center = (p + z**2 / (2 * total)) / (1 + z**2 / total)
         half_width = z / (1 + z**2 / total) * math.sqrt(p * (1 - p) / total + z**2 / (4 * total**2))
-        assert proportion_interval(correct, total) == pytest.approx((center - half_width, center + half_width), abs=1e-12)
+        assert proportion_interval(correct, total) == pytest.approx(
+            (center - half_width, center + half_width), abs=1e-12
+        )
 
 
 def test_mean_interval_agrees_with_scipy():
@@ -87,7 +91,8 @@ def test_fit_temperature_maximizes_the_likelihood(seed, scale):
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=40), st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0])
+    st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=40),
+    st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]),
 )
 def test_threshold_for_risk_is_the_lowest_allowed_one(predictions, risk):
     confidence = torch.tensor([value / 8 for value, _ in predictions])

@@ -77,7 +77,9 @@ def test_an_interrupted_seed_resumes_to_the_same_weights(recipe, data, tmp_path)
                     on_epoch=interrupt)  # fmt: skip
     assert (folder / "checkpoint").exists()
     resumed = gingham.trials(recipe, data, [5], tmp_path / "interrupted", progress=False)
-    assert (folder / "model.safetensors").read_bytes() == (uninterrupted.folder / "seed-5/model.safetensors").read_bytes()
+    assert (folder / "model.safetensors").read_bytes() == (
+        uninterrupted.folder / "seed-5/model.safetensors"
+    ).read_bytes()
     assert resumed.accuracies == uninterrupted.accuracies
 
 
@@ -87,7 +89,9 @@ def test_trials_use_the_test_split_once_per_run_and_only_if_requested(recipe, da
     for _ in range(2):  # the second time from cached predictions
         on_test = gingham.trials(recipe, data, [0, 1], tmp_path, split="test", progress=False)
         assert [len(gingham.load(on_test.folder / f"seed-{seed}").test_openings) for seed in (0, 1)] == [1, 1]
-    expected = (gingham.load(tmp_path / "seed-1").model.predict(data.test.images).labels == data.test.labels).double().mean()
+    expected = (
+        (gingham.load(tmp_path / "seed-1").model.predict(data.test.images).labels == data.test.labels).double().mean()
+    )
     assert on_test.accuracies[1] == pytest.approx(float(expected))
 
 
@@ -95,7 +99,9 @@ def test_trials_of_another_recipe_or_without_validation_images_are_errors(trial_
     good, _ = trial_pair
     with pytest.raises(GinghamError, match=r"holds trials with learning_rate 1.0, not 0.1; give another --out"):
         gingham.trials(recipe.replace(learning_rate=0.1), data, range(1), good.folder, progress=False)
-    without_validation = gingham.DataSplits(data.name, data.train, None, data.test, data.classes, data.fingerprint, data.source)
+    without_validation = gingham.DataSplits(
+        data.name, data.train, None, data.test, data.classes, data.fingerprint, data.source
+    )
     with pytest.raises(GinghamError, match="no pictures out"):
         gingham.trials(recipe, without_validation, range(1), good.folder, progress=False)
 

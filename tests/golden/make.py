@@ -24,4 +24,6 @@ if __name__ == "__main__":
     image = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
     probabilities = run.model.predict(image).probabilities[0].tolist()
     losses = [entry["loss"] for entry in run.history if "learning_rate" in entry][:10]
-    (folder / "expected.json").write_text(json.dumps({"probabilities": probabilities, "first_losses": losses}, indent=1) + "\n")
+    (folder / "expected.json").write_text(
+        json.dumps({"probabilities": probabilities, "first_losses": losses}, indent=1) + "\n"
+    )

@@ -70,7 +70,9 @@ def test_an_unknown_class_is_an_error_and_unreadable_photos_are_returned(tmp_pat
 def test_a_run_on_idx_files_is_not_evaluated_as_photos(tmp_path, command):
     make_dataset(tmp_path / "quadrants")
     command("train", "--recipe", "article", "--data", tmp_path / "quadrants", "--epochs", 0.2, "--out", "run")
-    result = json.loads(command("evaluate", "run", "--data", tmp_path / "quadrants", "--split", "test", "--json").stdout)
+    result = json.loads(
+        command("evaluate", "run", "--data", tmp_path / "quadrants", "--split", "test", "--json").stdout
+    )
     assert result["split"] == "test"
 
 

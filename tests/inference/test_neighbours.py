@@ -5,7 +5,9 @@ from gingham.inference.neighbours import features
 from gingham.models.registry import build_classifier
 
 
-@pytest.mark.parametrize(("network", "tta", "width"), [("tiny", "flip", 64), ("tiny", "none", 64), ("article", "none", 10)])
+@pytest.mark.parametrize(
+    ("network", "tta", "width"), [("tiny", "flip", 64), ("tiny", "none", 64), ("article", "none", 10)]
+)
 def test_features_are_the_inputs_of_the_last_linear_layer_or_the_logits(network, tta, width):
     """With flip TTA they are those of the image itself, not of its mirror image."""
     model = build_classifier(network, [str(k) for k in range(10)], (1, 28, 28), tta=tta)

@@ -49,7 +49,15 @@ def test_garments_of_any_colour_and_position_are_segmented(colour, background, c
 
 def test_every_step_is_kept_with_its_image_and_note():
     prepared = prepare_garment(draw_garment_photo((40, 60, 120), (255, 255, 255))[0])
-    assert [step.name for step in prepared.steps] == ["photo", "garment", "crop", "tone", "contrast", "size", "narrower"]
+    assert [step.name for step in prepared.steps] == [
+        "photo",
+        "garment",
+        "crop",
+        "tone",
+        "contrast",
+        "size",
+        "narrower",
+    ]
     assert prepared.notes[0] == "looked at 120x160 pixels"
     assert "made negative" in prepared.notes[3]
     for step in prepared.steps:
@@ -166,7 +174,9 @@ def test_unreadable_files_are_errors_with_the_reason(tmp_path):
     content = (tmp_path / "valid.png").read_bytes()
     (tmp_path / "truncated.png").write_bytes(content[: len(content) // 2])
     for name, reason in (("text.jpg", "cannot identify"), ("empty.png", "it is empty"), ("truncated.png", "truncated")):
-        with pytest.raises(DataError, match=f"cannot read .*{name} as a picture .*{reason}.*give a file of the formats PNG"):
+        with pytest.raises(
+            DataError, match=f"cannot read .*{name} as a picture .*{reason}.*give a file of the formats PNG"
+        ):
             open_photo(tmp_path / name)
     with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; name a picture"):
         open_photo(tmp_path / "nowhere.jpg")

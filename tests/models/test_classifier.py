@@ -76,7 +76,11 @@ def test_temperature_and_threshold_affect_predictions(model):
 
 @pytest.mark.parametrize(
     "images",
-    [torch.zeros(2, 1, 28, 28), torch.zeros(2, 28, 28, dtype=torch.uint8), torch.zeros(2, 3, 28, 28, dtype=torch.uint8)],
+    [
+        torch.zeros(2, 1, 28, 28),
+        torch.zeros(2, 28, 28, dtype=torch.uint8),
+        torch.zeros(2, 3, 28, 28, dtype=torch.uint8),
+    ],
 )
 def test_images_of_another_shape_or_dtype_are_an_error(model, images):
     with pytest.raises(ModelError, match=r"the model got .* it takes uint8 of shape \(N, 1, 28, 28\)"):

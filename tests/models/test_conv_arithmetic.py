@@ -42,7 +42,9 @@ def test_receptive_field_covers_exactly_the_inputs_with_gradient(stack):
     pixels = torch.zeros(1, 1, field.size, requires_grad=True)
     x = pixels
     for window in stack:
-        x = torch.nn.functional.conv1d(x, torch.ones(1, 1, window.kernel), stride=window.stride, dilation=window.dilation)
+        x = torch.nn.functional.conv1d(
+            x, torch.ones(1, 1, window.kernel), stride=window.stride, dilation=window.dilation
+        )
     assert x.shape[-1] == 1, "the input has exactly the size of one field"
     x.sum().backward()
     indices = pixels.grad.flatten().nonzero().flatten()

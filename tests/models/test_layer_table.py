@@ -8,7 +8,10 @@ from gingham.models.conv_arithmetic import Field, Window
 
 def test_table_says_whether_the_field_covers_the_image():
     linear = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-    assert "3 pixels, less than the picture; the classifier behind sees all of it" in summarize(linear, (1, 28, 28)).table()
+    assert (
+        "3 pixels, less than the picture; the classifier behind sees all of it"
+        in summarize(linear, (1, 28, 28)).table()
+    )
     article = summarize(gingham.NETWORKS["article"](1, 10), (1, 28, 28)).table()
     assert "28 pixels, which covers the picture (the picture: 1x28x28)" in article
 
@@ -26,7 +29,9 @@ def test_explain_shows_the_arithmetic_of_a_layer():
 
 
 def test_uneven_windows_are_explained_by_axis():
-    network = nn.Sequential(nn.Conv2d(2, 3, (1, 7), stride=(1, 2), padding=(0, 3)), nn.Conv2d(3, 3, (3, 1), stride=(3, 1)))
+    network = nn.Sequential(
+        nn.Conv2d(2, 3, (1, 7), stride=(1, 2), padding=(0, 3)), nn.Conv2d(3, 3, (3, 1), stride=(3, 1))
+    )
     text = summarize(network, (2, 64, 48)).explain("0")
     assert "  height\n" in text
     assert "floor((48 + 2·3 − 1·(7 − 1) − 1) / 2) + 1 = 24" in text

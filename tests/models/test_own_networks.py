@@ -56,8 +56,12 @@ def test_resumed_training_repeats_the_dropout(quadrants, tmp_path):
     whole = gingham.fit(recipe, data.train, data.validation, network=Plain, progress=False)
     first_recipe = recipe.replace(checkpoint_seconds=0)
     with pytest.raises(KeyboardInterrupt):
-        gingham.fit(first_recipe, data.train, data.validation, network=Plain, folder=tmp_path, on_epoch=stop, progress=False)
-    resumed = gingham.fit(recipe, data.train, data.validation, network=Plain, folder=tmp_path, resume=True, progress=False)
+        gingham.fit(
+            first_recipe, data.train, data.validation, network=Plain, folder=tmp_path, on_epoch=stop, progress=False
+        )
+    resumed = gingham.fit(
+        recipe, data.train, data.validation, network=Plain, folder=tmp_path, resume=True, progress=False
+    )
     assert resumed.metrics["resumed_from_step"]
     for name, tensor in whole.model.state_dict().items():
         assert tensor.equal(resumed.model.state_dict()[name]), name

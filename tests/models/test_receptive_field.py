@@ -14,7 +14,8 @@ from gingham import summarize
 def gradient_field(network, shape, layer=None):
     """Return height and width of the box of input pixels that affect the centre of a feature map, measured by the gradient.
 
-    Weights are made positive and max-pooling averages, so that no path is hidden by a sign or by another pixel's maximum.
+    Weights are made positive and max-pooling averages, so that no path is hidden by a sign or by another pixel's
+    maximum.
     """
     torch.manual_seed(0)
     network = copy.deepcopy(network).double().eval()
@@ -128,7 +129,8 @@ EXAMPLES = {
     "branches": nn.Sequential(
         Branches(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=5, dilation=5)), nn.Conv2d(6, 2, 3)
     ),
-    "lopsided branches": Branches(nn.Conv2d(2, 2, 2), nn.Sequential(nn.ZeroPad2d((0, 0, 1, 1)), nn.Conv2d(2, 2, (4, 2)))),
+    "lopsided "
+    "branches": Branches(nn.Conv2d(2, 2, 2), nn.Sequential(nn.ZeroPad2d((0, 0, 1, 1)), nn.Conv2d(2, 2, (4, 2)))),
     "focus": nn.Sequential(Focus(), nn.Conv2d(8, 4, 3, padding=1)),
     "space to depth": nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(32, 4, 3, padding=1), nn.Conv2d(4, 4, 1)),
     "channels last": nn.Sequential(nn.Conv2d(2, 2, 3), ChannelsLast(), nn.Conv2d(4, 2, 3)),
@@ -161,8 +163,8 @@ def as_pair(field):
     return tuple(field) if isinstance(field, list) else (field, field)
 
 
-# The module whose output enters the classifier's pooling or flattening, and the receptive field that Araujo, Norris & Sim
-# (2019) published for this architecture, if any.
+# The module whose output enters the classifier's pooling or flattening, and the receptive field that Araujo, Norris &
+# Sim (2019) published for this architecture, if any.
 TORCHVISION = {
     "alexnet": ("features", 195),
     "vgg11": ("features", None),
@@ -192,7 +194,9 @@ def torchvision_network(name):
     return torchvision.models.get_model(name, weights=None, **options)
 
 
-@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TORCHVISION])
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in TORCHVISION]
+)
 @pytest.mark.parametrize("vertical", [True, False], ids=["height", "width"])
 def test_torchvision_receptive_fields_match_the_gradient(name, vertical):
     layer, published = TORCHVISION[name]

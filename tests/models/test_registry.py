@@ -10,7 +10,9 @@ def test_networks_that_do_not_fit_are_an_error():
         build_classifier("articel", ["a"], (1, 28, 28))
     with pytest.raises(ModelError, match="cannot take pictures of 1x20x20"):
         build_classifier("article", ["a"], (1, 20, 20))
-    with pytest.raises(ModelError, match=r"turns one picture of 1x32x32 into \(1, 90\), where \(1, 10\) logits are needed"):
+    with pytest.raises(
+        ModelError, match=r"turns one picture of 1x32x32 into \(1, 90\), where \(1, 10\) logits are needed"
+    ):
         build_classifier("article", list("0123456789"), (1, 32, 32))
     with pytest.raises(ModelError, match="mean has 3 numbers for pictures of 1 channels"):
         build_classifier("article", list("0123456789"), (1, 28, 28), mean=(0.1, 0.2, 0.3))
@@ -32,9 +34,12 @@ def test_importing_anything_but_a_network_is_an_error(name, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("NeedsArguments", "no arguments other than channels and classes"), ("not_a_module", "makes a int")]
+    ("name", "message"),
+    [("NeedsArguments", "no arguments other than channels and classes"), ("not_a_module", "makes a int")],
 )
 def test_factories_that_return_no_network_are_an_error(name, message, quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     with pytest.raises(ModelError, match=message):
-        gingham.fit(gingham.RECIPES["article"], data.train, network=import_network(f"own_networks:{name}"), progress=False)
+        gingham.fit(
+            gingham.RECIPES["article"], data.train, network=import_network(f"own_networks:{name}"), progress=False
+        )

@@ -21,7 +21,8 @@ def test_article_network_totals_match_hand_computed_ones():
     assert summary.parameter_bytes == 4 * 48884
     assert summary.input_bytes == 4 * 784
     floats = sum(
-        2 * math.prod(s) for s in ((16, 26, 26), (32, 24, 24), (64, 22, 22), (32, 11, 11), (32, 9, 9), (32, 7, 7), (10, 7, 7))
+        2 * math.prod(s)
+        for s in ((16, 26, 26), (32, 24, 24), (64, 22, 22), (32, 11, 11), (32, 9, 9), (32, 7, 7), (10, 7, 7))
     )
     assert summary.activation_bytes == 4 * (floats + 64 * 11 * 11 + 10 + 10)
     assert summary.memory_bytes == summary.input_bytes + summary.activation_bytes + summary.parameter_bytes
@@ -77,7 +78,9 @@ def test_too_small_input_is_an_error_that_names_the_layer():
 
 def test_wrong_linear_size_is_an_error_with_the_right_size():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(100, 10))
-    with pytest.raises(ModelError, match=r"reaches 2 \(Linear\) with 2704 features, it takes 100; .*Linear\(2704, 10\)"):
+    with pytest.raises(
+        ModelError, match=r"reaches 2 \(Linear\) with 2704 features, it takes 100; .*Linear\(2704, 10\)"
+    ):
         summarize(network, (1, 28, 28))
 
 

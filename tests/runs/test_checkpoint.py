@@ -45,7 +45,11 @@ def flip_bit(path):
 
 
 DAMAGE = {
-    "truncated state": ("safetensors", lambda path: path.write_bytes(path.read_bytes()[:-2]), "bytes, its manifest says"),
+    "truncated state": (
+        "safetensors",
+        lambda path: path.write_bytes(path.read_bytes()[:-2]),
+        "bytes, its manifest says",
+    ),
     "flipped bit": ("safetensors", flip_bit, "the SHA-256 of step-00000009.safetensors is not the one in its manifest"),
     "empty state": ("safetensors", lambda path: path.write_bytes(b""), "has 0 bytes"),
     "missing state": ("safetensors", lambda path: path.unlink(), "No such file"),
@@ -85,7 +89,9 @@ def test_a_pipe_instead_of_a_state_does_not_block(folder):
 def test_only_torn_checkpoints_is_an_error_that_says_how_to_start_over(folder):
     for path in (folder / "checkpoint").glob("*.safetensors"):
         path.write_bytes(b"")
-    with pytest.raises(RunError, match=r"no checkpoint in .* is whole: .*step-00000009 is torn .*; remove .* to start over"):
+    with pytest.raises(
+        RunError, match=r"no checkpoint in .* is whole: .*step-00000009 is torn .*; remove .* to start over"
+    ):
         load_checkpoint(folder)
 
 
@@ -108,7 +114,10 @@ def test_has_unverified_checkpoint_is_true_only_for_states_without_any_manifest(
 
 @pytest.mark.parametrize(
     ("version", "message"),
-    [(3, r"of format 3, newer than 2, .*update gingham"), (1, r"of format 1, from before the release 0.1.0, .*to start over")],
+    [
+        (3, r"of format 3, newer than 2, .*update gingham"),
+        (1, r"of format 1, from before the release 0.1.0, .*to start over"),
+    ],
 )
 def test_another_format_is_an_error_and_the_previous_checkpoint_is_not_used(folder, version, message):
     path = folder / "checkpoint" / "step-00000009.json"

@@ -18,7 +18,9 @@ GOLDEN = ROOT / "tests/golden"
 def test_a_loaded_model_predicts_the_same_bits(saved_run):
     folder, run, data = saved_run
     loaded = gingham.load(folder)
-    assert torch.equal(loaded.model.predict(data.test.images).probabilities, run.model.predict(data.test.images).probabilities)
+    assert torch.equal(
+        loaded.model.predict(data.test.images).probabilities, run.model.predict(data.test.images).probabilities
+    )
     assert loaded.recipe == run.recipe
     assert loaded.history == run.history
     assert loaded.metrics == run.metrics
@@ -81,7 +83,9 @@ DAMAGE = {
     "newer format": (lambda f: change(f, format=99), "format 99 is newer than 2.*update gingham"),
     "older format": (lambda f: change(f, format=1), "format 1 is from before the release 0.1.0 .*train again"),
     "format that is no number": (lambda f: change(f, format="x"), "format is 'x'"),
-    "unknown network": (lambda f: change(f, recipe={"network": "os:system"}), "is a run of your own network os:system; give it again"),
+    "unknown "
+    "network": (lambda f: change(f, recipe={"network": "os:system"}), ("is a run of your own network os:system; give it "
+                                                                      "again")),
     "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),
     "recipe of another type": (lambda f: change(f, recipe=[1]), "does not describe a run"),
     "no classes": (lambda f: change(f, classes=[]), "classes is not a list of 1 to 10000 names"),
@@ -98,20 +102,30 @@ DAMAGE = {
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]), "cannot read"),
     "random weights file": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 5000), "cannot read"),
     "missing tensor": (lambda f: edit_weights(f, lambda t: t.pop(WEIGHT)), f"lacks the tensor {WEIGHT}"),
-    "wrong shape": (lambda f: edit_weights(f, lambda t: t.update({WEIGHT: torch.zeros(2)})), rf"holds {WEIGHT} as torch.float32 \(2,\)"),
+    "wrong "
+    "shape": (lambda f: edit_weights(f, lambda t: t.update({WEIGHT: torch.zeros(2)})), rf"holds {WEIGHT} as torch.float32 \(2,\)"),
     "wrong type": (lambda f: edit_weights(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})), "as torch.float64"),
-    "extra tensor": (lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))), "a tensor extra that the network does not have"),
-    "NaN weights": (lambda f: edit_weights(f, lambda t: t[WEIGHT].fill_(float("nan"))), "values in .* that are not finite"),
-    "flipped bit": (lambda f: edit_weights(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)), "is not the file that was saved"),
-    "edited mean": (lambda f: change(f, mean=[0.4]), r"says mean \[0.4\] where the recipe and weights beside it say \[0.5\]"),
+    "extra "
+    "tensor": (lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))), ("a tensor extra that the network "
+                                                                                    "does not have")),
+    "NaN "
+    "weights": (lambda f: edit_weights(f, lambda t: t[WEIGHT].fill_(float("nan"))), "values in .* that are not finite"),
+    "flipped "
+    "bit": (lambda f: edit_weights(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)), "is not the file that was saved"),
+    "edited "
+    "mean": (lambda f: change(f, mean=[0.4]), r"says mean \[0.4\] where the recipe and weights beside it say \[0.5\]"),
     "no temperature": (lambda f: remove(f, "temperature"), "lacks the key 'temperature'"),
     "no checksum": (lambda f: remove(f, "weights_sha256"), "is not the file that was saved"),
     "lone surrogate": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not whole JSON"),
-    "class name with a line break": (lambda f: change(f, classes=["0", "1", "2", "a\nb"]), "has the name .*not in plain letters"),
+    "class name with a line "
+    "break": (lambda f: change(f, classes=["0", "1", "2", "a\nb"]), "has the name .*not in plain letters"),
     "too many channels": (lambda f: change(f, input_shape=[4096, 28, 28]), "with 4096 channels; at most 64"),
     "NaN metric": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is no number of JSON"),
-    "zero temperature": (lambda f: edit_weights(f, lambda t: t["temperature"].zero_()), "in temperature that no training gives"),
-    "zero standard deviation": (lambda f: edit_weights(f, lambda t: t["std"].zero_()), "in std that no training gives, down to 0"),
+    "zero "
+    "temperature": (lambda f: edit_weights(f, lambda t: t["temperature"].zero_()), ("in temperature that no training "
+                                                                                   "gives")),
+    "zero standard "
+    "deviation": (lambda f: edit_weights(f, lambda t: t["std"].zero_()), "in std that no training gives, down to 0"),
     "history of other types": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
     "malformed history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
 }  # fmt: skip
@@ -177,7 +191,9 @@ def test_a_folder_of_runs_is_an_error_that_names_one(saved_run):
     with pytest.raises(RunError, match=rf"is no run but holds runs; name one, such as {folder}"):
         gingham.load(folder.parent)
     (folder.parent / "trials.json").write_text("{}")
-    with pytest.raises(RunError, match=rf"is a folder of trials; name one of its runs, such as {folder}, or compare it"):
+    with pytest.raises(
+        RunError, match=rf"is a folder of trials; name one of its runs, such as {folder}, or compare it"
+    ):
         gingham.load(folder.parent)
     (folder.parent / "empty").mkdir()
     with pytest.raises(RunError, match="no run in"):

@@ -50,7 +50,9 @@ def test_network_learns_from_a_teacher_without_labels(data_and_teacher):
 def test_history_records_the_loss_to_the_labels(data_and_teacher):
     """So that it can be compared with ln K and with runs without teachers."""
     data, teacher = data_and_teacher
-    recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=300, distillation_weight=0.9, distillation_temperature=20)
+    recipe = gingham.RECIPES["article"].replace(
+        epochs=1, batch_size=300, distillation_weight=0.9, distillation_temperature=20
+    )
     first = [fit(recipe, data, teachers=who).history[0]["loss"] for who in ((), (teacher,))]
     assert first[0] == pytest.approx(first[1], abs=1e-6)
 
@@ -86,7 +88,9 @@ def test_trials_accept_a_teacher(data_and_teacher, tmp_path):
     assert gingham.load(tmp_path / "trials/seed-4").teacher_names == "article with seed 0"
     with pytest.raises(GinghamError, match="holds trials with other teachers; give another --out"):
         gingham.trials(recipe, data, [3], tmp_path / "trials", progress=False)
-    everything = gingham.fit(recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False)
+    everything = gingham.fit(
+        recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False
+    )
     with pytest.raises(DataError, match="may know what is held out here"):
         gingham.trials(recipe, data, [3], tmp_path / "others", teachers=[everything], progress=False)
     assert not (tmp_path / "others").exists()
@@ -105,7 +109,10 @@ def test_train_and_trials_commands_accept_teachers(command, quadrants):
     assert "gingham: --teacher: there is no folder nobody" in missing.stderr
     a_file = command("train", *same, "--out", "other", "--teacher", "teacher/model.json", code=2)
     assert "teacher/model.json is a file; name the folder of a run, such as teacher" in a_file.stderr
-    assert "article with seed 0" in command.call("report", "pupil").stdout + (command.folder / "pupil/report.html").read_text()
+    assert (
+        "article with seed 0"
+        in command.call("report", "pupil").stdout + (command.folder / "pupil/report.html").read_text()
+    )
     many = command("trials", *same, "--seeds", 1, "--epochs", 1, "--teacher", "teacher", "--out", "trials")
     assert "trials/seed-N" in many.stdout
     alone = command("train", *same, "--out", "other", "--set", "distillation_weight=0.5", code=2)

@@ -16,7 +16,9 @@ def test_ema_equals_a_slow_reference(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = FAST.replace(epochs=12, batch_size=260)  # each epoch is one step
     seen = []
-    plain = fit(recipe, data, on_epoch=lambda model, _: seen.append({k: v.clone() for k, v in model.state_dict().items()}))
+    plain = fit(
+        recipe, data, on_epoch=lambda model, _: seen.append({k: v.clone() for k, v in model.state_dict().items()})
+    )
     mean = dict(seen[0])
     for step, weights in enumerate(seen):
         kept = min(0.4, (1 + step) / (10 + step))

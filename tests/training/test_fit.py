@@ -55,7 +55,9 @@ def test_first_losses_equal_the_golden_run(tmp_path):
     recipe = ARTICLE.replace(epochs=1, batch_size=16, learning_rate=0.05, validation_images=40)
     run = fit(recipe, data)
     losses = [entry["loss"] for entry in run.history if "learning_rate" in entry][:10]
-    assert losses == pytest.approx(json.loads((GOLDEN / "run-0.1" / "expected.json").read_text())["first_losses"], abs=1e-4)
+    assert losses == pytest.approx(
+        json.loads((GOLDEN / "run-0.1" / "expected.json").read_text())["first_losses"], abs=1e-4
+    )
 
 
 def test_article_network_learns(quadrants):
@@ -122,12 +124,15 @@ def test_label_smoothing_and_schedules_are_used(quadrants):
         "nesterov": base.replace(nesterov=True), "decay": base.replace(weight_decay=0.1),
     }  # fmt: skip
     last = {
-        name: weights(gingham.fit(recipe, data.train, progress=False))["network.conv8.weight"] for name, recipe in runs.items()
+        name: weights(gingham.fit(recipe, data.train, progress=False))["network.conv8.weight"]
+        for name, recipe in runs.items()
     }
     for name in ("smooth", "linear", "nesterov", "decay"):
         assert not torch.equal(last[name], last["plain"]), name
     rates = [
-        e["learning_rate"] for e in gingham.fit(runs["linear"], data.train, progress=False).history if "learning_rate" in e
+        e["learning_rate"]
+        for e in gingham.fit(runs["linear"], data.train, progress=False).history
+        if "learning_rate" in e
     ]
     assert rates == pytest.approx([0.01 * (1 - k / 6) for k in range(6)])
 
@@ -161,7 +166,8 @@ def test_warm_up_does_not_change_the_weights(quadrants, monkeypatch):
     monkeypatch.setattr("gingham.training.fit.warm_up", lambda *_: None)
     cold = gingham.fit(recipe, data.train, progress=False)
     assert all(
-        torch.equal(a, b) for a, b in zip(warm.model.state_dict().values(), cold.model.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(warm.model.state_dict().values(), cold.model.state_dict().values(), strict=True)
     )
 
 

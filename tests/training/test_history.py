@@ -17,7 +17,9 @@ def test_history_has_every_step_and_epoch(small_run):
     steps = [entry for entry in run.history if "learning_rate" in entry]
     (epoch,) = [entry for entry in run.history if "epoch" in entry]
     sizes = [32] * 8 + [4]
-    assert epoch["train_accuracy"] == pytest.approx(sum(s["accuracy"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
+    assert epoch["train_accuracy"] == pytest.approx(
+        sum(s["accuracy"] * n for s, n in zip(steps, sizes, strict=True)) / 260
+    )
     assert epoch["train_loss"] == pytest.approx(sum(s["loss"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
     measured = gingham.evaluate(run, data.validation)
     assert epoch["validation_accuracy"] == run.metrics["validation_accuracy"] == measured.accuracy

@@ -36,7 +36,8 @@ def test_compute_loss_equals_a_slow_reference(mixed, teacher):
         weight = 0.7 * {None: 0.0, "all": 1.0, "some": float(distill_mask[k])}[teacher]
         probabilities = (logits[k] / 3).softmax(0)
         divergence = 9 * sum(
-            teacher_probabilities[k][j] * (teacher_probabilities[k][j].log() - probabilities[j].log()) for j in range(10)
+            teacher_probabilities[k][j] * (teacher_probabilities[k][j].log() - probabilities[j].log())
+            for j in range(10)
         )
         expected.append((1 - weight) * hard + weight * divergence)
     loss = compute_loss(logits, batch, recipe, None if teacher is None else teacher_probabilities)

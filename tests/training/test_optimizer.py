@@ -14,7 +14,9 @@ def test_schedules_equal_their_closed_form(step):
     base = Recipe(learning_rate=0.2)
     assert lr_at(step, 100, base) == 0.2
     assert lr_at(step, 100, base.replace(schedule="linear")) == pytest.approx(0.2 * (100 - step) / 100)
-    assert lr_at(step, 100, base.replace(schedule="cosine")) == pytest.approx(0.1 * (1 + math.cos(math.pi * step / 100)))
+    assert lr_at(step, 100, base.replace(schedule="cosine")) == pytest.approx(
+        0.1 * (1 + math.cos(math.pi * step / 100))
+    )
 
 
 def test_schedules_start_at_the_maximum_and_fall():
@@ -73,7 +75,9 @@ def test_orthogonalized_matrix_keeps_its_singular_vectors():
 def test_muon_equals_sgd_except_for_filters():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 9, 2))
-    recipe = Recipe(optimizer="muon", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, filter_lr_scale=0)
+    recipe = Recipe(
+        optimizer="muon", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, filter_lr_scale=0
+    )
     ours = build_optimizer(network, recipe)
     for group in ours.param_groups:
         group["lr"] = recipe.learning_rate * group["scale"]

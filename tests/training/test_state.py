@@ -58,7 +58,8 @@ def test_resumed_training_ends_with_the_same_bytes(quadrants, tmp_path, base, ch
     with pytest.raises(Stop):
         fit(recipe, data, folder=tmp_path / "halves", on_epoch=stop)
     run = fit(recipe, data, folder=tmp_path / "halves", resume=True)
-    # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 3 steps long, not 9.
+    # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 3 steps long,
+    # not 9.
     second = 9 if base.hard_share == 1 else 3
     assert run.metrics["resumed_from_step"] == (9 + second - 1 if checkpoint_seconds == 0 else 9)
     halves = gingham.save(run, tmp_path / "halves")
@@ -112,7 +113,9 @@ def test_checkpoint_of_other_settings_is_an_error(quadrants, tmp_path):
     with pytest.raises(RunError, match=r"made with learning_rate 0.01, not 0.1; resume with the same settings"):
         fit(recipe.replace(learning_rate=0.1), data, folder=tmp_path, resume=True)
     with pytest.raises(RunError, match="train_images 260, not 300"):
-        gingham.fit(recipe, gingham.load_data(str(quadrants), validation=0).train, folder=tmp_path, resume=True, progress=False)
+        gingham.fit(
+            recipe, gingham.load_data(str(quadrants), validation=0).train, folder=tmp_path, resume=True, progress=False
+        )
 
 
 SENSELESS = {
@@ -148,7 +151,11 @@ def test_patience_stops_and_keeps_the_best_weights(quadrants):
     accuracies = [entry["validation_accuracy"] for entry in evaluations]
     best = accuracies.index(max(accuracies))
     assert len(evaluations) == best + 4 < 40
-    assert run.metrics["steps"] == evaluations[-1]["step"] == len([entry for entry in run.history if "learning_rate" in entry])
+    assert (
+        run.metrics["steps"]
+        == evaluations[-1]["step"]
+        == len([entry for entry in run.history if "learning_rate" in entry])
+    )
     assert run.metrics["chosen_epoch"] == evaluations[best]["epoch"]
     assert run.metrics["validation_accuracy"] == accuracies[best]
     assert gingham.evaluate(run, data.validation).accuracy == accuracies[best]
@@ -172,6 +179,8 @@ def test_patience_resumes_to_the_same_weights(quadrants, tmp_path):
     resumed = fit(recipe, data, folder=tmp_path, resume=True)
     assert resumed.metrics["resumed_from_step"]
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(resumed).values(), strict=True))
-    again = fit(recipe, data, folder=tmp_path, resume=True)  # killed after the last checkpoint, before the run was saved
+    again = fit(
+        recipe, data, folder=tmp_path, resume=True
+    )  # killed after the last checkpoint, before the run was saved
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True))
     assert again.metrics["steps"] == whole.metrics["steps"]

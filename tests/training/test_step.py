@@ -25,7 +25,9 @@ def test_step_output_has_loss_correct_and_losses(monkeypatch):
     logits = twin(batch.images)
     assert torch.allclose(output.losses, F.cross_entropy(logits, batch.labels, reduction="none"), atol=1e-5)
     assert int(output.correct) == int((logits.argmax(1) == batch.labels).sum())
-    assert output.loss.item() == pytest.approx(F.cross_entropy(logits, batch.labels, label_smoothing=0.1).item(), abs=1e-5)
+    assert output.loss.item() == pytest.approx(
+        F.cross_entropy(logits, batch.labels, label_smoothing=0.1).item(), abs=1e-5
+    )
     assert train_step(model, build_optimizer(model, FAST), FAST, "float32", None, batch).losses is None
 
 
@@ -52,7 +54,9 @@ def test_capturable_optimizer_takes_the_same_steps(recipe):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
-@pytest.mark.parametrize("recipe", [FAST, FAST.replace(cutmix=0.5), gingham.RECIPES["article"]], ids=["muon", "mixed", "sgd"])
+@pytest.mark.parametrize(
+    "recipe", [FAST, FAST.replace(cutmix=0.5), gingham.RECIPES["article"]], ids=["muon", "mixed", "sgd"]
+)
 def test_cuda_graph_steps_equal_eager_steps(recipe):
     plain, recorded = fresh_model(recipe).cuda(), fresh_model(recipe).cuda()
     optimizers = [build_optimizer(model, recipe) for model in (plain, recorded)]
@@ -113,7 +117,12 @@ def test_missing_compiler_is_a_clear_error(monkeypatch):
 def test_gpu_recipes_train_on_a_cpu(name, quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     few = gingham.Split(
-        "train", data.train.images[:48], data.train.labels[:48], data.classes, data.train.dataset, data.train.fingerprint
+        "train",
+        data.train.images[:48],
+        data.train.labels[:48],
+        data.classes,
+        data.train.dataset,
+        data.train.fingerprint,
     )
     recipe = gingham.RECIPES[name].replace(epochs=2, batch_size=24, compile=False)
     run = gingham.fit(recipe, few, data.validation, progress=False)

@@ -45,11 +45,17 @@ def _version(value: bool) -> None:
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
-    elif context.invoked_subcommand != "train" and "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+    elif (
+        context.invoked_subcommand != "train"
+        and "LOCAL_RANK" in os.environ
+        and os.environ.get("WORLD_SIZE", "1") != "1"
+    ):
         raise GinghamError(f"torchrun is for gingham train; start gingham {context.invoked_subcommand} by itself")
 
 
@@ -82,8 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error.format_message())
     except OSError as error:
         _fail(
-            f"cannot use {error.filename or 'a file or the output'} ({error.strerror or one_line(error)}); check that there is room, the "
-            "path and its permissions"
+            f"cannot use {error.filename or 'a file or the output'} ({error.strerror or one_line(error)}); check that "
+            "there is room, the path and its permissions"
         )
     except Exception as error:
         if not is_exhausted(error):

@@ -26,7 +26,9 @@ def compare(
     from gingham.models.registry import import_network
 
     networks = [import_network(name) for name in model or []]
-    comparison = run_compare(a, b, lambda trained: load_split(trained, trained.folder or a, None, split), networks=networks)
+    comparison = run_compare(
+        a, b, lambda trained: load_split(trained, trained.folder or a, None, split), networks=networks
+    )
     if as_json:
         print_json(comparison.to_dict())
     else:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def diagnose(
-    what: Annotated[str, typer.Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name or a place of data.")],
+    what: Annotated[
+        str, typer.Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name or a place of data.")
+    ],
     split: Annotated[
         str | None, typer.Option(help="Of a run: also the accuracy with and without pictures of this split that leak.")
     ] = None,
@@ -40,7 +42,9 @@ def diagnose(
     if any(issue.images for issue in issues):
         from gingham.plots import draw_image_groups
 
-        figure = try_draw(draw_image_groups, _groups(issues, splits), out or Path(f"{Path(splits.name).name}-findings.png"))
+        figure = try_draw(
+            draw_image_groups, _groups(issues, splits), out or Path(f"{Path(splits.name).name}-findings.png")
+        )
     if as_json:
         print_json([issue.to_dict() | {"file": figure if issue.images else None} for issue in issues])
         return
@@ -63,8 +67,8 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
     splits = load_run_data(trained, folder)
     notes = [
         (
-            "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a learning "
-            "rate far too high or low, over-fitting, a batch of one under BatchNorm"
+            "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck "
+            "loss, a learning rate far too high or low, over-fitting, a batch of one under BatchNorm"
         )
     ]
     if split is not None:
@@ -76,11 +80,13 @@ def _diagnose_run(folder: Path, split: str | None, model: str | None) -> "tuple[
         correct = correct_predictions(trained, evaluated)
         leaks = find_leaks(training, evaluated)
         clean = (
-            f"{float(correct[~leaks].double().mean()):.2%} without them" if not bool(leaks.all()) else "nothing is left without"
+            f"{float(correct[~leaks].double().mean()):.2%} without them"
+            if not bool(leaks.all())
+            else "nothing is left without"
         )
         notes.append(
-            f"{int(leaks.sum()):,} of {len(leaks):,} {split} pictures are in the training data too, or nearly so: accuracy "
-            f"{float(correct.double().mean()):.2%} with and {clean}"
+            f"{int(leaks.sum()):,} of {len(leaks):,} {split} pictures are in the training data too, or nearly so: "
+            f"accuracy {float(correct.double().mean()):.2%} with and {clean}"
         )
     return check_run(trained, splits.train, splits.validation), splits, notes
 
@@ -92,8 +98,8 @@ def _diagnose_data(what: str) -> "tuple[list[Issue], DataSplits, list[str]]":
 
     if what not in REGISTRY and not Path(what).exists():
         raise DataError(
-            f"{what} is no run, dataset or folder{suggest(what, REGISTRY)}; give a run folder, a dataset's name, a folder with a folder of "
-            "pictures for each class or with IDX files, a .csv or a .npz"
+            f"{what} is no run, dataset or folder{suggest(what, REGISTRY)}; give a run folder, a dataset's name, a "
+            "folder with a folder of pictures for each class or with IDX files, a .csv or a .npz"
         )
     splits, file_issues = load_unchecked(what)
     print_message("looking for duplicates, then training two small networks to doubt single labels")
@@ -102,8 +108,8 @@ def _diagnose_data(what: str) -> "tuple[list[Issue], DataSplits, list[str]]":
     if not any(issue.code.startswith("exact-duplicates") for issue in issues):
         notes.append("no exact duplicate, within the splits or across them")
     notes.append(
-        "looked for: files, classes a split lacks, imbalance, pictures of one value, exact and near duplicates, labels mixed up, "
-        "single labels that are likely wrong"
+        "looked for: files, classes a split lacks, imbalance, pictures of one value, exact and near duplicates, labels "
+        "mixed up, single labels that are likely wrong"
     )
     return issues, splits, notes
 

@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
 def evaluate(
     run: Annotated[
-        Path, typer.Argument(help="A run folder; or packaged: the model that comes with Gingham, on the photographs of --data.")
+        Path,
+        typer.Argument(
+            help="A run folder; or packaged: the model that comes with Gingham, on the photographs of --data."
+        ),
     ],
     data: Annotated[
         str | None,
-        typer.Option(help="Other data than the run's own: a folder of photographs, one folder a class, or what train takes."),
+        typer.Option(
+            help="Other data than the run's own: a folder of photographs, one folder a class, or what train takes."
+        ),
     ] = None,
     split: Annotated[
-        str | None,
-        typer.Option(help="validation (unless told) or test. Every look at test is written into the run."),
+        str | None, typer.Option(help="validation (unless told) or test. Every look at test is written into the run.")
     ] = None,
     model: Model = None,
     device: Device = "auto",
@@ -41,7 +45,9 @@ def evaluate(
     trained.model.to(torch_device)
     is_photos = data is not None and _is_photo_collection(data, trained)
     if packaged and data is not None and not is_photos:
-        raise GinghamError(f"{data} is no folder of photographs; give --data FOLDER, with a folder of them for each class")
+        raise GinghamError(
+            f"{data} is no folder of photographs; give --data FOLDER, with a folder of them for each class"
+        )
     if packaged and not is_photos:
         raise GinghamError(
             "the packaged model is measured on photographs: give --data FOLDER, with a folder of them for each class"
@@ -75,7 +81,8 @@ def evaluate(
     if isinstance(seconds, (int, float)):
         print(
             format_message(
-                f"trained in {seconds:.1f} s (train_seconds) on {trained.environment.get('hardware', 'unknown hardware')}"
+                f"trained in {seconds:.1f} s (train_seconds) on "
+                f"{trained.environment.get('hardware', 'unknown hardware')}"
             )
         )
     print(f"figure: {figure or 'not written'}")
@@ -87,4 +94,6 @@ def _is_photo_collection(data: str, trained: "Run") -> bool:
     from gingham.data.registry import REGISTRY
 
     path = Path(data).resolve()
-    return data not in REGISTRY and path.exists() and is_image_collection(path) and str(path) != trained.data.get("name")
+    return (
+        data not in REGISTRY and path.exists() and is_image_collection(path) and str(path) != trained.data.get("name")
+    )

@@ -16,18 +16,27 @@ if TYPE_CHECKING:
 
 def export(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="What to write: FILE.onnx, or FILE.html for a page that answers by itself.")
+        Path,
+        typer.Argument(
+            metavar="FILE", help="What to write: FILE.onnx, or FILE.html for a page that answers by itself."
+        ),
     ],
     run: RunFolder = None,
     data: Annotated[
-        str | None, typer.Option(help="Other pictures to compare the answers on, where those of the run are not at hand.")
+        str | None,
+        typer.Option(help="Other pictures to compare the answers on, where those of the run are not at hand."),
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Weights and activations of 8 bits: smaller and faster, and what it costs is said.")
+        bool,
+        typer.Option(
+            "--int8", help="Weights and activations of 8 bits: smaller and faster, and what it costs is said."
+        ),
     ] = False,
     neighbours: Annotated[
         int,
-        typer.Option(min=0, help="With FILE.html: how many training pictures the page holds, to show those most like yours."),
+        typer.Option(
+            min=0, help="With FILE.html: how many training pictures the page holds, to show those most like yours."
+        ),
     ] = 2000,
     model: Model = None,
     as_json: Json = False,
@@ -50,11 +59,15 @@ def _print(trained: "Run", result: "ExportResult") -> None:
     shape = ", ".join(map(str, trained.model.input_shape))
     size = f"{result.bytes / 1e6:.2f} MB"
     if result.neighbours is not None:
-        print(f"{result.file}: {size}; open it in a browser, on a phone too: it needs no network, and sends nothing anywhere")
+        print(
+            f"{result.file}: {size}; open it in a browser, on a phone too: it needs no network, and sends nothing "
+            "anywhere"
+        )
         print(f"inside: the model, ONNX Runtime and OpenCV for browsers, {result.neighbours:,} training pictures")
     else:
         print(
-            f"{result.file}: {size}, opset {result.opset}; uint8 pictures (N, {shape}) in, {len(trained.model.classes)} probabilities out"
+            f"{result.file}: {size}, opset {result.opset}; uint8 pictures (N, {shape}) in, "
+            f"{len(trained.model.classes)} probabilities out"
         )
     agreeing = round(result.agreement * result.pictures)
     print(
@@ -64,6 +77,7 @@ def _print(trained: "Run", result: "ExportResult") -> None:
     if result.accuracy is not None and result.accuracy_int8 is not None and result.interval is not None:
         low, high = result.interval
         print(
-            f"8 bits cost {100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy (95 % interval {100 * low:.2f} to "
-            f"{100 * high:.2f}): {result.accuracy_int8:.2%} in place of {result.accuracy:.2%} of {result.measured:,} {result.split} pictures"
+            f"8 bits cost {100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy (95 % interval "
+            f"{100 * low:.2f} to {100 * high:.2f}): {result.accuracy_int8:.2%} in place of {result.accuracy:.2%} of "
+            f"{result.measured:,} {result.split} pictures"
         )

@@ -21,20 +21,23 @@ GROUP_SIZE = 64  # images per call of the library: the steps of one take half a 
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Picture files: PNG, JPEG, WEBP, BMP, GIF or TIFF.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Picture files: PNG, JPEG, WEBP, BMP, GIF or TIFF.")
+    ],
     run: RunFolder = None,
     prepare: Annotated[
         str,
         typer.Option(
-            help="auto prepares a picture as the model's dataset was made unless it has the model's own size and colours; photo "
-            "always does; none only shrinks it."
+            help="auto prepares a picture as the model's dataset was made unless it has the model's own size and "
+            "colours; photo always does; none only shrinks it."
         ),
     ] = "auto",
     explain: Annotated[
         bool,
         typer.Option(
             "--explain",
-            help="Draw every step, what moved the decision, and the training pictures most like it: <image>-explained.png here.",
+            help="Draw every step, what moved the decision, and the training pictures most like it: "
+            "<image>-explained.png here.",
         ),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="With --explain: the folder to draw into.")] = None,
@@ -68,7 +71,9 @@ def predict(
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
         summary = f"{len(errors)} of {len(entries)} pictures were not answered: " if len(entries) > 1 else ""
-        raise DataError(summary + "; ".join(errors[:SHOWN]) + f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN))
+        raise DataError(
+            summary + "; ".join(errors[:SHOWN]) + f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN)
+        )
 
 
 def _print(prediction: "ImagePrediction", figure: str | None, *, notes: bool) -> None:
@@ -85,7 +90,9 @@ def _print(prediction: "ImagePrediction", figure: str | None, *, notes: bool) ->
         print(f"  figure: {figure}")
 
 
-def _explain(prediction: "ImagePrediction", trained: "Run", train: "Split | None", folder: Path, used: set[Path]) -> str | None:
+def _explain(
+    prediction: "ImagePrediction", trained: "Run", train: "Split | None", folder: Path, used: set[Path]
+) -> str | None:
     """Draw an explanation into a file named after the image, with a number if several images have the same name."""
     from gingham.inference.explain import explain
 

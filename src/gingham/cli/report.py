@@ -12,7 +12,9 @@ from gingham.cli.resolve import network_factory
 
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path | None, typer.Option(help="The HTML file to write; report.html in the run folder unless told.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file to write; report.html in the run folder unless told.")
+    ] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:

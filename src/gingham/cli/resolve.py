@@ -54,7 +54,9 @@ def load_teacher_runs(folders: Sequence[Path], changes: Collection[str]) -> "lis
         GinghamError: one of them is no run, or a field was set that needs a teacher.
     """
     if not folders and (unused := sorted({"distillation_weight", "distillation_temperature"} & set(changes))):
-        raise GinghamError(f"{unused[0]} is set and there is no teacher; name one with --teacher RUN, or leave {unused[0]} out")
+        raise GinghamError(
+            f"{unused[0]} is set and there is no teacher; name one with --teacher RUN, or leave {unused[0]} out"
+        )
     try:
         return [load_named_run(folder) for folder in folders]
     except GinghamError as error:
@@ -69,7 +71,8 @@ def load_training_images(trained: "Run", run: Path | None) -> "Split | None":
     name = trained.data.get("name")
     if name in REGISTRY and find_dataset_dir(str(name)) is None:  # nearest images are not worth a download
         print_message(
-            f"gingham: without the nearest training pictures: {name} is not on this machine (gingham show {name} gets it)"
+            f"gingham: without the nearest training pictures: {name} is not on this machine (gingham show {name} gets "
+            "it)"
         )
         return None
     try:
@@ -82,13 +85,16 @@ def load_training_images(trained: "Run", run: Path | None) -> "Split | None":
 def adapt_to_size(recipe: Recipe, count: int, changes: Collection[str]) -> Recipe:
     """Adapt a recipe to few training images and print how, unless the user set one of the fields that would change."""
     adapted = recipe.for_small_dataset(count)
-    changed = [name for name in ("batch_size", "epochs", "hard_share") if getattr(adapted, name) != getattr(recipe, name)]
+    changed = [
+        name for name in ("batch_size", "epochs", "hard_share") if getattr(adapted, name) != getattr(recipe, name)
+    ]
     if not changed or {"batch_size", "epochs", "hard_share"} & set(changes):
         return recipe
     new = ", ".join(f"{name} {getattr(adapted, name):g}" for name in changed)
     old = ", ".join(f"{getattr(recipe, name):g}" for name in changed)
     print_message(
-        f"{count:,} training pictures are few for {recipe.name}: {new} in place of {old} (set any of these, and all stay)"
+        f"{count:,} training pictures are few for {recipe.name}: {new} in place of {old} (set any of these, and all "
+        "stay)"
     )
     return adapted
 
@@ -145,4 +151,6 @@ def find_network(
         return classifier.network, classifier.input_shape
     if ":" in model:
         return create_network(model, import_network(model), shape[0] if shape else 1), (1, 28, 28)
-    raise ModelError(f"unknown model {model!r}{suggest(model, NETWORKS)}, a run folder, torchvision:NAME, package.module:Class")
+    raise ModelError(
+        f"unknown model {model!r}{suggest(model, NETWORKS)}, a run folder, torchvision:NAME, package.module:Class"
+    )

@@ -15,7 +15,9 @@ from gingham.errors import GinghamError
 def serve(
     run: RunFolder = None,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")
+    ] = 8000,
     model: Model = None,
     device: Device = "auto",
 ) -> None:

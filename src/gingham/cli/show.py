@@ -38,7 +38,9 @@ def show(
             draw_contact_sheet(train.images, train.labels, train.classes, stem, out or Path(f"{stem}.png"))
         )
     else:
-        statistics |= _show_batch(splits, find_recipe(recipe).replace(batch_size=batch), out or Path(f"{stem}-batch.png"))
+        statistics |= _show_batch(
+            splits, find_recipe(recipe).replace(batch_size=batch), out or Path(f"{stem}-batch.png")
+        )
     if as_json:
         print_json(statistics)
     else:
@@ -55,7 +57,10 @@ def _show_batch(splits: "DataSplits", recipe: Recipe, file: Path) -> dict[str, A
     from gingham.plots import draw_batch
 
     indices = next(Sampler(recipe, len(splits.train)).batches(0, 1))
-    images, labels = augment(splits.train.images[indices], indices, recipe, epoch=0, step=0), splits.train.labels[indices]
+    images, labels = (
+        augment(splits.train.images[indices], indices, recipe, epoch=0, step=0),
+        splits.train.labels[indices],
+    )
     if recipe.photo_share:
         images = simulate_photos(images, labels, splits.classes, recipe, step=0)
     names = [splits.classes[label] for label in labels.tolist()]
@@ -81,7 +86,9 @@ def _print_statistics(statistics: dict[str, Any]) -> None:
         batch = statistics["batch"]
         low, high = batch["normalised_range"]
         print(f"one training batch of {statistics['name']}, as the loop sees it")
-        print(f"in memory     {batch['dtype']} {tuple(batch['shape'])}, from {batch['range'][0]} to {batch['range'][1]}")
+        print(
+            f"in memory     {batch['dtype']} {tuple(batch['shape'])}, from {batch['range'][0]} to {batch['range'][1]}"
+        )
         print(f"normalised    {batch['normalised_dtype']} {tuple(batch['shape'])}, from {low:.3f} to {high:.3f}")
         print(f"first labels  {', '.join(batch['labels'][:6])}")
         print(f"figure        {statistics['file']}")
@@ -89,7 +96,8 @@ def _print_statistics(statistics: dict[str, Any]) -> None:
     train, test = statistics["per_class_train"], statistics["per_class_test"]
     print(
         render_table(
-            ["class", "train", "test"], [[name, f"{train[name]:,}", f"{test[name]:,}"] for name in statistics["classes"]]
+            ["class", "train", "test"],
+            [[name, f"{train[name]:,}", f"{test[name]:,}"] for name in statistics["classes"]],
         )
     )
     duplicates = statistics["duplicates"]
@@ -99,13 +107,19 @@ def _print_statistics(statistics: dict[str, Any]) -> None:
     print_pairs(
         (
             "pictures",
-            f"{statistics['splits']['train']:,} train, {statistics['splits']['test']:,} test, in {len(statistics['classes'])} classes",
+            (
+                f"{statistics['splits']['train']:,} train, {statistics['splits']['test']:,} test, in "
+                f"{len(statistics['classes'])} classes"
+            ),
         ),
         ("shape", f"{'x'.join(map(str, statistics['shape']))}, uint8"),
         ("mean, std", f"{mean}; {std} (training pictures, pixels from 0 to 1)"),
         (
             "duplicates",
-            f"{duplicates['train']} within train, {duplicates['test']} within test, {duplicates['across']} of test also in train",
+            (
+                f"{duplicates['train']} within train, {duplicates['test']} within test, {duplicates['across']} of test "
+                "also in train"
+            ),
         ),
         ("source", statistics["source"]),
         ("fingerprint", statistics["fingerprint"]),

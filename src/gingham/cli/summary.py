@@ -11,7 +11,9 @@ from gingham.errors import GinghamError
 
 
 def summary(
-    model: Annotated[str, typer.Argument(help="A network's name, a run folder, torchvision:NAME or package.module:Class.")],
+    model: Annotated[
+        str, typer.Argument(help="A network's name, a run folder, torchvision:NAME or package.module:Class.")
+    ],
     input_shape: Annotated[
         str | None, typer.Option("--input", metavar="CxHxW", help="1x28x28, or what the model is for.")
     ] = None,
@@ -19,7 +21,8 @@ def summary(
         str | None, typer.Option(metavar="LAYER", help="Work one layer's numbers through; all for every one.")
     ] = None,
     model_class: Annotated[
-        str | None, typer.Option("--model", metavar="package.module:Class", help="The class of a run of your own network.")
+        str | None,
+        typer.Option("--model", metavar="package.module:Class", help="The class of a run of your own network."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Device, Json, Model, SkipUnreadable, Teacher
-from gingham.cli.output import format_seconds, print_json, print_message, print_notes, print_pairs, try_draw, wall_seconds
+from gingham.cli.output import (
+    format_seconds,
+    print_json,
+    print_message,
+    print_notes,
+    print_pairs,
+    try_draw,
+    wall_seconds,
+)
 from gingham.cli.resolve import adapt_to_size, load_teacher_runs, network_factory
 from gingham.errors import GinghamError, Terminated
 from gingham.presets import DEFAULT_RECIPE, RECIPES, find_recipe
@@ -32,7 +40,9 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."
+        ),
     ] = None,
     model: Model = None,
     teacher: Teacher = None,
@@ -42,7 +52,8 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint; a finished run stays as it is.")
     ] = False,
     track: Annotated[
-        str | None, typer.Option(metavar="tensorboard", help="Write the history for TensorBoard too, into the run folder.")
+        str | None,
+        typer.Option(metavar="tensorboard", help="Write the history for TensorBoard too, into the run folder."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +68,8 @@ def train(
     finished, resume = (folder / "model.json").exists(), resume or is_restart()
     if finished and not resume:
         raise GinghamError(
-            f"{folder} already holds a finished run; give another --out or --seed, or look at it with gingham evaluate {folder}"
+            f"{folder} already holds a finished run; give another --out or --seed, or look at it with gingham evaluate "
+            f"{folder}"
         )
     with init_distributed() as context:
         if context.any(context.is_main and finished)[0]:
@@ -97,11 +109,17 @@ def print_trained(trained: "Run", folder: Path, model: str | None) -> None:
         ("network", f"{trained.recipe.network}, {_count(metrics, 'parameters')} parameters"),
         (
             "trained on",
-            f"{_count(metrics, 'train_images')} pictures of {trained.data.get('name')}, {_count(metrics, 'epochs', '.3g')} epochs{_images_seen(metrics)}",
+            (
+                f"{_count(metrics, 'train_images')} pictures of {trained.data.get('name')}, "
+                f"{_count(metrics, 'epochs', '.3g')} epochs{_images_seen(metrics)}"
+            ),
         ),
         (
             "time",
-            f"{format_seconds(metrics.get('train_seconds'))} train_seconds, {format_seconds(metrics.get('wall_seconds'))} wall_seconds{_resumed_step(metrics)}",
+            (
+                f"{format_seconds(metrics.get('train_seconds'))} train_seconds, "
+                f"{format_seconds(metrics.get('wall_seconds'))} wall_seconds{_resumed_step(metrics)}"
+            ),
         ),
         *([("taught by", trained.teacher_names)] if trained.teacher_names else []),
         ("throughput", _throughput(metrics)),
@@ -203,7 +221,8 @@ def _train(
     with locked(folder, wait=False):
         if (folder / METADATA_FILE).exists():  # another process wrote it while the data was read
             raise GinghamError(
-                f"{folder} was finished by another gingham just now; look at it with gingham evaluate {folder}, or give another --out"
+                f"{folder} was finished by another gingham just now; look at it with gingham evaluate {folder}, or "
+                "give another --out"
             )
         try:
             trained = run_fit(track=track)

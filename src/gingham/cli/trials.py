@@ -27,12 +27,15 @@ def trials(
     skip_unreadable: SkipUnreadable = False,
     epochs: Annotated[float | None, typer.Option(help="How often every picture is seen; fractions are fine.")] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the recipe; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the recipe; may be repeated."),
     ] = None,
     model: Model = None,
     teacher: Teacher = None,
     device: Device = "auto",
-    out: Annotated[Path | None, typer.Option(help="The folder of the trials; runs/<recipe>-trials unless told.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the trials; runs/<recipe>-trials unless told.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a recipe over seeds: mean, spread, interval."""

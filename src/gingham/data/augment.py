@@ -23,8 +23,8 @@ def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int | None = None) -> torch.Tensor:
     """Shift each image by whole pixels and fill the border with black.
 
-    `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left. `limit`
-    is the largest offset. Without it the offsets are searched for it, which waits for a GPU.
+    `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left.
+    `limit` is the largest offset. Without it the offsets are searched for it, which waits for a GPU.
 
     >>> shift(torch.tensor([[[[1, 2, 3]]]], dtype=torch.uint8), torch.tensor([[0, 1]])).tolist()
     [[[[0, 1, 2]]]]
@@ -44,8 +44,8 @@ def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int | None = None)
 def cutout(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tensor:
     """Black out one square of `side` pixels in each image, cut off at the border.
 
-    `images` is uint8 (B, C, H, W); `centres` int64 (B, 2), row and column of each square's centre (for an even side, the
-    pixel below and to the right of it).
+    `images` is uint8 (B, C, H, W); `centres` int64 (B, 2), row and column of each square's centre (for an even side,
+    the pixel below and to the right of it).
 
     >>> cutout(torch.full((1, 1, 1, 4), 9, dtype=torch.uint8), torch.tensor([[0, 0]]), 3).tolist()
     [[[[0, 0, 9, 9]]]]
@@ -60,11 +60,14 @@ def cutout(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tens
     return images.masked_fill(inside, 0)
 
 
-def cutmix_boxes(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cutmix_boxes(
+    images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Paste a box of each image's partner over it, and return the share of each image that is left as well.
 
-    `images` is uint8 (B, C, H, W); `partners` int64 (B,), indices in the batch; `boxes` int64 (B, 4): the first row and column
-    of each box and those after its last, at least 0, at most H and W. The results are uint8 like `images`, and float (B,).
+    `images` is uint8 (B, C, H, W); `partners` int64 (B,), indices in the batch; `boxes` int64 (B, 4): the first row and
+    column of each box and those after its last, at least 0, at most H and W. The results are uint8 like `images`, and
+    float (B,).
 
     >>> cutmix_boxes(torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([1, 0]), torch.tensor([[0, 0, 1, 1]] * 2))
     (tensor([[[[3, 2]]],
@@ -77,7 +80,9 @@ def cutmix_boxes(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tens
     height, width = images.shape[2:]
     top, left, bottom, right = boxes.T[..., None]
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[:, None, None, :]
+    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[
+        :, None, None, :
+    ]
     shares = 1 - ((bottom - top) * (right - left))[:, 0] / (height * width)
     return torch.where(inside, images[partners], images), shares
 
@@ -85,9 +90,9 @@ def cutmix_boxes(images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tens
 def apply_cutmix(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return a training batch with CutMix on the recipe's `cutmix` share of it, each image's partner and the share left of it.
 
-    `images` is uint8 (B, C, H, W), the whole batch; partners are int64 (B,), shares float (B,), 1 if nothing was pasted. The
-    share that a box covers is uniformly distributed, and boxes are cut off at the border. The draws depend only on the
-    recipe's seed and `step`.
+    `images` is uint8 (B, C, H, W), the whole batch; partners are int64 (B,), shares float (B,), 1 if nothing was
+    pasted. The share that a box covers is uniformly distributed, and boxes are cut off at the border. The draws depend
+    only on the recipe's seed and `step`.
 
         images, partners, shares = apply_cutmix(batch, recipe, step=0)
     """
@@ -117,9 +122,9 @@ def augment(
 ) -> torch.Tensor:
     """Return a training batch augmented as the recipe says, or the `part` of a batch of `count` images that `images` holds.
 
-    `images` is uint8 (B, C, H, W), `indices` int64 (B,): their indices in the training split. The draws depend only on the
-    recipe's seed, `step`, `epoch` (both counted from 0) and the indices, so that training can resume at any step. They are
-    made for the whole batch, so that the result does not depend on the number of processes that share it.
+    `images` is uint8 (B, C, H, W), `indices` int64 (B,): their indices in the training split. The draws depend only on
+    the recipe's seed, `step`, `epoch` (both counted from 0) and the indices, so that training can resume at any step.
+    They are made for the whole batch, so that the result does not depend on the number of processes that share it.
 
     With flip "alternating" an image is mirrored in every other epoch, half of the images in the even ones: the network
     sees both sides of each within two epochs. Random flips show the same side twice in half of the cases.
@@ -138,20 +143,23 @@ def augment_batches(
 ) -> Sequence[torch.Tensor]:
     """Return what `augment` returns for consecutive batches of one epoch, the first of which belongs to `step`.
 
-    `images` is uint8 (N, C, H, W), the images of all `batches`, int64 (B,) each, in order. A GPU augments a batch in less time
-    than Python takes to launch the kernels, so many batches are augmented at once.
+    `images` is uint8 (N, C, H, W), the images of all `batches`, int64 (B,) each, in order. A GPU augments a batch in
+    less time than Python takes to launch the kernels, so many batches are augmented at once.
 
         first, second = augment_batches(split.images[torch.cat(pair)], pair, recipe, epoch=0, step=0)
     """
     sizes = [len(batch) for batch in batches]
     step_draws = [_draws(recipe, batch_step, size, images) for batch_step, size in enumerate(sizes, step)]
-    all_draws = [None if any(draw is None for draw in group) else torch.cat(group) for group in zip(*step_draws, strict=True)]
+    all_draws = [
+        None if any(draw is None for draw in group) else torch.cat(group) for group in zip(*step_draws, strict=True)
+    ]
     return torch.split(_apply_draws(images, torch.cat(list(batches)), recipe, epoch, all_draws), sizes)
 
 
 def _draws(recipe: Recipe, step: int, count: int, images: torch.Tensor) -> list[torch.Tensor | None]:
     """Return a step's draws for `count` images: which are flipped, bool (B,), offsets and centres, int64 (B, 2), or None."""
-    # On the CPU, for the same draws on every device. Its generator uses 32 bits of a seed: hash both numbers into those.
+    # On the CPU, for the same draws on every device. Its generator uses 32 bits of a seed: hash both numbers into
+    # those.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))
     flipped = offsets = centres = None
     if recipe.flip == "random":

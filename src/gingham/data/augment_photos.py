@@ -1,8 +1,8 @@
 """Augmentation that makes a dataset's images look like photos taken at home, after background removal.
 
-The images of Fashion-MNIST are uniform: front or side view, one object, evenly lit, cleanly cut out. People's photos are not:
-sleeves lie spread, shoes come in pairs and are seen from above, cloth is creased, a head is left above the collar or a corner
-of the bed beside the hem. The functions in this module simulate these differences.
+The images of Fashion-MNIST are uniform: front or side view, one object, evenly lit, cleanly cut out. People's photos
+are not: sleeves lie spread, shoes come in pairs and are seen from above, cloth is creased, a head is left above the
+collar or a corner of the bed beside the hem. The functions in this module simulate these differences.
 
 They pass a batch on as layers, float (N, 2, H, W): brightness and coverage, both from 0 to 1.
 """
@@ -62,7 +62,8 @@ def simulate_photos(
 ) -> torch.Tensor:
     """Return a training batch with its first images, the recipe's `photo_share` of it, turned into simulated photos.
 
-    `images` is uint8 (B, 1, H, W) in random order, `labels` int64 (B,). The draws depend only on the recipe's seed and `step`.
+    `images` is uint8 (B, 1, H, W) in random order, `labels` int64 (B,). The draws depend only on the recipe's seed and
+    `step`.
 
         batch = simulate_photos(batch, labels, data.classes, recipe, step=0)
 
@@ -71,8 +72,8 @@ def simulate_photos(
     """
     if images.shape[1] != 1:
         raise GinghamError(
-            f"photo_share is {recipe.photo_share:g}, and the pictures have {images.shape[1]} channels; it is for grey pictures of "
-            "objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
+            f"photo_share is {recipe.photo_share:g}, and the pictures have {images.shape[1]} channels; it is for grey "
+            "pictures of objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
         )
     count = num_simulated(len(images), recipe)
     generator = torch.Generator().manual_seed(zlib.crc32(f"photo {recipe.seed} {step}".encode()))
@@ -89,8 +90,8 @@ def simulate_photo(
 ) -> torch.Tensor:
     """Return images that look like photos of the same objects after `inference/preprocess.py`.
 
-    `images` is uint8 (N, 1, H, W), objects on black; `labels` int64 (N,), indices into `classes`. The result has the shape
-    and dtype of `images`. All draws come from `generator`.
+    `images` is uint8 (N, 1, H, W), objects on black; `labels` int64 (N,), indices into `classes`. The result has the
+    shape and dtype of `images`. All draws come from `generator`.
 
         simulate_photo(batch, labels, data.classes, torch.Generator().manual_seed(0))
     """
@@ -165,8 +166,8 @@ def _spread_sleeves(layers: torch.Tensor, top: torch.Tensor, draws: RandomDraws)
 
 
 def _view_from_above(layers: torch.Tensor, from_above: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
-    """Show shoes from above by folding the side view about its middle: either with the sole outside, in an outline rounded
-    at both ends, or with the sole inside."""
+    """Show shoes from above by folding the side view about its middle: either with the sole outside, in an outline
+    rounded at both ends, or with the sole inside."""
     indices = from_above.nonzero().flatten()
     if not len(indices):
         return layers
@@ -205,13 +206,22 @@ def _pose(layers: torch.Tensor, shoe: torch.Tensor, from_above: torch.Tensor, dr
     ratio = torch.where(shoe, root_ratio(0.67, 1.5), root_ratio(0.8, 2.1))
     scale = draws.uniform(math.log(0.8), math.log(1.05)).exp()
     shape = _scale_matrix(1 / (scale * ratio), ratio / scale, draws.uniform(-0.18, 0.18))
-    foreshortening = torch.where(shoe & ~from_above & draws.chance(0.4), draws.uniform(1.0, 2.2), torch.ones_like(angle))
+    foreshortening = torch.where(
+        shoe & ~from_above & draws.chance(0.4), draws.uniform(1.0, 2.2), torch.ones_like(angle)
+    )
     turns = torch.where(draws.chance(0.5), 1, 3)
     turns = torch.where(draws.chance(torch.where(from_above, 0.85, 0.1)), turns, torch.where(draws.chance(0.1), 2, 0))
     turns = torch.where(shoe, turns, 0)
-    matrix = _rotation(turns * math.pi / 2) @ _rotation(angle) @ shape @ _scale_matrix(foreshortening, torch.ones_like(angle))
+    matrix = (
+        _rotation(turns * math.pi / 2)
+        @ _rotation(angle)
+        @ shape
+        @ _scale_matrix(foreshortening, torch.ones_like(angle))
+    )
     offset = torch.stack([draws.uniform(-0.06, 0.06), draws.uniform(-0.06, 0.06)], 1)[:, :, None]
-    bend = torch.cat([draws.noise((height, width), (4, 4)) for _ in range(2)], 1).permute(0, 2, 3, 1) * draws.uniform4d(0, 0.1)
+    bend = torch.cat([draws.noise((height, width), (4, 4)) for _ in range(2)], 1).permute(0, 2, 3, 1) * draws.uniform4d(
+        0, 0.1
+    )
     posed = _warp(layers, torch.cat([matrix, offset], dim=2), bend)
 
     paired = (shoe & draws.chance(torch.where(from_above, 0.85, 0.65))).nonzero().flatten()
@@ -219,7 +229,9 @@ def _pose(layers: torch.Tensor, shoe: torch.Tensor, from_above: torch.Tensor, dr
         return posed
     subset, matrix, bend, draws = layers[paired], matrix[paired], bend[paired], draws.for_count(len(paired))
     mirror = torch.where(draws.chance(0.7), -1.0, 1.0)
-    partner = matrix @ _rotation(draws.uniform(-25, 25) * math.pi / 180) @ _scale_matrix(mirror, torch.ones_like(mirror))
+    partner = (
+        matrix @ _rotation(draws.uniform(-25, 25) * math.pi / 180) @ _scale_matrix(mirror, torch.ones_like(mirror))
+    )
     upright = turns[paired] % 2 == 1  # these stand side by side, other pairs lie in any direction
     distance = torch.where(upright, draws.uniform(0.5, 0.95), draws.uniform(0.3, 1.0))
     direction = torch.where(upright, draws.uniform(-0.5, 0.5), draws.uniform(-math.pi, math.pi))
@@ -306,7 +318,9 @@ def _roughen_mask(coverage: torch.Tensor, draws: RandomDraws) -> torch.Tensor:
     """Return the coverage as background removal finds it in a photo: with ragged edges and missing pieces."""
     size = coverage.shape[2], coverage.shape[3]
     ragged = ((coverage - MIN_COVERAGE + draws.noise(size, (9, 9)) * draws.uniform4d(0, 0.25)) * 4 + 0.5).clamp(0, 1)
-    holes = ((draws.noise(size, (5, 5)) - draws.uniform4d(1.3, 2.6)) * 4).clamp(0, 1) * draws.chance(0.3)[:, None, None, None]
+    holes = ((draws.noise(size, (5, 5)) - draws.uniform4d(1.3, 2.6)) * 4).clamp(0, 1) * draws.chance(0.3)[
+        :, None, None, None
+    ]
     return ragged * (1 - holes)
 
 
@@ -323,7 +337,11 @@ def _relight(brightness: torch.Tensor, mask: torch.Tensor, draws: RandomDraws) -
     creases = _warp(draws.noise(padded_size, (3, 14)), F.pad(rotation, (0, 1)))[:, :, size[0] // 4 : size[0] // 4 + size[0], size[1] // 4 : size[1] // 4 + size[1]]  # fmt: skip
     tone = tone + creases * draws.uniform4d(-0.1, 0.3).clamp(min=0)
     tone = tone + draws.noise(size, (3, 3)) * draws.uniform4d(0, 0.22)
-    tone = tone + draws.noise(size, (12, 12)) * draws.uniform4d(0, 0.08) + draws.white_noise(size) * draws.uniform4d(0, 0.04)
+    tone = (
+        tone
+        + draws.noise(size, (12, 12)) * draws.uniform4d(0, 0.08)
+        + draws.white_noise(size) * draws.uniform4d(0, 0.04)
+    )
     darkest, lightest = draws.uniform4d(0.05, 0.5), draws.uniform4d(0.7, 1.0)
     return darkest + (lightest - darkest) * tone.clamp(0, 1)
 
@@ -332,10 +350,14 @@ def _compose(brightness: torch.Tensor, mask: torch.Tensor, draws: RandomDraws) -
     """Compose the uint8 images: with scraps of the background or all of it, blurred or sharpened, most at full brightness."""
     size = brightness.shape[2], brightness.shape[3]
     background = (draws.uniform4d(0.1, 0.9) + draws.noise(size, (6, 6)) * 0.1).clamp(0, 1)
-    scraps = ((draws.noise(size, (5, 5)) - draws.uniform4d(1.2, 2.4)) * 4).clamp(0, 1) * draws.chance(0.25)[:, None, None, None]
+    scraps = ((draws.noise(size, (5, 5)) - draws.uniform4d(1.2, 2.4)) * 4).clamp(0, 1) * draws.chance(0.25)[
+        :, None, None, None
+    ]
     scraps = torch.where(draws.chance(0.06)[:, None, None, None], torch.ones_like(scraps), scraps)
     pixels = brightness * mask + background * scraps * (1 - mask)
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
     pixels = pixels + (blurred - pixels) * draws.uniform4d(-1.0, 0.6)  # negative values sharpen
-    maximum = torch.where(draws.chance(0.7), pixels.amax(dim=(1, 2, 3)).clamp(min=0.3), torch.ones_like(pixels[:, 0, 0, 0]))
+    maximum = torch.where(
+        draws.chance(0.7), pixels.amax(dim=(1, 2, 3)).clamp(min=0.3), torch.ones_like(pixels[:, 0, 0, 0])
+    )
     return (pixels / maximum[:, None, None, None] * 255).round().clamp(0, 255).to(torch.uint8)

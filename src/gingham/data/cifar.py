@@ -42,8 +42,12 @@ def read_cifar(path: Path, classes: tuple[str, ...]) -> RawDataset:
     rows = [np.frombuffer(contents[name], np.uint8).reshape(10_000, -1) for name in CIFAR_FILES]
     if max(int(row[:, 0].max()) for row in rows) >= len(classes):
         raise DataError(f"{path} has labels above {len(classes) - 1}; {remedy}")
-    images, test_images = (np.concatenate([row[:, 1:] for row in part]).reshape(-1, 3, 32, 32) for part in (rows[:5], rows[5:]))
-    labels, test_labels = (np.concatenate([row[:, 0] for row in part]).astype(np.int64) for part in (rows[:5], rows[5:]))
+    images, test_images = (
+        np.concatenate([row[:, 1:] for row in part]).reshape(-1, 3, 32, 32) for part in (rows[:5], rows[5:])
+    )
+    labels, test_labels = (
+        np.concatenate([row[:, 0] for row in part]).astype(np.int64) for part in (rows[:5], rows[5:])
+    )
     return RawDataset(images, labels, classes, test_images, test_labels)
 
 

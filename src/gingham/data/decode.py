@@ -35,9 +35,9 @@ _LARGE_IMAGE_LOCK = threading.Lock()
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """Return a copy of an image as a square of `size` pixels, of mode "L" or "RGB", with its proportions kept.
 
-    The image is rotated as its EXIF data says and transparency becomes white. It is then scaled, with antialiasing, until its
-    longer side is `size`, and centred; the rest of the square takes the median colour of the image's border. 16-bit grey
-    becomes 8-bit.
+    The image is rotated as its EXIF data says and transparency becomes white. It is then scaled, with antialiasing,
+    until its longer side is `size`, and centred; the rest of the square takes the median colour of the image's border.
+    16-bit grey becomes 8-bit.
 
     >>> fit_square(Image.new("RGB", (80, 40), "red"), 28).size
     (28, 28)
@@ -51,8 +51,13 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
     width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
-    # Large images are first reduced by an integer factor, to about three times the size: faster, with hardly a difference.
-    scaled = image if image.size == (width, height) else image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    # Large images are first reduced by an integer factor, to about three times the size: faster, with hardly a
+    # difference.
+    scaled = (
+        image
+        if image.size == (width, height)
+        else image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    )
     if width == height:
         return scaled
     square = Image.new(scaled.mode, (size, size), _border_colour(scaled))
@@ -102,7 +107,8 @@ def decode_image(file: Path, size: int) -> Image.Image:
     """Decode an image file to a square, as `fit_square` does, but with large JPEGs decoded at a reduced scale.
 
     Raises
-        OSError, ValueError: see `open_image` and `fit_square`; also more than LARGEST_PIXELS, or any other error of Pillow in a
+        OSError, ValueError: see `open_image` and `fit_square`; also more than LARGEST_PIXELS, or any other error of
+        Pillow in a
             damaged file.
     """
     with open_image(file) as image:
@@ -156,8 +162,8 @@ class DecodeResult:
 def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> DecodeResult:
     """Decode image files into the first rows of `images`, uint8 (N, 3, S, S), in order, with a progress bar on a terminal.
 
-    A file that cannot be read is left out and becomes an issue whose reason starts with UNREADABLE. Other issues are a format
-    that differs from the file name, several frames, a shape far from square, and images smaller than S.
+    A file that cannot be read is left out and becomes an issue whose reason starts with UNREADABLE. Other issues are a
+    format that differs from the file name, several frames, a shape far from square, and images smaller than S.
     """
     decoded, issues, grey, transient = list[int](), list[tuple[int, str]](), True, False
     size = images.shape[-1]

@@ -33,15 +33,16 @@ def find_idx(folder: Path, name: str) -> Path | None:
 def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: BinaryIO | None = None) -> Pixels:
     """Return the array in an IDX file of unsigned bytes.
 
-    `dimensions` is 1 for labels (N,) and 3 for images (N, H, W). With the `type_code` INT, the last axis of the result holds
-    the four bytes of each integer, the highest first. A name ending in `.gz` is decompressed, never beyond the size in its
-    header. `file`, if given, is read instead of the file at `path`; it must be decompressed already. An array larger than half
-    of the free memory is memory-mapped; writing to it changes a copy, never the file.
+    `dimensions` is 1 for labels (N,) and 3 for images (N, H, W). With the `type_code` INT, the last axis of the result
+    holds the four bytes of each integer, the highest first. A name ending in `.gz` is decompressed, never beyond the
+    size in its header. `file`, if given, is read instead of the file at `path`; it must be decompressed already. An
+    array larger than half of the free memory is memory-mapped; writing to it changes a copy, never the file.
 
         labels = read_idx(Path("t10k-labels-idx1-ubyte.gz"), dimensions=1)  # uint8, shape (10000,)
 
     Raises
-        DataError: the file is missing, unreadable, not IDX, of other dimensions, truncated, or longer than its header says.
+        DataError: the file is missing, unreadable, not IDX, of other dimensions, truncated, or longer than its header
+        says.
 
     Source: the format's description at the end of http://yann.lecun.com/exdb/mnist/.
     """
@@ -65,17 +66,23 @@ def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: BinaryIO
             shape = struct.unpack(f">{dimensions}I", sizes) + (4,) * (type_code == INT)
             expected = math.prod(shape)
             if not 0 < expected <= LARGEST_BYTES:
-                raise DataError(f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {remedy}")
+                raise DataError(
+                    f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {remedy}"
+                )
             if file is None and path.suffix == ".gz" and expected > DEFLATE_RATIO * path.stat().st_size:
                 raise DataError(
-                    f"{path} is truncated: its header announces {expected} bytes, more than its {path.stat().st_size} compressed "
-                    f"ones can hold; {remedy}"
+                    f"{path} is truncated: its header announces {expected} bytes, more than its {path.stat().st_size} "
+                    f"compressed ones can hold; {remedy}"
                 )
             if file is None and path.suffix != ".gz" and (available := path.stat().st_size - opened.tell()) < expected:
-                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {available} are there; {remedy}")
+                raise DataError(
+                    f"{path} is truncated: its header announces {expected} bytes, {available} are there; {remedy}"
+                )
             array, size = _read_content(opened, path, expected)
             if size < expected:
-                raise DataError(f"{path} is truncated: its header announces {expected} bytes, {size} are there; {remedy}")
+                raise DataError(
+                    f"{path} is truncated: its header announces {expected} bytes, {size} are there; {remedy}"
+                )
             if size > expected:
                 raise DataError(f"{path} is longer than the {expected} bytes its header announces; {remedy}")
     except FileNotFoundError:
@@ -99,7 +106,9 @@ def read_idx_folder(folder: Path) -> tuple[Pixels, Pixels, Pixels, Pixels]:
     for file in IDX_FILES:
         path = find_idx(folder, file)
         if path is None:
-            raise DataError(f"{folder / file} is missing (nor is there {file}.gz); a dataset needs {', '.join(IDX_FILES)}")
+            raise DataError(
+                f"{folder / file} is missing (nor is there {file}.gz); a dataset needs {', '.join(IDX_FILES)}"
+            )
         arrays.append(read_idx(path, dimensions=3 if "images" in file else 1))
     for images, labels, files in ((arrays[0], arrays[1], IDX_FILES[:2]), (arrays[2], arrays[3], IDX_FILES[2:])):
         if len(images) != len(labels):
@@ -109,8 +118,8 @@ def read_idx_folder(folder: Path) -> tuple[Pixels, Pixels, Pixels, Pixels]:
             )
     if arrays[0].shape[1:] != arrays[2].shape[1:]:
         raise DataError(
-            f"{folder / IDX_FILES[2]} holds pictures of {arrays[2].shape[1]}x{arrays[2].shape[2]}, the training ones are "
-            f"{arrays[0].shape[1]}x{arrays[0].shape[2]}; take both files from the same source"
+            f"{folder / IDX_FILES[2]} holds pictures of {arrays[2].shape[1]}x{arrays[2].shape[2]}, the training ones "
+            f"are {arrays[0].shape[1]}x{arrays[0].shape[2]}; take both files from the same source"
         )
     return arrays[0], arrays[1], arrays[2], arrays[3]
 
@@ -120,12 +129,14 @@ def _read_content(file: BinaryIO, path: Path, expected: int) -> tuple[npt.NDArra
     if expected > free_memory() // 2:
         if path.suffix == ".gz":
             raise DataError(
-                f"{path} holds {expected} bytes, more than half of the memory free here; decompress it (gunzip), and it will "
-                "be read from disk"
+                f"{path} holds {expected} bytes, more than half of the memory free here; decompress it (gunzip), and "
+                "it will be read from disk"
             )
         size = path.stat().st_size - file.tell()
         # Copy on write, because torch warns about read-only arrays.
-        return np.memmap(path, np.uint8, "c", file.tell(), (min(size, expected),)) if size else np.empty(0, np.uint8), size
+        return np.memmap(path, np.uint8, "c", file.tell(), (min(size, expected),)) if size else np.empty(
+            0, np.uint8
+        ), size
     array = np.empty(expected, np.uint8)  # filled in place: a second copy would double the memory
     view, size = array.data, 0
     while size < expected and (count := file.readinto(view[size : size + (1 << 24)])):  # type: ignore[attr-defined]

@@ -41,15 +41,17 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
     """
     listing = list_images(path)
     if listing.empty_folders:
-        raise DataError(f"the class folder {listing.empty_folders[0]} of {path} is empty; put pictures into it, or remove it")
+        raise DataError(
+            f"the class folder {listing.empty_folders[0]} of {path} is empty; put pictures into it, or remove it"
+        )
     decoded = read_images(path, listing, size)
     unreadable = decoded.unreadable()
     examples = ", ".join(f"{_printable(name)} ({reason})" for name, reason in unreadable[:3])
     examples += f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
     if unreadable and not skip_unreadable:
         raise DataError(
-            f"{len(unreadable)} of the {len(listing.entries)} files of {path} cannot be read as pictures: {examples}; mend or "
-            "remove them, or leave them out with --skip-unreadable (of train, trials and show)"
+            f"{len(unreadable)} of the {len(listing.entries)} files of {path} cannot be read as pictures: {examples}; "
+            "mend or remove them, or leave them out with --skip-unreadable (of train, trials and show)"
         )
     notes = [f"{len(unreadable)} of the {len(listing.entries)} files are left out: {examples}"] if unreadable else []
     if not (decoded.from_pack or sys.stderr.isatty()):

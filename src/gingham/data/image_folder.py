@@ -14,7 +14,9 @@ IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that start w
 
 def list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
     """Return the entries of a folder with one folder per class, and the paths of its empty class folders."""
-    remedy = "put the pictures of each class into a folder of its own, in it or in train, validation and test folders in it"
+    remedy = (
+        "put the pictures of each class into a folder of its own, in it or in train, validation and test folders in it"
+    )
     folders = _subfolders(folder)
     split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and _subfolders(path)]
     if split_dirs:
@@ -22,22 +24,23 @@ def list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
         if others:
             names = ", ".join(path.name for path in others[:3])
             raise DataError(
-                f"{folder} holds pictures in {names} beside the split folder {split_dirs[0].name}; move them into class folders in "
-                "train, validation or test, or elsewhere"
+                f"{folder} holds pictures in {names} beside the split folder {split_dirs[0].name}; move them into "
+                "class folders in train, validation or test, or elsewhere"
             )
         if training and not any(SPLIT_NAMES[path.name.lower()] == "train" for path in split_dirs):
             raise DataError(f"{folder} has class folders in {split_dirs[0].name} and none in train; {remedy}")
     elif all(path.name.lower() in SPLIT_NAMES for path in folders):
         folders = []  # split folders with images but without class folders
-    class_dirs = [(SPLIT_NAMES[path.name.lower()], class_dir) for path in split_dirs for class_dir in _subfolders(path)] or [
-        ("train", class_dir) for class_dir in folders
-    ]
+    class_dirs = [
+        (SPLIT_NAMES[path.name.lower()], class_dir) for path in split_dirs for class_dir in _subfolders(path)
+    ] or [("train", class_dir) for class_dir in folders]
     entries, empty = [], []
     for split, class_dir in class_dirs:
         files = list(_walk_files(class_dir))
         label = unicodedata.normalize("NFC", class_dir.name)
         entries += [
-            Entry(split, label, unicodedata.normalize("NFC", file.relative_to(folder).as_posix()), file) for file in files
+            Entry(split, label, unicodedata.normalize("NFC", file.relative_to(folder).as_posix()), file)
+            for file in files
         ]
         empty += [] if files else [class_dir.relative_to(folder).as_posix()]
     if not entries:
@@ -62,8 +65,8 @@ def _holds_images(folder: Path) -> bool:
 def _walk_files(folder: Path) -> Iterator[Path]:
     """Yield all files in a folder and its folders.
 
-    A folder that several links lead to is visited once, under the first of its names. This ends loops of links and keeps
-    links to links from making millions of paths."""
+    A folder that several links lead to is visited once, under the first of its names. This ends loops of links and
+    keeps links to links from making millions of paths."""
     visited: set[tuple[int, int]] = set()
     stack = [folder]
     while stack:

@@ -33,20 +33,20 @@ def load_data(
 ) -> DataSplits:
     """Return a dataset's training, validation and test split.
 
-    `name` is a published dataset, verified by its checksums (fashion-mnist, mnist, kmnist, qmnist, emnist-balanced and its
-    other splits, cifar-10), or the path of your own data: a folder with one folder of images per class, directly or in train,
-    validation and test folders; a `.csv` table of paths and labels; a `.npz` file of arrays; a folder with the four IDX files
-    of MNIST's layout, or with CIFAR-10's binary files.
+    `name` is a published dataset, verified by its checksums (fashion-mnist, mnist, kmnist, qmnist, emnist-balanced and
+    its other splits, cifar-10), or the path of your own data: a folder with one folder of images per class, directly or
+    in train, validation and test folders; a `.csv` table of paths and labels; a `.npz` file of arrays; a folder with
+    the four IDX files of MNIST's layout, or with CIFAR-10's binary files.
 
-    `validation` images are held out from the training data, stratified by class, and the same for every seed; 0 holds none
-    out. At most a fifth of your own data is held out. A validation split that the data already has is used whole, or joined
-    to the training data with 0. If there is no test split, 15 % of each class become one, chosen by a hash of class and file
-    name, so that an image's split depends on nothing else.
+    `validation` images are held out from the training data, stratified by class, and the same for every seed; 0 holds
+    none out. At most a fifth of your own data is held out. A validation split that the data already has is used whole,
+    or joined to the training data with 0. If there is no test split, 15 % of each class become one, chosen by a hash of
+    class and file name, so that an image's split depends on nothing else.
 
-    `size` is the side in pixels of the squares that image files are resized to, with their proportions kept (`fit_square`). 0
-    keeps their size if all are squares of one size up to 64, and means 28 otherwise. Other data is resized only if `size` is
-    not 0. An unreadable image file is an error, or left out with `skip_unreadable`. `classes` names the labels 0 to K-1 of
-    data whose labels are numbers, and gives the order if they are names.
+    `size` is the side in pixels of the squares that image files are resized to, with their proportions kept
+    (`fit_square`). 0 keeps their size if all are squares of one size up to 64, and means 28 otherwise. Other data is
+    resized only if `size` is not 0. An unreadable image file is an error, or left out with `skip_unreadable`. `classes`
+    names the labels 0 to K-1 of data whose labels are numbers, and gives the order if they are names.
 
     A published dataset is searched in `$GINGHAM_DATA`, the user's cache and the system package, and then downloaded.
 
@@ -55,7 +55,8 @@ def load_data(
         data.train.images.shape, data.train.images.dtype        # (55000, 1, 28, 28), uint8
 
     Raises
-        DataError: an unknown name; a file that is missing, unreadable, damaged or of another dataset; a class without images
+        DataError: an unknown name; a file that is missing, unreadable, damaged or of another dataset; a class without
+        images
             in a split; too few images.
 
     Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747).
@@ -81,8 +82,8 @@ def _read_user_data(name: str, size: int, skip_unreadable: bool) -> RawDataset:
     path = Path(name).resolve() if name else None
     if path is None or not path.exists():
         raise DataError(
-            f"unknown dataset {name!r}{suggest(name, REGISTRY)}, a folder of class folders, a .csv of paths and labels, a .npz file, "
-            f"or a folder with the files {', '.join(IDX_FILES)}"
+            f"unknown dataset {name!r}{suggest(name, REGISTRY)}, a folder of class folders, a .csv of paths and "
+            f"labels, a .npz file, or a folder with the files {', '.join(IDX_FILES)}"
         )
     if is_image_collection(path):
         raw = read_image_dataset(path, size, skip_unreadable=skip_unreadable)
@@ -92,11 +93,13 @@ def _read_user_data(name: str, size: int, skip_unreadable: bool) -> RawDataset:
         return read_cifar(cifar, REGISTRY["cifar-10"].classes)
     elif path.is_dir():
         arrays = read_idx_folder(path)
-        return raw_from_arrays(arrays, tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1)))
+        return raw_from_arrays(
+            arrays, tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1))
+        )
     else:
         raise DataError(
-            f"{path} is no dataset; give a folder of class folders, a .csv of paths and labels, a .npz file, a folder of IDX "
-            f"files, or one of: {', '.join(REGISTRY)}"
+            f"{path} is no dataset; give a folder of class folders, a .csv of paths and labels, a .npz file, a folder "
+            f"of IDX files, or one of: {', '.join(REGISTRY)}"
         )
     _require_all_classes(raw, str(path))
     return raw
@@ -112,8 +115,8 @@ def is_image_collection(path: Path) -> bool:
 def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
     """Return a dataset to be checked, with its own validation split, and the issues of its files as (file, reason).
 
-    Unlike `load_data`, this accepts a folder or table with unreadable files, which are left out, and with missing classes. It
-    cuts no test split.
+    Unlike `load_data`, this accepts a folder or table with unreadable files, which are left out, and with missing
+    classes. It cuts no test split.
 
     Raises
         DataError: see `load_data`, with these exceptions; also if no image can be read.
@@ -134,7 +137,9 @@ def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
         entries = decoded.entries[start:stop]
         labels = np.array([class_index[entry.label] for entry in entries], np.int64)
         files = tuple(entry.name for entry in entries)
-        splits[split_name] = make_split(split_name, decoded.images[start:stop], labels, listing.classes, str(path), files)
+        splits[split_name] = make_split(
+            split_name, decoded.images[start:stop], labels, listing.classes, str(path), files
+        )
     issues = [*decoded.issues, *((folder, "is a class folder without a picture") for folder in listing.empty_folders)]
     validation = splits["validation"] if len(splits["validation"]) else None
     return DataSplits(str(path), splits["train"], validation, splits["test"], listing.classes, "", str(path)), issues
@@ -149,7 +154,8 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
         order = np.array([int(label) for label in raw.classes], np.int64)
         if order.max() >= len(classes):
             raise DataError(
-                f"{name} has labels up to {order.max()}, where {len(classes)} classes are known; allowed: 0 to {len(classes) - 1}"
+                f"{name} has labels up to {order.max()}, where {len(classes)} classes are known; allowed: 0 to "
+                f"{len(classes) - 1}"
             )
     else:
         return raw
@@ -160,7 +166,8 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
 def _require_classes(classes: Sequence[str], name: str) -> None:
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         raise DataError(
-            f"{name} has {len(classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}: give each class its folder, or its label"
+            f"{name} has {len(classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}: give each class its "
+            "folder, or its label"
         )
     if invalid := [label for label in classes if not is_plain_name(label)]:
         raise DataError(f"{name} has a class of the name {invalid[0]!r}; rename it, in plain letters of UTF-8")
@@ -168,7 +175,11 @@ def _require_classes(classes: Sequence[str], name: str) -> None:
 
 def _require_all_classes(raw: RawDataset, name: str) -> None:
     num_train = len(raw.labels) - raw.num_validation
-    labels_by_split = {"training": raw.labels[:num_train], "validation": raw.labels[num_train:], "test": raw.test_labels}
+    labels_by_split = {
+        "training": raw.labels[:num_train],
+        "validation": raw.labels[num_train:],
+        "test": raw.test_labels,
+    }
     for split_name, labels in labels_by_split.items():
         if labels is None or (split_name == "validation" and not raw.num_validation):
             continue
@@ -178,8 +189,8 @@ def _require_all_classes(raw: RawDataset, name: str) -> None:
                 f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             )
             raise DataError(
-                f"the {split_name} split of {name} has no picture of {names}, one of its classes; add some, or take the class out of "
-                "every split"
+                f"the {split_name} split of {name} has no picture of {names}, one of its classes; add some, or take "
+                "the class out of every split"
             )
 
 
@@ -189,7 +200,8 @@ def _resize(raw: RawDataset, size: int, name: str) -> RawDataset:
     count = len(raw.images) + len(raw.test_images if raw.test_images is not None else ())
     if (bytes_needed := count * raw.images.shape[1] * size * size) > free_memory() // 2:
         raise DataError(
-            f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the memory free here; set a smaller size, or 0"
+            f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the memory free here; set a "
+            "smaller size, or 0"
         )
     test_images = None if raw.test_images is None else resize_images(raw.test_images, size)
     return dataclasses.replace(raw, images=resize_images(raw.images, size), test_images=test_images)

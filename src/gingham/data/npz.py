@@ -32,7 +32,8 @@ def read_npz(path: Path) -> RawDataset:
     The array `classes` or `class_names` names the classes 0 to K-1; without it, the labels are the names.
 
     Raises
-        DataError: the file is not such a file, is damaged, is larger than half of the free memory, or holds other arrays.
+        DataError: the file is not such a file, is damaged, is larger than half of the free memory, or holds other
+        arrays.
     """
     needed = "x_train and y_train, train_images and train_labels, or images and labels"
     try:
@@ -41,8 +42,8 @@ def read_npz(path: Path) -> RawDataset:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > free_memory() // 2:
             raise DataError(
-                f"{path} holds {size} bytes, more than half of the memory free here; save it as four IDX files, which are "
-                f"read from disk ({', '.join(IDX_FILES)})"
+                f"{path} holds {size} bytes, more than half of the memory free here; save it as four IDX files, which "
+                f"are read from disk ({', '.join(IDX_FILES)})"
             )
         with np.load(path, allow_pickle=False) as arrays:
             splits = {}
@@ -52,7 +53,9 @@ def read_npz(path: Path) -> RawDataset:
                     continue
                 pair = pairs[0]
                 if missing := set(pair) - set(arrays.files):
-                    raise DataError(f"{path} has {_present(pair, arrays.files)} and no {missing.pop()}; it needs {needed}")
+                    raise DataError(
+                        f"{path} has {_present(pair, arrays.files)} and no {missing.pop()}; it needs {needed}"
+                    )
                 splits[split] = (
                     _to_images(_read(arrays, pair[0], path), f"{pair[0]} of {path}"),
                     _to_labels(_read(arrays, pair[1], path), f"{pair[1]} of {path}"),
@@ -110,7 +113,8 @@ def _to_images(array: npt.NDArray[Any], origin: str) -> Pixels:
         array = array.transpose(0, 3, 1, 2)
     elif array.ndim != 4 or array.shape[1] not in (1, 3):
         raise DataError(
-            f"{origin} has the shape {array.shape}; allowed: (N, H, W), (N, H, W, C) or (N, C, H, W), with C 1 or 3: reshape it"
+            f"{origin} has the shape {array.shape}; allowed: (N, H, W), (N, H, W, C) or (N, C, H, W), with C 1 or 3: "
+            "reshape it"
         )
     if not array.size:
         raise DataError(f"{origin} has the shape {array.shape} and so no pixel; it needs pictures")
@@ -123,29 +127,39 @@ def _to_labels(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
     if array.ndim != 1 or array.dtype.kind not in "iuUS":
         remedy = "; take labels.argmax(axis=1)" if array.ndim == 2 else "; give each picture its class's number or name"
         raise DataError(
-            f"{origin} holds {array.dtype} of the shape {array.shape}; allowed: whole numbers or text, (N,) or (N, 1){remedy}"
+            f"{origin} holds {array.dtype} of the shape {array.shape}; allowed: whole numbers or text, (N,) or (N, "
+            f"1){remedy}"
         )
     if array.dtype.kind in "iu":
         if array.size and int(array.min()) < 0:
-            raise DataError(f"{origin} has labels down to {array.min()}; allowed: 0 and above: leave out what has no class")
+            raise DataError(
+                f"{origin} has labels down to {array.min()}; allowed: 0 and above: leave out what has no class"
+            )
         return array.astype(np.int64)
     if array.dtype.kind == "S":
         return np.char.decode(array, "utf-8")
     if (
         array.size
-        and np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), np.uint32).max(initial=0) > sys.maxunicode
+        and np.frombuffer(array.astype(array.dtype.newbyteorder("=")).tobytes(), np.uint32).max(initial=0)
+        > sys.maxunicode
     ):
         raise DataError(f"{origin} holds numbers that are no letters where text is due; save it anew with np.savez")
     return array
 
 
-def _assemble(path: Path, splits: dict[str, tuple[Pixels, npt.NDArray[Any]]], names: tuple[str, ...] | None) -> RawDataset:
+def _assemble(
+    path: Path, splits: dict[str, tuple[Pixels, npt.NDArray[Any]]], names: tuple[str, ...] | None
+) -> RawDataset:
     shape = splits["train"][0].shape[1:]
     for split, (images, labels) in splits.items():
         if len(images) != len(labels):
-            raise DataError(f"{path} has {len(labels)} {split} labels for {len(images)} {split} pictures; they must be as many")
+            raise DataError(
+                f"{path} has {len(labels)} {split} labels for {len(images)} {split} pictures; they must be as many"
+            )
         if images.shape[1:] != shape:
-            raise DataError(f"{path} has {split} pictures of {images.shape[1:]}, training ones of {shape}; they must be alike")
+            raise DataError(
+                f"{path} has {split} pictures of {images.shape[1:]}, training ones of {shape}; they must be alike"
+            )
     merged = np.concatenate([labels for _, labels in splits.values()])  # numbers become text if some are text
     values = np.unique(merged)
     classes = tuple(sorted(map(str, values.tolist()), key=natural_key)) if names is None else names
@@ -153,15 +167,19 @@ def _assemble(path: Path, splits: dict[str, tuple[Pixels, npt.NDArray[Any]]], na
         raise DataError(f"{path} gives one name to two classes; name each once")
     index = {name: number for number, name in enumerate(classes)}
     codes = (
-        values if names is not None and values.dtype.kind == "i" else [index.get(str(value), -1) for value in values.tolist()]
+        values
+        if names is not None and values.dtype.kind == "i"
+        else [index.get(str(value), -1) for value in values.tolist()]
     )
     codes = np.array(codes, np.int64)
     if not len(values) or codes.min() < 0 or codes.max() >= len(classes):
         raise DataError(
-            f"{path} has labels from {values[:1]} to {values[-1:]} where its {len(classes)} classes are named; allowed: their names, or "
-            f"0 to {len(classes) - 1}"
+            f"{path} has labels from {values[:1]} to {values[-1:]} where its {len(classes)} classes are named; "
+            f"allowed: their names, or 0 to {len(classes) - 1}"
         )
-    targets = {split: codes[np.searchsorted(values, labels.astype(merged.dtype))] for split, (_, labels) in splits.items()}
+    targets = {
+        split: codes[np.searchsorted(values, labels.astype(merged.dtype))] for split, (_, labels) in splits.items()
+    }
     train_splits = [split for split in ("train", "validation") if split in splits]
     return RawDataset(
         splits["train"][0] if len(train_splits) == 1 else np.concatenate([splits[split][0] for split in train_splits]),

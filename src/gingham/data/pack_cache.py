@@ -28,8 +28,8 @@ CHUNK_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The decoded images of a listing: uint8 `images` (N, C, S, S) of the `entries` that could be read, in order, and the
-    issues of its files as (name, reason)."""
+    """The decoded images of a listing: uint8 `images` (N, C, S, S) of the `entries` that could be read, in order, and
+    the issues of its files as (name, reason)."""
 
     images: Pixels
     entries: tuple[Entry, ...]
@@ -37,14 +37,17 @@ class DecodedImages:
     from_pack: bool
 
     def unreadable(self) -> list[tuple[str, str]]:
-        return [(name, reason.removeprefix(UNREADABLE)) for name, reason in self.issues if reason.startswith(UNREADABLE)]
+        return [
+            (name, reason.removeprefix(UNREADABLE)) for name, reason in self.issues if reason.startswith(UNREADABLE)
+        ]
 
 
 def read_images(path: Path, listing: Listing, size: int) -> DecodedImages:
     """Return the images of a listing as squares of `size` pixels (0: their common size, or 28), grey if all are grey.
 
-    The decoded images are cached as a pack. Its name depends on the names, sizes and times of the files, so that the pack is
-    rewritten when a file changes or the pack is damaged. A pack larger than half of the free memory is memory-mapped.
+    The decoded images are cached as a pack. Its name depends on the names, sizes and times of the files, so that the
+    pack is rewritten when a file changes or the pack is damaged. A pack larger than half of the free memory is
+    memory-mapped.
 
     Raises
         DataError: no file can be read, or the disk is full and the images are larger than memory.
@@ -53,7 +56,9 @@ def read_images(path: Path, listing: Listing, size: int) -> DecodedImages:
     cached = _read_pack(pack, len(listing.entries))
     images, missing, issues = cached or _decode_and_pack(path, listing, size, pack)
     if not len(images):
-        raise DataError(f"{path} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files")
+        raise DataError(
+            f"{path} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files"
+        )
     excluded = {*missing}
     entries = tuple(entry for index, entry in enumerate(listing.entries) if index not in excluded)
     return DecodedImages(

@@ -14,9 +14,9 @@ Labels = npt.NDArray[np.int64]
 class RawDataset:
     """A dataset as its source has it, before gingham splits it.
 
-    `images` is uint8 (N, C, H, W) and `labels` int64 (N,), 0 to K-1: the training images, followed by the `num_validation` images
-    of the source's own validation split. `test_images` and `test_labels` are None if the source has no test split. `files`
-    names the file of each image, if each image has its own file.
+    `images` is uint8 (N, C, H, W) and `labels` int64 (N,), 0 to K-1: the training images, followed by the
+    `num_validation` images of the source's own validation split. `test_images` and `test_labels` are None if the source
+    has no test split. `files` names the file of each image, if each image has its own file.
     """
 
     images: Pixels
@@ -33,4 +33,6 @@ class RawDataset:
 def raw_from_arrays(arrays: Sequence[Pixels], classes: tuple[str, ...]) -> RawDataset:
     """Return a RawDataset of four arrays: training images (N, H, W) and labels (N,), then those of the test set."""
     images, labels, test_images, test_labels = arrays
-    return RawDataset(images[:, None], labels.astype(np.int64), classes, test_images[:, None], test_labels.astype(np.int64))
+    return RawDataset(
+        images[:, None], labels.astype(np.int64), classes, test_images[:, None], test_labels.astype(np.int64)
+    )

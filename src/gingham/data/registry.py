@@ -30,9 +30,10 @@ SYSTEM_FOLDER = Path("/usr/share/datasets")
 class DatasetSpec:
     """A published dataset.
 
-    `md5` maps each file to download to its published checksum; the first of `mirrors` that has the file is used. `sha256`,
-    if known, are the checksums of the decompressed IDX files, in the order of IDX_FILES, and are verified instead.
-    `markers` are names of files that show that the dataset is in a folder, though they have no published checksum.
+    `md5` maps each file to download to its published checksum; the first of `mirrors` that has the file is used.
+    `sha256`, if known, are the checksums of the decompressed IDX files, in the order of IDX_FILES, and are verified
+    instead. `markers` are names of files that show that the dataset is in a folder, though they have no published
+    checksum.
     """
 
     classes: tuple[str, ...]
@@ -65,12 +66,18 @@ def _read_emnist(folder: Path, spec: DatasetSpec, split: str) -> RawDataset:
     for part in ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1"):
         name = f"gzip/emnist-{split}-{part}-ubyte.gz"
         try:
-            with zipfile.ZipFile(folder / "gzip.zip") as archive, archive.open(name) as member, gzip.open(member) as file:
+            with (
+                zipfile.ZipFile(folder / "gzip.zip") as archive,
+                archive.open(name) as member,
+                gzip.open(member) as file,
+            ):
                 array = read_idx(folder / "gzip.zip" / name, 3 if "images" in part else 1, file=cast(BinaryIO, file))
         except (KeyError, zipfile.BadZipFile, OSError) as error:
             raise DataError(f"cannot read {name} in {folder / 'gzip.zip'} ({one_line(error)}); take it anew") from error
         # Images are stored by columns; the labels of letters start at 1.
-        arrays.append(np.ascontiguousarray(array.transpose(0, 2, 1)) if "images" in part else array - (split == "letters"))
+        arrays.append(
+            np.ascontiguousarray(array.transpose(0, 2, 1)) if "images" in part else array - (split == "letters")
+        )
     return raw_from_arrays(arrays, spec.classes)
 
 
@@ -96,12 +103,14 @@ def _emnist(split: str, classes: tuple[str, ...]) -> DatasetSpec:
         {"gzip.zip": "58c8d27c78d21e728a6bc7b3cc06412e"},
         562,
         partial(_read_emnist, split=split),
-        markers=tuple(f"{base}emnist-{split}-train-images-idx3-ubyte{end}" for base in ("", "gzip/") for end in ("", ".gz")),
+        markers=tuple(
+            f"{base}emnist-{split}-train-images-idx3-ubyte{end}" for base in ("", "gzip/") for end in ("", ".gz")
+        ),
     )
 
 
-# The MD5 sums are those in torchvision. Fashion-MNIST's SHA-256 sums are those of the clean release of 31 August 2017; the
-# first release had duplicates across train and test.
+# The MD5 sums are those in torchvision. Fashion-MNIST's SHA-256 sums are those of the clean release of 31 August 2017;
+# the first release had duplicates across train and test.
 REGISTRY = {
     "fashion-mnist": DatasetSpec(
         ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
@@ -215,7 +224,9 @@ def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
     folders = []
     if data_dir := os.environ.get("GINGHAM_DATA"):
         if not Path(data_dir).is_dir():
-            raise DataError(f"GINGHAM_DATA is {data_dir}, which is no folder; point it at one that holds {name}, or unset it")
+            raise DataError(
+                f"GINGHAM_DATA is {data_dir}, which is no folder; point it at one that holds {name}, or unset it"
+            )
         folders += [Path(data_dir) / spec.folder, Path(data_dir) / spec.torchvision_folder, Path(data_dir)]
     folders += [cache_folder() / spec.folder, SYSTEM_FOLDER / spec.folder]
     names = (*spec.md5, *spec.markers, *(IDX_FILES if spec.sha256 else ()))
@@ -244,8 +255,8 @@ def _verify_file(name: str, folder: Path, file: str) -> None:
             raise DataError(f"{path} is missing; put it there as it is published, or remove {folder} and load again")
         alternative = "" if REGISTRY[name].folder == "emnist" else f", or use what is there with --data {folder}"
         raise DataError(
-            f"{folder} holds {marker}, for which no checksum is published, so that it is not known to be {name}; put {file} "
-            f"there as it is published{alternative}"
+            f"{folder} holds {marker}, for which no checksum is published, so that it is not known to be {name}; put "
+            f"{file} there as it is published{alternative}"
         )
     digest = hashlib.md5(usedforsecurity=False)  # the published kind of checksum
     try:
@@ -264,13 +275,13 @@ def _raise_mismatch(name: str, path: Path, difference: str, checksum: str) -> No
     alternative = f"or use it as it is with --data {path.parent}"
     if other:
         raise DataError(
-            f"{path} is {other}, not {name} (their files have the same names); remove it, or point GINGHAM_DATA at a folder with "
-            f"{name}, {alternative}"
+            f"{path} is {other}, not {name} (their files have the same names); remove it, or point GINGHAM_DATA at a "
+            f"folder with {name}, {alternative}"
         )
     older = ", or the withdrawn release of August 2017" if name == "fashion-mnist" else ""
     raise DataError(
-        f"{path} is not {name}: {difference} (altered, packed anew, another dataset under the same name{older}); remove it and load "
-        f"again, {alternative}"
+        f"{path} is not {name}: {difference} (altered, packed anew, another dataset under the same name{older}); "
+        f"remove it and load again, {alternative}"
     )
 
 
@@ -298,7 +309,9 @@ def _download(name: str) -> Path:
             staging.rename(folder)  # all files at once, or none
         return folder
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{name} is not on this machine and its download failed ({one_line(error)}); {remedy}") from error
+        raise DataError(
+            f"{name} is not on this machine and its download failed ({one_line(error)}); {remedy}"
+        ) from error
     finally:
         socket.setdefaulttimeout(timeout)
 

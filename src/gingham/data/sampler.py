@@ -22,20 +22,20 @@ def evenly_spaced(total: int, count: int) -> torch.Tensor:
 class Sampler:
     """Cuts a run into epochs and batches of indices.
 
-    The first epoch takes every image once, in random order. Later epochs do the same, or, with `hard_share` below 1, take the images
-    whose last loss was highest and a random `easy_share` of the others: the network learns most images of most datasets within an
-    epoch and gains little from seeing them again. The order of the first epoch depends on the seed alone, that of a later one on seed,
-    epoch and losses, so that a training can resume at any step from `order` and `losses`. The last batch of an epoch is kept, however
-    small.
+    The first epoch takes every image once, in random order. Later epochs do the same, or, with `hard_share` below 1,
+    take the images whose last loss was highest and a random `easy_share` of the others: the network learns most images
+    of most datasets within an epoch and gains little from seeing them again. The order of the first epoch depends on
+    the seed alone, that of a later one on seed, epoch and losses, so that a training can resume at any step from
+    `order` and `losses`. The last batch of an epoch is kept, however small.
 
-    With a `block` above 1, for images that stay on disk, blocks of that many neighbours are shuffled, and then the images within
-    windows of 1,024 blocks: the disk is read in runs, and a batch still comes from all over the file.
+    With a `block` above 1, for images that stay on disk, blocks of that many neighbours are shuffled, and then the
+    images within windows of 1,024 blocks: the disk is read in runs, and a batch still comes from all over the file.
 
         sampler = Sampler(recipe, 55_000)
         for batch in sampler.batches(0, sampler.steps): ...   # int64 (B,)
 
-    Source of the idea: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers" (arXiv 1910.00762). They use the
-    loss of a fresh forward pass at every step; here it is the loss of the last visit, which costs nothing.
+    Source of the idea: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers" (arXiv 1910.00762).
+    They use the loss of a fresh forward pass at every step; here it is the loss of the last visit, which costs nothing.
     """
 
     def __init__(self, recipe: Recipe, num_images: int, device: torch.device | None = None, block: int = 1) -> None:
@@ -85,7 +85,9 @@ class Sampler:
         if epoch == 0 or self.num_hard + self.num_easy == self.num_images:
             return order
         ranked = order[self.losses[order].argsort(descending=True, stable=True)]
-        others = ranked[self.num_hard :][torch.randperm(self.num_images - self.num_hard, generator=generator).to(self.device)]
+        others = ranked[self.num_hard :][
+            torch.randperm(self.num_images - self.num_hard, generator=generator).to(self.device)
+        ]
         chosen = torch.zeros(self.num_images, dtype=torch.bool, device=self.device)
         chosen[ranked[: self.num_hard]] = True
         chosen[others[: self.num_easy]] = True

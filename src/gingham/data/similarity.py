@@ -37,12 +37,14 @@ def principal_directions(vectors: torch.Tensor) -> torch.Tensor:
     return components
 
 
-def near_duplicates(vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELATION) -> tuple[torch.Tensor, torch.Tensor]:
+def near_duplicates(
+    vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELATION
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pairs of images whose correlation is at least `near`, and their correlations, the highest first.
 
-    `vectors` come from `normalized_vectors`, (N, D). The results are int64 (P, 2), the smaller index first, and float (P,).
-    No pair is missed: a projection never increases a distance, so pairs that are far apart along the first direction or
-    all principal directions are far apart.
+    `vectors` come from `normalized_vectors`, (N, D). The results are int64 (P, 2), the smaller index first, and float
+    (P,). No pair is missed: a projection never increases a distance, so pairs that are far apart along the first
+    direction or all principal directions are far apart.
 
     >>> images = torch.tensor([[[[0, 9], [9, 0]]], [[[9, 0], [0, 0]]], [[[1, 19], [19, 1]]]], dtype=torch.uint8)
     >>> near_duplicates(normalized_vectors(images))[0].tolist()

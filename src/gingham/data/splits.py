@@ -24,9 +24,10 @@ class Split:
     """Images and labels of one split.
 
     `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` holds the K names. `name` is
-    "train", "validation" or "test", and decides who may use the split: `fit` refuses "test". `block` is above 1 for images
-    that stay on disk: the number of neighbours read at once. `files` names the file of each image, if each image has its own
-    file. `size` and `skip_unreadable` are the arguments of `load_data`; a run stores them, to load the same data again.
+    "train", "validation" or "test", and decides who may use the split: `fit` refuses "test". `block` is above 1 for
+    images that stay on disk: the number of neighbours read at once. `files` names the file of each image, if each image
+    has its own file. `size` and `skip_unreadable` are the arguments of `load_data`; a run stores them, to load the same
+    data again.
     """
 
     name: str
@@ -57,8 +58,9 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A dataset's splits. `validation` is None if nothing is held out; `fingerprint` is a SHA-256 of all images, labels and
-    class names, and does not depend on what is held out. `notes` are messages for the user who loads the dataset."""
+    """A dataset's splits. `validation` is None if nothing is held out; `fingerprint` is a SHA-256 of all images, labels
+    and class names, and does not depend on what is held out. `notes` are messages for the user who loads the
+    dataset."""
 
     name: str
     train: Split
@@ -70,7 +72,9 @@ class DataSplits:
     notes: tuple[str, ...] = ()
 
 
-def cut_splits(raw: RawDataset, name: str, source: str, validation: int, size: int, skip_unreadable: bool) -> DataSplits:
+def cut_splits(
+    raw: RawDataset, name: str, source: str, validation: int, size: int, skip_unreadable: bool
+) -> DataSplits:
     """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none."""
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
@@ -86,7 +90,9 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, size: i
         held_out_images = raw.images[num_train:]
     else:
         if name not in REGISTRY and validation > (cap := len(train) // 5):
-            notes.append(f"{cap} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}")
+            notes.append(
+                f"{cap} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}"
+            )
             validation = cap
         remaining, stratified = _stratify(raw.labels[train], validation, name)
         train, held_out = train[remaining], train[stratified]
@@ -152,8 +158,8 @@ def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[npt.NDAr
     if len(rare := np.flatnonzero((counts > 0) & (counts < 3))):
         label = int(rare[0])
         raise DataError(
-            f"the class {raw.classes[label]} of {name} has {counts[label]} training pictures, too few to hold some out for a test; "
-            "allowed: 3 or more: add pictures, or a test split, or leave the class out"
+            f"the class {raw.classes[label]} of {name} has {counts[label]} training pictures, too few to hold some out "
+            "for a test; allowed: 3 or more: add pictures, or a test split, or leave the class out"
         )
     held_out = np.zeros(num_train, bool)
     for indices in filter(len, _indices_by_class(raw.labels[:num_train])):

@@ -10,8 +10,8 @@ from gingham.data.splits import DataSplits
 def count_duplicates(data: DataSplits) -> dict[str, int]:
     """Return how many images of a dataset are exact copies, byte for byte, whatever their labels.
 
-    `train` counts the training images (validation images included) that equal an earlier training image, `test` the same
-    within the test split, and `across` the test images that equal a training image.
+    `train` counts the training images (validation images included) that equal an earlier training image, `test` the
+    same within the test split, and `across` the test images that equal a training image.
 
         count_duplicates(load_data("fashion-mnist"))   # {'train': 0, 'test': 0, 'across': 0}
     """

@@ -38,7 +38,8 @@ def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
             )
         if "\0" in cells[path_column]:
             raise DataError(
-                f"line {line} of {path} has the path {cells[path_column]!r}; a file's name cannot hold a zero byte: take it out"
+                f"line {line} of {path} has the path {cells[path_column]!r}; a file's name cannot hold a zero byte: "
+                "take it out"
             )
         split = SPLIT_NAMES.get(cells[split_column].lower()) if split_column is not None else "train"
         if split is None:
@@ -46,7 +47,9 @@ def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
                 f"line {line} of {path} has the split {cells[split_column or 0]!r}; allowed: {', '.join(SPLIT_NAMES)}"
             )
         if (previous := first_lines.setdefault(cells[path_column], line)) != line:
-            raise DataError(f"lines {previous} and {line} of {path} both name {cells[path_column]}; name each picture once")
+            raise DataError(
+                f"lines {previous} and {line} of {path} both name {cells[path_column]}; name each picture once"
+            )
         entries.append(Entry(split, cells[label_column], cells[path_column], path.parent / row[path_column].strip()))
     if training and not any(entry.split == "train" for entry in entries):
         raise DataError(f"{path} names no training picture; it needs {required}, and a line for each picture")

@@ -77,7 +77,10 @@ PREDICT_BODY: dict[str, Any] = {
                     "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
                 }
             },
-            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in ("image/jpeg", "image/png", "image/webp")},
+            **{
+                kind: {"schema": {"type": "string", "format": "binary"}}
+                for kind in ("image/jpeg", "image/png", "image/webp")
+            },
         },
     }
 }

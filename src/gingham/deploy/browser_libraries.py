@@ -76,7 +76,9 @@ def _download(library: Library, folder: Path) -> dict[str, bytes]:
     registry = os.environ.get("npm_config_registry", NPM_REGISTRY).rstrip("/")  # noqa: SIM112  # as npm calls it
     url = f"{registry}/{library.package}/-/{library.package.rpartition('/')[2]}-{library.version}.tgz"
     print(f"downloading {library.package} {library.version}, {library.megabytes} MB, once", file=sys.stderr)
-    remedy = f"put {', '.join(Path(name).name for name in library.files)} of that package into {folder}, or try again online"
+    remedy = (
+        f"put {', '.join(Path(name).name for name in library.files)} of that package into {folder}, or try again online"
+    )
     try:
         if not url.startswith(("https://", "http://")):
             raise ValueError(f"{registry} is no address of a registry")
@@ -92,7 +94,8 @@ def _download(library: Library, folder: Path) -> dict[str, bytes]:
     for name, sha256 in library.files.items():
         if hashlib.sha256(contents.get(name, b"")).hexdigest() != sha256:
             raise DataError(
-                f"{name} of {library.package} {library.version} from {url} has the wrong SHA-256; nothing was kept; {remedy}"
+                f"{name} of {library.package} {library.version} from {url} has the wrong SHA-256; nothing was kept; "
+                f"{remedy}"
             )
     for name, content in contents.items():
         with atomic_write(folder / Path(name).name) as temporary:

@@ -18,19 +18,22 @@ CHECK_SECONDS = 1.0  # between two checks of the limits
 class Connection(H11Protocol):
     """An HTTP connection that is closed if its client is too slow.
 
-    Uvicorn has no time limit for receiving a request head or sending a response, and accepts connections until there are no file
-    descriptors. This class closes connections that exceed a limit. If more than `MAX_CONNECTIONS` are open, a new connection
-    replaces the one that has waited longest for its client; if all others are being answered, the new one gets a 503.
+    Uvicorn has no time limit for receiving a request head or sending a response, and accepts connections until there
+    are no file descriptors. This class closes connections that exceed a limit. If more than `MAX_CONNECTIONS` are open,
+    a new connection replaces the one that has waited longest for its client; if all others are being answered, the new
+    one gets a 503.
     """
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         client_socket = transport.get_extra_info("socket")
         with contextlib.suppress(OSError, AttributeError):  # not a TCP socket
-            # asyncio sets this only for sockets that name their protocol, which accepted sockets do not. Without it a response's
-            # body waits until the client acknowledges its head: 44 ms per request on a kept-alive connection.
+            # asyncio sets this only for sockets that name their protocol, which accepted sockets do not. Without it a
+            # response's body waits until the client acknowledges its head: 44 ms per request on a kept-alive
+            # connection.
             client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Otherwise the system buffers megabytes of a response, and a slow reader seems to read nothing for a long time.
+            # Otherwise the system buffers megabytes of a response, and a slow reader seems to read nothing for a long
+            # time.
             client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1 << 16)
         self.waiting_since = self.loop.time()  # when it started to wait for a request
         self.head_since: float | None = None  # when the first byte of the head arrived
@@ -72,7 +75,9 @@ class Connection(H11Protocol):
         if waiting:
             min(waiting, key=lambda other: other.waiting_since).transport.abort()
         else:
-            self._refuse(503, "Service Unavailable", "too many requests at once; try again in a second", "Retry-After: 1\r\n")
+            self._refuse(
+                503, "Service Unavailable", "too many requests at once; try again in a second", "Retry-After: 1\r\n"
+            )
 
     def _refuse(self, status: int, reason: str, message: str, headers: str = "") -> None:
         body = json.dumps({"error": message})

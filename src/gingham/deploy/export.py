@@ -34,9 +34,9 @@ NUM_MEASURED = 10_000  # images at most on which the accuracy of int8 is measure
 class ExportResult:
     """The exported file and its comparison with the model on `pictures` images of `split`.
 
-    `agreement` is the share of images with the same top class, `max_difference` the largest difference of a probability. For
-    int8, `accuracy` is the model's accuracy on `measured` images of the split, `accuracy_int8` the file's, and `interval` the
-    95 % interval of the loss of accuracy. A page has `neighbours` training images.
+    `agreement` is the share of images with the same top class, `max_difference` the largest difference of a
+    probability. For int8, `accuracy` is the model's accuracy on `measured` images of the split, `accuracy_int8` the
+    file's, and `interval` the 95 % interval of the loss of accuracy. A page has `neighbours` training images.
     """
 
     file: Path
@@ -54,7 +54,9 @@ class ExportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that apply as plain JSON values."""
-        return {name: str(value) if name == "file" else value for name, value in asdict(self).items() if value is not None}
+        return {
+            name: str(value) if name == "file" else value for name, value in asdict(self).items() if value is not None
+        }
 
 
 def export(
@@ -62,31 +64,36 @@ def export(
 ) -> ExportResult:
     """Write a run's model as one file that predicts the same without gingham: `.onnx`, or `.html`, a page for a browser.
 
-    ONNX: the input is `images`, uint8 (N, C, H, W) with any N, the output `probabilities`, float32 (N, K). The graph has the
-    normalisation, the test-time augmentation and the temperature; the metadata has the class names, the threshold for "not
-    sure" and the origin of the model. With `int8`, weights and activations have 8 bits, for a third to a half of the size and
-    of the time; the loss of accuracy is measured, but not limited.
+    ONNX: the input is `images`, uint8 (N, C, H, W) with any N, the output `probabilities`, float32 (N, K). The graph
+    has the normalisation, the test-time augmentation and the temperature; the metadata has the class names, the
+    threshold for "not sure" and the origin of the model. With `int8`, weights and activations have 8 bits, for a third
+    to a half of the size and of the time; the loss of accuracy is measured, but not limited.
 
-    HTML: the page of `gingham serve`, with the model and its runtime, and with `neighbours` training images from which it
-    shows the nearest.
+    HTML: the page of `gingham serve`, with the model and its runtime, and with `neighbours` training images from which
+    it shows the nearest.
 
-    Nothing is written unless ONNX Runtime agrees with the model on 1,000 images of `data`, by default the run's own: of the
-    validation split, or of the training split if no images were held out.
+    Nothing is written unless ONNX Runtime agrees with the model on 1,000 images of `data`, by default the run's own: of
+    the validation split, or of the training split if no images were held out.
 
         gingham.export(run, "fast.onnx").agreement        # 1.0
 
     Raises
-        GinghamError: another file suffix, missing packages of gingham[export], a network that cannot be converted to ONNX, other
+        GinghamError: another file suffix, missing packages of gingham[export], a network that cannot be converted to
+        ONNX, other
             predictions than the model's, or a file that cannot be written.
         DataError: the run's data, or the libraries for the page, are not available.
     """
     file = Path(file)
     require_exportable(file, int8=int8)
     data = load_run_data(run) if data is None else data
-    split = data.validation if data.validation is not None and len(data.validation) else data.train  # never the test split
+    split = (
+        data.validation if data.validation is not None and len(data.validation) else data.train
+    )  # never the test split
     if (shape := tuple(split.images.shape[1:])) != run.model.input_shape:
         actual, model = ("x".join(map(str, sides)) for sides in (shape, run.model.input_shape))
-        raise DataError(f"{data.name} has pictures of {actual}, the model takes {model}; give data of the model's own kind")
+        raise DataError(
+            f"{data.name} has pictures of {actual}, the model takes {model}; give data of the model's own kind"
+        )
     is_page = file.suffix.lower() == ".html"
     graph = to_onnx(run, with_features=is_page)
     content = graph.SerializeToString()
@@ -95,9 +102,9 @@ def export(
     results = _compare(expected, create_session(content), images)
     if results["max_difference"] > TOLERANCE or results["agreement"] < 1:
         raise GinghamError(
-            f"the exported model answers {1 - results['agreement']:.2%} of {results['pictures']:,} pictures differently, by up to "
-            f"{results['max_difference']:.1e} of a probability where {TOLERANCE} is allowed; nothing was written; update torch, "
-            "onnxscript and onnxruntime, or change the layer at fault"
+            f"the exported model answers {1 - results['agreement']:.2%} of {results['pictures']:,} pictures "
+            f"differently, by up to {results['max_difference']:.1e} of a probability where {TOLERANCE} is allowed; "
+            "nothing was written; update torch, onnxscript and onnxruntime, or change the layer at fault"
         )
     if int8:
         content = quantize_int8(graph, data.train).SerializeToString()
@@ -117,10 +124,13 @@ def require_exportable(file: Path, *, int8: bool) -> None:
     """Raise a GinghamError for another suffix, an existing file that is no export, int8 in a page, or missing packages."""
     if file.suffix.lower() not in SUFFIXES:
         raise GinghamError(
-            f"{file} ends in {file.suffix or 'nothing'}; allowed: {', '.join(SUFFIXES)}; name it model.onnx or page.html"
+            f"{file} ends in {file.suffix or 'nothing'}; allowed: {', '.join(SUFFIXES)}; name it model.onnx or "
+            "page.html"
         )
     if file.exists() and not _is_export(file):
-        raise GinghamError(f"{file} is there already and is no export of gingham's; choose another name, or move it away")
+        raise GinghamError(
+            f"{file} is there already and is no export of gingham's; choose another name, or move it away"
+        )
     if int8 and file.suffix.lower() == ".html":
         raise GinghamError("int8 is for .onnx files; leave it out, as a page answers as predict does")
     try:
@@ -144,7 +154,11 @@ def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", ima
     rows = np.arange(len(expected))
     # If two classes are equally probable, either may come first.
     agree = expected[rows, actual.argmax(axis=1)] >= expected.max(axis=1) - TOLERANCE
-    return {"max_difference": float(np.abs(expected - actual).max()), "agreement": float(agree.mean()), "pictures": len(images)}
+    return {
+        "max_difference": float(np.abs(expected - actual).max()),
+        "agreement": float(agree.mean()),
+        "pictures": len(images),
+    }
 
 
 def _measure_int8(model: Classifier, session: "InferenceSession", split: Split) -> dict[str, Any]:
@@ -157,5 +171,7 @@ def _measure_int8(model: Classifier, session: "InferenceSession", split: Split) 
         "accuracy": float(correct.mean()),
         "accuracy_int8": float(int8_correct.mean()),
         "measured": len(labels),
-        "interval": paired_interval(int((correct & ~int8_correct).sum()), int((int8_correct & ~correct).sum()), len(labels)),
+        "interval": paired_interval(
+            int((correct & ~int8_correct).sum()), int((int8_correct & ~correct).sum()), len(labels)
+        ),
     }

@@ -51,8 +51,8 @@ class _OnnxModule(torch.nn.Module):
 
 
 def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
-    """Return a run's model as an ONNX graph with metadata; `with_features` adds an output `features` (N, D), as returned by
-    `features` in inference/neighbours.py.
+    """Return a run's model as an ONNX graph with metadata; `with_features` adds an output `features` (N, D), as
+    returned by `features` in inference/neighbours.py.
 
     Raises
         GinghamError: the network cannot be converted to ONNX.
@@ -77,8 +77,8 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
             raise ValueError("it depends on the number of pictures")
     except Exception as error:  # the user's own network may raise anything
         raise GinghamError(
-            f"the network {run.recipe.network} has no ONNX form ({one_line(error)}); use operations that torch.onnx.export knows, "
-            "and none that depend on the pictures' number or values"
+            f"the network {run.recipe.network} has no ONNX form ({one_line(error)}); use operations that "
+            "torch.onnx.export knows, and none that depend on the pictures' number or values"
         ) from error
     _strip_source(graph)
     graph.producer_name, graph.producer_version = "gingham", __version__
@@ -149,13 +149,17 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        original, preprocessed, small = (Path(folder, name) for name in ("original.onnx", "preprocessed.onnx", "int8.onnx"))
+        original, preprocessed, small = (
+            Path(folder, name) for name in ("original.onnx", "preprocessed.onnx", "int8.onnx")
+        )
         onnx.save(graph, original)
         quant_pre_process(original, preprocessed, skip_symbolic_shape=True)
         calibration = _Calibration(train.images[evenly_spaced(len(train), NUM_CALIBRATION)].cpu())
         quantize_static(preprocessed, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
         quantised = ir.load(small)
-        DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)  # the flipped view's branch got copies of the filters
+        DeduplicateHashedInitializersPass(size_limit=1 << 40)(
+            quantised
+        )  # the flipped view's branch got copies of the filters
         result: onnx.ModelProto = ir.to_proto(quantised)
     del result.metadata_props[:]
     result.metadata_props.extend(graph.metadata_props)
@@ -166,7 +170,11 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
 def _quiet() -> Iterator[None]:
     """Silence the exporters' warnings, logs and prints, which are not for the user."""
     disabled = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:

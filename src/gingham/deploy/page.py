@@ -53,8 +53,8 @@ def served_page(run: Run) -> tuple[str, str]:
     """Return the served page and its Content-Security-Policy, which allows only its own script and requests to its server."""
     script = _script("server.js", "page.js")
     policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src 'unsafe-inline'; img-src data: blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src 'unsafe-inline'; img-src data: blob:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return _render(run, script), policy
 
@@ -62,8 +62,8 @@ def served_page(run: Run) -> tuple[str, str]:
 def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> Path:
     """Write the page as one file that needs no network and cannot send data anywhere.
 
-    `graph` is the model as ONNX, with the outputs `probabilities` and `features`; `gallery` has the training images to compare
-    with. The page contains both, and ONNX Runtime and OpenCV for browsers.
+    `graph` is the model as ONNX, with the outputs `probabilities` and `features`; `gallery` has the training images to
+    compare with. The page contains both, and ONNX Runtime and OpenCV for browsers.
 
     Raises
         DataError: the libraries are not in the cache and cannot be downloaded.
@@ -75,11 +75,13 @@ def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> P
         contents["gallery"] = gallery.images.numpy().tobytes()
         contents["features"] = _to_int8(gallery.features).numpy().tobytes()
         labels = [run.model.classes.index(label) for label in gallery.labels]
-    payload = {name: base64.b64encode(gzip.compress(content, 6, mtime=0)).decode() for name, content in contents.items()}
+    payload = {
+        name: base64.b64encode(gzip.compress(content, 6, mtime=0)).decode() for name, content in contents.items()
+    }
     script = _script("photos.js", "local.js", "page.js")
     policy = (
-        f"default-src 'none'; script-src '{_hash(script)}' blob: 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
-        "connect-src 'none'; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src '{_hash(script)}' blob: 'unsafe-eval'; style-src 'unsafe-inline'; img-src "
+        "data: blob:; connect-src 'none'; base-uri 'none'; form-action 'none'"
     )
     write_text(file, _render(run, script, policy, payload, labels))
     return file

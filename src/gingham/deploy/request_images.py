@@ -24,8 +24,8 @@ def read_request_images(body: bytes, content_type: str) -> list[tuple[str, bytes
     else:
         raise HTTPException(
             415,
-            f"got the content type {content_type[:80] or '(none)'}; allowed: multipart/form-data with a file a picture, or a picture as the body "
-            "with its own type, such as image/jpeg",
+            f"got the content type {content_type[:80] or '(none)'}; allowed: multipart/form-data with a file a "
+            "picture, or a picture as the body with its own type, such as image/jpeg",
         )
     if not images:
         raise HTTPException(
@@ -47,7 +47,8 @@ def _form_files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
         if len(parts) == MAX_PARTS:  # an empty part takes ten bytes in the body and hundreds in memory
             raise HTTPException(
                 413,
-                f"the form has more than {MAX_PARTS:,} parts; allowed: {MAX_IMAGES} pictures; send them in several requests",
+                f"the form has more than {MAX_PARTS:,} parts; allowed: {MAX_IMAGES} pictures; send them in several "
+                "requests",
             )
         parts.append(({}, []))
 

@@ -83,7 +83,9 @@ class RequestBatcher:
             return
         try:
             probabilities = mean_probabilities(self.run.model, [photo for photos, _ in batch for photo in photos])
-            for (_, future), part in zip(batch, torch.split(probabilities, [len(photos) for photos, _ in batch]), strict=True):
+            for (_, future), part in zip(
+                batch, torch.split(probabilities, [len(photos) for photos, _ in batch]), strict=True
+            ):
                 future.set_result(part)
         except Exception as error:  # noqa: BLE001  # passed on to the waiting requests
             for _, future in batch:
@@ -97,7 +99,9 @@ class _Service:
     def __init__(self, run: Run, load_train: Callable[[], Split | None]) -> None:
         self.run, self.held_bytes = run, 0
         run.model.eval()  # once, because threads that switched the mode would disturb each other
-        cores = min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        cores = min(
+            MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
         self.large_image_lock = threading.Lock()
         self.batcher = RequestBatcher(run, cores if run.model.mean.device.type == "cpu" else 1)
         self.preprocess_pool = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
@@ -127,13 +131,18 @@ class _Service:
                     if received > BODY_BYTES:
                         raise _body_too_large()
                     if self.held_bytes > HELD_BYTES:
-                        raise HTTPException(503, "too many large requests at once; try again in a second", {"Retry-After": "1"})
+                        raise HTTPException(
+                            503, "too many large requests at once; try again in a second", {"Retry-After": "1"}
+                        )
             return b"".join(parts)
         except ClientDisconnect:
-            raise HTTPException(400, "the connection was closed before the body was all there") from None  # never received
+            raise HTTPException(
+                400, "the connection was closed before the body was all there"
+            ) from None  # never received
         except TimeoutError:
             raise HTTPException(
-                408, f"the body did not arrive within {STALL_SECONDS} s a piece and {BODY_SECONDS} s in all; send it again"
+                408,
+                f"the body did not arrive within {STALL_SECONDS} s a piece and {BODY_SECONDS} s in all; send it again",
             ) from None
         finally:
             self.held_bytes -= received
@@ -145,13 +154,18 @@ class _Service:
         try:
             loop = asyncio.get_running_loop()
             content_type = request.headers.get("content-type", "")
-            names, results = await loop.run_in_executor(self.preprocess_pool, self.preprocess_images, body, content_type)
+            names, results = await loop.run_in_executor(
+                self.preprocess_pool, self.preprocess_images, body, content_type
+            )
             prepared = [result for result in results if isinstance(result, PreparedPhoto)]
             predictions = to_predictions(self.run.model, names, results, await self.batcher.predict(prepared))
             if not explain:
                 return [prediction.to_dict() for prediction in predictions]
             candidates = await asyncio.wrap_future(self.gallery)
-            return [await loop.run_in_executor(self.explain_pool, _explain, self.run, item, candidates) for item in predictions]
+            return [
+                await loop.run_in_executor(self.explain_pool, _explain, self.run, item, candidates)
+                for item in predictions
+            ]
         finally:
             self.held_bytes -= len(body)
 
@@ -181,7 +195,8 @@ def _count_pixels(content: bytes) -> int:
 def _body_too_large() -> HTTPException:
     return HTTPException(
         413,
-        f"the request has more than {BODY_BYTES // MEGABYTE} MB, which is what is allowed; send fewer or smaller pictures",
+        f"the request has more than {BODY_BYTES // MEGABYTE} MB, which is what is allowed; send fewer or smaller "
+        "pictures",
     )
 
 
@@ -194,7 +209,9 @@ def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) 
         step_json["picture"] = _png_url(step.image)
     image = torch.tensor(prediction.prepared.image)
     stride = max(1, max(image.shape[1:]) // 14)
-    occlusion_map = occlusion(run.model, image, run.model.classes.index(prediction.label), max(5, 2 * stride + 1), stride)
+    occlusion_map = occlusion(
+        run.model, image, run.model.classes.index(prediction.label), max(5, 2 * stride + 1), stride
+    )
     explanation: dict[str, Any] = {
         "moved": [[round(value, 4) for value in row] for row in occlusion_map.tolist()],
         "among": 0,
@@ -203,7 +220,9 @@ def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) 
     if candidates is not None:
         explanation["among"] = len(candidates.labels)
         for k in candidates.nearest(features(run.model, image[None])[0], NUM_NEIGHBOURS):
-            explanation["neighbours"].append({"label": candidates.labels[k], "picture": _png_url(candidates.images[k].numpy())})
+            explanation["neighbours"].append(
+                {"label": candidates.labels[k], "picture": _png_url(candidates.images[k].numpy())}
+            )
     return entry | {"explanation": explanation}
 
 
@@ -219,7 +238,8 @@ def _png_url(pixels: ImageArray) -> str:
 def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) -> FastAPI:
     """Return the web app of a run: `POST /predict`, `GET /model`, `GET /health`, `GET /` (the page), `GET /docs`.
 
-    `load_train` returns the training split, in which `explain` finds the nearest images, or None; it is called once, in a thread.
+    `load_train` returns the training split, in which `explain` finds the nearest images, or None; it is called once, in
+    a thread.
 
         app = gingham.deploy.server.create_app(gingham.load_packaged())
     """
@@ -236,7 +256,9 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
         "gingham": __version__,
     }
 
-    @app.post("/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY, response_class=Response, tags=["answers"])
+    @app.post(
+        "/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY, response_class=Response, tags=["answers"]
+    )
     async def predict(request: Request, explain: bool = False) -> Response:
         """Name what is in one picture or many: a form with a file for each, or one picture as the body.
 
@@ -264,14 +286,20 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+        headers = {
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+        }
         return HTMLResponse(html, headers=headers)
 
     @app.exception_handler(StarletteHTTPException)
     async def handle_http_error(request: Request, error: StarletteHTTPException) -> Response:
         message = error.detail
         if error.status_code == 404:
-            message = f"there is nothing at {request.url.path[:80]}; POST /predict, GET /model, /health, /docs and / are"
+            message = (
+                f"there is nothing at {request.url.path[:80]}; POST /predict, GET /model, /health, /docs and / are"
+            )
         elif error.status_code == 405:
             message = f"{request.url.path[:80]} does not take {request.method}; /docs says what it takes"
         return _json({"error": format_message(str(message))}, error.status_code, error.headers)
@@ -354,4 +382,6 @@ def _raise_file_limit() -> None:
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES and (hard == resource.RLIM_INFINITY or hard > soft):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES if hard == resource.RLIM_INFINITY else min(FILES, hard), hard))
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (FILES if hard == resource.RLIM_INFINITY else min(FILES, hard), hard)
+        )

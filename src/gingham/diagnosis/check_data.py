@@ -16,7 +16,10 @@ from gingham.training.fit import fit
 from gingham.training.issue import Issue
 
 MAX_IMBALANCE = 10  # ratio of the most common class to the rarest
-MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class and of the label, for a label that is likely wrong
+MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = (
+    0.97,
+    0.01,
+)  # of another class and of the label, for a label that is likely wrong
 MAX_LISTED = 40  # images, or groups of them, that an issue lists
 ImageIndex = tuple[str, int]  # a split's name and an image's index in it
 Groups = list[list[ImageIndex]]
@@ -25,10 +28,10 @@ Groups = list[list[ImageIndex]]
 def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> list[Issue]:
     """Return the issues of a dataset, the most serious first; an empty list if there are none.
 
-    Checks for classes that are missing from a split or rare, constant images, exact and near duplicates within and across
-    splits, labels that do not belong to the images, and single labels that are likely wrong. For the last, a small network
-    is trained on each half of the training and validation images and predicts the other half. The last two checks never use
-    the test split. `odd_files` are the files that reading the data reported, as (file, reason).
+    Checks for classes that are missing from a split or rare, constant images, exact and near duplicates within and
+    across splits, labels that do not belong to the images, and single labels that are likely wrong. For the last, a
+    small network is trained on each half of the training and validation images and predicts the other half. The last
+    two checks never use the test split. `odd_files` are the files that reading the data reported, as (file, reason).
 
         for issue in gingham.check_data(gingham.load_data("fashion-mnist")):
             print(issue)
@@ -57,7 +60,12 @@ def _check_files(odd_files: Sequence[tuple[str, str]]) -> list[Issue]:
         (odd, "odd-files", "odd", "see whether they are what they should be"),
     )
     return [
-        Issue(code, f"{_count(len(rows), 'file')} {_is(len(rows))} {title}", _join([" ".join(row) for row in rows], 8), fix)
+        Issue(
+            code,
+            f"{_count(len(rows), 'file')} {_is(len(rows))} {title}",
+            _join([" ".join(row) for row in rows], 8),
+            fix,
+        )
         for rows, code, title, fix in kinds
         if rows
     ]
@@ -84,8 +92,8 @@ def _check_classes(data: DataSplits, splits: Sequence[Split]) -> list[Issue]:
             Issue(
                 "imbalanced-classes",
                 "the classes are out of balance",
-                f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}: {counts[common] / counts[rare]:.0f} "
-                "times as many",
+                f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}: "
+                f"{counts[common] / counts[rare]:.0f} times as many",
                 f"collect more pictures of {rare}, and judge by the accuracy of each class, not by the total",
             )
         )
@@ -147,7 +155,9 @@ def _near_duplicates(splits: Sequence[Split], exact: Groups) -> Groups:
 def _duplicate_issues(data: DataSplits, groups: Groups, kind: str) -> list[Issue]:
     issues = []
     across = [
-        group for group in groups if any(name == "test" for name, _ in group) and any(name != "test" for name, _ in group)
+        group
+        for group in groups
+        if any(name == "test" for name, _ in group) and any(name != "test" for name, _ in group)
     ]
     within = [group for group in groups if group not in across]
     in_common = (
@@ -219,9 +229,9 @@ def _check_single_labels(data: DataSplits) -> list[Issue]:
         Issue(
             "likely-wrong-labels",
             f"{_count(len(wrong), 'label')} {_is(len(wrong))} likely wrong",
-            f"small networks that had not seen these pictures are at least {MIN_OTHER_PROBABILITY:.0%} sure of another class, such as "
-            f"of {_image_names(data, wrong_images[:1])}, labelled {data.classes[int(labels[first])]}, which they take for "
-            f"{data.classes[int(predicted[first])]}",
+            f"small networks that had not seen these pictures are at least {MIN_OTHER_PROBABILITY:.0%} sure of another "
+            f"class, such as of {_image_names(data, wrong_images[:1])}, labelled {data.classes[int(labels[first])]}, "
+            f"which they take for {data.classes[int(predicted[first])]}",
             "look at them, the surest first, and correct those that are wrong",
             tuple((image,) for image in wrong_images[:MAX_LISTED]),
         )

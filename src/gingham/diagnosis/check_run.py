@@ -11,9 +11,10 @@ from gingham.training.issue import Issue
 def check_run(run: Run, train: Split, validation: Split | None = None) -> list[Issue]:
     """Return the issues of a trained network, the likeliest cause first; an empty list if there are none.
 
-    `train` and `validation` are the splits it was trained with. Checks for layers with dead ReLUs, softmax applied twice,
-    pixels that are not normalized, a loss stuck at ln K, a learning rate far too high or low, overfitting, and a last batch
-    of one under BatchNorm. Only a sample of the training images is run through the network; the test split is never used.
+    `train` and `validation` are the splits it was trained with. Checks for layers with dead ReLUs, softmax applied
+    twice, pixels that are not normalized, a loss stuck at ln K, a learning rate far too high or low, overfitting, and a
+    last batch of one under BatchNorm. Only a sample of the training images is run through the network; the test split
+    is never used.
 
         for issue in gingham.check_run(run, data.train, data.validation):
             print(issue)

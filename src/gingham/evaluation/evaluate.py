@@ -35,7 +35,8 @@ class Confusion:
             [name, *(str(count) if count else "." for count in row)]
             for name, row in zip(self.classes, self.matrix, strict=True)
         ]
-        # Shorten the column names, so that ten classes fit 80 characters; the rows have the full names in the same order.
+        # Shorten the column names, so that ten classes fit 80 characters; the rows have the full names in the same
+        # order.
         return render_table([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
 
 
@@ -43,13 +44,13 @@ class Confusion:
 class EvaluationResult:
     """The result of evaluating a run on a split. `print(result)` shows a table by class.
 
-    `accuracy` and its 95 % Wilson `interval` are fractions. `balanced_accuracy` is the mean accuracy over the classes that have
-    images. `loss` is the mean negative log-likelihood in nats. `calibration_error` is the expected calibration error and
-    `reliability` the rows of its diagram; `calibration_error_before` and `reliability_before` are the same without the
-    model's temperature. `unsure_share` is the share of images below the model's threshold, `sure_error` the share of wrong
-    predictions among the others (None if there are no others). `per_class` gives `accuracy` (recall), `precision`, `correct`
-    and `total` by class name; a share is None for a class without images or without predictions. `test_openings` are all
-    recorded uses of the test split, including this one.
+    `accuracy` and its 95 % Wilson `interval` are fractions. `balanced_accuracy` is the mean accuracy over the classes
+    that have images. `loss` is the mean negative log-likelihood in nats. `calibration_error` is the expected
+    calibration error and `reliability` the rows of its diagram; `calibration_error_before` and `reliability_before` are
+    the same without the model's temperature. `unsure_share` is the share of images below the model's threshold,
+    `sure_error` the share of wrong predictions among the others (None if there are no others). `per_class` gives
+    `accuracy` (recall), `precision`, `correct` and `total` by class name; a share is None for a class without images or
+    without predictions. `test_openings` are all recorded uses of the test split, including this one.
     """
 
     split: str
@@ -89,23 +90,29 @@ class EvaluationResult:
         lines = [render_table(["class", "accuracy", "precision", "correct", "total"], rows)]
         low, high = self.interval
         lines.append("")
-        lines.append(f"{self.accuracy:.2%} of {self.total:,} {self.image_noun} right (95 % interval {low:.2%} to {high:.2%})")
+        lines.append(
+            f"{self.accuracy:.2%} of {self.total:,} {self.image_noun} right (95 % interval {low:.2%} to {high:.2%})"
+        )
         before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
         totals = {row["total"] for row in self.per_class.values()}
         if len(totals) > 1:
-            lines.append(f"balanced accuracy {self.balanced_accuracy:.2%}: the mean over the classes that have pictures")
+            lines.append(
+                f"balanced accuracy {self.balanced_accuracy:.2%}: the mean over the classes that have pictures"
+            )
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
             sure_error = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
-            lines.append(f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{sure_error}")
+            lines.append(
+                f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{sure_error}"
+            )
         return "\n".join(lines)
 
 
 def evaluate(run: Run, split: Split) -> EvaluationResult:
     """Return the result of evaluating a run on a split; `print` it for a table by class.
 
-    A use of the test split is recorded in the run, and in its folder if it is saved, before any prediction is computed, so that
-    no use goes unrecorded.
+    A use of the test split is recorded in the run, and in its folder if it is saved, before any prediction is computed,
+    so that no use goes unrecorded.
 
         result = gingham.evaluate(run, data.test)
         result.confusion["Shirt", "Coat"]   # shirts predicted as coats
@@ -115,7 +122,9 @@ def evaluate(run: Run, split: Split) -> EvaluationResult:
         GinghamError: the use of the test split cannot be recorded in the run's folder.
     """
     logits = _logits(run, split)
-    return compute_result(logits, split, list(run.test_openings), float(run.model.temperature), float(run.model.threshold))
+    return compute_result(
+        logits, split, list(run.test_openings), float(run.model.temperature), float(run.model.threshold)
+    )
 
 
 def correct_predictions(run: Run, split: Split) -> torch.Tensor:
@@ -125,7 +134,9 @@ def correct_predictions(run: Run, split: Split) -> torch.Tensor:
         DataError, GinghamError: as `evaluate`.
     """
     cached = load_predictions(run, split.name, split.fingerprint)
-    predicted = cached["predicted"] if cached and len(cached["labels"]) == len(split) else _logits(run, split).argmax(dim=1)
+    predicted = (
+        cached["predicted"] if cached and len(cached["labels"]) == len(split) else _logits(run, split).argmax(dim=1)
+    )
     return predicted == split.labels.cpu()
 
 

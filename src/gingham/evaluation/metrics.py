@@ -65,8 +65,8 @@ def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the temperature that maximizes the likelihood of logits / temperature: above 1 for an overconfident model.
 
-    `logits` is float (N, K), `labels` int64 (N,). The temperature lies between 0.05 and 20. The labels are smoothed as if a
-    share 1 / (N + 2) of them were random: a few correct predictions do not prove that a model is never wrong.
+    `logits` is float (N, K), `labels` int64 (N,). The temperature lies between 0.05 and 20. The labels are smoothed as
+    if a share 1 / (N + 2) of them were random: a few correct predictions do not prove that a model is never wrong.
 
     >>> fit_temperature(torch.tensor([[4.0, 0.0]]).repeat(4000, 1), torch.tensor([0, 0, 0, 1]).repeat(1000))  # e^(4/T) = 3
     3.64...
@@ -97,8 +97,8 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: float) -> float:
     """Return the lowest threshold on the top probability for which at most a share `risk` of the predictions above it is wrong.
 
-    `confidence` is float (N,), the top probabilities; `correct` bool (N,); `risk` a share in [0, 1]. The threshold is 0.0 if
-    no prediction has to be excluded, and 2.0, which no probability reaches, if all have to be.
+    `confidence` is float (N,), the top probabilities; `correct` bool (N,); `risk` a share in [0, 1]. The threshold is
+    0.0 if no prediction has to be excluded, and 2.0, which no probability reaches, if all have to be.
 
     >>> threshold_for_risk(torch.tensor([0.9, 0.5, 0.75]), torch.tensor([True, False, True]), risk=0.1)
     0.75
@@ -142,8 +142,8 @@ def paired_interval(lost: int, gained: int, total: int, level: float = 0.95) -> 
     >>> [round(edge, 3) for edge in paired_interval(0, 0, 20)]
     [-0.089, 0.089]
 
-    Source: Agresti & Min, "Simple improved confidence intervals for comparing matched proportions" (2005): half a pair is
-    added to each of the four cells.
+    Source: Agresti & Min, "Simple improved confidence intervals for comparing matched proportions" (2005): half a pair
+    is added to each of the four cells.
     """
     count, z = total + 2, statistics.NormalDist().inv_cdf(0.5 + level / 2)
     center = (lost - gained) / count

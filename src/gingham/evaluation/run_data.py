@@ -9,10 +9,13 @@ from gingham.errors import DataError
 from gingham.runs.run import Run
 
 
-def load_run_data(run: Run, folder: Path | None = None, name: str | None = None, held_out: int | None = None) -> DataSplits:
+def load_run_data(
+    run: Run, folder: Path | None = None, name: str | None = None, held_out: int | None = None
+) -> DataSplits:
     """Return the data that a run was trained on, or the dataset `name` with the run's classes.
 
-    Error messages name the run's `folder`; `held_out` images are kept for validation, as many as in the training by default.
+    Error messages name the run's `folder`; `held_out` images are kept for validation, as many as in the training by
+    default.
 
     Raises
         DataError: the data is unknown or missing, or has changed since the training.
@@ -23,7 +26,8 @@ def load_run_data(run: Run, folder: Path | None = None, name: str | None = None,
         raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
     if is_original and name not in REGISTRY and not Path(name).exists():
         raise DataError(
-            f"{name}, which {folder} was trained on, is not there any more; put it back (evaluate and export take another place with --data)"
+            f"{name}, which {folder} was trained on, is not there any more; put it back (evaluate and export take "
+            "another place with --data)"
         )
     # A folder of IDX files has only class numbers, so the names are the model's.
     _, height, width = run.model.input_shape
@@ -42,7 +46,7 @@ def load_run_data(run: Run, folder: Path | None = None, name: str | None = None,
         )
     if is_original and held_out is None and len(data.validation or ()) != run.recipe.validation_images:
         raise DataError(
-            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where {len(data.validation or ())} "
-            "are held out now; train again, or use --split test"
+            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where "
+            f"{len(data.validation or ())} are held out now; train again, or use --split test"
         )
     return data

@@ -23,9 +23,9 @@ CONFIDENCE_LEVEL = 0.95
 class Comparison:
     """The result of comparing A and B: `difference` is B's accuracy minus A's, with its 95 % `interval`, both fractions.
 
-    `p_value` is the probability of a difference at least as large if there were none. `verdict` is the result in a sentence.
-    `more_seeds` is the number of further seeds on each side that would make a difference of this size significant. It is None
-    if the difference is significant already, if more images are needed, or for two single runs.
+    `p_value` is the probability of a difference at least as large if there were none. `verdict` is the result in a
+    sentence. `more_seeds` is the number of further seeds on each side that would make a difference of this size
+    significant. It is None if the difference is significant already, if more images are needed, or for two single runs.
     """
 
     kind: str
@@ -46,27 +46,25 @@ class Comparison:
 
 
 def compare(
-    a: str | Path,
-    b: str | Path,
-    splits: Callable[[Run], Split],
-    *,
-    networks: Sequence[NetworkFactory] = (),
+    a: str | Path, b: str | Path, splits: Callable[[Run], Split], *, networks: Sequence[NetworkFactory] = ()
 ) -> Comparison:
     """Compare two run folders, or two folders of trials, on the same images.
 
-    Two runs are compared with McNemar's exact test on the images that only one of them gets right. The result is about these
-    two networks, not about their recipes. Two sets of trials are compared with a bootstrap over images and seeds, whose result
-    is about the recipes. `splits(run)` returns the split to evaluate a run on; `networks` are the classes of your own networks.
+    Two runs are compared with McNemar's exact test on the images that only one of them gets right. The result is about
+    these two networks, not about their recipes. Two sets of trials are compared with a bootstrap over images and seeds,
+    whose result is about the recipes. `splits(run)` returns the split to evaluate a run on; `networks` are the classes
+    of your own networks.
 
         gingham.compare("runs/fast-trials", "runs/other-trials", lambda run: data.validation).verdict
 
     Raises
-        GinghamError: one is a run and the other trials, a folder is neither, or they were not evaluated on the same images.
+        GinghamError: one is a run and the other trials, a folder is neither, or they were not evaluated on the same
+        images.
 
     Sources: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947); Owen, "The
-    pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), which resamples images and seeds together and is too cautious
-    with few seeds, so that here they are resampled separately; Rao & Wu, "Resampling inference with complex survey data"
-    (1988), for resampling one seed fewer than there are.
+    pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), which resamples images and seeds together and is too
+    cautious with few seeds, so that here they are resampled separately; Rao & Wu, "Resampling inference with complex
+    survey data" (1988), for resampling one seed fewer than there are.
     """
     folders = [Path(a), Path(b)]
     for folder in folders:
@@ -75,14 +73,16 @@ def compare(
     kinds = ["trials" if (folder / TRIALS_FILE).exists() else "runs" for folder in folders]
     if kinds[0] != kinds[1]:
         raise GinghamError(
-            f"{folders[kinds.index('runs')]} is a single run and {folders[kinds.index('trials')]} a set of trials; compare two "
-            "of a kind: gingham trials trains a recipe over seeds"
+            f"{folders[kinds.index('runs')]} is a single run and {folders[kinds.index('trials')]} a set of trials; "
+            "compare two of a kind: gingham trials trains a recipe over seeds"
         )
     names, correct, first = [], [], None
     for folder in folders:
         runs = [_load(path, networks) for path in (_seed_folders(folder) if kinds[0] == "trials" else [folder])]
         split = splits(runs[0])
-        if first is not None and (split.fingerprint != first.fingerprint or not torch.equal(split.labels, first.labels)):
+        if first is not None and (
+            split.fingerprint != first.fingerprint or not torch.equal(split.labels, first.labels)
+        ):
             raise GinghamError(
                 f"{folders[0]} and {folder} were not measured on the same pictures ({first.dataset}, {len(first)} and "
                 f"{split.dataset}, {len(split)}); compare on data and validation_images they share"
@@ -123,18 +123,18 @@ def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split:
     interval = (center - 1.96 * error, center + 1.96 * error)
     accuracies = (float(a.double().mean()), float(b.double().mean()))
     details = (
-        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} pictures that A alone gets right, {only_b} that B alone does; "
-        f"McNemar's exact test, {_format_p(p_value)}"
+        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} pictures that A alone gets right, {only_b} that B "
+        f"alone does; McNemar's exact test, {_format_p(p_value)}"
     )
     if p_value < 1 - CONFIDENCE_LEVEL:
         verdict = (
-            f"On these {n:,} {split} pictures {_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({details}). "
-            "That is about these two networks; whether one recipe is better takes gingham trials."
+            f"On these {n:,} {split} pictures {_winner(difference, names)} is better by {100 * abs(difference):.2f} "
+            f"points ({details}). That is about these two networks; whether one recipe is better takes gingham trials."
         )
     else:
         verdict = (
-            f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) on {n:,} {split} pictures ({details}). "
-            f"{_describe_images_needed(difference, (only_a + only_b) / n, n)}"
+            f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) on {n:,} {split} pictures "
+            f"({details}). {_describe_images_needed(difference, (only_a + only_b) / n, n)}"
         )
     return Comparison("runs", split, accuracies, difference, interval, p_value, verdict, None)
 
@@ -144,8 +144,8 @@ def _describe_images_needed(difference: float, discordant: float, n: int) -> str
         return "To tell recipes apart, compare gingham trials over seeds."
     needed = math.ceil(1.96**2 * discordant / difference**2)
     return (
-        f"If the difference is what it seems, about {needed:,} pictures would show it; to tell recipes apart, compare gingham "
-        "trials over seeds."
+        f"If the difference is what it seems, about {needed:,} pictures would show it; to tell recipes apart, compare "
+        "gingham trials over seeds."
         if needed > n
         else "To tell recipes apart, compare gingham trials over seeds."
     )
@@ -160,16 +160,19 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     difference = accuracies[1] - accuracies[0]
     if min(sizes) < 2:
         raise GinghamError(
-            f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; at least 2 each are needed, better ten: "
-            "gingham trials --seeds 10"
+            f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; at least 2 each are needed, better "
+            "ten: gingham trials --seeds 10"
         )
     variance = _bootstrap_variance(a, b)
     error = variance.standard_error
-    p_value = float(2 * scipy.stats.t.sf(abs(difference) / error, variance.freedom)) if error else float(difference == 0)
+    p_value = (
+        float(2 * scipy.stats.t.sf(abs(difference) / error, variance.freedom)) if error else float(difference == 0)
+    )
     interval = (difference - variance.half_width, difference + variance.half_width)
     details = (
         f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of B - A {100 * interval[0]:+.2f} to "
-        f"{100 * interval[1]:+.2f} points; {_format_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} pictures"
+        f"{100 * interval[1]:+.2f} points; {_format_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} "
+        "pictures"
     )
     if p_value < 1 - CONFIDENCE_LEVEL:
         verdict = f"{_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({details})."
@@ -214,8 +217,8 @@ class _Variance:
 def _bootstrap_variance(a: torch.Tensor, b: torch.Tensor) -> _Variance:
     """Bootstrap the seeds of each side, then the images of both.
 
-    The effect of a seed on single images is part of both variances, so it is subtracted from that of the images. A sample has
-    one seed fewer than there are: samples of as many seeds would vary too little, because the seeds are few.
+    The effect of a seed on single images is part of both variances, so it is subtracted from that of the images. A
+    sample has one seed fewer than there are: samples of as many seeds would vary too little, because the seeds are few.
     """
     generator = torch.Generator().manual_seed(0)
     sides = [side.double() for side in (a, b)]
@@ -237,12 +240,18 @@ def _describe_seeds_needed(variance: _Variance, difference: float, n: int) -> tu
         return None, "The means are equal; no number of seeds would show a difference that is not there."
     if variance.with_more_seeds(10**6).half_width >= abs(difference):
         return None, (
-            f"If the difference is what it seems, no number of seeds would show it on {n:,} pictures: more pictures are needed."
+            f"If the difference is what it seems, no number of seeds would show it on {n:,} pictures: more pictures "
+            "are needed."
         )
-    more = next((count for count in range(1, 1001) if variance.with_more_seeds(count).half_width < abs(difference)), None)
+    more = next(
+        (count for count in range(1, 1001) if variance.with_more_seeds(count).half_width < abs(difference)), None
+    )
     if more is None:
         return None, "If the difference is what it seems, over 1,000 more seeds on each side would show it."
-    return more, f"If the difference is what it seems, about {more} more seed{'s' * (more > 1)} on each side would show it."
+    return (
+        more,
+        f"If the difference is what it seems, about {more} more seed{'s' * (more > 1)} on each side would show it.",
+    )
 
 
 def _winner(difference: float, names: Sequence[str]) -> str:

@@ -23,8 +23,9 @@ from gingham.training.fit import fit
 class Trials:
     """The results of a recipe over several seeds. `print(trials)` shows a table.
 
-    `accuracies` are fractions, one for each of `seeds`. `dead` are the seeds whose network is no better than always predicting
-    the most common class. `failed` maps the seeds whose training failed, which have no accuracy, to their error messages.
+    `accuracies` are fractions, one for each of `seeds`. `dead` are the seeds whose network is no better than always
+    predicting the most common class. `failed` maps the seeds whose training failed, which have no accuracy, to their
+    error messages.
     """
 
     recipe: Recipe
@@ -72,11 +73,15 @@ class Trials:
     def __str__(self) -> str:
         values = self.to_dict()
         spread = "" if self.std is None else f" ± {self.std:.2%}"
-        caption = "one seed alone says nothing of the spread:" if self.std is None else "mean and standard deviation over"
+        caption = (
+            "one seed alone says nothing of the spread:" if self.std is None else "mean and standard deviation over"
+        )
         lines = [f"{self.mean:.2%}{spread} on the {self.split} pictures, {caption} {_format_seeds(self.seeds)}"]
         if self.interval is not None:
             lines.append(f"interval  {self.interval[0]:.2%} to {self.interval[1]:.2%} (95 %, of the mean over seeds)")
-        lines += [f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}" for name in ("best", "worst")]
+        lines += [
+            f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}" for name in ("best", "worst")
+        ]
         if self.dead:
             lines.append(f"dead      {_format_seeds(self.dead)}: no better than always naming the commonest class")
         for seed, reason in self.failed.items():
@@ -107,16 +112,17 @@ def trials(
 ) -> Trials:
     """Train a recipe with each seed, one after the other, and return the results.
 
-    Each seed becomes a run in `folder`/seed-N, with its predictions. Finished runs are loaded instead of trained, and an
-    interrupted run resumes from its last checkpoint. If `split` is "test", each run is evaluated on it once, after the last
-    training. `network` and `teachers` are those of `fit`. `on_seed(seed, run, was_finished)` is called after each seed, with None
-    for a run whose training failed; `was_finished` is true for a run that existed before.
+    Each seed becomes a run in `folder`/seed-N, with its predictions. Finished runs are loaded instead of trained, and
+    an interrupted run resumes from its last checkpoint. If `split` is "test", each run is evaluated on it once, after
+    the last training. `network` and `teachers` are those of `fit`. `on_seed(seed, run, was_finished)` is called after
+    each seed, with None for a run whose training failed; `was_finished` is true for a run that existed before.
 
         result = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
         result.mean, result.std, result.interval
 
     Raises
-        GinghamError: there are no seeds, the split is unknown, the folder holds trials of another recipe, data or teachers, or
+        GinghamError: there are no seeds, the split is unknown, the folder holds trials of another recipe, data or
+        teachers, or
             every training failed.
         DataError: a teacher was trained on other images.
     """
@@ -135,7 +141,9 @@ def trials(
         for seed in seeds:
             was_finished = (folder / f"seed-{seed}" / METADATA_FILE).exists()
             try:
-                run = _run_seed(recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, teachers, progress)
+                run = _run_seed(
+                    recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, teachers, progress
+                )
                 trained.append(seed)
             except TrainingError as error:
                 run, failed[seed] = None, str(error)
@@ -152,8 +160,8 @@ def _choose_split(data: DataSplits, name: str, recipe: Recipe) -> Split:
     chosen = data.test if name == "test" else data.validation
     if chosen is None:
         raise GinghamError(
-            f"the recipe {recipe.name} holds no pictures out (validation_images=0), so only the test split is left to measure "
-            "on; say --split test, or hold some out with --set validation_images=5000"
+            f"the recipe {recipe.name} holds no pictures out (validation_images=0), so only the test split is left to "
+            "measure on; say --split test, or hold some out with --set validation_images=5000"
         )
     return chosen
 
@@ -173,7 +181,9 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
     previous = before.get("recipe") if isinstance(before.get("recipe"), dict) else {}
     assert isinstance(previous, dict)
     previous = {**Recipe().to_dict(), **previous}  # defaults for fields that did not exist yet
-    changed = [f"{key} {previous.get(key)}, not {value}" for key, value in settings.items() if previous.get(key) != value]
+    changed = [
+        f"{key} {previous.get(key)}, not {value}" for key, value in settings.items() if previous.get(key) != value
+    ]
     changed += [f"data {before.get('data')}, not {data.name}"] * (before.get("fingerprint") != data.fingerprint)
     changed += ["other teachers"] * (before.get("teachers", []) != list(teachers))
     if changed:
@@ -211,7 +221,12 @@ def _run_seed(
 
 
 def _collect(
-    recipe: Recipe, folder: Path, seeds: Sequence[int], failed: dict[int, str], split: Split, network: NetworkFactory | None
+    recipe: Recipe,
+    folder: Path,
+    seeds: Sequence[int],
+    failed: dict[int, str],
+    split: Split,
+    network: NetworkFactory | None,
 ) -> Trials:
     accuracies, train_seconds, dead = [], [], []
     majority_share = max(split.counts().values()) / len(split)
@@ -220,8 +235,12 @@ def _collect(
         correct = correct_predictions(run, split)
         accuracies.append(float(correct.double().mean()))
         if (seconds := run.metrics.get("train_seconds")) is None:
-            raise RunError(f"{run.folder} does not say how long it trained (train_seconds); remove it to train that seed again")
+            raise RunError(
+                f"{run.folder} does not say how long it trained (train_seconds); remove it to train that seed again"
+            )
         train_seconds.append(float(seconds))
         if proportion_interval(int(correct.sum()), len(correct))[0] <= majority_share:
             dead.append(seed)
-    return Trials(recipe, split.name, tuple(seeds), tuple(accuracies), tuple(train_seconds), tuple(dead), failed, folder)
+    return Trials(
+        recipe, split.name, tuple(seeds), tuple(accuracies), tuple(train_seconds), tuple(dead), failed, folder
+    )

@@ -20,9 +20,9 @@ def evaluate_photographs(
     """Return the result of a run on a folder of photos, each prepared as `predict` does, and the files that cannot be read.
 
     The folder has a folder of photos for each class, or is a `.csv` of paths and labels. Class names are matched to the
-    model's without regard to case and punctuation ("t-shirt-top" is "T-shirt/top"); classes may be missing. If there are
-    train, validation and test folders, `split` selects one of them; otherwise all photos are used. This is not the dataset's
-    test split, so it is not recorded as a use of it.
+    model's without regard to case and punctuation ("t-shirt-top" is "T-shirt/top"); classes may be missing. If there
+    are train, validation and test folders, `split` selects one of them; otherwise all photos are used. This is not the
+    dataset's test split, so it is not recorded as a use of it.
 
         result, unreadable = gingham.evaluate_photographs(gingham.load_packaged(), "photographs")
         result.balanced_accuracy        # the mean over the classes that have photos
@@ -38,13 +38,15 @@ def evaluate_photographs(
     for entry in entries:
         if normalize_class_name(entry.label) not in class_indices:
             raise DataError(
-                f"{path} has the class {entry.label}, which is none of the model's ({', '.join(run.model.classes[:20])}); rename it, "
-                "or take it out"
+                f"{path} has the class {entry.label}, which is none of the model's "
+                f"({', '.join(run.model.classes[:20])}); rename it, or take it out"
             )
     if not entries:
         raise DataError(f"{path} holds no photographs of the split {split}; leave --split out to take all there are")
     results = preprocess_all(run, [entry.path for entry in entries], "auto", steps=False)
-    readable = [(entry, result) for entry, result in zip(entries, results, strict=True) if isinstance(result, PreparedPhoto)]
+    readable = [
+        (entry, result) for entry, result in zip(entries, results, strict=True) if isinstance(result, PreparedPhoto)
+    ]
     unreadable = [ImagePrediction(str(entry.path), error=str(result)) for entry, result in zip(entries, results, strict=True)
                   if not isinstance(result, PreparedPhoto)]  # fmt: skip
     if not readable:

@@ -35,7 +35,9 @@ def explain(model: Classifier, prediction: ImagePrediction, train: Split | None,
     for column, step in enumerate(prediction.prepared.steps):
         axes = figure.add_axes(((column + 0.06) / columns, 0.63, 0.88 / columns, 0.28))
         axes.axis("off")
-        axes.imshow(step.image, interpolation="nearest" if max(step.image.shape) < 100 else "antialiased", aspect="equal")
+        axes.imshow(
+            step.image, interpolation="nearest" if max(step.image.shape) < 100 else "antialiased", aspect="equal"
+        )
         axes.set_anchor("S")
         text = textwrap.fill(f"{column + 1}. {step.note}", 27)
         figure.text((column + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
@@ -111,10 +113,11 @@ def _pale(colour: str) -> tuple[float, ...]:
 
 
 def occlusion(model: Classifier, image: torch.Tensor, label: int, side: int = 5, stride: int = 1) -> torch.Tensor:
-    """Return the occlusion map of an image for a class, float32 (H, W): how much the probability of the class drops, from
-    -1 to 1, when a square of `side` pixels centred on the pixel is set to black.
+    """Return the occlusion map of an image for a class, float32 (H, W): how much the probability of the class drops,
+    from -1 to 1, when a square of `side` pixels centred on the pixel is set to black.
 
-    `image` is uint8 (C, H, W), `label` the class index. With a `stride`, only every `stride`-th row and column is computed.
+    `image` is uint8 (C, H, W), `label` the class index. With a `stride`, only every `stride`-th row and column is
+    computed.
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (arXiv 1311.2901).
     """

@@ -17,8 +17,8 @@ NUM_NEIGHBOURS = 6  # nearest images that are shown
 
 
 def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
-    """Return the features of images, float (N, D): the inputs of the network's last linear layer, or its logits if it has none.
-    Images that are similar to the network have features that are close together.
+    """Return the features of images, float (N, D): the inputs of the network's last linear layer, or its logits if it
+    has none. Images that are similar to the network have features that are close together.
 
     `images` is uint8 (N, C, H, W).
     """

@@ -13,7 +13,15 @@ from PIL import Image
 from gingham.data.decode import silence_pillow
 from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError
-from gingham.inference.preprocess import PreparedPhoto, Step, is_grey, on_white, open_photo, prepare_garment, prepare_plain
+from gingham.inference.preprocess import (
+    PreparedPhoto,
+    Step,
+    is_grey,
+    on_white,
+    open_photo,
+    prepare_garment,
+    prepare_plain,
+)
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
@@ -23,9 +31,9 @@ PREPARE_MODES = ("auto", "none", "photo")
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The prediction for one image file: `label` is the top class, `confidence` its probability, `probabilities` those of
-    all classes by name, and `unsure` whether the confidence is below the model's threshold. `prepared` is the model's input
-    with the steps that led to it. For a file that cannot be read, `error` says why and the rest is empty.
+    """The prediction for one image file: `label` is the top class, `confidence` its probability, `probabilities` those
+    of all classes by name, and `unsure` whether the confidence is below the model's threshold. `prepared` is the
+    model's input with the steps that led to it. For a file that cannot be read, `error` says why and the rest is empty.
     """
 
     image: str
@@ -64,7 +72,9 @@ def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str =
     """
     if prepare not in PREPARE_MODES:
         raise GinghamError(f"--prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
-    names = [str(image) if isinstance(image, (str, Path)) else f"picture {number}" for number, image in enumerate(images, 1)]
+    names = [
+        str(image) if isinstance(image, (str, Path)) else f"picture {number}" for number, image in enumerate(images, 1)
+    ]
     results = preprocess_all(run, images, prepare)
     prepared = [result for result in results if isinstance(result, PreparedPhoto)]
     return to_predictions(run.model, names, results, mean_probabilities(run.model, prepared))
@@ -109,7 +119,9 @@ def preprocess_all(
             prepared = preprocess(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), mode)
         except DataError as error:
             return error
-        return prepared if steps else PreparedPhoto(prepared.framings, ())  # the steps of thousands would fill the memory
+        return (
+            prepared if steps else PreparedPhoto(prepared.framings, ())
+        )  # the steps of thousands would fill the memory
 
     with silence_pillow():
         if len(images) == 1:
@@ -121,8 +133,8 @@ def preprocess_all(
 def preprocess(run: Run, photo: Image.Image, mode: str = "auto") -> PreparedPhoto:
     """Return a photo as input for a run's model, prepared as the training images were, with every step.
 
-    `photo` is returned by `open_photo`. For a model of Fashion-MNIST the garment is cut out and put on black; for any other
-    the whole photo is fitted into a square. `mode` is one of PREPARE_MODES, as in `predict`.
+    `photo` is returned by `open_photo`. For a model of Fashion-MNIST the garment is cut out and put on black; for any
+    other the whole photo is fitted into a square. `mode` is one of PREPARE_MODES, as in `predict`.
     """
     channels, height, width = run.model.input_shape
     grey = channels == 1

@@ -30,8 +30,8 @@ class Step:
 
 @dataclass(frozen=True)
 class PreparedPhoto:
-    """A prepared photo: uint8 `framings` (V, C, H, W), the model's inputs, whose probabilities are averaged, and the steps
-    that led to them."""
+    """A prepared photo: uint8 `framings` (V, C, H, W), the model's inputs, whose probabilities are averaged, and the
+    steps that led to them."""
 
     framings: ImageArray
     steps: tuple[Step, ...]
@@ -55,7 +55,8 @@ def open_photo(file: Path | bytes, name: str | None = None, max_pixels: int = LA
     fraction would be faster, but browsers cannot, and the web page must give the same predictions.
 
     Raises
-        DataError: the file is missing, not an image, damaged, or has more than `max_pixels` pixels (default: 120 million).
+        DataError: the file is missing, not an image, damaged, or has more than `max_pixels` pixels (default: 120
+        million).
     """
     display_name = name or ("the picture" if isinstance(file, bytes) else str(file))
     try:
@@ -70,16 +71,20 @@ def open_photo(file: Path | bytes, name: str | None = None, max_pixels: int = LA
     except FileNotFoundError:
         raise DataError(f"there is no file {display_name}; name a picture: {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit applies first if it is lower
-        raise DataError(f"{display_name} has far too many pixels; allowed: {max_pixels:,} in all; make it smaller") from error
+        raise DataError(
+            f"{display_name} has far too many pixels; allowed: {max_pixels:,} in all; make it smaller"
+        ) from error
     except DataError:
         raise
     # On a damaged file Pillow raises errors of nearly any type, including AssertionError and MemoryError.
     except Exception as error:
         if isinstance(file, Path) and file.is_dir():
-            raise DataError(f"{display_name} is a folder; name the pictures in it, such as {display_name}/*.jpg") from error
+            raise DataError(
+                f"{display_name} is a folder; name the pictures in it, such as {display_name}/*.jpg"
+            ) from error
         raise DataError(
-            f"cannot read {display_name} as a picture ({_error_reason(error, display_name)}); give a file of the formats "
-            f"{', '.join(FORMATS)}"
+            f"cannot read {display_name} as a picture ({_error_reason(error, display_name)}); give a file of the "
+            f"formats {', '.join(FORMATS)}"
         ) from error
 
 
@@ -100,9 +105,9 @@ def _to_upright_rgb(image: Image.Image) -> Image.Image:
 def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: float | None = None) -> PreparedPhoto:
     """Return a photo prepared as image files of a dataset are: the whole photo in a square, with its proportions kept.
 
-    `photo` is returned by `open_photo`, `shape` is (C, H, W). `background` is the median value at the border of the model's
-    training images, from 0 to 255, or None if unknown. For a grey model, a photo whose border differs much from it is
-    inverted, and if it is black, as in MNIST, the border is made black.
+    `photo` is returned by `open_photo`, `shape` is (C, H, W). `background` is the median value at the border of the
+    model's training images, from 0 to 255, or None if unknown. For a grey model, a photo whose border differs much from
+    it is inverted, and if it is black, as in MNIST, the border is made black.
     """
     channels, height, width = shape
     square = fit_square(photo, max(height, width)).convert("L" if channels == 1 else "RGB").resize((width, height))
@@ -125,10 +130,10 @@ def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: f
 def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28)) -> PreparedPhoto:
     """Return a photo of a garment prepared as the images of Fashion-MNIST were: light on black, filling the frame.
 
-    `photo` is returned by `open_photo`, of any size; `shape` is (C, H, W), C copies of a grey image. The steps: segment the
-    garment (by transparency if the file has any, else by GrabCut from the centre), crop to it, convert it to grey, invert
-    it (unless it is a negative already), stretch the contrast, scale the longer side to the frame, centre. There are two
-    framings, the second at 85 % of the width: garments that lie flat are wider than those in the dataset.
+    `photo` is returned by `open_photo`, of any size; `shape` is (C, H, W), C copies of a grey image. The steps: segment
+    the garment (by transparency if the file has any, else by GrabCut from the centre), crop to it, convert it to grey,
+    invert it (unless it is a negative already), stretch the contrast, scale the longer side to the frame, centre. There
+    are two framings, the second at 85 % of the width: garments that lie flat are wider than those in the dataset.
 
         prepared = prepare_garment(open_photo(Path("shirt.jpg")))
         prepared.image.shape, prepared.notes       # (1, 28, 28), what each step did
@@ -164,12 +169,16 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
     core = cv2.erode(cropped_mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # the outline is half background
     low, high = np.percentile(tone[core if core.any() else cropped_mask], (0.5, 99.5))
     stretched = _stretch_contrast(tone, low, high) * cropped_mask
-    steps.append(Step("contrast", f"contrast stretched from {low:.0f}-{high:.0f} to {MIN_GARMENT_VALUE}-255", _rgb(stretched)))
+    steps.append(
+        Step("contrast", f"contrast stretched from {low:.0f}-{high:.0f} to {MIN_GARMENT_VALUE}-255", _rgb(stretched))
+    )
 
     size = shape[1:]
     image = _fit_centred(stretched, size)
     steps.append(Step("size", f"longer side brought to {max(size)} pixels, centred on black", _rgb(image)))
-    narrow = _fit_centred(cv2.resize(image, (round(size[1] * NARROW_WIDTH), size[0]), interpolation=cv2.INTER_AREA), size)
+    narrow = _fit_centred(
+        cv2.resize(image, (round(size[1] * NARROW_WIDTH), size[0]), interpolation=cv2.INTER_AREA), size
+    )
     note = f"answered for at {NARROW_WIDTH:.0%} of its width too, as clothes lie wider than they hang"
     steps.append(Step("narrower", note, _rgb(narrow)))
     return PreparedPhoto(np.repeat(np.stack([image, narrow])[:, None], shape[0], axis=1), tuple(steps))
@@ -228,13 +237,19 @@ def _grab_cut(colour: ImageArray) -> Mask:
 
 
 def _plain_background(colour: ImageArray) -> Mask:
-    """Return the pixels that are certainly background, bool (H, W): if the border has one colour, all pixels of that colour
-    that are connected to it; else none.
+    """Return the pixels that are certainly background, bool (H, W): if the border has one colour, all pixels of that
+    colour that are connected to it; else none.
 
-    GrabCut penalizes long outlines, so it fills concave corners, such as the one below a sleeve. This removes them again.
+    GrabCut penalizes long outlines, so it fills concave corners, such as the one below a sleeve. This removes them
+    again.
     """
     border = np.concatenate(
-        [colour[:2].reshape(-1, 3), colour[-2:].reshape(-1, 3), colour[:, :2].reshape(-1, 3), colour[:, -2:].reshape(-1, 3)]
+        [
+            colour[:2].reshape(-1, 3),
+            colour[-2:].reshape(-1, 3),
+            colour[:, :2].reshape(-1, 3),
+            colour[:, -2:].reshape(-1, 3),
+        ]
     )
     median = np.median(border, axis=0)
     spread = float(np.percentile(np.abs(border - median).max(axis=1), 90))
@@ -249,7 +264,9 @@ def _plain_background(colour: ImageArray) -> Mask:
 
 def _clean_mask(mask: Mask) -> Mask:
     """Return a mask without thin lines, gaps, pinholes, and components smaller than a tenth of the largest."""
-    smooth = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
+    smooth = cv2.morphologyEx(
+        mask.astype(np.uint8), cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+    )
     smooth = cv2.morphologyEx(smooth, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
     _, components, stats, _ = cv2.connectedComponentsWithStats(smooth, connectivity=8)
     areas = stats[:, cv2.CC_STAT_AREA].copy()

@@ -36,14 +36,15 @@ class Predictions:
 class Classifier(nn.Module):
     """A network with its preprocessing and calibration: uint8 (N, C, H, W) in, float logits (N, K) out.
 
-    Normalisation, temperature and the threshold for "not sure" are buffers, so they are saved with the weights. With tta
-    "flip" and outside of training, the logits are the mean over each image and its mirror image.
+    Normalisation, temperature and the threshold for "not sure" are buffers, so they are saved with the weights. With
+    tta "flip" and outside of training, the logits are the mean over each image and its mirror image.
 
         model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
         model.predict(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)).probabilities   # (5, 10)
 
     Raises
-        ModelError: `mean` or `std` has neither one number nor one per channel, or the images have another shape or dtype.
+        ModelError: `mean` or `std` has neither one number nor one per channel, or the images have another shape or
+        dtype.
     """
 
     mean: torch.Tensor
@@ -96,7 +97,9 @@ class Classifier(nn.Module):
         logits = self.logits(torch.as_tensor(images), batch_size)
         probabilities = logits.softmax(dim=1)
         if not bool(probabilities.isfinite().all()):
-            raise ModelError("the model's answers are not finite numbers; restore its weights from a copy, or train again")
+            raise ModelError(
+                "the model's answers are not finite numbers; restore its weights from a copy, or train again"
+            )
         confidence, labels = probabilities.max(dim=1)
         return Predictions(labels, probabilities, confidence < self.threshold.cpu(), self.classes)
 

@@ -41,9 +41,9 @@ class Filters:
 class Layer:
     """One row of the table: a module without inner modules, or an operation between modules that joins or reshapes.
 
-    `output_shape` has no batch dimension. `receptive_field` is in input pixels: an int, [height, width] if they
-    differ, "all" for the whole image whatever its size, None if unknown. `beside_global` marks a field that leaves out a
-    side branch which sees everything. `flops` counts a multiply-add as two.
+    `output_shape` has no batch dimension. `receptive_field` is in input pixels: an int, [height, width] if they differ,
+    "all" for the whole image whatever its size, None if unknown. `beside_global` marks a field that leaves out a side
+    branch which sees everything. `flops` counts a multiply-add as two.
     """
 
     name: str
@@ -125,14 +125,16 @@ class Summary:
         )
         unused_note = f"; {unused:,} of them not used by this pass" if unused else ""
         lines.append(
-            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} not{unused_note})"
+            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} "
+            f"not{unused_note})"
         )
         shape = "x".join(map(str, self.input_shape))
         lines.append(f"receptive field   {self._describe_field()} (the picture: {shape})")
         lines.append(f"FLOPs             {self.flops:,} a picture (a multiply-add is two)")
         lines.append(
-            f"memory            {count(self.memory_bytes, 'B')} a picture in float32: input {count(self.input_bytes, 'B')}, "
-            f"activations {count(self.activation_bytes, 'B')}, parameters {count(self.parameter_bytes, 'B')}"
+            f"memory            {count(self.memory_bytes, 'B')} a picture in float32: input "
+            f"{count(self.input_bytes, 'B')}, activations {count(self.activation_bytes, 'B')}, parameters "
+            f"{count(self.parameter_bytes, 'B')}"
         )
         if any(layer.beside_global for layer in self.layers):
             lines.append("* beside a global side branch (a gate or a statistic over all positions), which is left out")
@@ -229,6 +231,9 @@ def _explain_filters(filters: Filters, positions: int, flops: int) -> list[str]:
     bias, total = (f" + {out_channels} biases", weights + out_channels) if filters.biased else (", no bias", weights)
     grouping = f" (of {in_channels * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
     return [
-        f"  parameters       {out_channels} filters × {in_channels} channels{grouping} × {height}×{width}{bias} = {total:,}",
+        (
+            f"  parameters       {out_channels} filters × {in_channels} channels{grouping} × {height}×{width}{bias} = "
+            f"{total:,}"
+        ),
         f"  FLOPs            2 × {weights:,} weights × {positions:,} positions = {flops:,}",
     ]

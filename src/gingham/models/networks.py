@@ -11,8 +11,8 @@ from torch import nn
 def article(channels: int = 1, classes: int = 10) -> nn.Module:
     """Return the article's network for 28x28 images: float (N, channels, 28, 28) -> log-probabilities (N, classes).
 
-    Eight convolutions without padding or bias and one max-pooling, so that the receptive field covers all of the image's
-    28 pixels. It has 48,884 parameters for one channel and ten classes, in PyTorch's default initialisation.
+    Eight convolutions without padding or bias and one max-pooling, so that the receptive field covers all of the
+    image's 28 pixels. It has 48,884 parameters for one channel and ten classes, in PyTorch's default initialisation.
 
     >>> sum(p.numel() for p in article().parameters())
     48884
@@ -60,8 +60,8 @@ class Residual(nn.Module):
 class MeanPool(nn.Module):
     """Return the mean over all positions: float (N, C, H, W) -> (N, C).
 
-    The same as `nn.AdaptiveAvgPool2d(1)`, whose gradient has another memory format than the activations: the conversions
-    make a step 1.1 times as long (benchmarks/step_time.py).
+    The same as `nn.AdaptiveAvgPool2d(1)`, whose gradient has another memory format than the activations: the
+    conversions make a step 1.1 times as long (benchmarks/step_time.py).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,8 +72,8 @@ def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blo
     """Return a residual network for images of any size: float (N, channels, H, W) -> logits (N, classes).
 
     Each stage has a convolution of stride 2, which halves the image, and then residual blocks: `widths` has the stages'
-    channels, `blocks` their numbers of blocks. The first stage's convolution is 5x5, all others are 3x3. BatchNorm follows
-    every convolution. The mean over the remaining positions goes into one linear layer.
+    channels, `blocks` their numbers of blocks. The first stage's convolution is 5x5, all others are 3x3. BatchNorm
+    follows every convolution. The mean over the remaining positions goes into one linear layer.
 
     >>> residual(widths=(16, 32, 64), blocks=(0, 1, 1))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -88,9 +88,13 @@ def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blo
     in_channels = channels
     for number, (width, num_blocks) in enumerate(zip(widths, blocks, strict=True), 1):
         stages.append((f"stage{number}", convolution(in_channels, width, 5 if number == 1 else 3, stride=2)))
-        stages += [(f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, num_blocks + 1)]
+        stages += [
+            (f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, num_blocks + 1)
+        ]
         in_channels = width
-    return nn.Sequential(OrderedDict([*stages, ("pool", MeanPool()), ("linear", nn.Linear(in_channels, classes, bias=False))]))
+    return nn.Sequential(
+        OrderedDict([*stages, ("pool", MeanPool()), ("linear", nn.Linear(in_channels, classes, bias=False))])
+    )
 
 
 class WideBlock(nn.Module):
@@ -126,7 +130,9 @@ def wide_residual(channels: int = 1, classes: int = 10, *, depth: int, widen: in
     in_channels = 16
     for number, width in enumerate((16, 32, 64), 1):
         for k in range(1, (depth - 4) // 6 + 1):
-            layers.append((f"stage{number}_block{k}", WideBlock(in_channels, width * widen, 2 if number > 1 and k == 1 else 1)))
+            layers.append(
+                (f"stage{number}_block{k}", WideBlock(in_channels, width * widen, 2 if number > 1 and k == 1 else 1))
+            )
             in_channels = width * widen
     layers += [("norm", nn.BatchNorm2d(in_channels)), ("relu", nn.ReLU(inplace=True)), ("pool", MeanPool())]
     return nn.Sequential(OrderedDict([*layers, ("linear", nn.Linear(in_channels, classes))]))

@@ -1,8 +1,8 @@
 """Trace the receptive fields of all tensors of a forward pass, operation by operation.
 
-`conv_arithmetic.py` has the arithmetic of one layer. This module adds everything that a network does between layers: joining
-branches, reshapes, patches, strided slices, global pooling. A tensor's `View` says which image pixels each of its positions
-sees along height and width.
+`conv_arithmetic.py` has the arithmetic of one layer. This module adds everything that a network does between layers:
+joining branches, reshapes, patches, strided slices, global pooling. A tensor's `View` says which image pixels each of
+its positions sees along height and width.
 """
 
 import math
@@ -31,8 +31,8 @@ Dimension = tuple[Atom, ...]
 
 @dataclass(frozen=True)
 class View:
-    """The image pixels that a tensor sees. The position with atom indices i sees, along each axis, the pixels from `low` to
-    `high`, moved by the sum of i * jump over the axis's atoms.
+    """The image pixels that a tensor sees. The position with atom indices i sees, along each axis, the pixels from
+    `low` to `high`, moved by the sum of i * jump over the axis's atoms.
 
     `beside_global` is True if a side branch that sees everything (a gate fed by global pooling, a statistic over all
     positions) was left out. `before_pooling` is the view of the input of an adaptive or global pooling, as long as only
@@ -85,7 +85,8 @@ def input_view(shape: Sequence[int]) -> View:
 def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
     """Return the view of one output of the aten operation `name`, or None if no argument depends on the image.
 
-    The view is UNKNOWN if the operation mixes positions in a way that is not traced, or if an argument's view is UNKNOWN.
+    The view is UNKNOWN if the operation mixes positions in a way that is not traced, or if an argument's view is
+    UNKNOWN.
     """
     try:
         view = _trace(name, args, out, view_of)
@@ -96,7 +97,9 @@ def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[
 
 
 def _trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
-    tensors = [item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else [arg]) if torch.is_tensor(item)]
+    tensors = [
+        item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else [arg]) if torch.is_tensor(item)
+    ]
     inputs = [(tensor, view) for tensor in tensors if (view := view_of(tensor)) is not None]
     if not inputs:
         return None
@@ -311,7 +314,9 @@ def _reduce(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     reduced = {dim % len(view.dims) for dim in ([argument] if isinstance(argument, int) else argument or all_dims)}
     mixed = _mix(view, reduced)
     keep = len(shape) == len(view.dims)
-    dims = [(Atom(1),) if index in reduced else dim for index, dim in enumerate(mixed.dims) if keep or index not in reduced]
+    dims = [
+        (Atom(1),) if index in reduced else dim for index, dim in enumerate(mixed.dims) if keep or index not in reduced
+    ]
     return replace(mixed, dims=tuple(dims))
 
 
@@ -358,7 +363,9 @@ def _narrow(view: View, dim: int, start: int, step: int, size: int) -> View:
     if len(atoms) > 1 and _is_spatial(atoms):
         view = _mix(view, [dim])
     return _remap(
-        view, [*map(_dim_size, view.dims[:dim]), size, *map(_dim_size, view.dims[dim + 1 :])], {dim: (step, start, start)}
+        view,
+        [*map(_dim_size, view.dims[:dim]), size, *map(_dim_size, view.dims[dim + 1 :])],
+        {dim: (step, start, start)},
     )
 
 
@@ -414,7 +421,9 @@ def _unsqueeze(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 
 def _flip(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    return _remap(view, shape, {dim: (-1, shape[dim] - 1, shape[dim] - 1) for dim in args[1] if _is_spatial(view.dims[dim])})
+    return _remap(
+        view, shape, {dim: (-1, shape[dim] - 1, shape[dim] - 1) for dim in args[1] if _is_spatial(view.dims[dim])}
+    )
 
 
 def _unfold(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
@@ -453,7 +462,9 @@ _TRACERS: dict[str, Callable[[View, Sequence[Any], Sequence[int]], View]] = {
     "avg_pool2d": lambda view, args, shape: _pool(view, args[:4], shape),  # its fifth argument is ceil_mode
     "_adaptive_avg_pool2d": _adaptive_pool,
     "adaptive_max_pool2d": _adaptive_pool,
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "logsumexp", "prod", "std", "var", "any", "all"), _reduce),
+    **dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "max", "min", "logsumexp", "prod", "std", "var", "any", "all"), _reduce
+    ),
     "linalg_vector_norm": lambda view, args, shape: _reduce(view, [args[0], *args[2:]], shape),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
     "slice": _slice,
@@ -476,8 +487,12 @@ _TRACERS: dict[str, Callable[[View, Sequence[Any], Sequence[int]], View]] = {
     "native_batch_norm": _batch_norm,
     "_native_batch_norm_legit_no_training": lambda view, args, shape: view,
     "native_group_norm": lambda view, args, shape: _statistic(view, range(1, len(view.dims))),
-    "native_layer_norm": lambda view, args, shape: _statistic(view, range(len(view.dims) - len(args[1]), len(view.dims))),
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), lambda view, args, shape: _statistic(view, [args[1]])),
+    "native_layer_norm": lambda view, args, shape: _statistic(
+        view, range(len(view.dims) - len(args[1]), len(view.dims))
+    ),
+    **dict.fromkeys(
+        ("_softmax", "_log_softmax", "_safe_softmax"), lambda view, args, shape: _statistic(view, [args[1]])
+    ),
 }
 
 
@@ -485,7 +500,9 @@ def trace_parts(view: View, name: str, args: Sequence[Any], outs: Sequence[torch
     """Return the views of the outputs of split, chunk or unbind."""
     if view is UNKNOWN:
         return [UNKNOWN] * len(outs)
-    dim = args[2] if name.startswith("split") and len(args) > 2 else args[1] if name == "unbind" and len(args) > 1 else 0
+    dim = (
+        args[2] if name.startswith("split") and len(args) > 2 else args[1] if name == "unbind" and len(args) > 1 else 0
+    )
     dim %= len(view.dims)
     parts, start = [], 0
     for out in outs:

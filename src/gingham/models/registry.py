@@ -35,12 +35,14 @@ def create_network(network: str, factory: NetworkFactory | None, channels: int =
     try:
         create: NetworkFactory = factory if factory is not None else NETWORKS[network]
         parameters = inspect.signature(create).parameters
-        arguments = {name: value for name, value in (("channels", channels), ("classes", classes)) if name in parameters}
+        arguments = {
+            name: value for name, value in (("channels", channels), ("classes", classes)) if name in parameters
+        }
         created: Any = create(**arguments)
     except Exception as error:
         raise ModelError(
-            f"cannot make {network} ({type(error).__name__}: {one_line(error)}); it must be a torch.nn.Module that needs no "
-            "arguments other than channels and classes"
+            f"cannot make {network} ({type(error).__name__}: {one_line(error)}); it must be a torch.nn.Module that "
+            "needs no arguments other than channels and classes"
         ) from error
     if not isinstance(created, nn.Module):
         raise ModelError(f"{network} makes a {type(created).__name__}; a torch.nn.Module is needed")
@@ -66,9 +68,12 @@ def build_classifier(
     """
     created = create_network(network, factory, input_shape[0], len(classes))
     model = Classifier(created, classes, input_shape, mean, std, tta)
-    # Built-in networks take any size or a small one, so a large `input_shape` from an untrusted file need not be allocated.
+    # Built-in networks take any size or a small one, so a large `input_shape` from an untrusted file need not be
+    # allocated.
     channels, height, width = input_shape
-    trial_shape = input_shape if factory is not None else (channels, min(height, MAX_TRIAL_SIDE), min(width, MAX_TRIAL_SIDE))
+    trial_shape = (
+        input_shape if factory is not None else (channels, min(height, MAX_TRIAL_SIDE), min(width, MAX_TRIAL_SIDE))
+    )
     shape = "x".join(map(str, trial_shape))
     failures: type[Exception] = RuntimeError if factory is None else Exception  # a user's forward may fail in any way
     try:
@@ -82,13 +87,13 @@ def build_classifier(
         ) from error
     if output_shape != (1, len(classes)) and factory is not None:
         raise ModelError(
-            f"the network {network!r} turns one picture of {shape} into {output_shape}, where (1, {len(classes)}) logits are "
-            f"needed; let it end in {len(classes)} outputs a picture, such as nn.Linear(..., {len(classes)})"
+            f"the network {network!r} turns one picture of {shape} into {output_shape}, where (1, {len(classes)}) "
+            f"logits are needed; let it end in {len(classes)} outputs a picture, such as nn.Linear(..., {len(classes)})"
         )
     if output_shape != (1, len(classes)):
         raise ModelError(
-            f"the network {network!r} turns one picture of {shape} into {output_shape}, where (1, {len(classes)}) logits are "
-            "needed; choose another network or pictures of the size it was made for (article: 28x28)"
+            f"the network {network!r} turns one picture of {shape} into {output_shape}, where (1, {len(classes)}) "
+            "logits are needed; choose another network or pictures of the size it was made for (article: 28x28)"
         )
     return model
 
@@ -120,22 +125,28 @@ def import_network(name: str) -> NetworkFactory:
     module_name, colon, class_name = name.partition(":")
     if module_name.endswith(".py"):
         raise ModelError(
-            f"got the file {module_name}; write its module, as in {module_name[:-3].replace('/', '.')}:{class_name or 'Class'}"
+            f"got the file {module_name}; write its module, as in "
+            f"{module_name[:-3].replace('/', '.')}:{class_name or 'Class'}"
         )
     if not colon or not module_name or not class_name:
-        raise ModelError(f"--model got {name!r}; write package.module:Class, such as mynet:Net for the class Net in mynet.py")
+        raise ModelError(
+            f"--model got {name!r}; write package.module:Class, such as mynet:Net for the class Net in mynet.py"
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules in the current folder, as with `python -m`
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ModelError(
-            f"cannot import {module_name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, importable from here"
+            f"cannot import {module_name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, "
+            "importable from here"
         ) from error
     if not hasattr(module, class_name):
         known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
         raise ModelError(f"{module_name} has no {class_name!r}{suggest(class_name, known)}")
     imported = getattr(module, class_name)
     if not callable(imported):
-        raise ModelError(f"{name} is a {type(imported).__name__}; name a class, or a function, that makes a torch.nn.Module")
+        raise ModelError(
+            f"{name} is a {type(imported).__name__}; name a class, or a function, that makes a torch.nn.Module"
+        )
     return cast(NetworkFactory, imported)

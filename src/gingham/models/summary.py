@@ -149,7 +149,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         view = self.view_of(out)
         input_storages = {x.untyped_storage()._cdata for x in inputs if torch.is_tensor(x)}
         names = {layer.name for layer in self.layers}
-        unique_name = name if name not in names else next(f"{name}#{n}" for n in range(2, 10**9) if f"{name}#{n}" not in names)
+        unique_name = (
+            name if name not in names else next(f"{name}#{n}" for n in range(2, 10**9) if f"{name}#{n}" not in names)
+        )
         self.layers.append(
             Layer(
                 name=unique_name,
@@ -285,20 +287,19 @@ def _describe_failure(recorder: _Recorder, error: Exception, name: str, input_sh
     module = call.module
     if isinstance(module, nn.Linear) and call.inputs and call.inputs[0].shape[-1] != module.in_features:
         return (
-            f"a picture of {shape} reaches {layer} with {call.inputs[0].shape[-1]} features, it takes {module.in_features}; "
-            f"make it Linear({call.inputs[0].shape[-1]}, {module.out_features}), or give pictures of another size"
+            f"a picture of {shape} reaches {layer} with {call.inputs[0].shape[-1]} features, it takes "
+            f"{module.in_features}; make it Linear({call.inputs[0].shape[-1]}, {module.out_features}), or give "
+            "pictures of another size"
         )
     if isinstance(module, nn.Conv2d) and call.inputs and call.inputs[0].shape[1] != module.in_channels:
         return (
-            f"a picture of {shape} reaches {layer} with {call.inputs[0].shape[1]} channels, it takes {module.in_channels}; "
-            f"make it Conv2d({call.inputs[0].shape[1]}, {module.out_channels}, ...), or give pictures of "
-            f"{module.in_channels}x{input_shape[1]}x{input_shape[2]}"
+            f"a picture of {shape} reaches {layer} with {call.inputs[0].shape[1]} channels, it takes "
+            f"{module.in_channels}; make it Conv2d({call.inputs[0].shape[1]}, {module.out_channels}, ...), or give "
+            f"pictures of {module.in_channels}x{input_shape[1]}x{input_shape[2]}"
         )
     too_small = any(
         text in str(error) for text in ("Kernel size can't be greater", "too small", "output size is", "Output size")
     )
     if too_small:
         return f"a picture of {shape} is too small: it ran out at {layer}, which got {size}; give a larger --input"
-    return (
-        f"{name} cannot take a picture of {shape}: {layer}, which got {size}, failed ({one_line(error)}); give another --input"
-    )
+    return f"{name} cannot take a picture of {shape}: {layer}, which got {size}, failed ({one_line(error)}); give another --input"

@@ -39,9 +39,9 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
     """Write the report of a run to an HTML file and return it.
 
     It shows the data and the recipe, sample images, learning curves, accuracy per class, the most confident mistakes,
-    calibration, filters and feature maps, the layer table, the speed, the issues that `check_run` finds, and the limits of
-    the evaluation. Results are those of the validation split; those of the test split are included only if the run has been
-    evaluated on it before.
+    calibration, filters and feature maps, the layer table, the speed, the issues that `check_run` finds, and the limits
+    of the evaluation. Results are those of the validation split; those of the test split are included only if the run
+    has been evaluated on it before.
 
         gingham.write_report(run, data.train, data.validation, data.test, Path("report.html"))
 
@@ -113,7 +113,10 @@ def _evaluation(result: EvaluationResult, split: Split, probabilities: torch.Ten
     matrix = torch.tensor(result.confusion.matrix)
     totals = matrix.sum(dim=1, keepdim=True).clamp(min=1)
     ranked = sorted(result.per_class, key=lambda name: result.per_class[name]["accuracy"] or 0)
-    pairs = [(int(matrix[i, j]), i, j) for i, j in (matrix * (1 - torch.eye(len(matrix), dtype=torch.long))).nonzero().tolist()]
+    pairs = [
+        (int(matrix[i, j]), i, j)
+        for i, j in (matrix * (1 - torch.eye(len(matrix), dtype=torch.long))).nonzero().tolist()
+    ]
     charts = {}
     for key, title in (("reliability_before", "before"), ("reliability", "after")):
         bins = getattr(result, key)
@@ -236,10 +239,14 @@ def _feature_maps(model: Any, image: torch.Tensor) -> list[dict[str, Any]]:
     for (height, width), (name, maps) in list(by_size.items())[:6]:
         images = _to_grey_images(maps[:16], centred=False)
         scale = max(1, MAX_SIDE // 2 // max(width, height))
-        images = [image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images]
+        images = [
+            image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images
+        ]
         if max(images[0].size) > MAX_SIDE:
             images = [image.resize((MAX_SIDE, MAX_SIDE * image.height // image.width)) for image in images]
-        rows.append({"layer": name, "image": _data_uri(_grid(images, 8)), "count": len(maps), "size": f"{height}×{width}"})
+        rows.append(
+            {"layer": name, "image": _data_uri(_grid(images, 8)), "count": len(maps), "size": f"{height}×{width}"}
+        )
     return rows
 
 
@@ -257,7 +264,9 @@ def _curves(run: Run) -> dict[str, str] | None:
         epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
         lines = [Line("training", "training", list(zip(epochs.tolist(), means.tolist(), strict=True)))]
         evaluations = [
-            (entry["epoch"], scale * entry[f"validation_{key}"]) for entry in epoch_ends if entry["validation_loss"] is not None
+            (entry["epoch"], scale * entry[f"validation_{key}"])
+            for entry in epoch_ends
+            if entry["validation_loss"] is not None
         ]
         if evaluations:
             lines.append(Line("validation", "validation", evaluations, dots=len(evaluations) <= 40))
@@ -288,32 +297,42 @@ def _seconds(function: Any) -> float:
     return time.perf_counter() - start
 
 
-def _limits(run: Run, train: Split, validation: Split | None, test_predictions: dict[str, torch.Tensor] | None) -> list[str]:
+def _limits(
+    run: Run, train: Split, validation: Split | None, test_predictions: dict[str, torch.Tensor] | None
+) -> list[str]:
     """Return sentences that say what the report does not show."""
     limits = [
         f"One seed ({run.recipe.seed}). Another would end a little higher or lower; gingham trials says how much.",
         (
-            f"Every picture here comes from {Path(train.dataset).name}. Nothing says how the model does on pictures from elsewhere: "
-            "photographs, other cameras, other backgrounds."
+            f"Every picture here comes from {Path(train.dataset).name}. Nothing says how the model does on pictures "
+            "from elsewhere: photographs, other cameras, other backgrounds."
         ),
         "No test of what small changes do: turned, blurred, noisy or partly hidden pictures.",
-        "The model knows its classes alone. Anything else is given the class it resembles most, perhaps with confidence.",
+        (
+            "The model knows its classes alone. Anything else is given the class it resembles most, perhaps with "
+            "confidence."
+        ),
     ]
     if validation is not None:
         limits.append(
-            "Temperature and threshold were fitted to the validation pictures they are shown on; on new pictures they hold "
-            "a little less well."
+            "Temperature and threshold were fitted to the validation pictures they are shown on; on new pictures they "
+            "hold a little less well."
         )
     if run.recipe.patience:
-        limits.append("The weights were chosen by the validation split, so the validation accuracy flatters them a little.")
+        limits.append(
+            "The weights were chosen by the validation split, so the validation accuracy flatters them a little."
+        )
     if test_predictions is None:
         limits.append("The test split was not measured: there is no figure from pictures that no choice was made by.")
     elif len(run.test_openings) > 1:
         limits.append(
-            f"The test split was opened {len(run.test_openings)} times; each look that led to a change makes it less of a test."
+            f"The test split was opened {len(run.test_openings)} times; each look that led to a change makes it less "
+            "of a test."
         )
     few = [name for name, count in (validation or train).counts().items() if count < 30]
     if few:
         names = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
-        limits.append(f"Fewer than 30 pictures measured of {names}: what is said of these classes is little more than a guess.")
+        limits.append(
+            f"Fewer than 30 pictures measured of {names}: what is said of these classes is little more than a guess."
+        )
     return limits

@@ -42,8 +42,12 @@ class _Frame:
         self.elements = []
         for value in ticks(*y):
             svg_y = self.svg_y(value)
-            self.elements.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{svg_y:.1f}" y2="{svg_y:.1f}"/>')
-            self.elements.append(f'<text class="tick" x="{LEFT - 7}" y="{svg_y + 4:.1f}" text-anchor="end">{value:g}</text>')
+            self.elements.append(
+                f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{svg_y:.1f}" y2="{svg_y:.1f}"/>'
+            )
+            self.elements.append(
+                f'<text class="tick" x="{LEFT - 7}" y="{svg_y + 4:.1f}" text-anchor="end">{value:g}</text>'
+            )
         for value in ticks(*x):
             svg_x = self.svg_x(value)
             self.elements.append(
@@ -53,7 +57,9 @@ class _Frame:
             f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>'
         )
         middle = (LEFT + WIDTH - RIGHT) / 2
-        self.elements.append(f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
+        self.elements.append(
+            f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>'
+        )
         centre = (TOP + HEIGHT - BOTTOM) / 2
         self.elements.append(
             f'<text class="label" transform="translate(12 {centre}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'

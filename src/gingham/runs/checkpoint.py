@@ -1,8 +1,8 @@
 """Checkpoints of a training in progress. The last two are kept, each with a manifest whose checksum detects a torn file.
 
-A run's folder `checkpoint/` holds `step-00000120.safetensors`, with the whole state, and its manifest `step-00000120.json`,
-which is written last: a state without a manifest is ignored. The previous checkpoint is kept as well, in case the disk loses
-the newest.
+A run's folder `checkpoint/` holds `step-00000120.safetensors`, with the whole state, and its manifest
+`step-00000120.json`, which is written last: a state without a manifest is ignored. The previous checkpoint is kept as
+well, in case the disk loses the newest.
 """
 
 import hashlib
@@ -89,7 +89,9 @@ def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
         except _FormatError:
             raise
         except (OSError, RunError) as error:
-            reason = error.strerror or one_line(error) if isinstance(error, OSError) else one_line(error).partition("; ")[0]
+            reason = (
+                error.strerror or one_line(error) if isinstance(error, OSError) else one_line(error).partition("; ")[0]
+            )
             torn.append(f"the checkpoint {manifest.with_suffix('').name} is torn ({reason})")
     path = folder / FOLDER
     if torn:
@@ -102,11 +104,13 @@ def _read_verified(path: Path) -> bytes:
     manifest = read_json(path)
     version = manifest.get("format")
     if isinstance(version, int) and version > FORMAT:
-        raise _FormatError(f"{path} is of format {version}, newer than {FORMAT}, the newest this gingham reads; update gingham")
+        raise _FormatError(
+            f"{path} is of format {version}, newer than {FORMAT}, the newest this gingham reads; update gingham"
+        )
     if isinstance(version, int) and version < FORMAT:
         raise _FormatError(
-            f"{path} is of format {version}, from before the release 0.1.0, and is not read any more; remove {path.parent} to "
-            "start over"
+            f"{path} is of format {version}, from before the release 0.1.0, and is not read any more; remove "
+            f"{path.parent} to start over"
         )
     state = path.with_suffix(".safetensors")
     require_regular_file(state)

@@ -79,11 +79,11 @@ class Run:
 
 
 def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
-    """Write a run folder and return its path: `model.safetensors`, `history.jsonl`, and last `model.json`, which marks the run
-    as finished. Then remove the checkpoints of the training.
+    """Write a run folder and return its path: `model.safetensors`, `history.jsonl`, and last `model.json`, which marks
+    the run as finished. Then remove the checkpoints of the training.
 
-    With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Call `halve` first, so
-    that the saved model is the one that was measured.
+    With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Call `halve`
+    first, so that the saved model is the one that was measured.
 
         gingham.save(run, "runs/fast")
 
@@ -137,7 +137,8 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
         model = gingham.load("runs/mine", MyNetwork).model
 
     Raises
-        RunError: the run is missing, unfinished or of another format; a key is missing or wrong; the weights are missing,
+        RunError: the run is missing, unfinished or of another format; a key is missing or wrong; the weights are
+        missing,
             damaged or of another shape; a network of your own is not passed, or is another one.
     """
     folder = Path(folder)
@@ -149,10 +150,13 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
     except _OwnNetworkError as error:
         raise RunError(f"{folder} {error}") from None
     except KeyError as error:
-        raise RunError(f"{folder / METADATA_FILE} lacks the key {error}; restore it from a copy or train again") from error
+        raise RunError(
+            f"{folder / METADATA_FILE} lacks the key {error}; restore it from a copy or train again"
+        ) from error
     except (GinghamError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunError(
-            f"{folder / METADATA_FILE} does not describe a run ({one_line(error)}); restore it from a copy or train again"
+            f"{folder / METADATA_FILE} does not describe a run ({one_line(error)}); restore it from a copy or train "
+            "again"
         ) from error
     tensors, _ = read_tensors(folder / WEIGHTS_FILE)
     _load_weights(run.model, tensors, folder / WEIGHTS_FILE)
@@ -165,8 +169,8 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 def _explain_missing_run(folder: Path) -> str:
     if has_checkpoint(folder):
         return (
-            f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham train "
-            f"{resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
+            f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham "
+            f"train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
     runs = sorted(path.parent for path in folder.glob(f"*/{METADATA_FILE}"))
     if (folder / TRIALS_FILE).exists():
@@ -207,7 +211,9 @@ def _from_metadata(metadata: Mapping[str, Any], factory: NetworkFactory | None =
     if factory is None and recipe.network not in NETWORKS:
         raise ValueError(f"its network {recipe.network!r} is not one of gingham's: {', '.join(NETWORKS)}")
     classes, shape = metadata["classes"], metadata["input_shape"]
-    if not (isinstance(classes, list) and 0 < len(classes) <= 10_000 and all(isinstance(name, str) for name in classes)):
+    if not (
+        isinstance(classes, list) and 0 < len(classes) <= 10_000 and all(isinstance(name, str) for name in classes)
+    ):
         raise ValueError("classes is not a list of 1 to 10000 names")
     if len(set(classes)) < len(classes):
         raise ValueError("classes has a name twice")
@@ -242,10 +248,13 @@ def _require_consistent(run: Run, metadata: Mapping[str, Any], folder: Path) -> 
             raise RunError(f"{folder / METADATA_FILE} lacks the key {key!r}; restore it from a copy or train again")
         if metadata[key] != expected[key]:
             raise RunError(
-                f"{folder / METADATA_FILE} says {key} {metadata[key]!r} where the recipe and weights beside it say {expected[key]!r}; restore it from a copy"
+                f"{folder / METADATA_FILE} says {key} {metadata[key]!r} where the recipe and weights beside it say "
+                f"{expected[key]!r}; restore it from a copy"
             )
     if metadata.get("weights_sha256") != sha256(folder / WEIGHTS_FILE):
-        raise RunError(f"{folder / WEIGHTS_FILE} is not the file that was saved (its SHA-256 differs); restore it from a copy")
+        raise RunError(
+            f"{folder / WEIGHTS_FILE} is not the file that was saved (its SHA-256 differs); restore it from a copy"
+        )
 
 
 def _load_weights(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -264,7 +273,9 @@ def _load_weights(model: Classifier, tensors: Mapping[str, torch.Tensor], path: 
             raise RunError(f"{path} holds values in {name} that are not finite; {remedy}")
         is_divisor, is_variance = name in ("std", "temperature"), name.endswith("running_var")
         if (is_divisor and bool((tensors[name] <= 0).any())) or (is_variance and bool((tensors[name] < 0).any())):
-            raise RunError(f"{path} holds values in {name} that no training gives, down to {tensors[name].min():g}; {remedy}")
+            raise RunError(
+                f"{path} holds values in {name} that no training gives, down to {tensors[name].min():g}; {remedy}"
+            )
     if extra := sorted(set(tensors) - set(expected)):
         raise RunError(f"{path} holds a tensor {extra[0]} that the network does not have; {remedy}")
     model.load_state_dict(dict(tensors))
@@ -282,4 +293,6 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []  # a model can be used without its training history
     except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without") from error
+        raise RunError(
+            f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without"
+        ) from error

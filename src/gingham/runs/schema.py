@@ -1,6 +1,7 @@
 """The types of the values that a run stores beside its recipe, in `model.json` and `history.jsonl`.
 
-Tables and reports calculate with these values, so a file with other types is rejected when it is loaded, not when it is shown.
+Tables and reports calculate with these values, so a file with other types is rejected when it is loaded, not when it is
+shown.
 """
 
 from collections.abc import Mapping

@@ -20,9 +20,10 @@ IMAGES_PER_CALL = 1 << 16  # images augmented per GPU call
 class Batch:
     """One batch of training images, on the training device.
 
-    `images` is uint8 (B, C, H, W), `labels` int64 (B,). With CutMix, `mixed_labels`, int64 (B,), are the labels of the images pasted
-    over these, and `mix_weight`, float (B,), the share of each image that is still its own. `distill_mask`, float (B,), is 1 for
-    images that the teachers are asked about and 0 for the others; None if they are asked about all.
+    `images` is uint8 (B, C, H, W), `labels` int64 (B,). With CutMix, `mixed_labels`, int64 (B,), are the labels of the
+    images pasted over these, and `mix_weight`, float (B,), the share of each image that is still its own.
+    `distill_mask`, float (B,), is 1 for images that the teachers are asked about and 0 for the others; None if they are
+    asked about all.
     """
 
     images: torch.Tensor

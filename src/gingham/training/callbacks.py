@@ -33,7 +33,8 @@ class TensorBoardLogger:
         history = self.history
         span = slice(self.written, done)
         for step, (loss, accuracy) in enumerate(
-            zip(history.losses[span].tolist(), (history.correct / history.sizes)[span].tolist(), strict=True), self.written + 1
+            zip(history.losses[span].tolist(), (history.correct / history.sizes)[span].tolist(), strict=True),
+            self.written + 1,
         ):
             self._add("train/loss", loss, step)
             self._add("train/accuracy", accuracy, step)
@@ -84,16 +85,16 @@ class ProgressBar:
             self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
             self.bar.update(done - self.bar.n)
         else:
-            self._print(f"step {done}/{steps}  epoch {self.sampler.epochs(done):.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}")
+            self._print(
+                f"step {done}/{steps}  epoch {self.sampler.epochs(done):.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}"
+            )
 
     def on_epoch_end(self, seconds: float) -> None:
         """Print the results of the epoch that has just ended, and the seconds of training so far."""
         entry, epochs = self.history.epochs[-1], self.sampler.epochs(self.sampler.steps)
         self.next_update = time.monotonic() + self.interval
         images = self.sampler.epoch_size(self.sampler.position(entry["step"] - 1)[0])
-        line = (
-            f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
-        )
+        line = f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
         if images < self.sampler.num_images:
             line += f" of {images:,} hard pictures"
         if entry["validation_accuracy"] is not None:

@@ -39,8 +39,8 @@ def check_training(
 ) -> list[Issue]:
     """Return the issues of model and losses together, without a stuck loss that another issue explains.
 
-    `losses`, float (steps,), are those of the steps so far, `epochs` the epochs' entries of the history, `steps` the length of the whole
-    training; `over` says whether it has ended.
+    `losses`, float (steps,), are those of the steps so far, `epochs` the epochs' entries of the history, `steps` the
+    length of the whole training; `over` says whether it has ended.
     """
     images, labels = _sample(train)
     causes = check_model(model, images, recipe)
@@ -70,9 +70,11 @@ def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> list
                 Issue(
                     "dead-relus" if dead == len(channels) else "mostly-dead-relus",
                     f"{which} dead in layer {name}",
-                    f"{dead} of its {len(channels)} channels ({dead / len(channels):.0%}) are 0 at every position of {len(images)} pictures",
-                    f"train again with a lower learning rate, such as --set learning_rate={recipe.learning_rate / 10:g}, or with "
-                    "another --seed; BatchNorm before the ReLU keeps it alive",
+                    f"{dead} of its {len(channels)} channels ({dead / len(channels):.0%}) are 0 at every position of "
+                    f"{len(images)} pictures",
+                    "train again with a lower learning rate, such as --set "
+                    f"learning_rate={recipe.learning_rate / 10:g}, or with another --seed; BatchNorm before the ReLU "
+                    "keeps it alive",
                 )
             )
     if bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
@@ -80,8 +82,8 @@ def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> list
             Issue(
                 "double-softmax",
                 "softmax is applied twice",
-                f"the network's outputs are probabilities already (at least 0, summing to 1 for each of {len(images)} pictures), "
-                "and the loss takes the softmax of them once more, which hides most of the gradient",
+                f"the network's outputs are probabilities already (at least 0, summing to 1 for each of {len(images)} "
+                "pictures), and the loss takes the softmax of them once more, which hides most of the gradient",
                 "let the network end in its last linear layer: remove its softmax",
             )
         )
@@ -101,8 +103,8 @@ def _check_pixels(model: Classifier, images: torch.Tensor) -> list[Issue]:
         Issue(
             "unnormalized-pixels",
             "the pixels are not normalised",
-            f"after the recipe's mean {_numbers(model.mean)} and std {_numbers(model.std)} they have mean {mean:.2f} and standard "
-            f"deviation {std:.2f}, where about 0 and 1 are meant",
+            f"after the recipe's mean {_numbers(model.mean)} and std {_numbers(model.std)} they have mean {mean:.2f} "
+            f"and standard deviation {std:.2f}, where about 0 and 1 are meant",
             f"train with the data's own: --set mean={data_mean.replace(' ', '')} --set std={data_std.replace(' ', '')}",
         )
     ]
@@ -140,7 +142,9 @@ def _record_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
                 key = last if last in relus else f"{last} (the ReLU after it)"
                 key += f", call {calls[last]}" if calls[last] > 1 else ""
                 channels = (out > 0).transpose(0, 1).flatten(1).any(dim=1)
-                active[key] = active[key] | channels if key in active and len(active[key]) == len(channels) else channels
+                active[key] = (
+                    active[key] | channels if key in active and len(active[key]) == len(channels) else channels
+                )
             return out
 
     handles = [module.register_forward_pre_hook(enter) for module in network.modules()]
@@ -153,7 +157,12 @@ def _record_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def check_history(
-    recipe: Recipe, num_images: int, classes: int, losses: torch.Tensor, epochs: Sequence[dict[str, Any]], over: bool = True
+    recipe: Recipe,
+    num_images: int,
+    classes: int,
+    losses: torch.Tensor,
+    epochs: Sequence[dict[str, Any]],
+    over: bool = True,
 ) -> list[Issue]:
     """Return the issues that the losses so far, float (steps,), and the epochs' entries show; `over` says whether training has ended."""
     chance = math.log(classes)
@@ -168,8 +177,8 @@ def check_history(
                 Issue(
                     "learning-rate-too-high",
                     "the learning rate is far too high",
-                    f"the loss has risen to {highest:.3g} (the mean of {tenth} steps) and ended at {ending:.3g}, where guessing gives "
-                    f"{chance:.3g} (ln {classes})",
+                    f"the loss has risen to {highest:.3g} (the mean of {tenth} steps) and ended at {ending:.3g}, where "
+                    f"guessing gives {chance:.3g} (ln {classes})",
                     f"lower it: --set learning_rate={recipe.learning_rate / 10:g}",
                 )
             )
@@ -178,12 +187,12 @@ def check_history(
                 Issue(
                     "stuck-loss",
                     f"the loss is stuck at ln {classes}",
-                    f"over the last {tenth} of {len(comparable)} steps it is {ending:.3f}, and guessing gives ln {classes} = {chance:.3f}: nothing is "
-                    "learned",
+                    f"over the last {tenth} of {len(comparable)} steps it is {ending:.3f}, and guessing gives ln "
+                    f"{classes} = {chance:.3f}: nothing is learned",
                     "train for more steps"
                     if len(comparable) < SLOW_START_STEPS
-                    else "see that labels and pictures belong together (gingham diagnose on the data), then try another --seed and "
-                    "a lower learning rate",
+                    else "see that labels and pictures belong together (gingham diagnose on the data), then try "
+                    "another --seed and a lower learning rate",
                 )
             )
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
@@ -199,11 +208,11 @@ def check_history(
                 Issue(
                     "over-fitting",
                     "the network over-fits",
-                    f"since epoch {best['epoch']:.3g} the validation loss has risen from {best['validation_loss']:.3f} to "
-                    f"{end['validation_loss']:.3f}, and {end['train_accuracy']:.1%} of the training pictures are right against "
-                    f"{end['validation_accuracy']:.1%} of the validation pictures",
-                    "train shorter (--set patience=3 stops by itself), or show every picture in more ways: --set shift_pixels=1 "
-                    "--set flip=alternating",
+                    f"since epoch {best['epoch']:.3g} the validation loss has risen from {best['validation_loss']:.3f} "
+                    f"to {end['validation_loss']:.3f}, and {end['train_accuracy']:.1%} of the training pictures are "
+                    f"right against {end['validation_accuracy']:.1%} of the validation pictures",
+                    "train shorter (--set patience=3 stops by itself), or show every picture in more ways: --set "
+                    "shift_pixels=1 --set flip=alternating",
                 )
             )
     return issues
@@ -222,7 +231,9 @@ def _barely_learns(losses: torch.Tensor, recipe: Recipe, num_images: int, classe
     return 0.6 * math.log(classes) < ending < 1.1 * math.log(classes)
 
 
-def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tensor, labels: torch.Tensor) -> list[Issue]:
+def check_rate(
+    model: Classifier, recipe: Recipe, steps: int, images: torch.Tensor, labels: torch.Tensor
+) -> list[Issue]:
     """Return an issue if the learning rate is far too low for a whole training of `steps` to change the weights.
 
     Compares the length of all steps together, at the present gradient on some images, with the size of the filters.
@@ -245,7 +256,8 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: torch.Tens
         Issue(
             "learning-rate-too-low",
             "the learning rate is far too low",
-            f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by {rates * relative_step:.1e} of their size",
+            f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by "
+            f"{rates * relative_step:.1e} of their size",
             f"raise it: --set learning_rate={usual:g}",
         )
     ]
@@ -286,8 +298,8 @@ def check_batches(recipe: Recipe, num_images: int, network: nn.Module) -> list[I
         Issue(
             "single-image-batch",
             "a batch of one picture goes through BatchNorm",
-            f"{single[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the statistics of "
-            f"{norms[0]}{f' and {len(norms) - 1} more' * (len(norms) > 1)} then come from one picture",
+            f"{single[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the "
+            f"statistics of {norms[0]}{f' and {len(norms) - 1} more' * (len(norms) > 1)} then come from one picture",
             f"choose another batch size: --set batch_size={size}",
         )
     ]
@@ -316,8 +328,8 @@ def check_labels(train: Split, validation: Split | None) -> list[Issue]:
             Issue(
                 "shuffled-labels",
                 f"the labels of the {split.name} pictures do not belong to them",
-                f"of {total:,} {split.name} pictures {agreeing / total:.1%} share the label of the training picture most like them, "
-                f"and {chance:.1%} would by chance: labels and pictures are in different orders",
+                f"of {total:,} {split.name} pictures {agreeing / total:.1%} share the label of the training picture "
+                f"most like them, and {chance:.1%} would by chance: labels and pictures are in different orders",
                 f"make the {split.name} labels anew, in the order of their pictures",
             )
         )

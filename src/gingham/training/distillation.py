@@ -16,11 +16,11 @@ from gingham.runs.run import Run
 class TeacherEnsemble:
     """Trained models whose predictions another model learns: the mean of their probabilities.
 
-    They get the same augmented images as the model that is trained. With `skip_photos` they are not asked about simulated photos,
-    which none of them was trained on.
+    They get the same augmented images as the model that is trained. With `skip_photos` they are not asked about
+    simulated photos, which none of them was trained on.
 
-    Sources: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531); the same view for both from Beyer et
-    al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv 2106.05237).
+    Sources: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531); the same view for both
+    from Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv 2106.05237).
     """
 
     def __init__(self, models: Sequence[Classifier], temperature: float, skip_photos: bool = False) -> None:
@@ -35,7 +35,9 @@ class TeacherEnsemble:
         return torch.stack(probabilities).mean(dim=0)
 
 
-def validate_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None) -> tuple[str, ...]:
+def validate_teachers(
+    teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None
+) -> tuple[str, ...]:
     """Check that runs can be teachers for a recipe on a split, and return the checksums of their weights.
 
     Raises
@@ -51,13 +53,15 @@ def validate_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, val
         name = run.folder or f"{run.recipe.name} with seed {run.recipe.seed}"
         if run.model.classes != train.classes or run.model.input_shape != train.image_shape:
             raise DataError(
-                f"the teacher {name} answers for pictures of {run.model.input_shape} in {len(run.model.classes)} classes, and these are "
-                f"of {train.image_shape} in {len(train.classes)}; choose teachers that were trained on the same data"
+                f"the teacher {name} answers for pictures of {run.model.input_shape} in {len(run.model.classes)} "
+                f"classes, and these are of {train.image_shape} in {len(train.classes)}; choose teachers that were "
+                "trained on the same data"
             )
         if run.data.get("fingerprint") != train.fingerprint or run.data.get("train_images") != len(train):
             raise DataError(
-                f"the teacher {name} was trained on {run.data.get('train_images')} pictures of {run.data.get('name')}, and not on these "
-                f"{len(train)} of {train.dataset} with {held_out} held out: it may know what is held out here; train it on the same split"
+                f"the teacher {name} was trained on {run.data.get('train_images')} pictures of {run.data.get('name')}, "
+                f"and not on these {len(train)} of {train.dataset} with {held_out} held out: it may know what is held "
+                "out here; train it on the same split"
             )
     checksums = tuple(tensors_sha256(run.model.state_dict()) for run in teachers)
     if len(set(checksums)) < len(checksums):

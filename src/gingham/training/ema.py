@@ -15,7 +15,8 @@ EMA = dict[str, torch.Tensor]  # floating-point tensors of a model's state dict,
 def update_ema(ema: EMA, model: nn.Module, step: int, decay: float) -> None:
     """Update the average of weights and statistics in place, after a step counted from 0.
 
-    It starts at the weights after the first step, with a decay that grows from 0.1 to `decay`, so that it soon forgets them.
+    It starts at the weights after the first step, with a decay that grows from 0.1 to `decay`, so that it soon forgets
+    them.
     """
     decay = min(decay, (1 + step) / (10 + step))
     weights = model.state_dict()

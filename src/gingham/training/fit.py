@@ -54,27 +54,32 @@ def fit(
 ) -> Run:
     """Train a network as a recipe says and return the Run.
 
-    Unless `progress` is False it shows a progress bar on a terminal, and plain lines elsewhere, on stderr, and warns there of the
-    issues that `training/checks.py` finds. With a `folder`, a checkpoint is saved there every `checkpoint_seconds` and at the end of
-    each epoch, and `resume` continues from it to the same weights (byte for byte on the same CPU and thread count).
+    Unless `progress` is False it shows a progress bar on a terminal, and plain lines elsewhere, on stderr, and warns
+    there of the issues that `training/checks.py` finds. With a `folder`, a checkpoint is saved there every
+    `checkpoint_seconds` and at the end of each epoch, and `resume` continues from it to the same weights (byte for byte
+    on the same CPU and thread count).
 
-    `network` is a class or function that creates a network of your own in place of the recipe's: float (N, C, H, W) in, logits (N, K)
-    out. `teachers` are runs, trained on the same split, from whose predictions the network learns beside the labels, with the
-    recipe's `distillation_weight`. With `track` "tensorboard" the history is also written for TensorBoard, to `tensorboard/` in the
-    folder. `on_epoch(model, epoch)` is called after each epoch, counted from 1, with the model as it is then.
+    `network` is a class or function that creates a network of your own in place of the recipe's: float (N, C, H, W) in,
+    logits (N, K) out. `teachers` are runs, trained on the same split, from whose predictions the network learns beside
+    the labels, with the recipe's `distillation_weight`. With `track` "tensorboard" the history is also written for
+    TensorBoard, to `tensorboard/` in the folder. `on_epoch(model, epoch)` is called after each epoch, counted from 1,
+    with the model as it is then.
 
-    With a validation split, the model's temperature and its threshold for "unsure" are fitted to it at the end. With the recipe's
-    `patience` it also stops the training early, and the weights are those of the best evaluation.
+    With a validation split, the model's temperature and its threshold for "unsure" are fitted to it at the end. With
+    the recipe's `patience` it also stops the training early, and the weights are those of the best evaluation.
 
-    Ctrl-C and SIGTERM take effect between steps; with a `folder` the state is saved first. In processes started by torchrun each
-    takes its shard of every batch and returns the same Run; only the first writes checkpoints, and only the first should save.
+    Ctrl-C and SIGTERM take effect between steps; with a `folder` the state is saved first. In processes started by
+    torchrun each takes its shard of every batch and returns the same Run; only the first writes checkpoints, and only
+    the first should save.
 
         run = gingham.fit(recipe, data.train, data.validation)
 
     Raises
-        DataError: a test split, splits of different datasets, an empty split, or a teacher that was trained on other images.
+        DataError: a test split, splits of different datasets, an empty split, or a teacher that was trained on other
+        images.
         ModelError: the network cannot be created, or does not fit the images or the number of classes.
-        GinghamError: an unknown device, a checkpoint of another recipe, or another process that failed or trains something else.
+        GinghamError: an unknown device, a checkpoint of another recipe, or another process that failed or trains
+        something else.
         TrainingError: a loss that is no longer finite.
         KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after the state was saved in the folder.
     """
@@ -87,7 +92,9 @@ def fit(
             "hold pictures out (--set validation_images=5000), or set patience=0"
         )
     if recipe.photo_share:
-        simulate_photos(train.images[:0], train.labels[:0], train.classes, recipe, 0)  # raises an error for images in colour
+        simulate_photos(
+            train.images[:0], train.labels[:0], train.classes, recipe, 0
+        )  # raises an error for images in colour
     teacher_checksums = validate_teachers(teachers, recipe, train, validation)
     if network is not None:
         recipe = recipe.replace(network=factory_name(network))
@@ -144,8 +151,11 @@ def fit(
             set_learning_rate(optimizer, lr_at(step, sampler.steps, recipe))
             epoch, _ = sampler.position(step)
             if network is not None:
-                # Seeded by the step, so that training can resume at any; processes that share a batch use different dropout.
-                torch.manual_seed(zlib.crc32(f"{recipe.seed} {step}{f' {context.rank}' if context.rank else ''}".encode()))
+                # Seeded by the step, so that training can resume at any; processes that share a batch use different
+                # dropout.
+                torch.manual_seed(
+                    zlib.crc32(f"{recipe.seed} {step}{f' {context.rank}' if context.rank else ''}".encode())
+                )
             output = _gather(take_step(batch, context.weight(len(indices))), len(indices), context)
 
             history.record(step, output.loss, output.correct)
@@ -213,7 +223,9 @@ def _create_train_step(
     batches = [dummy_batch(size, state.model, recipe, teachers) for size in shard_sizes]
     if recipe.compile:
         model = compile_model(model, optimizer, recipe, precision, teachers, batches)
-    if state.model.mean.is_cuda and builtin_network and context.size == 1:  # a user's forward may do what cannot be captured
+    if (
+        state.model.mean.is_cuda and builtin_network and context.size == 1
+    ):  # a user's forward may do what cannot be captured
         try:
             return CUDAGraphStep(model, optimizer, recipe, precision, teachers, batches)
         except RuntimeError as error:
@@ -249,7 +261,9 @@ def _create_run(state: TrainingState, train_seconds: float, start: int, context:
     return Run(model, recipe, history.entries(), metrics, data, describe_environment(model.mean.device))
 
 
-def _restore(state: TrainingState, folder: str | Path | None, context: DistributedContext) -> tuple[int, float, list[str]]:
+def _restore(
+    state: TrainingState, folder: str | Path | None, context: DistributedContext
+) -> tuple[int, float, list[str]]:
     """Load the last checkpoint of the main process's folder in every process; return the step, the seconds spent and notes to print."""
     if folder is None:
         return 0, 0.0, []
@@ -311,11 +325,11 @@ def _validate_splits(train: Split, validation: Split | None) -> None:
             raise DataError(f"the {role} split of {split.dataset} is empty; give it at least one picture")
     if validation is not None and (validation.classes != train.classes or validation.image_shape != train.image_shape):
         raise DataError(
-            f"the validation split has {len(validation.classes)} classes and pictures of {validation.image_shape}, the training "
-            f"split {len(train.classes)} and {train.image_shape}; cut both from one dataset"
+            f"the validation split has {len(validation.classes)} classes and pictures of {validation.image_shape}, the "
+            f"training split {len(train.classes)} and {train.image_shape}; cut both from one dataset"
         )
     if validation is not None and validation.fingerprint != train.fingerprint:
         raise DataError(
-            f"the training split is of {train.dataset} and the validation split of {validation.dataset}, or of another state "
-            "of it; cut both from one dataset"
+            f"the training split is of {train.dataset} and the validation split of {validation.dataset}, or of another "
+            "state of it; cut both from one dataset"
         )

@@ -16,7 +16,9 @@ class HealthMonitor:
     `warn` is called with one line for each issue.
     """
 
-    def __init__(self, recipe: Recipe, model: Classifier, history: History, train: Split, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, recipe: Recipe, model: Classifier, history: History, train: Split, warn: Callable[[str], None]
+    ) -> None:
         self.recipe, self.model, self.history, self.train, self.warn = recipe, model, history, train, warn
         self.reported: set[tuple[str, str]] = set()
         self.report(check_batches(recipe, len(train), model.network))

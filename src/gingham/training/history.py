@@ -47,7 +47,9 @@ class History:
         entry = {"epoch": self.sampler.epochs(done), "step": done, "train_loss": loss, "train_accuracy": accuracy}
         held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
         # Epochs of hard images are short, so what counts is the number of images seen, in sizes of the training split.
-        last_evaluation = next((before["step"] for before in reversed(self.epochs) if before["validation_loss"] is not None), 0)
+        last_evaluation = next(
+            (before["step"] for before in reversed(self.epochs) if before["validation_loss"] is not None), 0
+        )
         due = (
             done == self.sampler.steps
             or float(self.sizes[last_evaluation:done].sum()) >= self.sampler.num_images * self.recipe.validate_every
@@ -91,8 +93,9 @@ class History:
             images = self.sampler.order[epoch_step * size : (epoch_step + 1) * size].tolist()
             some = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
             raise TrainingError(
-                f"the loss is no longer finite since step {bad[0] + 1} (batch {epoch_step + 1} of epoch {epoch + 1}: the training pictures "
-                f"{some}; learning rate {rate:g}); try a lower one and another --out, such as --set learning_rate={rate / 10:g}"
+                f"the loss is no longer finite since step {bad[0] + 1} (batch {epoch_step + 1} of epoch {epoch + 1}: "
+                f"the training pictures {some}; learning rate {rate:g}); try a lower one and another --out, such as "
+                f"--set learning_rate={rate / 10:g}"
             )
 
     def entries(self) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from typing import Any
 class Issue:
     """Something wrong with a run or a dataset.
 
-    `code` names the kind of issue and never changes, so programs compare it and not the text, such as "dead-relus". `title` says what
-    is wrong, `evidence` how it shows, `fix` one thing to do. `images` are the images it shows in, if any: groups of (split name,
-    index), those of one group belong together.
+    `code` names the kind of issue and never changes, so programs compare it and not the text, such as "dead-relus".
+    `title` says what is wrong, `evidence` how it shows, `fix` one thing to do. `images` are the images it shows in, if
+    any: groups of (split name, index), those of one group belong together.
     """
 
     code: str

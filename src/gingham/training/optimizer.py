@@ -37,9 +37,8 @@ class Muon(torch.optim.Optimizer):
 
     Parameter groups with `filters` true hold weights of two or more dimensions, seen as matrices (out, the rest). The
     update of such a matrix is replaced by the nearest matrix with equal singular values, so that every direction learns
-    at one pace; and the matrix is kept at a norm of √out, which takes the place of weight decay.
-    Everything else in a network (biases, scales, the classifier) takes plain SGD steps; linear layers before the classifier
-    are filters too.
+    at one pace; and the matrix is kept at a norm of √out, which takes the place of weight decay. Everything else in a
+    network (biases, scales, the classifier) takes plain SGD steps; linear layers before the classifier are filters too.
 
         optimizer = Muon([{"params": filters, "filters": True}, {"params": others}], lr=0.5, momentum=0.9)
 
@@ -88,8 +87,8 @@ def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, by a Newton-Schulz iteration.
 
     `matrix` is float (rows, columns). With three iterations the larger singular values end between about 0.7 and 1.2;
-    those under a hundredth of the largest stay small. More iterations cost time and gained no accuracy. On a GPU the products
-    are in bfloat16, as Muon's author has them; on CPUs that gained no time.
+    those under a hundredth of the largest stay small. More iterations cost time and gained no accuracy. On a GPU the
+    products are in bfloat16, as Muon's author has them; on CPUs that gained no time.
 
     >>> orthogonalize(torch.diag(torch.tensor([3.0, 2.0])), iterations=5).diagonal().min() > 0.6
     tensor(True)
@@ -116,11 +115,17 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
-        fused = bool(parameters) and all(one.is_cuda for one in parameters)  # the one way that takes a rate that is a tensor
+        fused = bool(parameters) and all(
+            one.is_cuda for one in parameters
+        )  # the one way that takes a rate that is a tensor
         return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused)
     matrices = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the classifier, last in a network
-    filters = [parameter for parameter in parameters if parameter.ndim > 1 and not any(parameter is one for one in matrices)]
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2]  # biases and scales: decay would serve nothing
+    filters = [
+        parameter for parameter in parameters if parameter.ndim > 1 and not any(parameter is one for one in matrices)
+    ]
+    vectors = [
+        parameter for parameter in parameters if parameter.ndim < 2
+    ]  # biases and scales: decay would serve nothing
     groups = [
         {"params": filters, "scale": recipe.filter_lr_scale, "filters": True},
         {"params": matrices, "scale": 1.0, "weight_decay": decay},

@@ -83,13 +83,17 @@ class TrainingState:
         }
         wanted = {**now.pop("recipe"), **now}
         del wanted["checkpoint_seconds"]  # has no influence on the weights
-        if changed := [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]:
+        if changed := [
+            f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value
+        ]:
             raise RunError(
-                f"the checkpoint in {folder} was made with {list_differences(changed)}; resume with the same settings ({resume_options(metadata)}), or give "
-                "another --out"
+                f"the checkpoint in {folder} was made with {list_differences(changed)}; resume with the same settings "
+                f"({resume_options(metadata)}), or give another --out"
             )
         try:
-            self.model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+            self.model.load_state_dict(
+                {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+            )
             weights = self.model.state_dict()
             self.best, self.ema = (
                 {
@@ -105,19 +109,27 @@ class TrainingState:
                 if name.startswith("optimizer."):
                     _, index, key = name.split(".", 2)
                     state.setdefault(int(index), {})[key] = _with_layout_of(parameters[int(index)], tensor)
-            self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+            self.optimizer.load_state_dict(
+                {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+            )
             done = metadata["step"]
             self._validate(done, tensors, metadata)
             device = self.sampler.losses.device
-            self.sampler.order, self.sampler.losses = (tensors[f"sampler.{key}"].to(device) for key in ("order", "losses"))
-            self.history.losses[:done], self.history.correct[:done] = tensors["history.losses"], tensors["history.correct"]
+            self.sampler.order, self.sampler.losses = (
+                tensors[f"sampler.{key}"].to(device) for key in ("order", "losses")
+            )
+            self.history.losses[:done], self.history.correct[:done] = (
+                tensors["history.losses"],
+                tensors["history.correct"],
+            )
             self.history.epochs = metadata["epochs"]
             if self.recipe.patience and self.history.evaluations_since_best() >= self.recipe.patience:
                 self.history.steps = done  # training had just stopped early
             return done, float(metadata["train_seconds"])
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(
-                f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start over"
+                f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {folder / 'checkpoint'} to start "
+                "over"
             ) from error
 
     def _validate(self, done: Any, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
@@ -126,7 +138,12 @@ class TrainingState:
         if type(done) is not int or not 0 < done <= sampler.steps:
             raise ValueError(f"its step is {done!r}, of {sampler.steps}")
         images = sampler.epoch_size(sampler.position(done - 1)[0])
-        sizes = {"sampler.order": images, "sampler.losses": sampler.num_images, "history.losses": done, "history.correct": done}
+        sizes = {
+            "sampler.order": images,
+            "sampler.losses": sampler.num_images,
+            "history.losses": done,
+            "history.correct": done,
+        }
         for name, size in sizes.items():
             kind = torch.long if name == "sampler.order" else torch.float32
             if tensors[name].shape != (size,) or tensors[name].dtype != kind or bool(tensors[name].isnan().any()):
@@ -151,13 +168,18 @@ class TrainingState:
         before, now = checkpoint.metadata.get("environment"), self.environment
         before = before if isinstance(before, dict) else {}
         changed = [
-            f"{name} {before.get(name)} before and {value} now" for name, value in now.items() if before.get(name) != value
+            f"{name} {before.get(name)} before and {value} now"
+            for name, value in now.items()
+            if before.get(name) != value
         ]
         if changed:
             return [f"the weights will not be to the bit those of an uninterrupted run: {', '.join(changed)}"]
         if now["device"] != "cpu":
             return [
-                f"the weights may differ in their last bits from those of an uninterrupted run, as {now['device']} adds in no fixed order"
+                (
+                    f"the weights may differ in their last bits from those of an uninterrupted run, as {now['device']} "
+                    "adds in no fixed order"
+                )
             ]
         return []
 

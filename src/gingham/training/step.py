@@ -24,8 +24,8 @@ from gingham.training.optimizer import build_optimizer
 class StepOutput:
     """The result of a step, computed with the weights before it, on the device.
 
-    `loss` is the mean loss to the labels, without the teachers' part, and `correct` the number of correct predictions, both scalars.
-    `losses`, float (B,), has the loss of each image where the recipe looks for hard ones, else None.
+    `loss` is the mean loss to the labels, without the teachers' part, and `correct` the number of correct predictions,
+    both scalars. `losses`, float (B,), has the loss of each image where the recipe looks for hard ones, else None.
     """
 
     loss: torch.Tensor
@@ -72,9 +72,9 @@ TrainStep = Callable[[Batch, float], StepOutput]
 class CUDAGraphStep:
     """`train_step` captured as a CUDA graph for each batch size, and replayed.
 
-    A step of a small network is hundreds of kernels of a few microseconds each, and Python launches them more slowly than the GPU
-    executes them. The output of a step is overwritten by the next one. Call `warm_up` first: what libraries initialise on first use
-    cannot be captured.
+    A step of a small network is hundreds of kernels of a few microseconds each, and Python launches them more slowly
+    than the GPU executes them. The output of a step is overwritten by the next one. Call `warm_up` first: what
+    libraries initialise on first use cannot be captured.
 
         take_step = CUDAGraphStep(model, optimizer, recipe, precision, None, [a batch of each size])
 
@@ -113,7 +113,8 @@ class CUDAGraphStep:
 def make_capturable(optimizer: torch.optim.Optimizer) -> None:
     """Prepare an optimizer for capture: learning rates become tensors, and momentum buffers exist and are 0.
 
-    A rate that is a number would be captured as a constant, and buffers created in the captured step would be created in each replay.
+    A rate that is a number would be captured as a constant, and buffers created in the captured step would be created
+    in each replay.
     """
     for group in optimizer.param_groups:
         device = group["params"][0].device
@@ -148,8 +149,8 @@ def warm_up(
 ) -> bool:
     """Run training steps and a prediction on a copy of the model and random images, so that no kernel is set up while the clock runs.
 
-    `sizes` are the batch sizes to come, `num_predicted` the number of images to predict. Return whether some trainable parameters
-    got no gradient.
+    `sizes` are the batch sizes to come, `num_predicted` the number of images to predict. Return whether some trainable
+    parameters got no gradient.
     """
     twin = copy.deepcopy(model).train()
     optimizer = build_optimizer(twin, recipe)
@@ -160,11 +161,19 @@ def warm_up(
         except Exception as error:
             if recipe.network in NETWORKS or is_exhausted(error):
                 raise
-            alone = " (BatchNorm cannot learn from one value a channel)" if size == 1 and "per channel" in str(error) else ""
+            alone = (
+                " (BatchNorm cannot learn from one value a channel)"
+                if size == 1 and "per channel" in str(error)
+                else ""
+            )
             raise ModelError(
                 f"the network {recipe.network} cannot learn from a batch of {size}{alone}: {type(error).__name__}, "
                 f"{one_line(error)}; mend its forward"
-                + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" if size == 1 else "")
+                + (
+                    f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}"
+                    if size == 1
+                    else ""
+                )
             ) from error
     if num_predicted:
         twin.logits(dummy_batch(num_predicted, model, recipe, None).images)
@@ -199,8 +208,8 @@ def compile_model(
         if is_exhausted(error):
             raise
         raise GinghamError(
-            f"torch.compile could not compile the network {recipe.network} ({one_line(error)}); it needs a C++ compiler, and on a GPU "
-            "Triton: install them, or set compile=false"
+            f"torch.compile could not compile the network {recipe.network} ({one_line(error)}); it needs a C++ "
+            "compiler, and on a GPU Triton: install them, or set compile=false"
         ) from error
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

@@ -28,8 +28,8 @@ class StopRequest:
 def deferred_signals(*, ignore_repeats: bool = False) -> Iterator[StopRequest]:
     """Record Ctrl-C and SIGTERM inside the block instead of ending the process at once.
 
-    The second Ctrl-C ends it all the same, unless `ignore_repeats`. Signals that already have a handler, or are ignored, are left
-    alone; so is everything outside the main thread, where Python does not allow signal handlers.
+    The second Ctrl-C ends it all the same, unless `ignore_repeats`. Signals that already have a handler, or are
+    ignored, are left alone; so is everything outside the main thread, where Python does not allow signal handlers.
 
         with deferred_signals() as stop_request:
             for batch in batches:
