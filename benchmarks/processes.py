@@ -24,9 +24,10 @@ from gingham.data.augment import augment
 from gingham.device import choose_device, choose_precision, describe_environment, retain_freed_memory
 from gingham.distributed import DistributedContext
 from gingham.models.registry import build_classifier
-from gingham.training.batches import Batch
+from gingham.training.batches import Batch, shard_of
+from gingham.training.loss import CrossEntropyLoss
 from gingham.training.optimizer import build_optimizer
-from gingham.training.step import train_step
+from gingham.training.step import EagerStep
 
 RECIPES = {"fast": 3, "fast-94": 1}  # and their epochs
 SETUPS = {
@@ -69,15 +70,16 @@ def input_share(name: str, context: DistributedContext) -> float:
     model = build_classifier(recipe.network, data.classes, (1, 28, 28)).train()
     optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
     precision = choose_precision(recipe.precision, device)
+    train_step = EagerStep(model, optimizer, CrossEntropyLoss(recipe.label_smoothing), precision, recipe.hard_share < 1)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    shard, input_times, step_times = context.shard(recipe.batch_size), [], []
+    shard, input_times, step_times = shard_of(recipe.batch_size, context.rank, context.size), [], []
     with retain_freed_memory():
         for step in range(10 + STEPS):
             batch = order[step * recipe.batch_size :][: recipe.batch_size][shard]
             started = time.perf_counter()
             images = augment(data.train.images[batch], batch, recipe, 0, step, shard, recipe.batch_size)
             input_ready = time.perf_counter()
-            train_step(model, optimizer, recipe, precision, None, Batch(images, data.train.labels[batch]))
+            train_step(Batch(images, data.train.labels[batch]))
             input_times.append(input_ready - started)
             step_times.append(time.perf_counter() - started)
     return statistics.median(input_times[10:]) / statistics.median(step_times[10:])

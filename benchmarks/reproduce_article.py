@@ -31,7 +31,7 @@ def train_seed(seed: int, data: gingham.DataSplits) -> dict[str, Any]:
     run = gingham.fit(
         gingham.RECIPES["article"].replace(seed=seed),
         data.train,
-        on_epoch=lambda model, epoch: snapshots.append(copy.deepcopy(model.state_dict())),
+        options=gingham.FitOptions(on_epoch=lambda model, epoch: snapshots.append(copy.deepcopy(model.state_dict()))),
     )
     curve = []
     for snapshot in snapshots:

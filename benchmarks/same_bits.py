@@ -25,7 +25,7 @@ PACKAGED = "packaged model"
 
 # Runs in a checkout and prints the sum last.
 TRAIN = """
-import hashlib, os, sys
+import hashlib, inspect, os, sys
 import gingham
 
 assert gingham.__file__.startswith(os.getcwd()), f"another gingham is imported: {gingham.__file__}"
@@ -33,7 +33,9 @@ name, epochs = sys.argv[1:]
 recipe = gingham.RECIPES[name].replace(seed=0)
 recipe = recipe.replace(epochs=float(epochs)) if epochs else recipe
 data = gingham.load_data("fashion-mnist", recipe.validation_images)
-run = gingham.fit(recipe, data.train, data.validation, device="cpu", progress=False)
+old = "device" in inspect.signature(gingham.fit).parameters  # commits from before FitOptions
+device = {"device": "cpu"} if old else {"options": gingham.FitOptions(device="cpu")}
+run = gingham.fit(recipe, data.train, data.validation, progress=False, **device)
 tensors = [tensor.contiguous() for tensor in run.model.state_dict().values()]
 contents = sorted((tuple(tensor.shape), str(tensor.dtype), tensor.numpy().tobytes()) for tensor in tensors)
 digest = hashlib.sha256()

@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 
 import torch
 from torch import nn
@@ -23,12 +22,14 @@ from torch import nn
 import gingham
 import records
 from gingham.device import choose_device, choose_precision, describe_environment, retain_freed_memory
+from gingham.models.classifier import Classifier
 from gingham.models.networks import MeanPool
 from gingham.models.registry import build_classifier
 from gingham.presets import find_recipe
 from gingham.training.batches import Batch
+from gingham.training.loss import CrossEntropyLoss
 from gingham.training.optimizer import build_optimizer
-from gingham.training.step import CUDAGraphStep, TrainStep, compile_model, dummy_batch, train_step, warm_up
+from gingham.training.step import CUDAGraphStep, EagerStep, TrainStep, compile_step, dummy_batch, warm_up
 
 WITHOUT = {
     "as it is": "everything on",
@@ -41,6 +42,17 @@ WITHOUT = {
 }
 RECIPES = ("fast-85", "fast", "fast-94")
 STEPS, ROUNDS = 40, 7
+
+
+def create_step(model: Classifier, recipe: gingham.Recipe, precision: str) -> EagerStep:
+    optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
+    loss = CrossEntropyLoss(recipe.label_smoothing)
+    return EagerStep(model, optimizer, loss, precision, with_losses=recipe.hard_share < 1)
+
+
+def random_batch(recipe: gingham.Recipe, device: torch.device) -> Batch:
+    images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
+    return Batch(images, torch.randint(10, (recipe.batch_size,), device=device))
 
 
 def measure(name: str, trick: str) -> float:
@@ -57,23 +69,20 @@ def measure(name: str, trick: str) -> float:
     if trick == "channels last":
         model = model.to(memory_format=torch.contiguous_format)
     model = model.to(device).train()
-    optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
-    images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
-    labels = torch.randint(10, (recipe.batch_size,), device=device)
+    batch = random_batch(recipe, device)
     times = []
-    take_step: TrainStep = partial(train_step, model, optimizer, recipe, precision, None)
+    step = create_step(model, recipe, precision)
+    train_step: TrainStep = step
     if trick == "eager steps":
-        network = compile_model(model, optimizer, recipe, precision, None, [Batch(images, labels)])
-        take_step = partial(train_step, network, optimizer, recipe, precision, None)
+        train_step = compile_step(step, [batch], recipe.network)
     if trick == "one by one" and device.type == "cuda":
-        warm_up(model, recipe, precision, [recipe.batch_size], 0)  # the first calls of libraries cannot be captured
-        take_step = CUDAGraphStep(
-            model, optimizer, recipe, precision, None, [dummy_batch(recipe.batch_size, model, recipe, None)]
-        )
+        batches = [dummy_batch(recipe.batch_size, model, recipe)]
+        warm_up(model, step, batches, recipe, 0)  # the first calls of libraries cannot be captured
+        train_step = CUDAGraphStep(step, batches)
     with contextlib.nullcontext() if trick == "kept pages" else retain_freed_memory():
         for _ in range(10 + STEPS):
             started = time.perf_counter()
-            take_step(Batch(images, labels), 1.0)
+            train_step(batch)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - started)
@@ -86,15 +95,13 @@ def profile(name: str) -> list[tuple[str, float, int]]:
     precision = choose_precision(recipe.precision, device)
     torch.manual_seed(0)
     model = build_classifier(recipe.network, list("0123456789"), (1, 28, 28)).to(device).train()
-    optimizer = build_optimizer(model, recipe.replace(learning_rate=0.01))
-    images = torch.randint(256, (recipe.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
-    labels = torch.randint(10, (recipe.batch_size,), device=device)
+    step, batch = create_step(model, recipe, precision), random_batch(recipe, device)
     with retain_freed_memory():
         for _ in range(10):
-            train_step(model, optimizer, recipe, precision, None, Batch(images, labels))
+            step(batch)
         with torch.profiler.profile() as profiler:
             for _ in range(STEPS):
-                train_step(model, optimizer, recipe, precision, None, Batch(images, labels))
+                step(batch)
     on_gpu = device.type == "cuda"
     rows = [
         (op.key, op.self_device_time_total if on_gpu else op.self_cpu_time_total, op.count)

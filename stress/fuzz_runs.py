@@ -328,7 +328,13 @@ class Checkpoints:
 
         # One epoch has three steps, and each is saved.
         try:
-            gingham.fit(self.recipe(), self.train, folder=self.folder, progress=False, on_epoch=stop, device="cpu")
+            gingham.fit(
+                self.recipe(),
+                self.train,
+                folder=self.folder,
+                progress=False,
+                options=gingham.FitOptions(on_epoch=stop, device="cpu"),
+            )
         except _StopError:
             pass
         else:
@@ -374,7 +380,14 @@ class Checkpoints:
         return RECIPE.replace(checkpoint_seconds=0, flip="random", shift_pixels=1, ema_decay=0.9)
 
     def fit(self, folder: Path | None = None, *, resume: bool = False) -> dict[str, torch.Tensor]:
-        run = gingham.fit(self.recipe(), self.train, folder=folder, resume=resume, progress=False, device="cpu")
+        run = gingham.fit(
+            self.recipe(),
+            self.train,
+            folder=folder,
+            resume=resume,
+            progress=False,
+            options=gingham.FitOptions(device="cpu"),
+        )
         return {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
 
     def write(self, files: dict[str, bytes]) -> None:

@@ -6,17 +6,22 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+import gingham
 from gingham.data.idx import IDX_FILES
+from gingham.data.splits import DataSplits
 from gingham.models.classifier import Classifier
 from gingham.models.registry import build_classifier
 from gingham.recipe import Recipe
+from gingham.runs.run import Run
 from gingham.training.batches import Batch
+from gingham.training.options import FitOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,6 +47,13 @@ def make_dataset(
         write_idx(folder / images_name, images)
         write_idx(folder / labels_name, labels)
     return folder
+
+
+def fit(recipe: Recipe, data: DataSplits, folder: Path | None = None, *, resume: bool = False, **options: Any) -> Run:
+    """Train on a dataset without progress; `options` are those of FitOptions."""
+    return gingham.fit(
+        recipe, data.train, data.validation, folder=folder, resume=resume, progress=False, options=FitOptions(**options)
+    )
 
 
 class CommandResult:

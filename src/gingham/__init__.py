@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from gingham.runs.run import Run, load, save
     from gingham.training.fit import fit
     from gingham.training.issue import Issue
+    from gingham.training.options import FitOptions
 
 # Each public name and the module it lives in, imported on first use: `import gingham` alone takes no time.
 _HOME = {
@@ -46,6 +47,7 @@ _HOME = {
     "DataSplits": "data.splits",
     "DataError": "errors",
     "ExportResult": "deploy.export",
+    "FitOptions": "training.options",
     "Issue": "training.issue",
     "GinghamError": "errors",
     "ModelError": "errors",
@@ -87,6 +89,7 @@ __all__ = [
     "DataSplits",
     "EvaluationResult",
     "ExportResult",
+    "FitOptions",
     "GinghamError",
     "ImagePrediction",
     "Issue",

@@ -57,7 +57,7 @@ def test_all_out_of_memory_errors_print_one_line(train, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr("gingham.training.fit.train_step", fail)
+    monkeypatch.setattr("gingham.training.step.EagerStep.__call__", fail)
     assert "out of memory or threads" in train("--out", "failed", "--epochs", 1, code=2).stderr
 
     def fail_with_cause(*arguments, **options):
@@ -66,7 +66,7 @@ def test_all_out_of_memory_errors_print_one_line(train, monkeypatch, error):
         except (MemoryError, RuntimeError) as cause:
             raise ValueError("a library's error message") from cause
 
-    monkeypatch.setattr("gingham.training.fit.train_step", fail_with_cause)
+    monkeypatch.setattr("gingham.training.step.EagerStep.__call__", fail_with_cause)
     assert "out of memory or threads" in train("--out", "failed", "--epochs", 1, code=2).stderr
 
 
@@ -74,7 +74,7 @@ def test_a_bug_is_not_reported_as_out_of_memory(train, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("gingham.training.fit.train_step", fail)
+    monkeypatch.setattr("gingham.training.step.EagerStep.__call__", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         train("--out", "failed")
 

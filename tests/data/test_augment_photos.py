@@ -157,7 +157,7 @@ def test_resumed_training_on_simulated_photos_gives_the_same_weights(tmp_path, q
 
     options = {"folder": tmp_path / "run", "resume": True, "progress": False}
     with pytest.raises(KeyboardInterrupt):
-        gingham.fit(recipe, data.train, data.validation, **options, on_epoch=stop)
+        gingham.fit(recipe, data.train, data.validation, options=gingham.FitOptions(on_epoch=stop), **options)
     resumed = gingham.fit(recipe, data.train, data.validation, **options)
     assert resumed.metrics["resumed_from_step"]
     for name, tensor in whole.model.state_dict().items():

@@ -22,7 +22,7 @@ def data(tmp_path_factory):
 def fit_and_check(recipe, data, capsys, network=None, train=None, validation=None):
     """Return the issues after a training, and the warnings printed during it."""
     train, validation = train or data.train, validation or data.validation
-    run = gingham.fit(recipe, train, validation, network=network)
+    run = gingham.fit(recipe, train, validation, options=gingham.FitOptions(network=network))
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     issues = gingham.check_run(run, train, validation)
     json.dumps([issue.to_dict() for issue in issues], allow_nan=False)
@@ -63,7 +63,7 @@ def test_a_loss_stuck_at_ln_k(data, capsys):
 
 
 def test_a_stuck_loss_is_reported_without_a_validation_split(data, capsys):
-    gingham.fit(ARTICLE, data.train, network=Zero)
+    gingham.fit(ARTICLE, data.train, options=gingham.FitOptions(network=Zero))
     assert "the loss is stuck at ln 4" in capsys.readouterr().err
 
 
@@ -157,7 +157,10 @@ def test_a_last_batch_of_one_under_batchnorm(data, capsys):
     assert "--set batch_size=24" in warnings[0]
     with pytest.raises(GinghamError, match="BatchNorm cannot learn from one value a channel"):
         gingham.fit(
-            recipe.replace(network="article", optimizer="sgd", hard_share=1), data.train, network=Norms, progress=False
+            recipe.replace(network="article", optimizer="sgd", hard_share=1),
+            data.train,
+            progress=False,
+            options=gingham.FitOptions(network=Norms),
         )
 
 

@@ -73,8 +73,14 @@ def test_an_interrupted_seed_resumes_to_the_same_weights(recipe, data, tmp_path)
     folder = tmp_path / "interrupted" / "seed-5"
     folder.mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt):
-        gingham.fit(recipe.replace(seed=5, checkpoint_seconds=0), data.train, data.validation, folder=folder, progress=False,
-                    on_epoch=interrupt)  # fmt: skip
+        gingham.fit(
+            recipe.replace(seed=5, checkpoint_seconds=0),
+            data.train,
+            data.validation,
+            folder=folder,
+            progress=False,
+            options=gingham.FitOptions(on_epoch=interrupt),
+        )
     assert (folder / "checkpoint").exists()
     resumed = gingham.trials(recipe, data, [5], tmp_path / "interrupted", progress=False)
     assert (folder / "model.safetensors").read_bytes() == (

@@ -53,14 +53,25 @@ def test_resumed_training_repeats_the_dropout(quadrants, tmp_path):
     def stop(model, epoch):
         raise KeyboardInterrupt
 
-    whole = gingham.fit(recipe, data.train, data.validation, network=Plain, progress=False)
+    whole = gingham.fit(recipe, data.train, data.validation, progress=False, options=gingham.FitOptions(network=Plain))
     first_recipe = recipe.replace(checkpoint_seconds=0)
     with pytest.raises(KeyboardInterrupt):
         gingham.fit(
-            first_recipe, data.train, data.validation, network=Plain, folder=tmp_path, on_epoch=stop, progress=False
+            first_recipe,
+            data.train,
+            data.validation,
+            folder=tmp_path,
+            progress=False,
+            options=gingham.FitOptions(network=Plain, on_epoch=stop),
         )
     resumed = gingham.fit(
-        recipe, data.train, data.validation, network=Plain, folder=tmp_path, resume=True, progress=False
+        recipe,
+        data.train,
+        data.validation,
+        folder=tmp_path,
+        resume=True,
+        progress=False,
+        options=gingham.FitOptions(network=Plain),
     )
     assert resumed.metrics["resumed_from_step"]
     for name, tensor in whole.model.state_dict().items():
@@ -72,15 +83,19 @@ def test_wrong_linear_size_is_an_error_with_the_right_number(quadrants):
     with pytest.raises(
         ModelError, match=r"reaches fc1 \(Linear\) with 4608 features, it takes 1000; make it Linear\(4608, 64\)"
     ):
-        gingham.fit(gingham.RECIPES["article"], data.train, network=WrongLinear, progress=False)
+        gingham.fit(
+            gingham.RECIPES["article"], data.train, progress=False, options=gingham.FitOptions(network=WrongLinear)
+        )
     with pytest.raises(ModelError, match=r"into \(1, 7\), where \(1, 4\) logits are needed"):
-        gingham.fit(gingham.RECIPES["article"], data.train, network=WrongOutputs, progress=False)
+        gingham.fit(
+            gingham.RECIPES["article"], data.train, progress=False, options=gingham.FitOptions(network=WrongOutputs)
+        )
 
 
 def test_run_loads_only_with_its_own_network(quadrants, tmp_path):
     data = gingham.load_data(str(quadrants), validation=40)
     recipe = gingham.RECIPES["article"].replace(epochs=0.2, batch_size=32)
-    run = gingham.fit(recipe, data.train, data.validation, network=Plain, progress=False)
+    run = gingham.fit(recipe, data.train, data.validation, progress=False, options=gingham.FitOptions(network=Plain))
     assert run.recipe.network == "own_networks:Plain"
     gingham.save(run, tmp_path / "run")
     loaded = gingham.load(tmp_path / "run", Plain)

@@ -41,5 +41,8 @@ def test_factories_that_return_no_network_are_an_error(name, message, quadrants)
     data = gingham.load_data(str(quadrants), validation=40)
     with pytest.raises(ModelError, match=message):
         gingham.fit(
-            gingham.RECIPES["article"], data.train, network=import_network(f"own_networks:{name}"), progress=False
+            gingham.RECIPES["article"],
+            data.train,
+            progress=False,
+            options=gingham.FitOptions(network=import_network(f"own_networks:{name}")),
         )

@@ -103,7 +103,7 @@ def test_every_use_of_the_test_split_is_in_the_report(report):
 def test_reports_without_validation_or_convolution_and_with_colour_and_many_classes(tmp_path):
     data = gingham.load_data(str(make_dataset(tmp_path / "data")), validation=0)
     recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=32)
-    flat = gingham.fit(recipe, data.train, network=Flat, progress=False)
+    flat = gingham.fit(recipe, data.train, progress=False, options=gingham.FitOptions(network=Flat))
     Page(gingham.write_report(flat, data.train, None, data.test, tmp_path / "flat.html").read_text())
     names = tuple(f"class {k}" for k in range(60))
     split = gingham.Split("train", data.train.images.expand(-1, 3, -1, -1), data.train.labels * 15, names, "many", "1")

@@ -6,12 +6,9 @@ import pytest
 
 import gingham
 from gingham import GinghamError
+from helpers import fit
 
 ARTICLE = gingham.RECIPES["article"]
-
-
-def fit(recipe, data, **options):
-    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
 
 
 def test_progress_is_plain_lines_without_a_terminal(quadrants, capsys):

@@ -6,7 +6,7 @@ import torch
 import gingham
 from gingham import DataError, GinghamError
 from gingham.training.distillation import TeacherEnsemble
-from helpers import fresh_model, random_batch
+from helpers import fit, fresh_model, random_batch
 
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
@@ -19,10 +19,6 @@ def test_ensemble_predicts_the_mean_of_its_teachers_probabilities():
 
 
 # --- through fit
-
-
-def fit(recipe, data, **options):
-    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
 
 
 @pytest.fixture
@@ -42,7 +38,7 @@ def test_network_learns_from_a_teacher_without_labels(data_and_teacher):
         data.train.fingerprint,
     )
     recipe = gingham.RECIPES["article"].replace(epochs=10, batch_size=16, learning_rate=0.02, distillation_weight=1.0)
-    run = gingham.fit(recipe, shuffled, data.validation, teachers=[teacher], progress=False)
+    run = gingham.fit(recipe, shuffled, data.validation, progress=False, options=gingham.FitOptions(teachers=[teacher]))
     assert run.metrics["validation_accuracy"] > 0.85, "its labels are shuffled; only the teacher knows"
     assert run.data["teachers"][0]["recipe"] == "article"
 
@@ -68,7 +64,13 @@ def test_teacher_trained_on_other_images_is_an_error(data_and_teacher, quadrants
 def test_teacher_with_other_classes_is_an_error(data_and_teacher, fashion_mnist):
     _, teacher = data_and_teacher
     with pytest.raises(DataError, match="choose teachers that were trained on the same data"):
-        gingham.fit(FAST, fashion_mnist.train, fashion_mnist.validation, teachers=[teacher], progress=False)
+        gingham.fit(
+            FAST,
+            fashion_mnist.train,
+            fashion_mnist.validation,
+            progress=False,
+            options=gingham.FitOptions(teachers=[teacher]),
+        )
 
 
 def test_teachers_without_weight_or_named_twice_are_an_error(data_and_teacher):

@@ -1,15 +1,12 @@
 import torch
 
 import gingham
+from helpers import fit
 
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
 
 # --- through fit
-
-
-def fit(recipe, data, **options):
-    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
 
 
 def test_ema_equals_a_slow_reference(quadrants):

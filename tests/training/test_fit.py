@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import gingham
 from gingham import DataError, GinghamError, Split
 from gingham.data.sampler import Sampler
-from helpers import ROOT, make_dataset, reference_article
+from helpers import ROOT, fit, make_dataset, reference_article
 
 GOLDEN = ROOT / "tests/golden"
 ARTICLE = gingham.RECIPES["article"]
@@ -15,10 +15,6 @@ FAST = gingham.RECIPES["fast"]
 EVERYTHING = FAST.replace(
     network="tiny", flip="random", shift_pixels=2, cutout_pixels=5, ema_decay=0.9
 )  # what has a state or draw
-
-
-def fit(recipe, data, **options):
-    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
 
 
 def weights(run):
@@ -100,7 +96,9 @@ def test_fractional_epochs_take_their_share_of_steps(quadrants, epochs):
     data = gingham.load_data(str(quadrants), validation=0)
     seen = []
     recipe = ARTICLE.replace(epochs=epochs, batch_size=30)
-    run = gingham.fit(recipe, data.train, progress=False, on_epoch=lambda model, epoch: seen.append(epoch))
+    run = gingham.fit(
+        recipe, data.train, progress=False, options=gingham.FitOptions(on_epoch=lambda model, epoch: seen.append(epoch))
+    )
     assert run.metrics["steps"] == max(1, round(epochs * 10))
     assert seen == list(range(1, int(epochs) + 1))
     assert [entry["step"] for entry in run.history if "epoch" in entry][-1] == run.metrics["steps"]
@@ -163,7 +161,7 @@ def test_warm_up_does_not_change_the_weights(quadrants, monkeypatch):
     data = gingham.load_data(str(quadrants), validation=0)
     recipe = EVERYTHING.replace(epochs=1, batch_size=32)
     warm = gingham.fit(recipe, data.train, progress=False)
-    monkeypatch.setattr("gingham.training.fit.warm_up", lambda *_: None)
+    monkeypatch.setattr("gingham.training.trainer.warm_up", lambda *_: None)
     cold = gingham.fit(recipe, data.train, progress=False)
     assert all(
         torch.equal(a, b)

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,25 +11,40 @@ import torch.nn.functional as F
 import gingham
 from gingham import GinghamError
 from gingham.training.batches import Batch
-from gingham.training.distillation import TeacherEnsemble
+from gingham.training.distillation import DistillationLoss, TeacherEnsemble
+from gingham.training.loss import CrossEntropyLoss, MixedLabelsLoss
 from gingham.training.optimizer import build_optimizer, set_learning_rate
-from gingham.training.step import CUDAGraphStep, compile_model, dummy_batch, make_capturable, train_step, warm_up
+from gingham.training.step import CUDAGraphStep, EagerStep, compile_step, dummy_batch, make_capturable, warm_up
 from helpers import fresh_model, random_batch
 
+ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
 
-def test_step_output_has_loss_correct_and_losses(monkeypatch):
-    recipe, model, batch = FAST.replace(hard_share=0.5), fresh_model(FAST), random_batch()
+def eager_step(model, recipe, *, with_losses=False, teachers=None):
+    loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
+    if teachers is not None:
+        loss = DistillationLoss(loss, teachers, recipe.distillation_weight, "float32")
+    return EagerStep(model, build_optimizer(model, recipe), loss, "float32", with_losses)
+
+
+def test_step_output_has_loss_correct_and_losses():
+    model, batch = fresh_model(FAST), random_batch()
     twin = copy.deepcopy(model)
-    output = train_step(model, build_optimizer(model, recipe), recipe, "float32", None, batch)
+    output = eager_step(model, FAST, with_losses=True)(batch)
     logits = twin(batch.images)
     assert torch.allclose(output.losses, F.cross_entropy(logits, batch.labels, reduction="none"), atol=1e-5)
     assert int(output.correct) == int((logits.argmax(1) == batch.labels).sum())
     assert output.loss.item() == pytest.approx(
         F.cross_entropy(logits, batch.labels, label_smoothing=0.1).item(), abs=1e-5
     )
-    assert train_step(model, build_optimizer(model, FAST), FAST, "float32", None, batch).losses is None
+    assert eager_step(model, FAST)(batch).losses is None
+
+
+def test_loss_is_weighted_and_gradients_with_it():
+    model, batch = fresh_model(FAST), random_batch()
+    whole, half = (eager_step(copy.deepcopy(model), ARTICLE)(replace(batch, weight=weight)) for weight in (1.0, 0.5))
+    assert half.loss.item() == pytest.approx(whole.loss.item() / 2)
 
 
 def test_mixed_image_counts_as_the_class_that_covers_most_of_it():
@@ -36,19 +52,19 @@ def test_mixed_image_counts_as_the_class_that_covers_most_of_it():
     images, said = random_batch().images, model(random_batch().images).argmax(1)
     wrong = (said + 1) % 10
     batch = Batch(images, wrong, said, torch.tensor([0.4] * 5 + [0.6] * 7))
-    assert int(train_step(model, build_optimizer(model, FAST), FAST, "float32", None, batch).correct) == 5
+    assert int(eager_step(model, FAST.replace(cutmix=0.5))(batch).correct) == 5
 
 
 @pytest.mark.parametrize("recipe", [FAST, gingham.RECIPES["article"]], ids=["muon", "sgd"])
 def test_capturable_optimizer_takes_the_same_steps(recipe):
     plain, ready = fresh_model(recipe), fresh_model(recipe)
-    optimizers = [build_optimizer(model, recipe) for model in (plain, ready)]
-    make_capturable(optimizers[1])
-    for step in range(4):
-        for model, optimizer in zip((plain, ready), optimizers, strict=True):
-            set_learning_rate(optimizer, 0.1 / (step + 1))
-            train_step(model, optimizer, recipe, "float32", None, random_batch(seed=step))
-    assert all(torch.is_tensor(group["lr"]) for group in optimizers[1].param_groups)
+    steps = [eager_step(model, recipe) for model in (plain, ready)]
+    make_capturable(steps[1].optimizer)
+    for number in range(4):
+        for step in steps:
+            set_learning_rate(step.optimizer, 0.1 / (number + 1))
+            step(random_batch(seed=number))
+    assert all(torch.is_tensor(group["lr"]) for group in steps[1].optimizer.param_groups)
     for one, other in zip(plain.state_dict().values(), ready.state_dict().values(), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
 
@@ -59,23 +75,16 @@ def test_capturable_optimizer_takes_the_same_steps(recipe):
 )
 def test_cuda_graph_steps_equal_eager_steps(recipe):
     plain, recorded = fresh_model(recipe).cuda(), fresh_model(recipe).cuda()
-    optimizers = [build_optimizer(model, recipe) for model in (plain, recorded)]
-    teachers = TeacherEnsemble([fresh_model(recipe, seed=9).cuda()], 2.0)
-    warm_up(recorded, recipe, "float32", [5, 12], 0, teachers)
-    recording = CUDAGraphStep(
-        recorded,
-        optimizers[1],
-        recipe,
-        "float32",
-        teachers,
-        [dummy_batch(size, recorded, recipe, teachers) for size in (5, 12)],
-    )
-    for step, size in enumerate((12, 12, 5, 12)):
-        batch = dummy_batch(size, recorded, recipe.replace(seed=step), teachers)
-        for optimizer in optimizers:
-            set_learning_rate(optimizer, 0.1 / (step + 1))
-        one, other = train_step(plain, optimizers[0], recipe, "float32", teachers, batch), recording(batch)
-        assert one.loss.item() == pytest.approx(other.loss.item(), rel=1e-3)
+    teachers = TeacherEnsemble([fresh_model(recipe, seed=9)], 2.0).cuda()
+    eager, step = (eager_step(model, recipe, teachers=teachers) for model in (plain, recorded))
+    batches = [dummy_batch(size, recorded, recipe, distill_mask=True) for size in (5, 12)]
+    warm_up(recorded, step, batches, recipe, 0)
+    graphs = CUDAGraphStep(step, batches)
+    for number, size in enumerate((12, 12, 5, 12)):
+        batch = dummy_batch(size, recorded, recipe.replace(seed=number), distill_mask=True)
+        for optimizer in (eager.optimizer, step.optimizer):
+            set_learning_rate(optimizer, 0.1 / (number + 1))
+        assert eager(batch).loss.item() == pytest.approx(graphs(batch).loss.item(), rel=1e-3)
     for one, other in zip(plain.state_dict().values(), recorded.state_dict().values(), strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-3)
 
@@ -83,16 +92,15 @@ def test_cuda_graph_steps_equal_eager_steps(recipe):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 def test_compiled_model_takes_the_same_steps_from_the_same_weights():
-    plain, fast = fresh_model(FAST), fresh_model(FAST)
-    optimizers = [build_optimizer(model, FAST) for model in (plain, fast)]
-    made = compile_model(fast, optimizers[1], FAST, "float32", None, [dummy_batch(12, fast, FAST, None)])
-    for one, other in zip(plain.state_dict().values(), fast.state_dict().values(), strict=True):
+    eager, step = (eager_step(fresh_model(FAST), FAST) for _ in range(2))
+    compiled = compile_step(step, [dummy_batch(12, step.model, FAST)], "tiny")
+    for one, other in zip(eager.model.state_dict().values(), step.model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    for step in range(4):
+    for number in range(4):
         losses = []
-        for model, optimizer in zip((plain, made), optimizers, strict=True):
-            set_learning_rate(optimizer, 0.1)
-            losses.append(train_step(model, optimizer, FAST, "float32", None, random_batch(seed=step)).loss.item())
+        for one in (eager, compiled):
+            set_learning_rate(one.optimizer, 0.1)
+            losses.append(one(random_batch(seed=number)).loss.item())
         assert losses[0] == pytest.approx(losses[1], abs=1e-3)
 
 
@@ -104,9 +112,9 @@ def test_missing_compiler_is_a_clear_error(monkeypatch):
         return model
 
     monkeypatch.setattr(torch, "compile", fails)
-    model = fresh_model(FAST)
+    step = eager_step(fresh_model(FAST), FAST)
     with pytest.raises(GinghamError, match=r"could not compile the network tiny \(no compiler.*set compile=false$"):
-        compile_model(model, build_optimizer(model, FAST), FAST, "float32", None, [dummy_batch(12, model, FAST, None)])
+        compile_step(step, [dummy_batch(12, step.model, FAST)], "tiny")
 
 
 # --- the recipes for GPUs, at a length for CPUs

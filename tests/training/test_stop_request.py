@@ -9,8 +9,8 @@ import pytest
 import gingham
 from gingham.errors import Terminated
 from gingham.runs.checkpoint import load_checkpoint
-from gingham.training.step import train_step
 from gingham.training.stop_request import deferred_signals
+from gingham.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -79,19 +79,20 @@ def test_interrupted_training_saves_a_checkpoint_first(quadrants, tmp_path, comm
             os.kill(os.getpid(), number)
 
     with pytest.raises(ending):
-        gingham.fit(recipe, data.train, data.validation, on_epoch=ask, **asking)
+        gingham.fit(recipe, data.train, data.validation, options=gingham.FitOptions(on_epoch=ask), **asking)
     assert load_checkpoint(tmp_path / "run").metadata["step"] == 19  # asked after the 18th, heard after the next
     resumed = gingham.fit(recipe, data.train, data.validation, resume=True, **asking)
     whole = gingham.fit(recipe, data.train, data.validation, progress=False)
     assert resumed.metrics["resumed_from_step"] == 19
     assert all(tensor.equal(resumed.model.state_dict()[name]) for name, tensor in whole.model.state_dict().items())
 
+    record = Trainer.record
+
     def asked_after_a_step(*arguments):
         os.kill(os.getpid(), number)
-        return train_step(*arguments)
+        record(*arguments)
 
-    monkeypatch.setattr("gingham.training.fit.warm_up", lambda *_: False)
-    monkeypatch.setattr("gingham.training.fit.train_step", asked_after_a_step)
+    monkeypatch.setattr("gingham.training.trainer.Trainer.record", asked_after_a_step)
     done = command.call("train", "--data", quadrants, "--recipe", "article", "--out", "run")
     assert done.code == code
     assert "interrupted; go on with the same command and --resume" in done.stderr
@@ -100,7 +101,7 @@ def test_interrupted_training_saves_a_checkpoint_first(quadrants, tmp_path, comm
 
     # What is said of such a run is a command that goes on with it, also where its recipe was changed.
     begun = ("--recipe", "article", "--epochs", 2, "--set", "batch_size=50", "--data", quadrants, "--out", "changed")
-    monkeypatch.setattr("gingham.training.fit.train_step", asked_after_a_step)
+    monkeypatch.setattr("gingham.training.trainer.Trainer.record", asked_after_a_step)
     command("train", *begun, code=code)
     monkeypatch.undo()
     said = command("evaluate", "changed", code=2).stderr

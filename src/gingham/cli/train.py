@@ -185,6 +185,7 @@ def _train(
     from gingham.training.callbacks import validate_tracker
     from gingham.training.distillation import validate_teachers
     from gingham.training.fit import fit
+    from gingham.training.options import FitOptions
 
     choose_device(device, context.local_rank if context.size > 1 else None)
     validate_tracker(track)
@@ -205,12 +206,10 @@ def _train(
         splits.validation,
         folder=folder,
         resume=resume,
-        device=device,
-        network=network,
-        teachers=teacher_runs,
     )
+    options = FitOptions(device=device, network=network, teachers=teacher_runs, track=track)
     if not context.is_main:
-        return run_fit()
+        return run_fit(options=options)
     require_writable(folder)
     if resume and not has_checkpoint(folder):
         unverified = (
@@ -225,7 +224,7 @@ def _train(
                 "give another --out"
             )
         try:
-            trained = run_fit(track=track)
+            trained = run_fit(options=options)
         except (KeyboardInterrupt, Terminated):
             advice = (
                 "go on with the same command and --resume"

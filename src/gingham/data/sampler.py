@@ -66,12 +66,16 @@ class Sampler:
 
     def batches(self, start: int, stop: int) -> Iterator[torch.Tensor]:
         """Yield the indices, int64 (B,), of the batches from step `start` up to `stop`."""
-        size = self.recipe.batch_size
         for step in range(start, stop):
             epoch, epoch_step = self.position(step)
             if epoch_step == 0 or not len(self.order):
                 self.order = self._shuffled(epoch)
-            yield self.order[epoch_step * size : (epoch_step + 1) * size]
+            yield self.batch(epoch_step)
+
+    def batch(self, epoch_step: int) -> torch.Tensor:
+        """Return the indices, int64 (B,), of a batch of the current epoch, counted from 0."""
+        size = self.recipe.batch_size
+        return self.order[epoch_step * size : (epoch_step + 1) * size]
 
     def record(self, indices: torch.Tensor, losses: torch.Tensor) -> None:
         """Record the losses, float (B,), of the images `indices`, int64 (B,)."""

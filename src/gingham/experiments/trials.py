@@ -17,6 +17,7 @@ from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load, save
 from gingham.text import duration
 from gingham.training.distillation import validate_teachers
 from gingham.training.fit import fit
+from gingham.training.options import FitOptions
 
 
 @dataclass(frozen=True)
@@ -209,10 +210,8 @@ def _run_seed(
             data.validation,
             folder=folder,
             resume=True,
-            device=device,
-            network=network,
-            teachers=teachers,
             progress=progress,
+            options=FitOptions(device=device, network=network, teachers=teachers),
         )
         save(run, folder)
     if data.validation is not None:

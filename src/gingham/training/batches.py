@@ -9,21 +9,22 @@ from gingham.data.augment import apply_cutmix, augment, augment_batches
 from gingham.data.augment_photos import num_simulated, simulate_photos
 from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
-from gingham.distributed import DistributedContext
 from gingham.recipe import Recipe
-from gingham.training.distillation import TeacherEnsemble
 
 IMAGES_PER_CALL = 1 << 16  # images augmented per GPU call
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of training images, on the training device.
+    """One process's shard of a batch of training images, on the training device.
 
     `images` is uint8 (B, C, H, W), `labels` int64 (B,). With CutMix, `mixed_labels`, int64 (B,), are the labels of the
     images pasted over these, and `mix_weight`, float (B,), the share of each image that is still its own.
     `distill_mask`, float (B,), is 1 for images that the teachers are asked about and 0 for the others; None if they are
     asked about all.
+
+    `indices`, int64 (B,), are the images' positions in the training split. `weight` is the factor for the shard's mean
+    loss that makes the mean over all processes the mean over the whole batch.
     """
 
     images: torch.Tensor
@@ -31,73 +32,116 @@ class Batch:
     mixed_labels: torch.Tensor | None = None
     mix_weight: torch.Tensor | None = None
     distill_mask: torch.Tensor | None = None
+    indices: torch.Tensor | None = None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Return the tensors that are not None, in a fixed order."""
-        return [tensor for tensor in vars(self).values() if tensor is not None]
+    def main_labels(self) -> torch.Tensor:
+        """Return the label that covers most of each image, int64 (B,)."""
+        if self.mixed_labels is None or self.mix_weight is None:
+            return self.labels
+        return torch.where(self.mix_weight < 0.5, self.mixed_labels, self.labels)
+
+    def inputs(self) -> list[torch.Tensor]:
+        """Return the tensors that a step computes with, in a fixed order."""
+        tensors = (self.images, self.labels, self.mixed_labels, self.mix_weight, self.distill_mask)
+        return [tensor for tensor in tensors if tensor is not None]
 
 
-def draw_batches(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    train: Split,
-    recipe: Recipe,
-    sampler: Sampler,
-    start: int,
-    stop: int,
-    context: DistributedContext,
-    teachers: TeacherEnsemble | None,
-) -> Iterator[tuple[int, torch.Tensor, Batch]]:
-    """Yield the steps from `start` up to `stop`, each with the indices of its images, int64 (B,), and its batch.
+def shard_of(count: int, rank: int, world_size: int) -> slice:
+    """Return which images of a batch of `count` a process takes: every `world_size`-th, and another's if none is left.
 
-    `images` and `labels` are those of the split `train`, on the device where they are kept.
+    >>> shard_of(5, rank=1, world_size=2), shard_of(2, rank=2, world_size=3)
+    (slice(1, None, 2), slice(0, None, 3))
     """
-    together = images.is_cuda and context.size == 1 and not recipe.photo_share and not recipe.cutmix
-    if not together:
-        for step, indices in enumerate(sampler.batches(start, stop), start):
-            epoch, _ = sampler.position(step)
-            yield step, indices, _draw_batch(images, labels, indices, train, recipe, epoch, step, context, teachers)
-        return
-    while start < stop:
-        epoch, epoch_step = sampler.position(start)
-        # The order of the next epoch is not known before this one ends.
-        steps_left = (sampler.later_epoch_steps if epoch else sampler.first_epoch_steps) - epoch_step
-        end = min(stop, start + steps_left, start + max(1, IMAGES_PER_CALL // recipe.batch_size))
-        batches = list(sampler.batches(start, end))
-        indices = torch.cat(batches)
-        batch_images = augment_batches(images[indices], batches, recipe, epoch, start)
-        batch_labels = torch.split(labels[indices], [len(batch) for batch in batches])
-        yield from zip(range(start, end), batches, map(Batch, batch_images, batch_labels), strict=True)
-        start = end
+    return slice(rank % count, None, world_size)
 
 
-def _draw_batch(
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    indices: torch.Tensor,
-    train: Split,
-    recipe: Recipe,
-    epoch: int,
-    step: int,
-    context: DistributedContext,
-    teachers: TeacherEnsemble | None,
-) -> Batch:
-    """Return this process's shard of the batch of the images `indices`, int64 (B,), augmented and mixed as the recipe says."""
-    shard = context.shard(len(indices))
-    # Which images become photos, and which are mixed with which, depends on the whole batch.
-    whole = recipe.photo_share > 0 or recipe.cutmix > 0
-    needed, part = (indices, slice(None)) if whole else (indices[shard], shard)
-    batch = augment(images[needed.to(images.device)].to(labels.device), needed, recipe, epoch, step, part, len(indices))
-    mixed_labels = mix_weight = distill_mask = None
-    if recipe.photo_share:
-        batch = simulate_photos(batch, labels[indices], train.classes, recipe, step)[shard]
-        if teachers and teachers.skip_photos:
-            is_photo = torch.arange(len(indices), device=labels.device) < num_simulated(len(indices), recipe)
-            distill_mask = (~is_photo).float()[shard]
-    elif recipe.cutmix:
-        batch, partners, mix_weight = apply_cutmix(batch, recipe, step)
-        batch, mixed_labels, mix_weight = batch[shard], labels[indices[partners]][shard], mix_weight[shard]
-    return Batch(batch, labels[indices[shard]], mixed_labels, mix_weight, distill_mask)
+class BatchLoader:
+    """The batches of a training. Every draw is made for the whole batch, and each process then takes its shard.
+
+    So the images do not depend on the number of processes. With `mask_photos` the batches have a `distill_mask` that
+    excludes simulated photos.
+
+        loader = BatchLoader(train, recipe, sampler, device)
+        for batch in loader.batches(start=0, stop=sampler.steps): ...
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        recipe: Recipe,
+        sampler: Sampler,
+        device: torch.device,
+        rank: int = 0,
+        world_size: int = 1,
+        mask_photos: bool = False,
+    ) -> None:
+        self.train, self.recipe, self.sampler, self.device = train, recipe, sampler, device
+        self.rank, self.world_size, self.mask_photos = rank, world_size, mask_photos
+
+    def shard_sizes(self, batch_sizes: set[int]) -> list[int]:
+        """Return the sizes of this process's shards of batches, each once, ascending."""
+        return sorted({len(range(size)[shard_of(size, self.rank, self.world_size)]) for size in batch_sizes})
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of the steps from `start` up to `stop`."""
+        # uint8; images that are on disk or too many for the GPU are copied batch by batch instead.
+        images = self.train.images.to(self.device) if _fits(self.train, self.device) else self.train.images
+        labels = self.train.labels.to(self.device)
+        # What is drawn for a batch on the CPU, simulated photos and CutMix, would wait for the GPU.
+        plain = not self.recipe.photo_share and not self.recipe.cutmix
+        if images.is_cuda and self.world_size == 1 and plain:
+            yield from self._draw_together(images, labels, start, stop)
+            return
+        for step, indices in enumerate(self.sampler.batches(start, stop), start):
+            yield self._draw(images, labels, indices, step)
+
+    def _draw_together(self, images: torch.Tensor, labels: torch.Tensor, start: int, stop: int) -> Iterator[Batch]:
+        """Yield batches that were augmented many at a time, which takes a GPU hardly longer than one."""
+        sampler, batch_size = self.sampler, self.recipe.batch_size
+        while start < stop:
+            epoch, epoch_step = sampler.position(start)
+            # The order of the next epoch is not known before this one ends.
+            steps_left = (sampler.later_epoch_steps if epoch else sampler.first_epoch_steps) - epoch_step
+            end = min(stop, start + steps_left, start + max(1, IMAGES_PER_CALL // batch_size))
+            parts = list(sampler.batches(start, end))
+            indices = torch.cat(parts)
+            part_images = augment_batches(images[indices], parts, self.recipe, epoch, start)
+            part_labels = torch.split(labels[indices], [len(part) for part in parts])
+            for part, its_images, its_labels in zip(parts, part_images, part_labels, strict=True):
+                yield Batch(its_images, its_labels, indices=part)
+            start = end
+
+    def _draw(self, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, step: int) -> Batch:
+        """Return this process's shard of the batch of the images `indices`, int64 (B,), augmented and mixed."""
+        recipe, count = self.recipe, len(indices)
+        epoch, _ = self.sampler.position(step)
+        shard = shard_of(count, self.rank, self.world_size)
+        weight = (
+            1.0 if self.world_size == 1 else len(range(self.rank, count, self.world_size)) * self.world_size / count
+        )
+        # Which images become photos, and which are mixed with which, depends on the whole batch.
+        whole = recipe.photo_share > 0 or recipe.cutmix > 0
+        needed, part = (indices, slice(None)) if whole else (indices[shard], shard)
+        drawn = augment(images[needed.to(images.device)].to(self.device), needed, recipe, epoch, step, part, count)
+        mixed_labels = mix_weight = distill_mask = None
+        if recipe.photo_share:
+            drawn = simulate_photos(drawn, labels[indices], self.train.classes, recipe, step)[shard]
+            if self.mask_photos:
+                is_photo = torch.arange(count, device=self.device) < num_simulated(count, recipe)
+                distill_mask = (~is_photo).float()[shard]
+        elif recipe.cutmix:
+            drawn, partners, mix_weight = apply_cutmix(drawn, recipe, step)
+            drawn, mixed_labels, mix_weight = drawn[shard], labels[indices[partners]][shard], mix_weight[shard]
+        indices = indices[shard]
+        return Batch(drawn, labels[indices], mixed_labels, mix_weight, distill_mask, indices, weight)
+
+
+def _fits(split: Split, device: torch.device) -> bool:
+    """Return whether the images may be kept on the device: not if they are on disk or take over half of a GPU's memory."""
+    if device.type != "cuda":
+        return split.block == 1
+    return split.block == 1 and split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2

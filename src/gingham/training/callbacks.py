@@ -1,116 +1,203 @@
-"""What watches a training: the progress bar and the TensorBoard logger."""
+"""What watches a training: the progress bar, TensorBoard, the health checks and the caller's own function."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from tqdm import tqdm
 
 from gingham.errors import GinghamError
-from gingham.training.history import History
+from gingham.models.classifier import Classifier
+from gingham.training.checks import check_batches, check_history, check_labels, check_training
+from gingham.training.issue import Issue
 from gingham.training.optimizer import lr_at
+from gingham.training.options import FitOptions
+from gingham.training.trainer import Trainer
 
 
-class TensorBoardLogger:
-    """Writes the history for TensorBoard at the end of each epoch: loss, accuracy and learning rate of each step, validation results."""
+class Callback:
+    """Watches a training. It changes nothing in it and never communicates with other processes."""
 
-    def __init__(self, history: History, folder: Path, start: int) -> None:
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Run before the first step, outside the training time."""
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Run after each step; `trainer.step` counts it."""
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Run after each epoch, with its entry in the history and the model's evaluation weights."""
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Run at the end, also after an error."""
+
+
+class Callbacks(Callback):
+    """Callbacks that run one after the other, in the order given. `warn` prints a warning where one is shown."""
+
+    def __init__(self, callbacks: Sequence[Callback], warn: Callable[[str], None]) -> None:
+        self.callbacks, self.warn = callbacks, warn
+
+    @contextlib.contextmanager
+    def running(self, trainer: Trainer) -> Iterator[None]:
+        """Call `on_fit_start` before the block, and `on_fit_end` after it even if it raises."""
+        try:
+            for callback in self.callbacks:
+                callback.on_fit_start(trainer)
+            yield
+        finally:
+            for callback in self.callbacks:
+                callback.on_fit_end(trainer)
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Run all."""
+        for callback in self.callbacks:
+            callback.on_step_end(trainer)
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Run all."""
+        for callback in self.callbacks:
+            callback.on_epoch_end(trainer)
+
+
+class ProgressBar(Callback):
+    """Shows progress on stderr: a tqdm bar on a terminal, else a line for each epoch and one every ten seconds."""
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Show the bar, and where a resumed training continues."""
+        self.live = sys.stderr.isatty()
+        self.interval = 0.2 if self.live else 10.0  # seconds; reading a loss waits for the GPU, so not more often
+        self.next_update = time.monotonic() + self.interval
+        total = trainer.total_steps
+        self.bar = tqdm(total=total, initial=trainer.step, unit="step", file=sys.stderr, disable=not self.live)
+        if trainer.step:
+            print_line(f"going on from step {trainer.step} of {total}")
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Show loss and accuracy of the last 100 steps of the epoch, if it is time to."""
+        step, total = trainer.step, trainer.total_steps
+        if time.monotonic() < self.next_update and not (self.live and step == total):
+            return
+        self.next_update = time.monotonic() + self.interval
+        _, epoch_step = trainer.sampler.position(step - 1)
+        loss, accuracy = trainer.history.mean(step - 1 - min(epoch_step, 99), step)
+        if self.live:
+            self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
+            self.bar.update(step - self.bar.n)
+        else:
+            epochs = trainer.sampler.epochs(step)
+            print_line(f"step {step}/{total}  epoch {epochs:.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}")
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Print the results of the epoch and the seconds of training so far."""
+        self.next_update = time.monotonic() + self.interval
+        entry, sampler = trainer.history.epochs[-1], trainer.sampler
+        images = sampler.epoch_size(sampler.position(entry["step"] - 1)[0])
+        line = f"epoch {entry['epoch']:.3g}/{sampler.epochs(trainer.total_steps):.3g}"
+        line += f"  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
+        if images < sampler.num_images:
+            line += f" of {images:,} hard pictures"
+        if entry["validation_accuracy"] is not None:
+            line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
+        print_line(f"{line}  {trainer.train_seconds:.1f} s")
+
+    def on_fit_end(self, trainer: Trainer) -> None:
+        """Remove the bar."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class TensorBoardLogger(Callback):
+    """Writes the history to `tensorboard/` in the folder after each epoch, loss and accuracy of each step included."""
+
+    writer: Any = None  # a torch.utils.tensorboard.SummaryWriter
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Open the event file."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise GinghamError(
                 "--track tensorboard needs the package tensorboard; install it with pip install 'gingham[track]'"
             ) from error
+        if trainer.folder is None:
+            raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
+        self.written = trainer.step
         # Steps that a killed training wrote after its last checkpoint are written again, so the old ones are hidden.
-        self.writer = SummaryWriter(str(folder), purge_step=start + 1 if start else None)
-        self.history, self.written = history, start
+        purge_step = self.written + 1 if self.written else None
+        self.writer = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=purge_step)
 
-    def on_epoch_end(self, done: int) -> None:
-        """Write everything up to step `done`."""
-        history = self.history
-        span = slice(self.written, done)
-        for step, (loss, accuracy) in enumerate(
-            zip(history.losses[span].tolist(), (history.correct / history.sizes)[span].tolist(), strict=True),
-            self.written + 1,
-        ):
-            self._add("train/loss", loss, step)
-            self._add("train/accuracy", accuracy, step)
-            self._add("learning_rate", lr_at(step - 1, history.sampler.steps, history.recipe), step)
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Write the steps since the last epoch, and the results of the evaluation."""
+        history, span = trainer.history, slice(self.written, trainer.step)
+        losses, accuracies = history.losses[span].tolist(), (history.correct / history.sizes)[span].tolist()
+        for step, (loss, accuracy) in enumerate(zip(losses, accuracies, strict=True), self.written + 1):
+            self.writer.add_scalar("train/loss", loss, step)
+            self.writer.add_scalar("train/accuracy", accuracy, step)
+            self.writer.add_scalar("learning_rate", lr_at(step - 1, trainer.total_steps, trainer.recipe), step)
         for key in ("loss", "accuracy"):
             if (value := history.epochs[-1][f"validation_{key}"]) is not None:
-                self._add(f"validation/{key}", value, done)
-        self.written = done
+                self.writer.add_scalar(f"validation/{key}", value, trainer.step)
+        self.written = trainer.step
         self.writer.flush()
 
-    def _add(self, name: str, value: float, step: int) -> None:
-        self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
+    def on_fit_end(self, trainer: Trainer) -> None:
         """Close the event file."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
-class ProgressBar:
-    """Shows progress on stderr: a tqdm bar on a terminal, else a line for each epoch and one every ten seconds."""
+class HealthMonitor(Callback):
+    """Warns of the issues that `training/checks.py` finds, each once."""
 
-    def __init__(self, history: History, start: int, shown: bool, notes: Sequence[str] = ()) -> None:
-        self.history, self.sampler, self.shown = history, history.sampler, shown
-        self.live = shown and sys.stderr.isatty()
-        self.bar = tqdm(total=self.sampler.steps, initial=start, unit="step", file=sys.stderr, disable=not self.live)
-        self.interval = 0.2 if self.live else 10.0  # seconds; reading a loss waits for the GPU, so not more often
-        self.next_update = time.monotonic() + self.interval
-        for note in notes:
-            self.warn(note)
-        if start:
-            self._print(f"going on from step {start} of {self.sampler.steps}")
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.warn = warn
+        self.reported: set[tuple[str, str]] = set()
 
-    def __enter__(self) -> Self:
-        return self
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Check the sizes of the batches to come."""
+        self._report(check_batches(trainer.recipe, len(trainer.train), trainer.model.network))
 
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def on_step_end(self, done: int) -> None:
-        """Show the state after `done` steps, if it is time to."""
-        steps = self.sampler.steps
-        if not self.shown or (time.monotonic() < self.next_update and not (self.live and done == steps)):
-            return
-        self.next_update = time.monotonic() + self.interval
-        _, epoch_step = self.sampler.position(done - 1)
-        loss, accuracy = self.history.mean(done - 1 - min(epoch_step, 99), done)
-        if self.live:
-            self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}", refresh=False)
-            self.bar.update(done - self.bar.n)
-        else:
-            self._print(
-                f"step {done}/{steps}  epoch {self.sampler.epochs(done):.2f}  loss {loss:.4f}  accuracy {accuracy:.2%}"
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Check the history; after the first epoch also the model, and the labels if nothing is learned."""
+        recipe, model, history = trainer.recipe, trainer.model, trainer.history
+        evaluations = history.evaluations()
+        if evaluations and evaluations[-1] is not history.epochs[-1]:
+            return  # little changes between two evaluations
+        losses = history.losses[: trainer.step].cpu()
+        issues = check_history(recipe, len(trainer.train), len(model.classes), losses, history.epochs, over=False)
+        stuck = any(issue.code == "stuck-loss" for issue in issues)
+        if len(history.epochs) == 1 or stuck:
+            issues = check_training(
+                model, recipe, trainer.train, losses, history.epochs, trainer.total_steps, over=False
             )
+        self._report((check_labels(trainer.train, None) if stuck else []) or issues)
 
-    def on_epoch_end(self, seconds: float) -> None:
-        """Print the results of the epoch that has just ended, and the seconds of training so far."""
-        entry, epochs = self.history.epochs[-1], self.sampler.epochs(self.sampler.steps)
-        self.next_update = time.monotonic() + self.interval
-        images = self.sampler.epoch_size(self.sampler.position(entry["step"] - 1)[0])
-        line = f"epoch {entry['epoch']:.3g}/{epochs:.3g}  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
-        if images < self.sampler.num_images:
-            line += f" of {images:,} hard pictures"
-        if entry["validation_accuracy"] is not None:
-            line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
-        self._print(f"{line}  {seconds:.1f} s")
+    def _report(self, issues: Sequence[Issue]) -> None:
+        for issue in issues:
+            if (issue.code, issue.title) not in self.reported:
+                self.reported.add((issue.code, issue.title))
+                self.warn(f"{issue.title}: {issue.evidence}; {issue.fix}")
 
-    def warn(self, line: str) -> None:
-        """Print a warning between the other lines."""
-        self._print(f"warning: {line}")
 
-    def _print(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # stderr is closed or its disk is full; the training continues
-            if self.live:
-                tqdm.write(line, file=sys.stderr)
-            elif self.shown:
-                print(line, file=sys.stderr, flush=True)
+class OnEpoch(Callback):
+    """Calls a function of the caller's after each whole epoch."""
+
+    def __init__(self, function: Callable[[Classifier, int], None]) -> None:
+        self.function = function
+
+    def on_epoch_end(self, trainer: Trainer) -> None:
+        """Call it with the model and the number of the epoch, counted from 1."""
+        epoch, epoch_step = trainer.sampler.position(trainer.step)
+        if epoch_step == 0:  # the last epoch of a training may be a part of one
+            self.function(trainer.model, epoch)
+
+
+def print_line(line: str) -> None:
+    """Print a line to stderr, above a progress bar if there is one."""
+    with contextlib.suppress(OSError):  # stderr is closed or its disk is full; the training continues
+        tqdm.write(line, file=sys.stderr)
 
 
 def validate_tracker(track: str | None) -> None:
@@ -119,13 +206,19 @@ def validate_tracker(track: str | None) -> None:
         raise GinghamError(f"--track got {track!r}; allowed: tensorboard")
 
 
-def create_tensorboard_logger(
-    track: str | None, history: History, folder: str | Path | None, start: int
-) -> TensorBoardLogger | None:
-    """Return the logger that `track` names, writing to `tensorboard/` in the folder; None for None."""
-    validate_tracker(track)
-    if track is None:
-        return None
-    if folder is None:
-        raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
-    return TensorBoardLogger(history, Path(folder) / "tensorboard", start)
+def create_callbacks(options: FitOptions, *, progress: bool, is_main: bool) -> Callbacks:
+    """Return the callbacks of a training in this process. `progress` says whether progress and warnings are printed."""
+
+    def warn(line: str) -> None:
+        if progress and is_main:
+            print_line(f"warning: {line}")
+
+    validate_tracker(options.track)
+    callbacks: list[Callback] = []
+    if progress and is_main:
+        callbacks += [ProgressBar(), HealthMonitor(warn)]
+    if options.track and is_main:
+        callbacks.append(TensorBoardLogger())
+    if options.on_epoch is not None:
+        callbacks.append(OnEpoch(options.on_epoch))
+    return Callbacks(callbacks, warn)

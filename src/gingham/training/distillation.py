@@ -4,35 +4,59 @@ import copy
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from gingham.data.splits import Split
+from gingham.device import autocast
 from gingham.errors import DataError, GinghamError
 from gingham.io import tensors_sha256
 from gingham.models.classifier import Classifier
 from gingham.recipe import Recipe
 from gingham.runs.run import Run
+from gingham.training.batches import Batch
+from gingham.training.loss import CrossEntropyLoss
 
 
-class TeacherEnsemble:
+class TeacherEnsemble(nn.Module):
     """Trained models whose predictions another model learns: the mean of their probabilities.
 
-    They get the same augmented images as the model that is trained. With `skip_photos` they are not asked about
-    simulated photos, which none of them was trained on.
+    They get the same augmented images as the model that is trained.
 
     Sources: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531); the same view for both
     from Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv 2106.05237).
     """
 
-    def __init__(self, models: Sequence[Classifier], temperature: float, skip_photos: bool = False) -> None:
-        self.models = [model.eval().requires_grad_(False) for model in models]
+    def __init__(self, models: Sequence[Classifier], temperature: float) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(copy.deepcopy(model) for model in models).eval().requires_grad_(False)
         self.temperature = temperature
-        self.skip_photos = skip_photos
 
     @torch.no_grad()
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return probabilities, float (B, K), for uint8 images (B, C, H, W)."""
         probabilities = [(model(images).float() / self.temperature).softmax(dim=1) for model in self.models]
         return torch.stack(probabilities).mean(dim=0)
+
+
+class DistillationLoss:
+    """The loss to the labels, a share of it (`weight`) replaced by the divergence from the teachers' predictions.
+
+    The divergence is multiplied by the squared temperature, which keeps its gradient at the scale of the labels'.
+    """
+
+    def __init__(self, label_loss: CrossEntropyLoss, teachers: TeacherEnsemble, weight: float, precision: str) -> None:
+        self.label_loss, self.teachers, self.weight, self.precision = label_loss, teachers, weight, precision
+
+    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the mean over the batch, a scalar."""
+        temperature = self.teachers.temperature
+        with autocast(self.precision, batch.images.device):
+            teacher_probabilities: torch.Tensor = self.teachers(batch.images)
+        log_probabilities = (logits / temperature).log_softmax(dim=1)
+        divergence = F.kl_div(log_probabilities, teacher_probabilities, reduction="none").sum(dim=1) * temperature**2
+        weight = self.weight * (1.0 if batch.distill_mask is None else batch.distill_mask)
+        return ((1 - weight) * self.label_loss.per_image(logits, batch) + weight * divergence).mean()
 
 
 def validate_teachers(
@@ -63,16 +87,12 @@ def validate_teachers(
                 f"and not on these {len(train)} of {train.dataset} with {held_out} held out: it may know what is held "
                 "out here; train it on the same split"
             )
-    checksums = tuple(tensors_sha256(run.model.state_dict()) for run in teachers)
+    checksums = teacher_checksums(teachers)
     if len(set(checksums)) < len(checksums):
         raise GinghamError(f"two of {len(checksums)} teachers have the same weights; name each once")
     return checksums
 
 
-def create_ensemble(teachers: Sequence[Run], recipe: Recipe, device: torch.device) -> TeacherEnsemble | None:
-    """Return the teachers as one ensemble, copied to the device; None without teachers."""
-    if not teachers:
-        return None
-    models = [copy.deepcopy(run.model).to(device) for run in teachers]
-    skip_photos = recipe.photo_share > 0 and not all(run.recipe.photo_share for run in teachers)
-    return TeacherEnsemble(models, recipe.distillation_temperature, skip_photos)
+def teacher_checksums(teachers: Sequence[Run]) -> tuple[str, ...]:
+    """Return the SHA-256 sums of the weights of runs."""
+    return tuple(tensors_sha256(run.model.state_dict()) for run in teachers)

@@ -3,11 +3,8 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from gingham.data.sampler import Sampler
-from gingham.data.splits import Split
-from gingham.distributed import DistributedContext
 from gingham.errors import TrainingError
 from gingham.models.classifier import Classifier
 from gingham.recipe import Recipe
@@ -15,7 +12,10 @@ from gingham.training.optimizer import lr_at
 
 
 class History:
-    """Loss and number of correct predictions of each step, kept on the device until they are read, and the results of each epoch."""
+    """Loss and number of correct predictions of each step, and the results of each epoch.
+
+    Those of the steps stay on the device until they are read.
+    """
 
     def __init__(self, recipe: Recipe, sampler: Sampler, device: torch.device) -> None:
         self.recipe, self.sampler = recipe, sampler
@@ -41,38 +41,41 @@ class History:
         # Weighted by shares, which cannot overflow: a loss may be as large as a float can hold.
         return float((self.losses[span] * (self.sizes[span] / images)).sum()), float(self.correct[span].sum() / images)
 
-    def end_epoch(self, done: int, model: Classifier, validation: Split | None, context: DistributedContext) -> None:
-        """Add the entry of the epoch that ends after `done` steps; evaluate the model on the validation split if that is due."""
+    def end_epoch(self, done: int, validation_loss: float | None, validation_accuracy: float | None) -> None:
+        """Add the entry of the epoch that ends after `done` steps; None if the model was not evaluated."""
         loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
-        entry = {"epoch": self.sampler.epochs(done), "step": done, "train_loss": loss, "train_accuracy": accuracy}
-        held_out: dict[str, float | None] = {"validation_loss": None, "validation_accuracy": None}
-        # Epochs of hard images are short, so what counts is the number of images seen, in sizes of the training split.
-        last_evaluation = next(
-            (before["step"] for before in reversed(self.epochs) if before["validation_loss"] is not None), 0
+        self.epochs.append(
+            {
+                "epoch": self.sampler.epochs(done),
+                "step": done,
+                "train_loss": loss,
+                "train_accuracy": accuracy,
+                "validation_loss": validation_loss,
+                "validation_accuracy": validation_accuracy,
+            }
         )
-        due = (
-            done == self.sampler.steps
-            or float(self.sizes[last_evaluation:done].sum()) >= self.sampler.num_images * self.recipe.validate_every
-        )
-        if validation is not None and due:
-            context.broadcast(model.buffers())  # each process has BatchNorm statistics of its own shards
-            logits, labels = context.map_sharded(model.logits, validation.images), validation.labels
-            held_out["validation_loss"] = float(F.cross_entropy(logits, labels))
-            held_out["validation_accuracy"] = float((logits.argmax(dim=1) == labels).double().mean())
-        self.epochs.append({**entry, **held_out})
+
+    def evaluation_due(self, done: int) -> bool:
+        """Return whether the model is to be evaluated after `done` steps, as the recipe's `validate_every` says.
+
+        Epochs of hard images are short, so what counts is the number of images seen, in sizes of the training split.
+        """
+        last_evaluation = next((entry["step"] for entry in reversed(self.evaluations())), 0)
+        images_since = float(self.sizes[last_evaluation:done].sum())
+        return done == self.sampler.steps or images_since >= self.sampler.num_images * self.recipe.validate_every
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Return the entries of the epochs after which the model was evaluated on the validation split."""
         return [entry for entry in self.epochs if entry["validation_accuracy"] is not None]
 
-    def chosen_epoch(self) -> dict[str, Any]:
-        """Return the entry of the epoch whose weights the run keeps: that of the best evaluation with patience, else the last."""
-        return self.evaluations()[-1 - self.evaluations_since_best()] if self.recipe.patience else self.epochs[-1]
-
     def evaluations_since_best(self) -> int:
         """Return how many evaluations ago the validation accuracy was highest: 0 for the last one."""
         accuracies = [entry["validation_accuracy"] for entry in self.evaluations()]
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
+
+    def chosen_epoch(self) -> dict[str, Any]:
+        """Return the entry of the epoch whose weights the run keeps: with patience the best evaluated, else the last."""
+        return self.evaluations()[-1 - self.evaluations_since_best()] if self.recipe.patience else self.epochs[-1]
 
     def require_finite(self, done: int, model: Classifier) -> None:
         """Check that losses and weights are finite after `done` steps.
@@ -83,23 +86,23 @@ class History:
         # One tensor for both, so that the GPU is waited for only once.
         losses, *weights = (tensor.isfinite().all() for tensor in (self.losses[:done], *model.parameters()))
         losses_finite, all_finite = torch.stack([losses, torch.stack([losses, *weights]).all()]).tolist()
-        bad = [] if losses_finite else (~self.losses[:done].isfinite()).nonzero().flatten().tolist()
-        if losses_finite and not all_finite:
-            bad = [done - 1]  # the last update: its loss would only show at the next step
-        if bad:
-            rate, (epoch, epoch_step) = self.recipe.learning_rate, self.sampler.position(bad[0])
-            size = self.recipe.batch_size
-            # Every epoch ends with this check, so the step belongs to the epoch whose order the sampler still has.
-            images = self.sampler.order[epoch_step * size : (epoch_step + 1) * size].tolist()
-            some = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
-            raise TrainingError(
-                f"the loss is no longer finite since step {bad[0] + 1} (batch {epoch_step + 1} of epoch {epoch + 1}: "
-                f"the training pictures {some}; learning rate {rate:g}); try a lower one and another --out, such as "
-                f"--set learning_rate={rate / 10:g}"
-            )
+        if all_finite:
+            return
+        # If the losses are finite it was the last update: its loss would only show at the next step.
+        bad_step = done - 1 if losses_finite else int((~self.losses[:done].isfinite()).nonzero()[0])
+        epoch, epoch_step = self.sampler.position(bad_step)
+        # Every epoch ends with this check, so the step belongs to the epoch whose order the sampler still has.
+        images = self.sampler.batch(epoch_step).tolist()
+        some = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
+        rate = self.recipe.learning_rate
+        raise TrainingError(
+            f"the loss is no longer finite since step {bad_step + 1} (batch {epoch_step + 1} of epoch {epoch + 1}: the "
+            f"training pictures {some}; learning rate {rate:g}); try a lower one and another --out, such as "
+            f"--set learning_rate={rate / 10:g}"
+        )
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return the lines of `history.jsonl`: an entry for each step, and after the last step of an epoch one for the epoch."""
+        """Return the lines of `history.jsonl`: an entry for each step, and one for each epoch after its last step."""
         ends = {entry["step"]: entry for entry in self.epochs}
         entries: list[dict[str, Any]] = []
         accuracies = self.correct / self.sizes

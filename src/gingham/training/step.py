@@ -2,8 +2,8 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,11 @@ from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 from gingham.recipe import Recipe
 from gingham.training.batches import Batch
-from gingham.training.distillation import TeacherEnsemble
-from gingham.training.loss import compute_loss
+from gingham.training.distillation import DistillationLoss
+from gingham.training.loss import CrossEntropyLoss
 from gingham.training.optimizer import build_optimizer
+
+Loss = CrossEntropyLoss | DistillationLoss
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class StepOutput:
     """The result of a step, computed with the weights before it, on the device.
 
     `loss` is the mean loss to the labels, without the teachers' part, and `correct` the number of correct predictions,
-    both scalars. `losses`, float (B,), has the loss of each image where the recipe looks for hard ones, else None.
+    both scalars. `losses`, float (B,), has the cross-entropy of each image where the step was asked for it, else None.
     """
 
     loss: torch.Tensor
@@ -33,78 +35,75 @@ class StepOutput:
     losses: torch.Tensor | None
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    precision: str,
-    teachers: TeacherEnsemble | None,
-    batch: Batch,
-    weight: float = 1.0,
-) -> StepOutput:
-    """Take one step of gradient descent on a batch.
+TrainStep = Callable[[Batch], StepOutput]
 
-    The loss is the mean over the batch, times `weight`: that of this process's shard in the mean over all processes.
+
+@dataclass(frozen=True)
+class EagerStep:
+    """One step of gradient descent. `with_losses` asks for the loss of each image, to find the hard ones.
+
+    train_step = EagerStep(model, optimizer, CrossEntropyLoss(), "float32")
+    output = train_step(batch)
     """
-    optimizer.zero_grad()
-    with autocast(precision, batch.images.device):
-        teacher_probabilities = teachers(batch.images) if teachers else None
-        logits = model(batch.images).float()
-    loss = compute_loss(logits, batch, recipe, teacher_probabilities)
-    if weight != 1:
-        loss = loss * weight
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    loss, logits = loss.detach(), logits.detach()
-    if teacher_probabilities is not None:  # the history has the loss to the labels, which is comparable between runs
-        loss = compute_loss(logits, batch, recipe) * weight
-    target = batch.labels
-    if batch.mixed_labels is not None and batch.mix_weight is not None:
-        target = torch.where(batch.mix_weight < 0.5, batch.mixed_labels, target)
-    correct = (logits.argmax(dim=1) == target).sum()
-    losses = F.cross_entropy(logits, batch.labels, reduction="none") if recipe.hard_share < 1 else None
-    return StepOutput(loss, correct, losses)
 
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Loss
+    precision: str
+    with_losses: bool = False
 
-TrainStep = Callable[[Batch, float], StepOutput]
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Take a step: the loss is the mean over the batch, times the batch's weight."""
+        self.optimizer.zero_grad()
+        with autocast(self.precision, batch.images.device):
+            logits = self.model(batch.images).float()
+        loss = self._weighted(self.loss, logits, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+        loss, logits = loss.detach(), logits.detach()
+        if isinstance(self.loss, DistillationLoss):
+            # The history has the loss to the labels, which is comparable between runs.
+            loss = self._weighted(self.loss.label_loss, logits, batch)
+        correct = (logits.argmax(dim=1) == batch.main_labels()).sum()
+        losses = F.cross_entropy(logits, batch.labels, reduction="none") if self.with_losses else None
+        return StepOutput(loss, correct, losses)
+
+    @staticmethod
+    def _weighted(loss: Loss, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        value = loss(logits, batch)
+        return value if batch.weight == 1 else value * batch.weight
 
 
 class CUDAGraphStep:
-    """`train_step` captured as a CUDA graph for each batch size, and replayed.
+    """A step captured as a CUDA graph for each batch size, and replayed.
 
     A step of a small network is hundreds of kernels of a few microseconds each, and Python launches them more slowly
     than the GPU executes them. The output of a step is overwritten by the next one. Call `warm_up` first: what
     libraries initialise on first use cannot be captured.
 
-        take_step = CUDAGraphStep(model, optimizer, recipe, precision, None, [a batch of each size])
+        train_step = CUDAGraphStep(step, [a batch of each size])
 
     Raises
         RuntimeError: something in the step cannot be captured.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        recipe: Recipe,
-        precision: str,
-        teachers: TeacherEnsemble | None,
-        batches: Iterable[Batch],
-    ) -> None:
+    def __init__(self, step: EagerStep, batches: Sequence[Batch]) -> None:
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, StepOutput]] = {}
-        make_capturable(optimizer)
+        make_capturable(step.optimizer)
         pool = None
         for batch in batches:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                output = train_step(model, optimizer, recipe, precision, teachers, batch)
+                output = step(batch)
             pool = graph.pool()  # one memory pool for all, as they never run at once
             self.graphs[len(batch)] = (graph, batch, output)
 
-    def __call__(self, batch: Batch, weight: float = 1.0) -> StepOutput:
-        assert weight == 1, "graphs are used in single-process training only"
+    def __call__(self, batch: Batch) -> StepOutput:
+        """Take a step on a batch of one of the captured sizes."""
+        assert batch.weight == 1, "graphs are used in single-process training only"
         graph, captured, output = self.graphs[len(batch)]
-        for target, source in zip(captured.tensors(), batch.tensors(), strict=True):
+        for target, source in zip(captured.inputs(), batch.inputs(), strict=True):
             target.copy_(source)
         graph.replay()
         return output
@@ -124,7 +123,7 @@ def make_capturable(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, teachers: TeacherEnsemble | None) -> Batch:
+def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, distill_mask: bool = False) -> Batch:
     """Return a batch of random images with every tensor that the recipe's batches have, on the model's device."""
     device = model.mean.device
     generator = torch.Generator().manual_seed(recipe.seed)  # its own, so that the draws of the training do not change
@@ -135,32 +134,25 @@ def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, teachers: Te
         labels,
         labels.flip(0) if recipe.cutmix else None,
         torch.ones(batch_size, device=device) if recipe.cutmix else None,
-        torch.ones(batch_size, device=device) if teachers and teachers.skip_photos else None,
+        torch.ones(batch_size, device=device) if distill_mask else None,
     )
 
 
-def warm_up(
-    model: Classifier,
-    recipe: Recipe,
-    precision: str,
-    sizes: Sequence[int],
-    num_predicted: int,
-    teachers: TeacherEnsemble | None = None,
-) -> bool:
-    """Run training steps and a prediction on a copy of the model and random images, so that no kernel is set up while the clock runs.
+def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe: Recipe, num_predicted: int) -> bool:
+    """Train and evaluate a copy of the model on random images, so that no kernel is set up while the clock runs.
 
-    `sizes` are the batch sizes to come, `num_predicted` the number of images to predict. Return whether some trainable
-    parameters got no gradient.
+    It takes a step for each batch, and predicts `num_predicted` images. Return whether some trainable parameters got no
+    gradient.
     """
     twin = copy.deepcopy(model).train()
-    optimizer = build_optimizer(twin, recipe)
-    for size in (*sizes, sizes[-1]):
-        batch = dummy_batch(size, model, recipe, teachers)
+    twin_step = replace(step, model=twin, optimizer=build_optimizer(twin, recipe))
+    for batch in (*batches, batches[-1]):
         try:
-            train_step(twin, optimizer, recipe, precision, teachers, batch)
+            twin_step(batch)
         except Exception as error:
             if recipe.network in NETWORKS or is_exhausted(error):
                 raise
+            size = len(batch)
             alone = (
                 " (BatchNorm cannot learn from one value a channel)"
                 if size == 1 and "per channel" in str(error)
@@ -169,60 +161,44 @@ def warm_up(
             raise ModelError(
                 f"the network {recipe.network} cannot learn from a batch of {size}{alone}: {type(error).__name__}, "
                 f"{one_line(error)}; mend its forward"
-                + (
-                    f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}"
-                    if size == 1
-                    else ""
-                )
+                + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" * (size == 1))
             ) from error
     if num_predicted:
-        twin.logits(dummy_batch(num_predicted, model, recipe, None).images)
+        twin.logits(dummy_batch(num_predicted, model, recipe).images)
     return any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
 
 
-def compile_model(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    recipe: Recipe,
-    precision: str,
-    teachers: TeacherEnsemble | None,
-    batches: Sequence[Batch],
-) -> nn.Module:
-    """Return the model compiled by torch for these batch sizes; weights, statistics and momentum keep their values.
+def compile_step(step: EagerStep, batches: Sequence[Batch], network: str) -> EagerStep:
+    """Return the step with its model compiled by torch for the sizes of these batches.
+
+    Weights, statistics and momentum keep their values. `network` is the network's name, for the error.
 
     Raises
         GinghamError: there is no compiler, or it fails.
     """
-    _reset_compiler(recipe.network, precision, tuple(map(len, batches)))
-    compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    momentum = {
-        parameter: state["momentum_buffer"].clone()
-        for parameter, state in optimizer.state.items()
-        if state.get("momentum_buffer") is not None
-    }
+    _reset_compiler(network, step.precision, tuple(map(len, batches)))
+    compiled: nn.Module = torch.compile(step.model, dynamic=False)  # type: ignore[assignment]
+    compiled_step = replace(step, model=compiled)
+    weights = copy.deepcopy(step.model.state_dict())
+    momentum = copy.deepcopy(step.optimizer.state_dict())
     try:
         for batch in batches:
-            train_step(compiled, optimizer, recipe, precision, teachers, batch)
+            compiled_step(batch)
     except Exception as error:
         if is_exhausted(error):
             raise
         raise GinghamError(
-            f"torch.compile could not compile the network {recipe.network} ({one_line(error)}); it needs a C++ "
-            "compiler, and on a GPU Triton: install them, or set compile=false"
+            f"torch.compile could not compile the network {network} ({one_line(error)}); it needs a C++ compiler, and "
+            "on a GPU Triton: install them, or set compile=false"
         ) from error
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(before[name])
-        for parameter, state in optimizer.state.items():
-            if state.get("momentum_buffer") is not None:
-                state["momentum_buffer"].copy_(momentum.get(parameter, torch.zeros_like(parameter)))
-    return compiled
+    step.model.load_state_dict(weights)
+    step.optimizer.load_state_dict(momentum)
+    return compiled_step
 
 
 @functools.lru_cache(maxsize=1)
 def _reset_compiler(*settings: object) -> None:
-    """Discard what was compiled for other settings: torch keeps eight versions of a forward and does not compile a ninth.
+    """Discard what was compiled for other settings: torch keeps eight versions of a forward, and compiles no ninth.
 
     The cache keeps the compiled code for the next model with the same settings.
     """

@@ -13,6 +13,7 @@ import torch
 import gingham
 from gingham import RunError
 from gingham.runs.checkpoint import load_checkpoint, save_checkpoint
+from helpers import fit
 
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
@@ -20,10 +21,6 @@ EVERYTHING = FAST.replace(
     network="tiny", flip="random", shift_pixels=2, cutout_pixels=5, ema_decay=0.9
 )  # what has a state or draw
 MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # which hard pictures exclude
-
-
-def fit(recipe, data, **options):
-    return gingham.fit(recipe, data.train, data.validation, progress=False, **options)
 
 
 def weights(run):
@@ -36,7 +33,7 @@ def weights(run):
 @pytest.fixture
 def short_epochs(monkeypatch):
     """Epochs of milliseconds end in a checkpoint too, so that there is one soon."""
-    monkeypatch.setattr("gingham.training.fit.MIN_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("gingham.training.trainer.MIN_CHECKPOINT_SECONDS", 0.0)
 
 
 class Stop(Exception):  # noqa: N818  # not an error of anyone's

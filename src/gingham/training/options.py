@@ -1,0 +1,28 @@
+"""FitOptions: what `fit` can be told beyond its recipe and data."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gingham.models.classifier import Classifier
+from gingham.models.registry import NetworkFactory
+from gingham.runs.run import Run
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Options of `fit` that most callers leave at their defaults.
+
+    `device` is "auto", "cpu", "cuda", "cuda:1" or "mps". `network` is a class or function that creates a network of
+    your own in place of the recipe's: float (N, C, H, W) in, logits (N, K) out. `teachers` are runs, trained on the
+    same split, from whose predictions the network learns beside the labels, with the recipe's `distillation_weight`.
+    With `track` "tensorboard" the history is also written for TensorBoard, to `tensorboard/` in the folder.
+    `on_epoch(model, epoch)` is called after each epoch, counted from 1, with the model as it is then.
+
+        run = gingham.fit(recipe, data.train, options=gingham.FitOptions(network=MyNetwork, device="cpu"))
+    """
+
+    device: str = "auto"
+    network: NetworkFactory | None = None
+    teachers: Sequence[Run] = ()
+    track: str | None = None
+    on_epoch: Callable[[Classifier, int], None] | None = None

@@ -1,0 +1,367 @@
+"""The Trainer: everything that changes while a network trains, and what its processes must agree on."""
+
+import contextlib
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gingham.data.sampler import Sampler
+from gingham.data.splits import Split
+from gingham.data.statistics import median_border
+from gingham.device import choose_device, choose_precision, describe_environment
+from gingham.distributed import DistributedContext
+from gingham.errors import ModelError, RunError, one_line
+from gingham.models.classifier import Classifier
+from gingham.models.registry import NetworkFactory, build_classifier, create_network
+from gingham.models.summary import summarize
+from gingham.recipe import Recipe
+from gingham.runs.checkpoint import has_checkpoint, parse_checkpoint, read_checkpoint, save_checkpoint
+from gingham.runs.run import Run
+from gingham.training import state
+from gingham.training.batches import Batch, BatchLoader
+from gingham.training.distillation import DistillationLoss, TeacherEnsemble, teacher_checksums
+from gingham.training.ema import EMA, copy_weights, ema_weights, update_ema
+from gingham.training.history import History
+from gingham.training.loss import CrossEntropyLoss, MixedLabelsLoss
+from gingham.training.optimizer import build_optimizer
+from gingham.training.options import FitOptions
+from gingham.training.step import (
+    CUDAGraphStep,
+    EagerStep,
+    Loss,
+    StepOutput,
+    TrainStep,
+    compile_step,
+    dummy_batch,
+    warm_up,
+)
+from gingham.training.stop_request import StopRequest
+
+MIN_CHECKPOINT_SECONDS = 1.0  # between checkpoints at the ends of epochs, as a GPU does dozens of epochs a second
+
+
+class Trainer:
+    """Everything that changes while a network trains: model, optimizer, sampler, history, EMA, step and clock.
+
+    Its methods are called by `fit`, in every process at the same step: they agree on resuming, stopping and
+    checkpoints.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: Split,
+        validation: Split | None,
+        options: FitOptions,
+        folder: Path | None,
+        context: DistributedContext,
+    ) -> None:
+        self.recipe, self.train, self.validation = recipe, train, validation
+        self.options, self.folder, self.context = options, folder, context
+        self.device = choose_device(options.device, context.local_rank if context.size > 1 else None)
+        self.precision = choose_precision(recipe.precision, self.device)
+        self.environment = state.numeric_environment(self.device, self.precision, context.size)
+        with torch.random.fork_rng():  # the caller's random numbers stay as they are
+            torch.manual_seed(recipe.seed)
+            self.model = _build_model(recipe, train, options.network).to(self.device)
+        self.optimizer = build_optimizer(self.model, recipe)
+        self.sampler = Sampler(recipe, len(train), self.device, train.block)
+        self.history = History(recipe, self.sampler, self.device)
+        self.ema: EMA = {}  # where the recipe has an `ema_decay`
+        self.best: dict[str, torch.Tensor] = {}  # the weights of the best evaluation, with patience
+        self.step = self.first_step = 0  # steps done, and those that this process did not do itself
+        self.total_steps = self.sampler.steps
+        self.stop_request = StopRequest()
+        self.interrupted = False  # whether any process was asked to stop
+        self.checkpoint_due = False
+        self._seconds_before = 0.0  # of the training that is resumed
+        self._final_seconds: float | None = None
+        # With several processes: the steps whose records are of whole batches, and the losses of this process's images.
+        self.steps_gathered = 0
+        self.shard_losses = torch.zeros(len(train), device=self.device)
+
+        self.loss: Loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
+        # Teachers that were not trained on simulated photos know nothing of them.
+        ask_of_photos = all(teacher.recipe.photo_share for teacher in options.teachers)
+        self.mask_photos = recipe.photo_share > 0 and not ask_of_photos
+        if options.teachers:
+            models = [teacher.model for teacher in options.teachers]
+            teachers = TeacherEnsemble(models, recipe.distillation_temperature).to(self.device)
+            self.loss = DistillationLoss(self.loss, teachers, recipe.distillation_weight, self.precision)
+        self.loader = BatchLoader(
+            train, recipe, self.sampler, self.device, context.rank, context.size, self.mask_photos
+        )
+        self.settings: dict[str, Any] = {
+            "recipe": recipe.to_dict(),
+            "fingerprint": train.fingerprint,
+            "train_images": len(train),
+            "teachers": list(teacher_checksums(options.teachers)),
+        }
+        context.require_same("recipe and data", json.dumps(self.settings))
+
+    # --- before the first step
+
+    def resume(self, warn: Callable[[str], None]) -> None:
+        """Continue from the last checkpoint in the main process's folder, if there is one."""
+        if self.folder is None:
+            return
+        data = b""
+        if self.context.is_main and has_checkpoint(self.folder):
+            data, torn = read_checkpoint(self.folder)
+            for sentence in torn:
+                warn(f"{sentence}; going on from the one before it")
+        data = self.context.broadcast_bytes(data)
+        if not data:
+            return
+        checkpoint = parse_checkpoint(data, self.folder)
+        state.require_same_settings(checkpoint.metadata, self.settings, self.folder)
+        try:
+            self._load_state(checkpoint.tensors, checkpoint.metadata)
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+            path = self.folder / "checkpoint"
+            raise RunError(
+                f"the checkpoint in {self.folder} does not fit ({one_line(error)}); remove {path} to start over"
+            ) from error
+        if warning := state.resume_warning(checkpoint.metadata.get("environment"), self.environment):
+            warn(warning)
+
+    def create_train_step(self, warn: Callable[[str], None]) -> TrainStep:
+        """Return the fastest way to take a step here: eager, compiled if the recipe says so, as a CUDA graph on a GPU."""
+        recipe = self.recipe
+        sizes = self.loader.shard_sizes({int(size) for size in self.history.sizes.tolist()})
+        batches = [dummy_batch(size, self.model, recipe, self.mask_photos) for size in sizes]
+        step = EagerStep(self.model, self.optimizer, self.loss, self.precision, with_losses=recipe.hard_share < 1)
+        num_predicted = min(len(self.validation), 500) if self.validation else 0
+        unused = warm_up(self.model, step, batches, recipe, num_predicted)
+        step = replace(step, model=self.context.wrap(self.model.train(), unused=unused))
+        if recipe.compile:
+            step = compile_step(step, batches, recipe.network)
+        # The forward of a user's network may do what cannot be captured.
+        if self.device.type == "cuda" and self.options.network is None and self.context.size == 1:
+            try:
+                return CUDAGraphStep(step, batches)
+            except RuntimeError as error:
+                warn(f"the steps cannot be recorded for the GPU and take longer ({one_line(error)})")
+        return step
+
+    def start_clock(self) -> None:
+        """Start `train_seconds`; what a resumed training took before is added."""
+        self._started = self._last_checkpoint = time.perf_counter()
+
+    # --- the steps
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield this process's shard of each remaining batch."""
+        for batch in self.loader.batches(self.step, self.history.steps):
+            if self.options.network is not None:
+                # Dropout draws from torch's generator. It is seeded by the step, so that training can resume at any;
+                # processes that share a batch drop different activations.
+                rank = f" {self.context.rank}" if self.context.rank else ""
+                torch.manual_seed(zlib.crc32(f"{self.recipe.seed} {self.step}{rank}".encode()))
+            yield batch
+
+    def record(self, batch: Batch, output: StepOutput) -> None:
+        """Record a step that was taken, and agree with the other processes on what comes next."""
+        if self.context.size == 1:
+            self.history.record(self.step, output.loss, output.correct)
+            if output.losses is not None and batch.indices is not None:
+                self.sampler.record(batch.indices, output.losses)
+        else:  # of this process's shard; an estimate for the whole batch until `_gather_records`
+            mine = batch.weight > 0  # False for an image that is in another shard too
+            self.history.record(self.step, output.loss, output.correct * mine * self.context.size)
+            if output.losses is not None and batch.indices is not None:
+                self.shard_losses[batch.indices] = output.losses * mine
+        if self.recipe.ema_decay:
+            update_ema(self.ema, self.model, self.step, self.recipe.ema_decay)
+        self.step += 1
+        self._agree()
+
+    def _agree(self) -> None:
+        """Agree with the other processes whether to stop and whether to save: the one collective of a step."""
+        seconds = time.perf_counter() - self._last_checkpoint
+        due = seconds >= self.recipe.checkpoint_seconds or (self.epoch_ended and seconds >= MIN_CHECKPOINT_SECONDS)
+        self.interrupted, self.checkpoint_due = self.context.any(bool(self.stop_request), due)
+        if self.epoch_ended or self.checkpoint_due or self.interrupted:
+            self._gather_records()
+            self.history.require_finite(self.step, self.model)
+        if self.step == self.total_steps:
+            self._stop_clock()  # the weights are final; what follows evaluates and saves them
+
+    def _gather_records(self) -> None:
+        """Turn the records of this process's shards into those of whole batches."""
+        if self.context.size == 1:
+            return
+        history, sampler, steps = self.history, self.sampler, slice(self.steps_gathered, self.step)
+        means = torch.stack([history.losses[steps], history.correct[steps]]) / self.context.size
+        history.losses[steps], history.correct[steps] = self.context.add(means)
+        if self.recipe.hard_share < 1:
+            batches = (sampler.batch(sampler.position(step)[1]) for step in range(steps.start, steps.stop))
+            indices = torch.cat(list(batches))
+            sampler.record(indices, self.context.add(self.shard_losses)[indices])
+            self.shard_losses.zero_()
+        self.steps_gathered = self.step
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether an epoch ended with the last step; the last epoch may be a part of one."""
+        return self.sampler.position(self.step)[1] == 0 or self.step == self.total_steps
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether training is over: after the last step, when patience ran out, or when a process was interrupted."""
+        return self.interrupted or self.step >= self.history.steps
+
+    @property
+    def train_seconds(self) -> float:
+        """The seconds of training so far: from raw images in memory and fresh weights to the final weights."""
+        return self._final_seconds if self._final_seconds is not None else self._seconds_so_far()
+
+    def _seconds_so_far(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # kernels that are still queued belong to the training
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _stop_clock(self) -> None:
+        self._final_seconds = self._seconds_so_far()
+
+    # --- the end of an epoch
+
+    def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Temporarily swap in the weights that are evaluated: the EMA where the recipe has one."""
+        return ema_weights(self.model, self.ema)
+
+    def evaluate(self) -> None:
+        """Add the epoch to the history, and evaluate the model on the validation split if that is due."""
+        loss = accuracy = None
+        if self.validation is not None and self.history.evaluation_due(self.step):
+            self.context.broadcast(self.model.buffers())  # each process has BatchNorm statistics of its own shards
+            logits = self.context.map_sharded(self.model.logits, self.validation.images)
+            labels = self.validation.labels
+            loss = float(F.cross_entropy(logits, labels))
+            accuracy = float((logits.argmax(dim=1) == labels).double().mean())
+        self.history.end_epoch(self.step, loss, accuracy)
+        if self.recipe.patience and accuracy is not None:
+            since_best = self.history.evaluations_since_best()
+            if since_best == 0:
+                self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            if since_best >= self.recipe.patience:
+                self.history.steps = self.step  # which ends the training
+            if self.should_stop:
+                self._stop_clock()  # only now is it known which weights are final
+
+    def checkpoint_if_due(self) -> None:
+        """Save a checkpoint, in the main process, if it is time to or the training stops."""
+        if not (self.checkpoint_due or self.should_stop):
+            return
+        if self.folder is not None and self.context.is_main:
+            metadata = {
+                "step": self.step,
+                "train_seconds": self.train_seconds,
+                "epochs": self.history.epochs,
+                "environment": self.environment,
+                "dataset": self.train.dataset,
+                **self.settings,
+            }
+            save_checkpoint(self.folder, self.step, self._state_tensors(), metadata)
+        self._last_checkpoint = time.perf_counter()
+
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors of a checkpoint. Every other random draw follows from the seed and the step."""
+        parts = {
+            "model": self.model.state_dict(),
+            "optimizer": state.optimizer_tensors(self.optimizer),
+            "best": self.best,
+            "ema": self.ema,
+            "sampler": {"order": self.sampler.order, "losses": self.sampler.losses},
+            "history": {"losses": self.history.losses[: self.step], "correct": self.history.correct[: self.step]},
+        }
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def _load_state(self, tensors: state.Tensors, metadata: dict[str, Any]) -> None:
+        """Load what `checkpoint_if_due` saved."""
+        state.validate_state(tensors, metadata, self.sampler)
+        self.step = self.first_step = self.steps_gathered = metadata["step"]
+        self._seconds_before = float(metadata["train_seconds"])
+        self.model.load_state_dict(state.tensors_under("model.", tensors))
+        weights = self.model.state_dict()
+        self.best, self.ema = (
+            {name: state.with_layout_of(weights[name], tensor) for name, tensor in found.items()}
+            for found in (state.tensors_under("best.", tensors), state.tensors_under("ema.", tensors))
+        )
+        state.load_optimizer_tensors(self.optimizer, state.tensors_under("optimizer.", tensors))
+        self.sampler.order = tensors["sampler.order"].to(self.device)
+        self.sampler.losses = tensors["sampler.losses"].to(self.device)
+        self.history.losses[: self.step] = tensors["history.losses"]
+        self.history.correct[: self.step] = tensors["history.correct"]
+        self.history.epochs = metadata["epochs"]
+        if self.recipe.patience and self.history.evaluations_since_best() >= self.recipe.patience:
+            self.history.steps = self.step  # training had just stopped early
+        if self.should_stop:
+            self._final_seconds = self._seconds_before
+
+    # --- after the last step
+
+    def finish(self) -> Run:
+        """Return the run with its final weights; raise KeyboardInterrupt or Terminated if the training was interrupted."""
+        if self.interrupted:
+            self.stop_request.stop()
+        copy_weights(self.model, self.best or self.ema)
+        self.context.broadcast(self.model.buffers())
+        self.model.eval()
+        train, history = self.train, self.history
+        data: dict[str, Any] = {
+            "name": train.dataset,
+            "fingerprint": train.fingerprint,
+            "train_images": len(train),
+            "background": median_border(train.images),
+        }
+        if train.skip_unreadable:
+            data["skip_unreadable"] = True
+        if self.options.teachers:
+            data["teachers"] = [
+                {"recipe": teacher.recipe.name, "seed": teacher.recipe.seed, "weights_sha256": checksum}
+                for teacher, checksum in zip(self.options.teachers, self.settings["teachers"], strict=True)
+            ]
+        environment = describe_environment(self.device)
+        return Run(self.model, self.recipe, history.entries(), self._metrics(), data, environment)
+
+    def _metrics(self) -> dict[str, Any]:
+        history, seconds = self.history, self.train_seconds
+        images_seen = int(history.sizes[: history.steps].sum())
+        chosen = history.chosen_epoch()  # the last one unless patience chose another
+        return {
+            "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
+            "device": self.environment["device"],
+            "precision": self.precision,
+            "processes": self.context.size,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "train_images": len(self.train),
+            "epochs": self.sampler.epochs(history.steps),
+            "steps": history.steps,
+            "images_seen": images_seen,
+            "images_per_second_per_process": images_seen / seconds / self.context.size if seconds else None,
+            "train_seconds": seconds,
+            "wall_seconds": None,  # set by the command line
+            "validation_accuracy": chosen["validation_accuracy"],
+            "chosen_epoch": chosen["epoch"],
+            "resumed_from_step": self.first_step or None,
+        }
+
+
+def _build_model(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Classifier:
+    shape = train.image_shape
+    try:
+        return build_classifier(recipe.network, train.classes, shape, recipe.mean, recipe.std, recipe.tta, network)
+    except ModelError:
+        if network is not None:
+            # This error names the layer that does not fit, and what would.
+            summarize(create_network(recipe.network, network, shape[0], len(train.classes)), shape, recipe.network)
+        raise

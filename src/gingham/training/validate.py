@@ -1,0 +1,49 @@
+"""Check what `fit` was given, before anything is built."""
+
+from gingham.data.augment_photos import simulate_photos
+from gingham.data.splits import Split
+from gingham.errors import DataError, GinghamError
+from gingham.models.registry import factory_name
+from gingham.recipe import Recipe
+from gingham.training.distillation import validate_teachers
+from gingham.training.options import FitOptions
+
+
+def resolve_recipe(recipe: Recipe, train: Split, validation: Split | None, options: FitOptions) -> Recipe:
+    """Return the recipe with the size of the images, the number held out and the network that are really used.
+
+    Raises
+        DataError: a split that may not be used, two that do not belong together, or a teacher trained on other images.
+        GinghamError: patience without a validation split, or teachers without a weight for them.
+    """
+    _validate_splits(train, validation)
+    recipe = recipe.replace(validation_images=len(validation) if validation else 0, size=train.size)
+    if recipe.patience and validation is None:
+        raise GinghamError(
+            f"patience is {recipe.patience}, and no validation split is held out to look at; "
+            "hold pictures out (--set validation_images=5000), or set patience=0"
+        )
+    if recipe.photo_share:
+        simulate_photos(train.images[:0], train.labels[:0], train.classes, recipe, 0)  # raises an error for colour
+    validate_teachers(options.teachers, recipe, train, validation)
+    return recipe if options.network is None else recipe.replace(network=factory_name(options.network))
+
+
+def _validate_splits(train: Split, validation: Split | None) -> None:
+    for role, split in (("training", train), ("validation", validation)):
+        if split is not None and split.name == "test":
+            raise DataError(f"fit got the test split as {role} data; the test split is opened by evaluate alone")
+        if split is not None and not len(split):
+            raise DataError(f"the {role} split of {split.dataset} is empty; give it at least one picture")
+    if validation is None:
+        return
+    if validation.classes != train.classes or validation.image_shape != train.image_shape:
+        raise DataError(
+            f"the validation split has {len(validation.classes)} classes and pictures of {validation.image_shape}, the "
+            f"training split {len(train.classes)} and {train.image_shape}; cut both from one dataset"
+        )
+    if validation.fingerprint != train.fingerprint:
+        raise DataError(
+            f"the training split is of {train.dataset} and the validation split of {validation.dataset}, or of another "
+            "state of it; cut both from one dataset"
+        )
