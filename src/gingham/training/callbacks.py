@@ -100,7 +100,7 @@ class ProgressBar(Callback):
             line += f" of {images:,} hard pictures"
         if entry["validation_accuracy"] is not None:
             line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
-        print_line(f"{line}  {trainer.train_seconds:.1f} s")
+        print_line(f"{line}  {trainer.clock.seconds:.1f} s")
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Remove the bar."""

@@ -70,7 +70,7 @@ def fit(
         stack.enter_context(callbacks.running(trainer))
         train_step = trainer.create_train_step(warn=callbacks.warn)
         trainer.stop_request = stack.enter_context(deferred_signals(ignore_repeats=context.size > 1))
-        trainer.start_clock()
+        trainer.clock.start()
         for batch in trainer.batches():
             set_learning_rate(trainer.optimizer, lr_at(trainer.step, trainer.total_steps, recipe))
             output = train_step(batch)  # forward, loss, backward, optimizer.step()

@@ -26,6 +26,7 @@ from gingham.runs.checkpoint import has_checkpoint, parse_checkpoint, read_check
 from gingham.runs.run import Run
 from gingham.training import state
 from gingham.training.batches import Batch, BatchLoader
+from gingham.training.clock import Clock
 from gingham.training.distillation import DistillationLoss, TeacherEnsemble, teacher_checksums
 from gingham.training.ema import EMA, copy_weights, ema_weights, update_ema
 from gingham.training.history import History
@@ -81,11 +82,9 @@ class Trainer:
         self.stop_request = StopRequest()
         self.interrupted = False  # whether any process was asked to stop
         self.checkpoint_due = False
-        self._seconds_before = 0.0  # of the training that is resumed
-        self._final_seconds: float | None = None
-        # With several processes: the steps whose records are of whole batches, and the losses of this process's images.
-        self.steps_gathered = 0
-        self.shard_losses = torch.zeros(len(train), device=self.device)
+        self.clock = Clock(self.device)
+        self.last_checkpoint = time.monotonic()
+        self.steps_gathered = 0  # steps whose records are of whole batches, and not of this process's shards
 
         self.loss: Loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
         # Teachers that were not trained on simulated photos know nothing of them.
@@ -151,10 +150,6 @@ class Trainer:
                 warn(f"the steps cannot be recorded for the GPU and take longer ({one_line(error)})")
         return step
 
-    def start_clock(self) -> None:
-        """Start `train_seconds`; what a resumed training took before is added."""
-        self._started = self._last_checkpoint = time.perf_counter()
-
     # --- the steps
 
     def batches(self) -> Iterator[Batch]:
@@ -169,15 +164,12 @@ class Trainer:
 
     def record(self, batch: Batch, output: StepOutput) -> None:
         """Record a step that was taken, and agree with the other processes on what comes next."""
-        if self.context.size == 1:
-            self.history.record(self.step, output.loss, output.correct)
-            if output.losses is not None and batch.indices is not None:
-                self.sampler.record(batch.indices, output.losses)
-        else:  # of this process's shard; an estimate for the whole batch until `_gather_records`
-            mine = batch.weight > 0  # False for an image that is in another shard too
-            self.history.record(self.step, output.loss, output.correct * mine * self.context.size)
-            if output.losses is not None and batch.indices is not None:
-                self.shard_losses[batch.indices] = output.losses * mine
+        correct = output.correct
+        if self.context.size > 1:  # of this process's shard; an estimate for the whole batch until `_gather_records`
+            correct = correct * self.context.size * (batch.weight > 0)
+        self.history.record(self.step, output.loss, correct)
+        if output.losses is not None and batch.indices is not None:
+            self.sampler.record(batch.indices, output.losses)
         if self.recipe.ema_decay:
             update_ema(self.ema, self.model, self.step, self.recipe.ema_decay)
         self.step += 1
@@ -185,14 +177,14 @@ class Trainer:
 
     def _agree(self) -> None:
         """Agree with the other processes whether to stop and whether to save: the one collective of a step."""
-        seconds = time.perf_counter() - self._last_checkpoint
+        seconds = time.monotonic() - self.last_checkpoint
         due = seconds >= self.recipe.checkpoint_seconds or (self.epoch_ended and seconds >= MIN_CHECKPOINT_SECONDS)
         self.interrupted, self.checkpoint_due = self.context.any(bool(self.stop_request), due)
         if self.epoch_ended or self.checkpoint_due or self.interrupted:
             self._gather_records()
             self.history.require_finite(self.step, self.model)
         if self.step == self.total_steps:
-            self._stop_clock()  # the weights are final; what follows evaluates and saves them
+            self.clock.stop()  # the weights are final; what follows evaluates and saves them
 
     def _gather_records(self) -> None:
         """Turn the records of this process's shards into those of whole batches."""
@@ -202,10 +194,11 @@ class Trainer:
         means = torch.stack([history.losses[steps], history.correct[steps]]) / self.context.size
         history.losses[steps], history.correct[steps] = self.context.add(means)
         if self.recipe.hard_share < 1:
-            batches = (sampler.batch(sampler.position(step)[1]) for step in range(steps.start, steps.stop))
-            indices = torch.cat(list(batches))
-            sampler.record(indices, self.context.add(self.shard_losses)[indices])
-            self.shard_losses.zero_()
+            batches = [sampler.batch(sampler.position(step)[1]) for step in range(steps.start, steps.stop)]
+            mine = [torch.arange(len(batch)) % self.context.size == self.context.rank for batch in batches]
+            indices = torch.cat(batches)
+            losses = torch.where(torch.cat(mine).to(self.device), sampler.losses[indices], 0.0)
+            sampler.record(indices, self.context.add(losses))
         self.steps_gathered = self.step
 
     @property
@@ -217,19 +210,6 @@ class Trainer:
     def should_stop(self) -> bool:
         """Whether training is over: after the last step, when patience ran out, or when a process was interrupted."""
         return self.interrupted or self.step >= self.history.steps
-
-    @property
-    def train_seconds(self) -> float:
-        """The seconds of training so far: from raw images in memory and fresh weights to the final weights."""
-        return self._final_seconds if self._final_seconds is not None else self._seconds_so_far()
-
-    def _seconds_so_far(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels that are still queued belong to the training
-        return self._seconds_before + time.perf_counter() - self._started
-
-    def _stop_clock(self) -> None:
-        self._final_seconds = self._seconds_so_far()
 
     # --- the end of an epoch
 
@@ -254,7 +234,7 @@ class Trainer:
             if since_best >= self.recipe.patience:
                 self.history.steps = self.step  # which ends the training
             if self.should_stop:
-                self._stop_clock()  # only now is it known which weights are final
+                self.clock.stop()  # only now is it known which weights are final
 
     def checkpoint_if_due(self) -> None:
         """Save a checkpoint, in the main process, if it is time to or the training stops."""
@@ -263,14 +243,14 @@ class Trainer:
         if self.folder is not None and self.context.is_main:
             metadata = {
                 "step": self.step,
-                "train_seconds": self.train_seconds,
+                "train_seconds": self.clock.seconds,
                 "epochs": self.history.epochs,
                 "environment": self.environment,
                 "dataset": self.train.dataset,
                 **self.settings,
             }
             save_checkpoint(self.folder, self.step, self._state_tensors(), metadata)
-        self._last_checkpoint = time.perf_counter()
+        self.last_checkpoint = time.monotonic()
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of a checkpoint. Every other random draw follows from the seed and the step."""
@@ -288,7 +268,7 @@ class Trainer:
         """Load what `checkpoint_if_due` saved."""
         state.validate_state(tensors, metadata, self.sampler)
         self.step = self.first_step = self.steps_gathered = metadata["step"]
-        self._seconds_before = float(metadata["train_seconds"])
+        self.clock.before = float(metadata["train_seconds"])
         self.model.load_state_dict(state.tensors_under("model.", tensors))
         weights = self.model.state_dict()
         self.best, self.ema = (
@@ -304,7 +284,7 @@ class Trainer:
         if self.recipe.patience and self.history.evaluations_since_best() >= self.recipe.patience:
             self.history.steps = self.step  # training had just stopped early
         if self.should_stop:
-            self._final_seconds = self._seconds_before
+            self.clock.stop()
 
     # --- after the last step
 
@@ -333,7 +313,7 @@ class Trainer:
         return Run(self.model, self.recipe, history.entries(), self._metrics(), data, environment)
 
     def _metrics(self) -> dict[str, Any]:
-        history, seconds = self.history, self.train_seconds
+        history, seconds = self.history, self.clock.seconds
         images_seen = int(history.sizes[: history.steps].sum())
         chosen = history.chosen_epoch()  # the last one unless patience chose another
         return {
