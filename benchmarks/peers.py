@@ -130,7 +130,7 @@ class ExamplesNet(nn.Module):
 
 
 def pytorch_examples() -> list[Point]:
-    """pytorch/examples' mnist/main.py: Adadelta at 1.0, times 0.7 an epoch, batches of 64; the first four of its epochs."""
+    """pytorch/examples' mnist/main.py: Adadelta at 1.0, times 0.7 an epoch, batches of 64; its first four epochs."""
     images, labels, test_images, test_labels = arrays()
     # In memory and normalised once, which favours it: the example reads PIL images one by one.
     inputs, test_inputs = ((x[:, None].float() / 255 - 0.1307) / 0.3081 for x in (images, test_images))
@@ -144,7 +144,7 @@ def pytorch_examples() -> list[Point]:
 
 
 def keras() -> list[Point]:
-    """Keras 3's "Simple MNIST convnet", on the jax backend: Adam, batches of 128; the first six of its fifteen epochs."""
+    """Keras 3's "Simple MNIST convnet", on the jax backend: Adam, batches of 128; six of its fifteen epochs."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras as k
 
@@ -282,7 +282,7 @@ def scikit_learn() -> list[Point]:
 
 
 def ultralytics() -> list[Point]:
-    """Ultralytics: YOLO11n-cls from its yaml (no download), images of 32 pixels from PNG files cached in memory; one and two epochs."""
+    """Ultralytics: YOLO11n-cls from its yaml (no download), 32-pixel PNG files cached in memory; one and two epochs."""
     from PIL import Image
     from ultralytics import YOLO
 

@@ -1,4 +1,6 @@
-"""Train the article's recipe over seeds and evaluate each epoch on the test set, as the article does; each evaluation is counted.
+"""Train the article's recipe over seeds and evaluate each epoch on the test set, as the article does.
+
+Each use of the test set is recorded.
 
     python benchmarks/reproduce_article.py --seeds 10
 

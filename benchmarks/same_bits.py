@@ -59,7 +59,7 @@ def git(*arguments: str) -> str:
 
 
 def extract(commit: str, folder: Path) -> Path:
-    """Extract the files of a commit into a folder and return it. Unlike a work tree, git need not be told to forget it."""
+    """Extract the files of a commit into a folder and return it. git keeps no record of it, as of a work tree."""
     archive = subprocess.run(["git", "archive", commit], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")

@@ -56,7 +56,7 @@ def repeat(folder: Path, count: int, size: int) -> None:
 
 
 def memory(field: str) -> int:
-    """Return the memory of this process (VmRSS) or its peak (VmHWM) in bytes; getrusage would include its parent's peak."""
+    """Return this process's memory (VmRSS) or its peak (VmHWM) in bytes; getrusage would include its parent's peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(field))) * 1024
 

@@ -51,8 +51,20 @@ def capture_drawing(page: Page, address: str) -> Image.Image:
     page.click("#draw")
     box = page.locator("#paper").bounding_box()
     assert box is not None
-    shirt = [(0.35, 0.15), (0.45, 0.2), (0.55, 0.2), (0.65, 0.15), (0.9, 0.4), (0.78, 0.5), (0.7, 0.4), (0.7, 0.88), (0.3, 0.88), (0.3, 0.4),
-             (0.22, 0.5), (0.1, 0.4)]  # fmt: skip
+    shirt = [
+        (0.35, 0.15),
+        (0.45, 0.2),
+        (0.55, 0.2),
+        (0.65, 0.15),
+        (0.9, 0.4),
+        (0.78, 0.5),
+        (0.7, 0.4),
+        (0.7, 0.88),
+        (0.3, 0.88),
+        (0.3, 0.4),
+        (0.22, 0.5),
+        (0.1, 0.4),
+    ]
     for number, (x, y) in enumerate(shirt):
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=4)
         if not number:

@@ -90,7 +90,7 @@ def measure(name: str, trick: str) -> float:
 
 
 def profile(name: str) -> list[tuple[str, float, int]]:
-    """Return the operations of a recipe's step, their shares of its time and their calls per step, the longest first."""
+    """Return the operations of a recipe's step, their shares of its time and their calls, the longest first."""
     recipe, device = gingham.RECIPES[name], choose_device("auto")
     precision = choose_precision(recipe.precision, device)
     torch.manual_seed(0)

@@ -54,7 +54,7 @@ def metrics(run: Path) -> dict[str, float]:
 
 
 def as_one_process(runs: int) -> Outcome:
-    """Check that 2, 3, ... processes end within 1e-4 of one process after 50 steps, and count each validation image once."""
+    """Check that 2, 3, ... processes end within 1e-4 of one after 50 steps, and count each validation image once."""
     outcome, worst = Outcome(), 0.0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -152,7 +152,7 @@ def open_pid(number: int) -> int:
 
 
 def stop_signals(times: int) -> Outcome:
-    """Send SIGTERM and Ctrl-C, which torchrun passes on: a checkpoint is saved, and `--resume` ends with the same bytes."""
+    """Send SIGTERM and Ctrl-C, which torchrun passes on: a checkpoint is saved, and `--resume` gives the same bytes."""
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary).resolve()
@@ -189,7 +189,7 @@ def stop_signals(times: int) -> Outcome:
 
 
 def with_batchnorm(seeds: int) -> Outcome:
-    """Check that the accuracy of two processes, with BatchNorm statistics of half a batch each, is within the interval of one process."""
+    """Check that two processes, with BatchNorm statistics of half a batch each, reach the accuracy of one."""
     if find_dataset_dir("fashion-mnist") is None:
         return Outcome(figures="not tried: Fashion-MNIST is not on this machine")
     accuracies: dict[int, list[float]] = {1: [], 2: []}

@@ -126,13 +126,24 @@ class Npz:
         labels = np.arange(12) % 3
         text = np.array(["cat", "dog", "hen"])
         self.sets: list[dict[str, Any]] = [
-            {"x_train": random_images(12, 5, 4), "y_train": labels, "x_test": random_images(6, 5, 4), "y_test": labels[:6].astype(np.uint8)},
-            {"train_images": random_images(12, 4, 4, 3), "train_labels": labels[:, None], "val_images": random_images(3, 4, 4, 3),
-             "val_labels": labels[:3, None], "test_images": random_images(3, 4, 4, 3), "test_labels": labels[:3, None]},
+            {
+                "x_train": random_images(12, 5, 4),
+                "y_train": labels,
+                "x_test": random_images(6, 5, 4),
+                "y_test": labels[:6].astype(np.uint8),
+            },
+            {
+                "train_images": random_images(12, 4, 4, 3),
+                "train_labels": labels[:, None],
+                "val_images": random_images(3, 4, 4, 3),
+                "val_labels": labels[:3, None],
+                "test_images": random_images(3, 4, 4, 3),
+                "test_labels": labels[:3, None],
+            },
             {"images": random_images(12, 1, 4, 4), "labels": text[labels]},
             {"images": random_images(12, 3, 4, 4), "labels": labels, "class_names": text},
             {"images": random_images(12, 4, 4), "labels": text[labels].astype("S3"), "classes": text.astype("S3")},
-        ]  # fmt: skip
+        ]
         self.files = [
             self.npz_bytes(arrays, saver) for arrays in self.sets for saver in (np.savez, np.savez_compressed)
         ]
@@ -148,13 +159,23 @@ class Npz:
             st.lists(st.tuples(names, kinds, shapes, st.integers(0, 2**32 - 1)), max_size=3),
             st.lists(names, max_size=1),  # left out
             st.sampled_from(("whole", "whole", "header", "raw", "locked")),
-            st.sampled_from((
-                b"{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999999,), }", b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
-                b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 3), }", b"{'descr': __import__('os').getcwd(), 'shape': ()}",
-                b"{'descr': '|u1', 'fortran_order': False, 'shape': (12L, 4L), }", b"{'descr': '|u1', 'shape': (\n", b"((((((((", b"", b"\xff\xfe",
-                b"{'descr': '<U9', 'fortran_order': False, 'shape': (12,), }", b"{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (3,), }",
-            )) | st.binary(max_size=30),
-        )  # fmt: skip
+            st.sampled_from(
+                (
+                    b"{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999999,), }",
+                    b"{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+                    b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 3), }",
+                    b"{'descr': __import__('os').getcwd(), 'shape': ()}",
+                    b"{'descr': '|u1', 'fortran_order': False, 'shape': (12L, 4L), }",
+                    b"{'descr': '|u1', 'shape': (\n",
+                    b"((((((((",
+                    b"",
+                    b"\xff\xfe",
+                    b"{'descr': '<U9', 'fortran_order': False, 'shape': (12,), }",
+                    b"{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (3,), }",
+                )
+            )
+            | st.binary(max_size=30),
+        )
 
     def npz_bytes(self, arrays: dict[str, Any], saver: Callable[..., None] = np.savez) -> bytes:
         file = io.BytesIO()
@@ -179,8 +200,13 @@ class Npz:
         for name, kind, shape, seed in changes:
             size = math.prod(shape) * max(1, np.dtype(kind).itemsize)
             content = np.random.RandomState(seed).bytes(size)
-            arrays[name] = (np.full(shape, None) if kind == "O" else np.zeros(shape, kind) if kind == "U0"
-                            else np.frombuffer(content, kind)[: math.prod(shape)].reshape(shape))  # fmt: skip
+            arrays[name] = (
+                np.full(shape, None)
+                if kind == "O"
+                else np.zeros(shape, kind)
+                if kind == "U0"
+                else np.frombuffer(content, kind)[: math.prod(shape)].reshape(shape)
+            )
         members = {}
         for name, array in arrays.items():
             file = io.BytesIO()
@@ -236,12 +262,68 @@ def zip_bytes(members: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-PATHS = ("a/0.png", "b/1.png", "a/../b/1.png", "./a/0.png", "../folder/tables/a/0.png", "../../outside/secret.png", "a", "", " ", ".", "..",
-         "/etc/passwd", "/dev/zero", "/dev/null", "/proc/self/environ", "pipe", "loop", "out", "endless", "gone.png", "a/0.png\0", "\0", "é/ü.png",
-         "x" * 300, "y/" * 3000, "~", "~root", "$HOME", "%s", "C:\\a.png", "file:///etc/passwd", "http://127.0.0.1/a.png", "|true", "a/0.png;true",
-         "-", "a\nb", "\x1b[2J", "\u202e", "=1+1")  # fmt: skip
-CLASS_NAMES = ("a", "b", "c", "", " ", "..", "a\nb", "\x1b[31m", "\u2028", "é", "e\u0301", "x" * 5000, "10", "9" * 5000,
-               "²", "\0", "a,b", '"', "\u202e")  # fmt: skip
+PATHS = (
+    "a/0.png",
+    "b/1.png",
+    "a/../b/1.png",
+    "./a/0.png",
+    "../folder/tables/a/0.png",
+    "../../outside/secret.png",
+    "a",
+    "",
+    " ",
+    ".",
+    "..",
+    "/etc/passwd",
+    "/dev/zero",
+    "/dev/null",
+    "/proc/self/environ",
+    "pipe",
+    "loop",
+    "out",
+    "endless",
+    "gone.png",
+    "a/0.png\0",
+    "\0",
+    "é/ü.png",
+    "x" * 300,
+    "y/" * 3000,
+    "~",
+    "~root",
+    "$HOME",
+    "%s",
+    "C:\\a.png",
+    "file:///etc/passwd",
+    "http://127.0.0.1/a.png",
+    "|true",
+    "a/0.png;true",
+    "-",
+    "a\nb",
+    "\x1b[2J",
+    "\u202e",
+    "=1+1",
+)
+CLASS_NAMES = (
+    "a",
+    "b",
+    "c",
+    "",
+    " ",
+    "..",
+    "a\nb",
+    "\x1b[31m",
+    "\u2028",
+    "é",
+    "e\u0301",
+    "x" * 5000,
+    "10",
+    "9" * 5000,
+    "²",
+    "\0",
+    "a,b",
+    '"',
+    "\u202e",
+)
 
 
 class Tables:
@@ -285,14 +367,36 @@ class Tables:
             folder.mkdir()
         (folder / "0.png").write_bytes(images[0])
         word = st.text(max_size=5)
-        rows = st.lists(st.tuples(st.sampled_from(PATHS) | st.sampled_from(PATHS[:4]) | word, st.sampled_from(CLASS_NAMES) | st.sampled_from("ab") | word,
-                                  st.sampled_from(("train", "train", "val", "TEST", "", "other", "x" * 3000))), max_size=6)  # fmt: skip
+        rows = st.lists(
+            st.tuples(
+                st.sampled_from(PATHS) | st.sampled_from(PATHS[:4]) | word,
+                st.sampled_from(CLASS_NAMES) | st.sampled_from("ab") | word,
+                st.sampled_from(("train", "train", "val", "TEST", "", "other", "x" * 3000)),
+            ),
+            max_size=6,
+        )
         table = st.tuples(
-            st.sampled_from(("path,label,split", "path,label,split", "path,label", "file;class;split", "image\tlabel", "label,path", "path,path,label",
-                             "", "path", "PATH , Label", "x" * 3000)),
-            rows, st.booleans(), st.sampled_from(("\n", "\n", "\r\n", "\r", "\n\n", "\0")),
-            st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1")), st.sampled_from(("", "", "", '"', "\udcff", '"' + "z" * 140_000)),
-        )  # fmt: skip
+            st.sampled_from(
+                (
+                    "path,label,split",
+                    "path,label,split",
+                    "path,label",
+                    "file;class;split",
+                    "image\tlabel",
+                    "label,path",
+                    "path,path,label",
+                    "",
+                    "path",
+                    "PATH , Label",
+                    "x" * 3000,
+                )
+            ),
+            rows,
+            st.booleans(),
+            st.sampled_from(("\n", "\n", "\r\n", "\r", "\n\n", "\0")),
+            st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1")),
+            st.sampled_from(("", "", "", '"', "\udcff", '"' + "z" * 140_000)),
+        )
         name_part = st.sampled_from(
             (
                 "a",
@@ -311,17 +415,38 @@ class Tables:
                 "__MACOSX",
             )
         )
-        tree_entry = st.tuples(st.sampled_from(("file", "file", "file", "text", "empty", "folder", "link", "pipe")), st.lists(name_part, min_size=1, max_size=4),
-                          st.sampled_from((".", "..", "../..", "a", "../a", "nowhere", "{outside}", "{outside}/secret.png", "{outside}/own", "/dev/zero", "/proc/self")))  # fmt: skip
+        tree_entry = st.tuples(
+            st.sampled_from(("file", "file", "file", "text", "empty", "folder", "link", "pipe")),
+            st.lists(name_part, min_size=1, max_size=4),
+            st.sampled_from(
+                (
+                    ".",
+                    "..",
+                    "../..",
+                    "a",
+                    "../a",
+                    "nowhere",
+                    "{outside}",
+                    "{outside}/secret.png",
+                    "{outside}/own",
+                    "/dev/zero",
+                    "/proc/self",
+                )
+            ),
+        )
         common = st.one_of(
             st.tuples(st.just("table"), table, st.integers(0, 5)),
             st.tuples(st.just("table"), table, st.integers(0, 5)),
             st.tuples(st.just("table"), table, st.integers(0, 5)),
             st.tuples(st.just("tree"), st.lists(tree_entry, max_size=8), st.integers(0, 5)),
             st.tuples(st.just("tree"), st.lists(tree_entry, max_size=8), st.integers(0, 5)),
-            st.tuples(st.just("pack"), st.tuples(st.sampled_from(("shape", "dtype", "missing", "odd", "crc32", "format", "header")), VALUES), st.integers(0, 5)),
+            st.tuples(
+                st.just("pack"),
+                st.tuples(st.sampled_from(("shape", "dtype", "missing", "odd", "crc32", "format", "header")), VALUES),
+                st.integers(0, 5),
+            ),
             st.tuples(st.just("fan"), st.integers(1, 22), st.integers(0, 5)),
-        )  # fmt: skip
+        )
         deepest = st.tuples(st.just("deep"), st.just(1200), st.integers(0, 5))
         self.examples = st.integers(0, 40).flatmap(lambda number: deepest if number == 40 else common)
 
@@ -333,7 +458,7 @@ class Tables:
         return self.case(path, random.randrange(6))
 
     def pack(self) -> tuple[Path, Path, Path]:
-        """Return a table and the two files of its pack, restored: the pack belongs to the table while no file changes."""
+        """Return a table and the two files of its pack, restored: the pack is valid while no file changes."""
         path = self.folder / "packed.csv"
         if not self.pack_files:
             path.write_bytes(self.tables[0])
@@ -478,7 +603,13 @@ class Tables:
 
 
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 300), st.sampled_from((-1, 2**31, 2**63, 10**30)), st.floats(), st.text(max_size=5),
-    st.lists(st.integers(-2, 20), max_size=3), st.lists(st.lists(st.integers(0, 9) | st.text(max_size=3), max_size=3), max_size=3),
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.sampled_from((-1, 2**31, 2**63, 10**30)),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(-2, 20), max_size=3),
+    st.lists(st.lists(st.integers(0, 9) | st.text(max_size=3), max_size=3), max_size=3),
     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-)  # fmt: skip
+)

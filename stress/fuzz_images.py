@@ -1,4 +1,4 @@
-"""Fuzzed image files: wrong headers, decompression bombs and arbitrary metadata, and what is read from those that open."""
+"""Fuzzed image files: wrong headers, decompression bombs, arbitrary metadata; what is read from those that open."""
 
 import functools
 import io
@@ -22,8 +22,41 @@ from stress.verdicts import Judge
 Case = Callable[[], object]
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
 SIDES = (0, 1, 2, 3, 7, 28, 100, 4096, 30_000, 65_535, 2**31 - 1, 2**32 - 1)
-TAGS = (254, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 282, 283, 284, 296, 317, 320, 322, 323, 324, 325, 330, 338, 339,
-        347, 700, 34675, 34665, 34853, 40965, 42016, 65535)  # fmt: skip
+TAGS = (
+    254,
+    256,
+    257,
+    258,
+    259,
+    262,
+    266,
+    273,
+    274,
+    277,
+    278,
+    279,
+    282,
+    283,
+    284,
+    296,
+    317,
+    320,
+    322,
+    323,
+    324,
+    325,
+    330,
+    338,
+    339,
+    347,
+    700,
+    34675,
+    34665,
+    34853,
+    40965,
+    42016,
+    65535,
+)
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -50,16 +83,30 @@ def valid_files() -> dict[str, list[bytes]]:
 
     return {
         "PNG": [encode(modes[mode], "PNG") for mode in ("RGB", "L", "1", "P", "RGBA", "LA", "I;16")]
-        + [encode(colour, "PNG", exif=exif_tags), encode(modes["P"], "PNG", transparency=3), encode(colour, "PNG", **frames())],
+        + [
+            encode(colour, "PNG", exif=exif_tags),
+            encode(modes["P"], "PNG", transparency=3),
+            encode(colour, "PNG", **frames()),
+        ],
         "JPEG": [encode(modes[mode], "JPEG") for mode in ("RGB", "L", "CMYK")]
         + [encode(colour, "JPEG", exif=exif_tags, progressive=True), encode(colour, "MPO", **frames())],
-        "WEBP": [encode(modes["RGBA"], "WEBP", lossless=True), encode(colour, "WEBP", exif=exif_tags), encode(colour, "WEBP", **frames())],
+        "WEBP": [
+            encode(modes["RGBA"], "WEBP", lossless=True),
+            encode(colour, "WEBP", exif=exif_tags),
+            encode(colour, "WEBP", **frames()),
+        ],
         "BMP": [encode(modes[mode], "BMP") for mode in ("RGB", "L", "1", "P", "RGBA")],
         "GIF": [encode(modes["P"], "GIF", transparency=2), encode(colour, "GIF", **frames())],
-        "TIFF": [encode(modes[mode], "TIFF") for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "YCbCr", "I", "F", "LAB", "I;16")]
-        + [encode(colour, "TIFF", compression=compression) for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")]
+        "TIFF": [
+            encode(modes[mode], "TIFF")
+            for mode in ("RGB", "L", "1", "P", "RGBA", "CMYK", "YCbCr", "I", "F", "LAB", "I;16")
+        ]
+        + [
+            encode(colour, "TIFF", compression=compression)
+            for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+        ]
         + [encode(modes["1"], "TIFF", compression="group4"), encode(colour, "TIFF", **frames())],
-    }  # fmt: skip
+    }
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -80,8 +127,10 @@ def fix_checksums(png: bytes) -> bytes:
 
 def tiff_directory(entries: Sequence[tuple[int, int, int, int]], start: int = 8, following: int = 0) -> bytes:
     """Return a little-endian TIFF with one directory of (tag, type, count, value) entries."""
-    packed = b"".join(struct.pack("<HHII", *(n & top for n, top in zip(entry, (65535, 65535, 2**32 - 1, 2**32 - 1), strict=True)))
-                      for entry in entries)  # fmt: skip
+    packed = b"".join(
+        struct.pack("<HHII", *(n & top for n, top in zip(entry, (65535, 65535, 2**32 - 1, 2**32 - 1), strict=True)))
+        for entry in entries
+    )
     return b"II*\0" + struct.pack("<IH", start, len(entries)) + packed + struct.pack("<I", following)
 
 
@@ -165,54 +214,138 @@ def webp(values: tuple[Any, ...]) -> bytes:
 
 def tiff(values: tuple[Any, ...]) -> bytes:
     width, height, changes, start, following, body = values
-    defaults = {256: (4, 1, width), 257: (4, 1, height), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 8 + 6 + 12 * 10),
-             277: (3, 1, 1), 278: (4, 1, height), 279: (4, 1, len(body))}  # fmt: skip
+    defaults = {
+        256: (4, 1, width),
+        257: (4, 1, height),
+        258: (3, 1, 8),
+        259: (3, 1, 1),
+        262: (3, 1, 1),
+        273: (4, 1, 8 + 6 + 12 * 10),
+        277: (3, 1, 1),
+        278: (4, 1, height),
+        279: (4, 1, len(body)),
+    }
     entries = {**defaults, **{tag: (kind, count, value) for tag, kind, count, value in changes}}
     return tiff_directory([(tag, *entries[tag]) for tag in sorted(entries)], start, following) + body
 
 
 sides = st.sampled_from(SIDES)
 short_bytes = st.binary(max_size=40)
-entries = st.lists(st.tuples(st.sampled_from(TAGS), st.integers(0, 14), st.sampled_from((0, 1, 2, 3, 9, 1000, 2**31, 2**32 - 1)), sides),
-                   max_size=6)  # fmt: skip
+entries = st.lists(
+    st.tuples(
+        st.sampled_from(TAGS), st.integers(0, 14), st.sampled_from((0, 1, 2, 3, 9, 1000, 2**31, 2**32 - 1)), sides
+    ),
+    max_size=6,
+)
 exif = entries.map(tiff_directory)
 segments = st.tuples(
     st.sampled_from((0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE, 0xDB, 0xC4, 0xDD)),
-    st.one_of(short_bytes, exif.map(lambda data: b"Exif\0\0" + data), exif.map(lambda data: b"MPF\0" + data),
-              short_bytes.map(lambda data: b"ICC_PROFILE\0\1\1" + data), short_bytes.map(lambda data: b"http://ns.adobe.com/xap/1.0/\0" + data)),
-)  # fmt: skip
+    st.one_of(
+        short_bytes,
+        exif.map(lambda data: b"Exif\0\0" + data),
+        exif.map(lambda data: b"MPF\0" + data),
+        short_bytes.map(lambda data: b"ICC_PROFILE\0\1\1" + data),
+        short_bytes.map(lambda data: b"http://ns.adobe.com/xap/1.0/\0" + data),
+    ),
+)
 png_chunks = st.tuples(
-    st.sampled_from((b"PLTE", b"tRNS", b"gAMA", b"iCCP", b"zTXt", b"iTXt", b"tEXt", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"pHYs", b"cHRM",
-                     b"sRGB", b"IHDR", b"IEND", b"abcd")),
-    st.one_of(short_bytes, exif, st.just(b"a\0\0" + zlib.compress(bytes(4_000_000))), st.sampled_from((bytes(768), bytes(26)))),
-)  # fmt: skip
+    st.sampled_from(
+        (
+            b"PLTE",
+            b"tRNS",
+            b"gAMA",
+            b"iCCP",
+            b"zTXt",
+            b"iTXt",
+            b"tEXt",
+            b"eXIf",
+            b"acTL",
+            b"fcTL",
+            b"fdAT",
+            b"pHYs",
+            b"cHRM",
+            b"sRGB",
+            b"IHDR",
+            b"IEND",
+            b"abcd",
+        )
+    ),
+    st.one_of(
+        short_bytes, exif, st.just(b"a\0\0" + zlib.compress(bytes(4_000_000))), st.sampled_from((bytes(768), bytes(26)))
+    ),
+)
 images = st.sampled_from(("L", "RGB", "RGBA", "1")).flatmap(
     lambda mode: st.tuples(st.just(mode), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 )
 EXAMPLES = st.one_of(
-    st.tuples(st.just("PNG"), st.tuples(sides, sides, st.sampled_from((0, 1, 2, 3, 4, 8, 8, 16)), st.integers(0, 7), st.integers(0, 2),
-                                       st.sampled_from(("right", "right", "short", "long", "torn", "bomb", "noise", "none")),
-                                       st.lists(png_chunks, max_size=3))),
-    st.tuples(st.just("JPEG"), st.tuples(st.integers(0, 4), st.none() | st.tuples(sides, sides), st.none() | st.integers(0, 5),
-                                        st.lists(segments, max_size=3), st.sampled_from((0, 1, 1, 2, 50)))),
-    st.tuples(st.just("GIF"), st.tuples(st.tuples(sides, sides), st.lists(st.tuples(sides, sides, sides, sides, st.integers(0, 20), short_bytes),
-                                                                         max_size=3),
-                                       st.lists(st.tuples(st.sampled_from((0xF9, 0xFE, 0xFF, 1)), short_bytes), max_size=2))),
-    st.tuples(st.just("BMP"), st.tuples(st.sampled_from((12, 40, 40, 52, 64, 108, 124, 0, 2**31)), sides | st.just(-5), sides | st.just(-5),
-                                       st.integers(0, 2), st.sampled_from((0, 1, 2, 4, 8, 16, 24, 32, 64)), st.integers(0, 6), sides, sides,
-                                       short_bytes)),
-    st.tuples(st.just("WEBP"), st.tuples(st.integers(0, 2), st.integers(0, 255), sides, sides,
-                                        st.lists(st.tuples(st.sampled_from((b"ANIM", b"ANMF", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"VP8 ")),
-                                                           short_bytes | exif), max_size=3))),
+    st.tuples(
+        st.just("PNG"),
+        st.tuples(
+            sides,
+            sides,
+            st.sampled_from((0, 1, 2, 3, 4, 8, 8, 16)),
+            st.integers(0, 7),
+            st.integers(0, 2),
+            st.sampled_from(("right", "right", "short", "long", "torn", "bomb", "noise", "none")),
+            st.lists(png_chunks, max_size=3),
+        ),
+    ),
+    st.tuples(
+        st.just("JPEG"),
+        st.tuples(
+            st.integers(0, 4),
+            st.none() | st.tuples(sides, sides),
+            st.none() | st.integers(0, 5),
+            st.lists(segments, max_size=3),
+            st.sampled_from((0, 1, 1, 2, 50)),
+        ),
+    ),
+    st.tuples(
+        st.just("GIF"),
+        st.tuples(
+            st.tuples(sides, sides),
+            st.lists(st.tuples(sides, sides, sides, sides, st.integers(0, 20), short_bytes), max_size=3),
+            st.lists(st.tuples(st.sampled_from((0xF9, 0xFE, 0xFF, 1)), short_bytes), max_size=2),
+        ),
+    ),
+    st.tuples(
+        st.just("BMP"),
+        st.tuples(
+            st.sampled_from((12, 40, 40, 52, 64, 108, 124, 0, 2**31)),
+            sides | st.just(-5),
+            sides | st.just(-5),
+            st.integers(0, 2),
+            st.sampled_from((0, 1, 2, 4, 8, 16, 24, 32, 64)),
+            st.integers(0, 6),
+            sides,
+            sides,
+            short_bytes,
+        ),
+    ),
+    st.tuples(
+        st.just("WEBP"),
+        st.tuples(
+            st.integers(0, 2),
+            st.integers(0, 255),
+            sides,
+            sides,
+            st.lists(
+                st.tuples(
+                    st.sampled_from((b"ANIM", b"ANMF", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"VP8 ")), short_bytes | exif
+                ),
+                max_size=3,
+            ),
+        ),
+    ),
     st.tuples(st.just("TIFF"), st.tuples(sides, sides, entries, st.just(8) | sides, st.just(0) | sides, short_bytes)),
     st.tuples(st.just("whole"), images),
     st.tuples(st.just("huge"), st.sampled_from((11_000, 13_000))),
-)  # fmt: skip
+)
 BUILDERS = {"PNG": png, "JPEG": jpeg, "GIF": gif, "BMP": bmp, "WEBP": webp, "TIFF": tiff, "huge": huge}
 
 
 class Images:
-    """Image files: one that opens has a size within the limit and can be prepared, and a valid one has the pixels that were written."""
+    """Image files: one that opens is within the size limit and can be prepared; a valid one has the pixels written."""
 
     def __init__(self, judge: Judge) -> None:
         self.folder = judge.folder

@@ -43,13 +43,36 @@ STEPS = 60  # enough losses for the diagnosis
 REPORT_EVERY = 25  # one in so many loaded runs has its report written, which takes a hundred times as long as the rest
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=6), st.sampled_from((-1, 10**6, 2**31, 2**63, 10**30, 10**400)),
-    st.sampled_from(("x" * 5000, "\ud800", "a\nb", "\x1b[2J", "\0", "tiny", "article", "huge", "os:system", *(f"{name}:Net" for name in DECOY_MODULES))),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 300),
+    st.floats(),
+    st.text(max_size=6),
+    st.sampled_from((-1, 10**6, 2**31, 2**63, 10**30, 10**400)),
+    st.sampled_from(
+        (
+            "x" * 5000,
+            "\ud800",
+            "a\nb",
+            "\x1b[2J",
+            "\0",
+            "tiny",
+            "article",
+            "huge",
+            "os:system",
+            *(f"{name}:Net" for name in DECOY_MODULES),
+        )
+    ),
+)
 VALUES = st.one_of(
-    scalars, scalars, st.lists(scalars, max_size=3), st.dictionaries(st.text(max_size=4) | st.sampled_from(FIELDS), scalars, max_size=2),
-    st.lists(st.lists(scalars, max_size=2), max_size=2), st.just([[[[[[]]]]]]), st.lists(st.integers(0, 5000), min_size=3, max_size=3),
-)  # fmt: skip
+    scalars,
+    scalars,
+    st.lists(scalars, max_size=3),
+    st.dictionaries(st.text(max_size=4) | st.sampled_from(FIELDS), scalars, max_size=2),
+    st.lists(st.lists(scalars, max_size=2), max_size=2),
+    st.just([[[[[[]]]]]]),
+    st.lists(st.integers(0, 5000), min_size=3, max_size=3),
+)
 
 
 def check_run(run: Run) -> None:
@@ -138,8 +161,12 @@ class ModelJson(RunFolder):
         change |= st.tuples(st.just(("classes",)), st.just("set"), st.lists(word, min_size=3, max_size=3))
         shape = st.lists(st.sampled_from((1, 3, 8, 28, 64, 65, 4096)), min_size=3, max_size=3)
         change |= st.tuples(st.just(("input_shape",)), st.just("set"), shape)
-        self.examples = st.tuples(st.sampled_from(("metadata",) * 8 + ("top", "history", "entry", "entry", "deep")), st.lists(change, min_size=1, max_size=3), VALUES,
-                                  st.booleans())  # fmt: skip
+        self.examples = st.tuples(
+            st.sampled_from(("metadata",) * 8 + ("top", "history", "entry", "entry", "deep")),
+            st.lists(change, min_size=1, max_size=3),
+            VALUES,
+            st.booleans(),
+        )
 
     def mutated_case(self, random: Random) -> Case:
         name = "history.jsonl" if random.random() < 0.15 else "model.json"
@@ -180,7 +207,7 @@ class ModelJson(RunFolder):
 
 
 class Weights(RunFolder):
-    """model.safetensors, with and without the checksum of its bytes in model.json, and predictions-validation.safetensors."""
+    """model.safetensors, with and without its checksum in model.json, and predictions-validation.safetensors."""
 
     def __init__(self, judge: Judge) -> None:
         super().__init__(judge)
@@ -205,14 +232,23 @@ class Weights(RunFolder):
                 "more": number,
             },
         )
-        header = st.tuples(st.dictionaries(st.sampled_from((*self.tensors, "x", "__metadata__", "\ud800", "a\nb")), entry, min_size=1, max_size=4),
-                           st.none() | st.integers(-2, 40) | st.sampled_from((0, 1, 10**6, 10**8, 2**31, 2**63, 2**64 - 1)), st.booleans())  # fmt: skip
-        prediction_change = st.tuples(st.sampled_from(("predicted", "confidence", "labels", "extra")),
-                          st.sampled_from(("fill", "one", "shape", "double", "empty", "remove", "bool")), numbers)  # fmt: skip
+        header = st.tuples(
+            st.dictionaries(
+                st.sampled_from((*self.tensors, "x", "__metadata__", "\ud800", "a\nb")), entry, min_size=1, max_size=4
+            ),
+            st.none() | st.integers(-2, 40) | st.sampled_from((0, 1, 10**6, 10**8, 2**31, 2**63, 2**64 - 1)),
+            st.booleans(),
+        )
+        prediction_change = st.tuples(
+            st.sampled_from(("predicted", "confidence", "labels", "extra")),
+            st.sampled_from(("fill", "one", "shape", "double", "empty", "remove", "bool")),
+            numbers,
+        )
         self.examples = st.one_of(
-            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=3)), st.tuples(st.just("header"), header),
+            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=3)),
+            st.tuples(st.just("header"), header),
             st.tuples(st.just("predictions"), st.lists(prediction_change, min_size=1, max_size=2)),
-        )  # fmt: skip
+        )
 
     def mutated_case(self, random: Random) -> Case:
         kind = random.random()
@@ -314,7 +350,7 @@ class _StopError(Exception):
 
 
 class Checkpoints:
-    """Checkpoints of an interrupted training: one that resumes ends with the same weights, or the checkpoint is refused."""
+    """Checkpoints of an interrupted training: it resumes to the same weights, or the checkpoint is refused."""
 
     def __init__(self, judge: Judge) -> None:
         self.folder, self.original = judge.folder / "run", judge.folder / "original"
@@ -371,10 +407,15 @@ class Checkpoints:
             st.sampled_from(("format", "step", "bytes", "sha256", "x")), VALUES, min_size=1, max_size=2
         )
         self.examples = st.one_of(
-            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=2)), st.tuples(st.just("metadata"), st.lists(metadata_change, min_size=1, max_size=2)),
-            st.tuples(st.just("epochs"), st.lists(epoch, max_size=3)), st.tuples(st.just("manifest"), manifest),
-            st.tuples(st.just("names"), st.sampled_from(("step-99999999.json", "step-.json", "step-x.json", "step-00000009.json", ".step-1"))),
-        )  # fmt: skip
+            st.tuples(st.just("tensors"), st.lists(change, min_size=1, max_size=2)),
+            st.tuples(st.just("metadata"), st.lists(metadata_change, min_size=1, max_size=2)),
+            st.tuples(st.just("epochs"), st.lists(epoch, max_size=3)),
+            st.tuples(st.just("manifest"), manifest),
+            st.tuples(
+                st.just("names"),
+                st.sampled_from(("step-99999999.json", "step-.json", "step-x.json", "step-00000009.json", ".step-1")),
+            ),
+        )
 
     def recipe(self) -> Recipe:
         return RECIPE.replace(checkpoint_seconds=0, flip="random", shift_pixels=1, ema_decay=0.9)
@@ -463,13 +504,19 @@ class Recipes:
     """Recipes: an accepted one is the same after a round trip through JSON and through settings."""
 
     def __init__(self, judge: Judge) -> None:
-        texts = [f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}" for recipe in RECIPES.values()
-                 for key, value in recipe.to_dict().items()]  # fmt: skip
+        texts = [
+            f"{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
+            for recipe in RECIPES.values()
+            for key, value in recipe.to_dict().items()
+        ]
         self.settings = [text.encode() for text in texts]
         self.recipes = [json.dumps(recipe.to_dict()).encode() for recipe in RECIPES.values()]
         numbers = st.floats() | st.integers(-3, 3000) | st.sampled_from((2**31 - 1, 2**31, 10**400, 10**5000, 1e308))
-        recipe_fields = st.dictionaries(st.sampled_from(FIELDS) | st.sampled_from((*FIELDS, "Learning_rate", "lr", "", "__class__", "a\nb")), VALUES | numbers,
-                              max_size=4)  # fmt: skip
+        recipe_fields = st.dictionaries(
+            st.sampled_from(FIELDS) | st.sampled_from((*FIELDS, "Learning_rate", "lr", "", "__class__", "a\nb")),
+            VALUES | numbers,
+            max_size=4,
+        )
         words = st.sampled_from(
             (
                 "1e3",
@@ -496,9 +543,11 @@ class Recipes:
             words | st.text(max_size=8),
         )
         self.examples = st.one_of(
-            st.tuples(st.just("dict"), recipe_fields), st.tuples(st.just("any"), VALUES), st.tuples(st.just("replace"), recipe_fields),
+            st.tuples(st.just("dict"), recipe_fields),
+            st.tuples(st.just("any"), VALUES),
+            st.tuples(st.just("replace"), recipe_fields),
             st.tuples(st.just("settings"), st.lists(setting.map("".join), max_size=3)),
-        )  # fmt: skip
+        )
 
     def mutated_case(self, random: Random) -> Case:
         if random.random() < 0.5:
@@ -526,6 +575,9 @@ def check_round_trip(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict(), allow_nan=False))) == recipe
     json.dumps(recipe.to_dict(), ensure_ascii=False).encode()
     assert recipe.network in NETWORKS or recipe.network
-    settings = [f"{key}={','.join(map(repr, value)) if isinstance(value, list) else value}" for key, value in recipe.to_dict().items()
-            if not isinstance(value, str)]  # fmt: skip
+    settings = [
+        f"{key}={','.join(map(repr, value)) if isinstance(value, list) else value}"
+        for key, value in recipe.to_dict().items()
+        if not isinstance(value, str)
+    ]
     assert recipe.replace(**parse_settings(settings)) == recipe

@@ -29,7 +29,7 @@ COMPARED_FILES = ("model.safetensors", "history.jsonl")
 
 
 def start(folder: Path, *arguments: object, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    """Start `gingham train` in a folder, with the default handling of Ctrl-C; its output goes to the files out and err there."""
+    """Start `gingham train` in a folder, with the default handling of Ctrl-C, its output in the files out and err there."""
     command = [*launcher, sys.executable, "-m", "gingham"] if not launcher else [*launcher, "-m", "gingham"]
     with (folder / "out").open("w") as out, (folder / "err").open("a") as err:
         return subprocess.Popen(
@@ -69,7 +69,7 @@ def differences(run: Path, reference: Path) -> list[str]:
 
 
 def at_any_moment(run: Path, startup_seconds: float, total_seconds: float, rng: random.Random) -> None:
-    """Wait for a random time, from shortly before the training starts (its process first imports and reads) to its likely end."""
+    """Wait for a random time, from shortly before the training starts to its likely end."""
     time.sleep(rng.uniform(0.8 * startup_seconds, total_seconds))
 
 

@@ -4,11 +4,48 @@ import struct
 from collections.abc import Sequence
 from random import Random
 
-NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 1000, 32767, 32768, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1,
-           2**63 - 1, 2**64 - 1)  # fmt: skip
+NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    1000,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63 - 1,
+    2**64 - 1,
+)
 STRUCT_FORMATS = ("<B", "<H", ">H", "<I", ">I", "<Q", ">Q")
-TOKENS = (b"\0", b"\r\n", b"\n", b'"', b",", b"..", b"/", b"%s", b"\xff\xfe", b"\xed\xa0\x80", b"NaN", b"-1", b"1e999",
-          b"null", b"[]", b"{}")  # fmt: skip
+TOKENS = (
+    b"\0",
+    b"\r\n",
+    b"\n",
+    b'"',
+    b",",
+    b"..",
+    b"/",
+    b"%s",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"NaN",
+    b"-1",
+    b"1e999",
+    b"null",
+    b"[]",
+    b"{}",
+)
 
 
 def mutate(random: Random, files: Sequence[bytes]) -> bytes:

@@ -314,7 +314,7 @@ def full_cache(bench: Bench) -> None:
 
 
 def full_cache_beyond_memory(bench: Bench) -> None:
-    """The same for images that do not fit into memory: they need the cache, so the command fails with a message, not a signal."""
+    """The same for images that exceed memory: they need the cache, so the command fails with a message, not a signal."""
     image_folder = bench.folder / "images"
     if not image_folder.exists():
         write_image_folder(image_folder)
@@ -509,7 +509,11 @@ def memory_limit_in_any_library(bench: Bench) -> None:
 
 def no_threads(bench: Bench) -> None:
     """No more threads can be started."""
-    patch = 'import threading\ndef refuse(*_): raise RuntimeError("can\'t start new thread")\nthreading.Thread.start = refuse\n'
+    patch = (
+        "import threading\n"
+        'def refuse(*_): raise RuntimeError("can\'t start new thread")\n'
+        "threading.Thread.start = refuse\n"
+    )
     image_folder = bench.folder / "images"
     if not image_folder.exists():
         write_image_folder(image_folder)
@@ -588,8 +592,16 @@ def require_one_winner(bench: Bench, both: list[ProcessResult], out: Path) -> No
 def two_shifted(bench: Bench) -> None:
     """The second checks the folder first and is still reading its data when the first finishes."""
     out = bench.folder / "shifted"
-    patch = "import gingham.data.load_data as d, time, pathlib\nload = d.load_data\ndef slowly(*a, **k):\n    found = load(*a, **k)\n"
-    patch += f"    while not pathlib.Path({str(out / METADATA_FILE)!r}).exists(): time.sleep(0.01)\n    time.sleep(1)\n    return found\nd.load_data = slowly"
+    patch = (
+        "import gingham.data.load_data as d, time, pathlib\n"
+        "load = d.load_data\n"
+        "def slowly(*a, **k):\n"
+        "    found = load(*a, **k)\n"
+        f"    while not pathlib.Path({str(out / METADATA_FILE)!r}).exists(): time.sleep(0.01)\n"
+        "    time.sleep(1)\n"
+        "    return found\n"
+        "d.load_data = slowly"
+    )
     second = bench.start(*bench.train(out), BEFORE=patch)
     first = bench.run(*bench.train(out))
     require_one_winner(bench, [first, wait_for_end(second)], out)
@@ -628,7 +640,11 @@ def folder_deleted(bench: Bench) -> None:
 
 def jumping_clock(bench: Bench) -> None:
     """The system clock jumps by years, forwards and backwards, at every reading."""
-    patch = "import itertools, time\nreal, jump = time.time, itertools.cycle([3e8, -9e8, 0, 5e9, -1.7e9])\ntime.time = lambda: real() + next(jump)"
+    patch = (
+        "import itertools, time\n"
+        "real, jump = time.time, itertools.cycle([3e8, -9e8, 0, 5e9, -1.7e9])\n"
+        "time.time = lambda: real() + next(jump)"
+    )
     out = bench.folder / "clock"
     bench.run(*bench.train(out), BEFORE=patch).require_success()
     bench.require_result(out)
@@ -654,8 +670,13 @@ def full_stderr(bench: Bench) -> None:
     out = bench.folder / "full-stderr"
     result = subprocess.run(
         ["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *bench.command(*bench.train(out, "--json"))],
-        cwd=bench.folder, env=bench.environment(), capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
-    )  # fmt: skip
+        cwd=bench.folder,
+        env=bench.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=TIMEOUT_SECONDS,
+    )
     require(
         result.returncode == 0 and json.loads(result.stdout or "{}").get("steps", 0) > 0,
         f"ended with {result.returncode}: {result.stdout[-300:]!r}",
@@ -669,17 +690,41 @@ def closed_streams(bench: Bench) -> None:
         out = bench.folder / f"closed-{len(closed)}-{closed[0]}"
         result = subprocess.run(
             ["sh", "-c", f'exec "$@" {closed}', "sh", *bench.command(*bench.train(out))],
-            cwd=bench.folder, env=bench.environment(), capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
-        )  # fmt: skip
+            cwd=bench.folder,
+            env=bench.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_SECONDS,
+        )
         ProcessResult(result.returncode, result.stdout, result.stderr).require_success()
         bench.require_result(out)
 
 
 CASES: list[Callable[[Bench], None]] = [
-    full_disk, file_limit, full_cache, full_cache_beyond_memory, read_only_out, read_only_cache, read_only_run, read_only_export, read_only_while_training,
-    another_user, memory_limit, memory_limit_in_any_library, no_threads, cache_deleted, two_at_once, two_shifted, trials_and_train, folder_deleted,
-    jumping_clock, full_stdout, full_stderr, closed_streams,
-]  # fmt: skip
+    full_disk,
+    file_limit,
+    full_cache,
+    full_cache_beyond_memory,
+    read_only_out,
+    read_only_cache,
+    read_only_run,
+    read_only_export,
+    read_only_while_training,
+    another_user,
+    memory_limit,
+    memory_limit_in_any_library,
+    no_threads,
+    cache_deleted,
+    two_at_once,
+    two_shifted,
+    trials_and_train,
+    folder_deleted,
+    jumping_clock,
+    full_stdout,
+    full_stderr,
+    closed_streams,
+]
 
 
 @contextlib.contextmanager

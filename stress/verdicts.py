@@ -1,4 +1,4 @@
-"""Judge one case: it must return or raise a GinghamError with a readable message, within its limits, and write only in its folder."""
+"""Judge one case: it must return or raise a readable GinghamError, within its limits, and write only in its folder."""
 
 import contextlib
 import os
@@ -41,8 +41,22 @@ NETWORK_EVENTS = (
     "urllib.Request",
     "ftplib.connect",
 )
-FILE_EVENTS = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
-           "os.utime", "os.setxattr", "shutil.rmtree", "shutil.move", "shutil.copyfile")  # fmt: skip
+FILE_EVENTS = (
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "os.chown",
+    "os.utime",
+    "os.setxattr",
+    "shutil.rmtree",
+    "shutil.move",
+    "shutil.copyfile",
+)
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 

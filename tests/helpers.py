@@ -1,4 +1,4 @@
-"""What tests in several folders share: small datasets and photos made on the spot, and the command line as a user calls it."""
+"""What tests in several folders share: small datasets and photos, and the command line as a user calls it."""
 
 import contextlib
 import io
@@ -64,7 +64,7 @@ class CommandResult:
 
 
 class Command:
-    """Runs `gingham` as a user does, in a folder of its own: in this process, or with `process=True` in one of its own."""
+    """Runs `gingham` as a user does, in its own folder: in this process, or with `process=True` in a new one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

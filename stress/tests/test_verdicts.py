@@ -49,18 +49,30 @@ def touch_new_memory(size):
 
 
 LOST_CASES = {
-    "another error": (lambda judge: raise_error(ValueError("what is this")), r"ValueError: what is this \(test_verdicts.py:"),
+    "another error": (
+        lambda judge: raise_error(ValueError("what is this")),
+        r"ValueError: what is this \(test_verdicts.py:",
+    ),
     "a failed assert": (lambda judge: raise_error(AssertionError("no")), "AssertionError: no"),
     "no memory": (lambda judge: np.empty(1 << 50, np.uint8), "Unable to allocate|MemoryError"),
     "a hang": (lambda judge: time.sleep(60), "took more than 0.3 s"),
     "a hang in silence": (lambda judge: sum(0 for _ in iter(int, 1)), "took more than 0.3 s"),
     "much memory": (lambda judge: touch_new_memory(40 << 20), "held .* MiB more than before"),
     "a file outside": (lambda judge: (judge.outside / "a").write_text("x"), r"wrote to .*outside/a"),
-    "a file by a link": (lambda judge: ((judge.folder / "l").symlink_to(judge.outside), (judge.folder / "l/b").open("wb").close()), r"wrote to .*outside/b"),
-    "a file from a thread": (lambda judge: run_in_thread(lambda: (judge.outside / "c").write_text("x")), r"wrote to .*outside/c"),
+    "a file by a link": (
+        lambda judge: ((judge.folder / "l").symlink_to(judge.outside), (judge.folder / "l/b").open("wb").close()),
+        r"wrote to .*outside/b",
+    ),
+    "a file from a thread": (
+        lambda judge: run_in_thread(lambda: (judge.outside / "c").write_text("x")),
+        r"wrote to .*outside/c",
+    ),
     "a folder outside": (lambda judge: (judge.folder / ".." / "outside" / "d").mkdir(), "os.mkdir .*outside/d"),
     "a file removed": (lambda judge: (judge.outside / "gone").unlink(missing_ok=True), "os.remove .*outside/gone"),
-    "a file moved out": (lambda judge: ((judge.folder / "x").touch(), (judge.folder / "x").rename(judge.outside / "x")), "os.rename .*outside/x"),
+    "a file moved out": (
+        lambda judge: ((judge.folder / "x").touch(), (judge.folder / "x").rename(judge.outside / "x")),
+        "os.rename .*outside/x",
+    ),
     "text evaluated": (lambda judge: eval("1 + 1"), "executed <string>"),
     "text executed": (lambda judge: exec("a = 1"), "executed <string>"),
     "a pickle": (lambda judge: pickle.loads(pickle.dumps(Unpickled())), "pickle.find_class"),
@@ -70,8 +82,11 @@ LOST_CASES = {
     "a library": (lambda judge: ctypes.CDLL(str(judge.folder / "evil.so")), "ctypes.dlopen .*evil.so"),
     "a module by its name": (lambda judge: __import__("gingham_lure"), "imported gingham_lure"),
     "no message": (lambda judge: raise_error(DataError(" ")), "an error without a message"),
-    "a traceback": (lambda judge: raise_error(DataError("Traceback (most recent call last): x")), "a traceback for a message"),
-}  # fmt: skip
+    "a traceback": (
+        lambda judge: raise_error(DataError("Traceback (most recent call last): x")),
+        "a traceback for a message",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LOST_CASES)

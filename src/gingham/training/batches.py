@@ -141,7 +141,7 @@ class BatchLoader:
 
 
 def _fits(split: Split, device: torch.device) -> bool:
-    """Return whether the images may be kept on the device: not if they are on disk or take over half of a GPU's memory."""
+    """Return whether the device can keep the images: not if they are on disk or take over half of a GPU's memory."""
     if device.type != "cuda":
         return split.block == 1
     return split.block == 1 and split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2

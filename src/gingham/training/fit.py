@@ -31,8 +31,8 @@ def fit(
 ) -> Run:
     """Train a network as a recipe says and return the Run.
 
-    With a validation split, the model's temperature and its threshold for "unsure" are fitted to it at the end. With the
-    recipe's `patience` it also stops the training early, and the weights are those of the best evaluation.
+    With a validation split, the model's temperature and its threshold for "unsure" are fitted to it at the end. With
+    the recipe's `patience` it also stops the training early, and the weights are those of the best evaluation.
 
     With a `folder`, a checkpoint is saved there every `checkpoint_seconds` and at the end of each epoch, and `resume`
     continues from it to the same weights (byte for byte on the same CPU and thread count). Ctrl-C and SIGTERM take

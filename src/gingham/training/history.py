@@ -74,7 +74,7 @@ class History:
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
 
     def chosen_epoch(self) -> dict[str, Any]:
-        """Return the entry of the epoch whose weights the run keeps: with patience the best evaluated, else the last."""
+        """Return the entry of the epoch whose weights the run keeps: the best evaluated with patience, or the last."""
         return self.evaluations()[-1 - self.evaluations_since_best()] if self.recipe.patience else self.epochs[-1]
 
     def require_finite(self, done: int, model: Classifier) -> None:

@@ -78,7 +78,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonalized(update: torch.Tensor) -> torch.Tensor:
-    """A filter's update, seen as a matrix (out, the rest) and orthogonalised: columns may stand in any order, so in that of memory."""
+    """Return a filter's update orthogonalised as a matrix (out, the rest), with columns in the order of memory."""
     moved = update.movedim(1, -1)
     return orthogonalize(moved.flatten(1)).view(moved.shape).movedim(-1, 1)
 
@@ -135,7 +135,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of each parameter group to `rate` times the group's `scale`, in place where it is a tensor."""
+    """Set each parameter group's learning rate to `rate` times its `scale`, in place where it is a tensor."""
     for group in optimizer.param_groups:
         if torch.is_tensor(group["lr"]):
             group["lr"].fill_(rate * group["scale"])

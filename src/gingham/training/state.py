@@ -94,7 +94,7 @@ def validate_state(tensors: Tensors, metadata: Mapping[str, Any], sampler: Sampl
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return the tensors of an optimizer's state, named after the number of the parameter, such as 0.momentum_buffer."""
+    """Return the tensors of an optimizer's state, named by the parameter's number, such as 0.momentum_buffer."""
     state = optimizer.state_dict()["state"]
     return {
         f"{index}.{key}": value
@@ -115,7 +115,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -
 
 
 def with_layout_of(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor in the memory format of another: another format may use a kernel that rounds otherwise."""
+    """Return a copy of a tensor in the memory format of `like`: with another format a kernel may round differently."""
     if tensor.shape != like.shape:
         raise ValueError(f"it has a tensor of {tuple(tensor.shape)} where {tuple(like.shape)} is needed")
     return torch.empty_like(like).copy_(tensor)

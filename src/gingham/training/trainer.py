@@ -132,7 +132,7 @@ class Trainer:
             warn(warning)
 
     def create_train_step(self, warn: Callable[[str], None]) -> TrainStep:
-        """Return the fastest way to take a step here: eager, compiled if the recipe says so, as a CUDA graph on a GPU."""
+        """Return the fastest step for this device: eager, compiled if the recipe says so, a CUDA graph on a GPU."""
         recipe = self.recipe
         sizes = self.loader.shard_sizes({int(size) for size in self.history.sizes.tolist()})
         batches = [dummy_batch(size, self.model, recipe, self.mask_photos) for size in sizes]
@@ -289,7 +289,7 @@ class Trainer:
     # --- after the last step
 
     def finish(self) -> Run:
-        """Return the run with its final weights; raise KeyboardInterrupt or Terminated if the training was interrupted."""
+        """Return the run with its final weights, or raise KeyboardInterrupt or Terminated after an interruption."""
         if self.interrupted:
             self.stop_request.stop()
         copy_weights(self.model, self.best or self.ema)
