@@ -1,85 +1,32 @@
 """Trace the receptive fields of all tensors of a forward pass, operation by operation.
 
 `conv_arithmetic.py` has the arithmetic of one layer. This module adds everything that a network does between layers:
-joining branches, reshapes, patches, strided slices, global pooling. A tensor's `View` says which image pixels each of
-its positions sees along height and width.
+joining branches, reshapes, patches, strided slices, global pooling. `pixel_view.py` has the views that it traces.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 import torch
 
-Number = int | Fraction
-
-
-@dataclass(frozen=True)
-class Atom:
-    """A factor of a dimension: one step along it moves `jump` pixels along the image's `axis` (0 height, 1 width).
-    Channels and the batch have no axis."""
-
-    size: int
-    axis: int | None = None
-    jump: Number = 0
-
-
-Dimension = tuple[Atom, ...]
-
-
-@dataclass(frozen=True)
-class View:
-    """The image pixels that a tensor sees. The position with atom indices i sees, along each axis, the pixels from
-    `low` to `high`, moved by the sum of i * jump over the axis's atoms.
-
-    `beside_global` is True if a side branch that sees everything (a gate fed by global pooling, a statistic over all
-    positions) was left out. `before_pooling` is the view of the input of an adaptive or global pooling, as long as only
-    element-wise operations follow. `attended` is True after attention, in which every position sees every other.
-    """
-
-    dims: tuple[Dimension, ...]
-    low: tuple[Number, Number]
-    high: tuple[Number, Number]
-    beside_global: bool = False
-    before_pooling: "View | None" = None
-    attended: bool = False
-
-    @property
-    def sees_all(self) -> bool:
-        """Return whether no dimension is spatial any more."""
-        return not any(atom.axis is not None for dim in self.dims for atom in dim)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Return the receptive field in pixels, height and width."""
-        return (math.floor(self.high[0] - self.low[0]) + 1, math.floor(self.high[1] - self.low[1]) + 1)
-
-    @property
-    def jump(self) -> tuple[Number, Number] | None:
-        """Return the pixels between neighbouring positions, or None without a regular grid (after flattening)."""
-        jumps = []
-        for axis in (0, 1):
-            grids = [dim for dim in self.dims if any(atom.axis == axis for atom in dim)]
-            if len(grids) != 1 or len(grids[0]) != 1:
-                return None
-            jumps.append(grids[0][0].jump)
-        return jumps[0], jumps[1]
-
-
-UNKNOWN = View((), (0, 0), (0, 0))  # the view of a tensor that could not be traced
-
-
-class UntraceableError(Exception):
-    """An operation whose output cannot be traced: ends the tracing of one tensor and never leaves this module."""
-
-
-def input_view(shape: Sequence[int]) -> View:
-    """Return the view of an input of shape (N, C, H, W), in which each position sees its own pixel."""
-    batch, channels, height, width = shape
-    dims = ((Atom(batch),), (Atom(channels),), (Atom(height, 0, 1),), (Atom(width, 1, 1),))
-    return View(dims, (0, 0), (0, 0))
+from gingham.models.pixel_view import (
+    UNKNOWN,
+    Atom,
+    Dimension,
+    Number,
+    UntraceableError,
+    View,
+    dim_size,
+    features,
+    is_spatial,
+    join,
+    mix,
+    narrow,
+    remap,
+)
 
 
 def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
@@ -92,7 +39,7 @@ def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[
         view = _trace(name, args, out, view_of)
     except (UntraceableError, ValueError, IndexError):
         return UNKNOWN
-    shape_agrees = view is None or view is UNKNOWN or tuple(map(_dim_size, view.dims)) == tuple(out.shape)
+    shape_agrees = view is None or view is UNKNOWN or tuple(map(dim_size, view.dims)) == tuple(out.shape)
     return view if shape_agrees else UNKNOWN
 
 
@@ -117,12 +64,12 @@ def _trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[
         return _concatenate(inputs, args, shape)
     if name == "stack":
         dim = (args[1] if len(args) > 1 else 0) % len(shape)
-        merged = _join([view for _, view in inputs], shape[:dim] + shape[dim + 1 :])
+        merged = join([view for _, view in inputs], shape[:dim] + shape[dim + 1 :])
         return replace(merged, dims=(*merged.dims[:dim], (Atom(shape[dim]),), *merged.dims[dim:]))
     if name in _UNSUPPORTED:
         raise UntraceableError(name)
     if all(_broadcasts(tuple(tensor.shape), shape) for tensor, _ in inputs):
-        return _join([view for _, view in inputs], shape)
+        return join([view for _, view in inputs], shape)
     raise UntraceableError(name)
 
 
@@ -137,80 +84,18 @@ def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
     return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape, tail, strict=True))
 
 
-def _dim_size(dim: Dimension) -> int:
-    return math.prod(atom.size for atom in dim)
-
-
-def _is_spatial(dim: Dimension) -> bool:
-    return any(atom.axis is not None for atom in dim)
-
-
-def _widen(view: View, atoms: Iterable[Atom]) -> View:
-    """Return the view after an operation over all positions of these atoms."""
-    low, high = list(view.low), list(view.high)
-    for atom in atoms:
-        if atom.axis is not None:
-            reach = atom.jump * (atom.size - 1)
-            low[atom.axis] += min(reach, 0)
-            high[atom.axis] += max(reach, 0)
-    return replace(view, low=(low[0], low[1]), high=(high[0], high[1]))
-
-
-def _mix(view: View, dims: Iterable[int]) -> View:
-    """Return the view after all positions along these dimensions were mixed, so that they are no longer spatial."""
-    mixed = {dim % len(view.dims) for dim in dims}
-    wide = _widen(view, (atom for dim in mixed for atom in view.dims[dim]))
-    new_dims = tuple((Atom(_dim_size(dim)),) if index in mixed else dim for index, dim in enumerate(view.dims))
-    result = replace(wide, dims=new_dims)
-    if result.sees_all != view.sees_all:
-        result = replace(result, before_pooling=view.before_pooling or view)
-    return result
-
-
-def _features(view: View, shape: Sequence[int]) -> View:
-    return replace(view, dims=tuple((Atom(size),) for size in shape))
-
-
 def _attention(view: View, shape: Sequence[int]) -> View:
-    return replace(_features(_mix(view, range(len(view.dims))), shape), attended=True)
-
-
-def _join(operands: Sequence[View], shape: Sequence[int]) -> View:
-    """Return the view of an element-wise combination of broadcast operands."""
-    for view in operands:
-        if view.attended:  # unlike a gate this cannot be left out: every position sees everything
-            return _features(view, shape)
-    local = [view for view in operands if not view.sees_all]
-    beside_global = any(view.beside_global for view in operands) or 0 < len(local) < len(operands)
-    if not local:
-        return replace(operands[0], dims=tuple((Atom(size),) for size in shape), beside_global=beside_global)
-    dims: list[Dimension] = []
-    for index, size in enumerate(shape):
-        candidates = set()
-        for view in local:
-            dim_index = index - (len(shape) - len(view.dims))
-            if dim_index >= 0 and _is_spatial(view.dims[dim_index]):
-                dim = view.dims[dim_index]
-                if _dim_size(dim) == size:
-                    candidates.add(dim)
-                else:  # one position is broadcast to many, like a gate
-                    beside_global = True
-        if len(candidates) > 1:
-            raise UntraceableError("branches whose positions lie at different distances")
-        dims.append(candidates.pop() if candidates else (Atom(size),))
-    low = tuple(min(view.low[axis] for view in local) for axis in (0, 1))
-    high = tuple(max(view.high[axis] for view in local) for axis in (0, 1))
-    return View(tuple(dims), (low[0], low[1]), (high[0], high[1]), beside_global, local[0].before_pooling)
+    return replace(features(mix(view, range(len(view.dims))), shape), attended=True)
 
 
 def _concatenate(inputs: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], shape: Sequence[int]) -> View:
     dim = (args[1] if len(args) > 1 else 0) % len(shape)
     operands = [view for _, view in inputs]
-    if any(_is_spatial(view.dims[dim]) for view in operands):
+    if any(is_spatial(view.dims[dim]) for view in operands):
         # Along a spatial dimension, as for a class token beside patches: no regular grid is left.
-        operands = [_mix(view, [dim]) for view in operands]
+        operands = [mix(view, [dim]) for view in operands]
     shared = [replace(view, dims=(*view.dims[:dim], (Atom(1),), *view.dims[dim + 1 :])) for view in operands]
-    merged = _join(shared, (*shape[:dim], 1, *shape[dim + 1 :]))
+    merged = join(shared, (*shape[:dim], 1, *shape[dim + 1 :]))
     return replace(merged, dims=(*merged.dims[:dim], (Atom(shape[dim]),), *merged.dims[dim + 1 :]))
 
 
@@ -223,9 +108,9 @@ def _matmul(inputs: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], sh
         raise UntraceableError(name)
     tensor, view = operands[0]
     if tensor is left:
-        mixed = _mix(view, [-1])
+        mixed = mix(view, [-1])
         return replace(mixed, dims=(*mixed.dims[: len(shape) - 1], (Atom(shape[-1]),))[: len(shape)])
-    mixed = _mix(view, [-2])
+    mixed = mix(view, [-2])
     return replace(mixed, dims=(*mixed.dims[:-2], (Atom(shape[-2]),), mixed.dims[-1]))
 
 
@@ -235,35 +120,11 @@ def pair(value: Any) -> tuple[int, int]:
     return (int(values[0]), int(values[-1]))
 
 
-def _remap(view: View, shape: Sequence[int], steps: Mapping[int, tuple[Number, Number, Number]]) -> View:
-    """Return the view after some dimensions were resampled by windows, slices, padding or upsampling.
-
-    For each dimension `steps` has the factor of its jump, and how far the first and the last pixel seen move, in jumps.
-    `shape` has the new sizes.
-    """
-    dims, low, high = list(view.dims), list(view.low), list(view.high)
-    for dim_index, (factor, first, last) in steps.items():
-        index = dim_index % len(dims)
-        if not _is_spatial(dims[index]):
-            dims[index] = (Atom(shape[index]),)
-            continue
-        if len(dims[index]) != 1:
-            raise UntraceableError("an operation along folded positions")
-        ((axis, jump),) = [(atom.axis, atom.jump) for atom in dims[index]]
-        assert axis is not None
-        ends = (jump * first, jump * last)  # a mirrored map has a negative jump
-        low[axis] += min(ends)
-        high[axis] += max(ends)
-        new_jump = jump * factor
-        dims[index] = (Atom(shape[index], axis, int(new_jump) if new_jump == int(new_jump) else new_jump),)
-    return replace(view, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]), before_pooling=None)
-
-
 def _convolve(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     _, weight, _, *numbers, transposed = args[:7]
     if len(shape) != 4:
         raise UntraceableError("a convolution that is not two-dimensional")
-    mixed = _mix(view, [1])  # too wide for grouped channels that hold folded positions
+    mixed = mix(view, [1])  # too wide for grouped channels that hold folded positions
     mixed = replace(mixed, dims=(mixed.dims[0], (Atom(shape[1]),), *mixed.dims[2:]))
     steps: dict[int, tuple[Number, Number, Number]] = {}
     for dim_index, kernel in ((-2, weight.shape[-2]), (-1, weight.shape[-1])):
@@ -275,7 +136,7 @@ def _convolve(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
             steps[dim_index] = (Fraction(1, stride), middle - reach, middle + reach)
         else:
             steps[dim_index] = (stride, -padding, span - padding)
-    return _remap(mixed, shape, steps)
+    return remap(mixed, shape, steps)
 
 
 def _pool(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
@@ -284,15 +145,15 @@ def _pool(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     stride = pair(args[2]) if len(args) > 2 and args[2] else kernel
     padding = pair(args[3]) if len(args) > 3 else (0, 0)
     dilation = pair(args[4]) if len(args) > 4 else (1, 1)
-    sizes = [_dim_size(dim) for dim in view.dims[-2:]]
+    sizes = [dim_size(dim) for dim in view.dims[-2:]]
     if tuple(shape[-2:]) == (1, 1) and kernel[0] >= sizes[0] and kernel[1] >= sizes[1] and sizes != [1, 1]:
         return _global_pool(view, shape)
     steps = {k: (stride[k], -padding[k], dilation[k] * (kernel[k] - 1) - padding[k]) for k in (-2, -1)}
-    return _remap(view, shape, steps)
+    return remap(view, shape, steps)
 
 
 def _global_pool(view: View, shape: Sequence[int]) -> View:
-    mixed = _mix(view, (-2, -1))
+    mixed = mix(view, (-2, -1))
     return replace(mixed, dims=(*mixed.dims[:-2], (Atom(1),), (Atom(1),)))
 
 
@@ -302,17 +163,17 @@ def _adaptive_pool(view: View, args: Sequence[Any], shape: Sequence[int]) -> Vie
         return _global_pool(view, shape)
     steps = {}
     for dim_index in (-2, -1):
-        size, new_size = _dim_size(view.dims[dim_index]), shape[dim_index]
+        size, new_size = dim_size(view.dims[dim_index]), shape[dim_index]
         largest = max(-(-(i + 1) * size // new_size) - i * size // new_size for i in range(new_size))
         steps[dim_index] = (Fraction(size, new_size), 0, largest - 1)
-    return replace(_remap(view, shape, steps), before_pooling=view)
+    return replace(remap(view, shape, steps), before_pooling=view)
 
 
 def _reduce(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     all_dims = range(len(view.dims))
     argument = args[1] if len(args) > 1 and isinstance(args[1], (int, list, tuple)) else None
     reduced = {dim % len(view.dims) for dim in ([argument] if isinstance(argument, int) else argument or all_dims)}
-    mixed = _mix(view, reduced)
+    mixed = mix(view, reduced)
     keep = len(shape) == len(view.dims)
     dims = [
         (Atom(1),) if index in reduced else dim for index, dim in enumerate(mixed.dims) if keep or index not in reduced
@@ -322,7 +183,7 @@ def _reduce(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 def _reshape(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     """Trace a reshape: distribute the atoms of the old dimensions over the new ones, in order."""
-    if tuple(_dim_size(dim) for dim in view.dims) == tuple(shape):
+    if tuple(dim_size(dim) for dim in view.dims) == tuple(shape):
         return view
     remaining = [atom for dim in view.dims for atom in dim if atom.size > 1 or atom.axis is not None]
     dims: list[Dimension] = []
@@ -350,34 +211,21 @@ def _reshape(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 def _slice(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     dim = (args[1] if len(args) > 1 else 0) % len(view.dims)
-    length = _dim_size(view.dims[dim])
+    length = dim_size(view.dims[dim])
     start, step = (args[2] if len(args) > 2 else 0) or 0, args[4] if len(args) > 4 else 1
     start = min(max(start + length if start < 0 else start, 0), length)
-    return _narrow(view, dim, start, step, shape[dim])
-
-
-def _narrow(view: View, dim: int, start: int, step: int, size: int) -> View:
-    atoms = view.dims[dim]
-    if size == _dim_size(atoms):
-        return view
-    if len(atoms) > 1 and _is_spatial(atoms):
-        view = _mix(view, [dim])
-    return _remap(
-        view,
-        [*map(_dim_size, view.dims[:dim]), size, *map(_dim_size, view.dims[dim + 1 :])],
-        {dim: (step, start, start)},
-    )
+    return narrow(view, dim, start, step, shape[dim])
 
 
 def _select(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     dim = args[1] % len(view.dims)
-    index = args[2] % _dim_size(view.dims[dim])
-    cut = _narrow(view, dim, index, 1, 1)
+    index = args[2] % dim_size(view.dims[dim])
+    cut = narrow(view, dim, index, 1, 1)
     return replace(cut, dims=(*cut.dims[:dim], *cut.dims[dim + 1 :]))
 
 
 def _pad(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    return _remap(view, shape, {-1 - dim_index: (1, -before, -before) for dim_index, before in enumerate(args[1][::2])})
+    return remap(view, shape, {-1 - dim_index: (1, -before, -before) for dim_index, before in enumerate(args[1][::2])})
 
 
 def _upsample(view: View, shape: Sequence[int], extra_steps: int) -> View:
@@ -387,10 +235,10 @@ def _upsample(view: View, shape: Sequence[int], extra_steps: int) -> View:
     """
     steps = {}
     for dim_index in (-2, -1):
-        scale = Fraction(_dim_size(view.dims[dim_index]), shape[dim_index])
+        scale = Fraction(dim_size(view.dims[dim_index]), shape[dim_index])
         shift, reach = (scale - 1) / 2, Fraction(extra_steps, 2)
         steps[dim_index] = (scale, shift - reach, shift + reach)
-    return _remap(view, shape, steps)
+    return remap(view, shape, steps)
 
 
 def _permute(view: View, order: Sequence[int]) -> View:
@@ -407,8 +255,8 @@ def _transpose(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 def _squeeze(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     argument = args[1] if len(args) > 1 else range(len(view.dims))
     squeezed = {dim % len(view.dims) for dim in ([argument] if isinstance(argument, int) else argument)}
-    dims = [dim for index, dim in enumerate(view.dims) if index not in squeezed or _dim_size(dim) != 1]
-    removed = [atom for index, dim in enumerate(view.dims) if index in squeezed and _dim_size(dim) == 1 for atom in dim]
+    dims = [dim for index, dim in enumerate(view.dims) if index not in squeezed or dim_size(dim) != 1]
+    removed = [atom for index, dim in enumerate(view.dims) if index in squeezed and dim_size(dim) == 1 for atom in dim]
     # A map of one position keeps its location in the image, in the last remaining dimension.
     if dims and (positions := tuple(atom for atom in removed if atom.axis is not None)):
         dims[-1] = (*dims[-1], *positions)
@@ -421,15 +269,15 @@ def _unsqueeze(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 
 
 def _flip(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    return _remap(
-        view, shape, {dim: (-1, shape[dim] - 1, shape[dim] - 1) for dim in args[1] if _is_spatial(view.dims[dim])}
+    return remap(
+        view, shape, {dim: (-1, shape[dim] - 1, shape[dim] - 1) for dim in args[1] if is_spatial(view.dims[dim])}
     )
 
 
 def _unfold(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
     """Trace Tensor.unfold: windows along one dimension, their content in a new last one."""
     dim, size, step = args[1] % len(view.dims), args[2], args[3]
-    windows = _remap(view, shape, {dim: (step, 0, 0)})
+    windows = remap(view, shape, {dim: (step, 0, 0)})
     return replace(windows, dims=(*windows.dims, tuple(replace(atom, size=size) for atom in view.dims[dim])))
 
 
@@ -479,7 +327,7 @@ _TRACERS: dict[str, Callable[[View, Sequence[Any], Sequence[int]], View]] = {
     "t": _transpose,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
-    "expand": lambda view, args, shape: _join([view], shape),
+    "expand": lambda view, args, shape: join([view], shape),
     "flip": _flip,
     "unfold": _unfold,
     "pixel_unshuffle": _pixel_unshuffle,
@@ -507,7 +355,7 @@ def trace_parts(view: View, name: str, args: Sequence[Any], outs: Sequence[torch
     parts, start = [], 0
     for out in outs:
         size = 1 if name == "unbind" else out.shape[dim]
-        part = _narrow(view, dim, start, 1, size)
+        part = narrow(view, dim, start, 1, size)
         parts.append(replace(part, dims=(*part.dims[:dim], *part.dims[dim + 1 :])) if name == "unbind" else part)
         start += size
     return parts

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import flop_registry
 from gingham.errors import ModelError, one_line
 from gingham.models.conv_arithmetic import Field, Window
 from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary
-from gingham.models.receptive_field import UNKNOWN, Number, View, input_view, pair, trace, trace_parts
+from gingham.models.pixel_view import UNKNOWN, Number, View, input_view
+from gingham.models.receptive_field import pair, trace, trace_parts
 
 
 def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name: str = "network") -> Summary:
@@ -133,7 +134,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.counted_parameters.update(map(id, parameters))
         slides = call.slides[0] if len(call.slides) == 1 else None
         kind, name = type(module).__name__, call.name or type(module).__name__
-        self._add_row(name, kind, tensor, call.inputs, parameters, call.flops, slides, call.filters)
+        layer = self._add_row(name, kind, tensor, call.inputs, parameters, call.flops, slides)
+        layer.filters = call.filters if slides else None
 
     def _add_row(
         self,
@@ -144,31 +146,29 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         parameters: Sequence[torch.Tensor],
         flops: int,
         slides: tuple[Slide, Slide] | None,
-        filters: Filters | None,
-    ) -> None:
+    ) -> Layer:
         view = self.view_of(out)
         input_storages = {x.untyped_storage()._cdata for x in inputs if torch.is_tensor(x)}
         names = {layer.name for layer in self.layers}
         unique_name = (
             name if name not in names else next(f"{name}#{n}" for n in range(2, 10**9) if f"{name}#{n}" not in names)
         )
-        self.layers.append(
-            Layer(
-                name=unique_name,
-                kind=kind,
-                kernel="x".join(str(slide.window.kernel) for slide in slides) if slides else "",
-                output_shape=list(out.shape[1:]),
-                parameters=sum(p.numel() for p in parameters),
-                trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-                flops=flops,
-                memory_bytes=0 if out.untyped_storage()._cdata in input_storages else out.nbytes,
-                receptive_field=_view_field(view),
-                jump=_view_jump(view),
-                beside_global=view is not None and view.beside_global and not view.sees_all,
-                slides=slides,
-                filters=filters if slides else None,
-            )
+        layer = Layer(
+            name=unique_name,
+            kind=kind,
+            kernel="x".join(str(slide.window.kernel) for slide in slides) if slides else "",
+            output_shape=list(out.shape[1:]),
+            parameters=sum(p.numel() for p in parameters),
+            trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+            flops=flops,
+            memory_bytes=0 if out.untyped_storage()._cdata in input_storages else out.nbytes,
+            receptive_field=_view_field(view),
+            jump=_view_jump(view),
+            beside_global=view is not None and view.beside_global and not view.sees_all,
+            slides=slides,
         )
+        self.layers.append(layer)
+        return layer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -223,7 +223,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             self.counted_parameters.update(map(id, parameters))
             call.counted_parameters.update(map(id, parameters))
             kind = name.strip("_")
-            self._add_row(f"{call.name}.{kind}".lstrip("."), kind, tensor, inputs, parameters, flops, slides, filters)
+            name = f"{call.name}.{kind}".lstrip(".")
+            self._add_row(name, kind, tensor, inputs, parameters, flops, slides).filters = filters
 
 
 def _slides(name: str, args: Any, out: torch.Tensor, view: View | None) -> tuple[Slide, Slide] | None:
