@@ -51,10 +51,11 @@ def test_good_record_has_no_issues():
         (422, b'{"error": "one sentence"}', False),
         (422, b'{"error": "two\\nlines"}', True),
         (422, b"no JSON", True),
+        (400, b"Invalid HTTP request received.", False),
         (503, b'{"error": "too much at once"}', False),
     ],
 )
 def test_response_is_checked_by_its_status_and_error_message(status, body, is_lost):
     record = Record()
-    record.status("it", status, body, (422,))
+    record.status("it", status, body, (400, 422))
     assert bool(record.lost) == is_lost

@@ -10,7 +10,6 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 import gingham
-from gingham.deploy import connections
 from gingham.deploy import server as serving
 
 
@@ -29,9 +28,7 @@ def client(packaged):
 def port(packaged):
     """The port of a server in this process, for what only a real connection shows."""
     listener = serving.listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(serving.create_app(packaged), log_level="error", http=connections.Connection)
-    )
+    server = uvicorn.Server(uvicorn.Config(serving.create_app(packaged), http="h11", log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield listener.getsockname()[1]

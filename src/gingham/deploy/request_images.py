@@ -1,89 +1,120 @@
-"""Read the images of an HTTP request."""
+"""Read the images of an HTTP request, with limits of size and time."""
 
-from fastapi import HTTPException
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
 
-MAX_IMAGES, MAX_PIXELS = 256, 50_000_000  # per request; per image, which takes up to 0.6 GB while it is decoded
-MAX_PARTS = 1000  # per form, which may have other fields beside its images
+from fastapi import HTTPException, Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+BODY_BYTES, HELD_BYTES = 32 << 20, 256 << 20  # of one request; of all requests in progress
+STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for the whole body
+MAX_IMAGES = 256  # per request
 
 
-def read_request_images(body: bytes, content_type: str) -> list[tuple[str, bytes]]:
-    """Return the images in a request's body as (name, content): the files of a form, or the body itself.
+class _FormParser(MultiPartParser):
+    """Starlette's parser of forms, which allows 1,000 files and 1,000 other fields, but also a form that is cut off."""
 
-    `content_type` is multipart/form-data, image/... or application/octet-stream.
+    spool_max_size = BODY_BYTES  # files stay in memory: nothing that is sent is written to a disk
+    is_complete = False
 
-    Raises
-        HTTPException: 415 for another type, 422 for a form that is broken or has no files, 413 for more than 256.
-    """
-    media, options = parse_options_header(content_type)
-    if media == b"multipart/form-data":
-        images = _form_files(body, options.get(b"boundary", b""))
-    elif media.startswith(b"image/") or media == b"application/octet-stream":
-        images = [("picture 1", body)] if body else []
-    else:
-        raise HTTPException(
-            415,
-            f"got the content type {content_type[:80] or '(none)'}; allowed: multipart/form-data with a file a "
-            "picture, or a picture as the body with its own type, such as image/jpeg",
-        )
+    def on_end(self) -> None:
+        self.is_complete = True
+
+
+class ImageReader:
+    """Reads the images of requests, and limits how many bytes all requests in progress hold in memory."""
+
+    def __init__(self) -> None:
+        self.held_bytes = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[list[tuple[str, bytes]]]:
+        """Yield the images in a request's body as (name, content): the files of a form, or the body itself.
+
+        The body counts as held until the block ends. Its content type is multipart/form-data, image/... or
+        application/octet-stream.
+
+        Raises
+            HTTPException: 408 for a body that is too slow, 413 for one that is too large or has more than 256 images,
+            415 for another content type, 422 for a form that is broken or has no files, 503 if all requests hold too
+            much.
+        """
+        received = 0
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            nonlocal received
+            stream = request.stream()
+            while piece := await asyncio.wait_for(anext(stream, b""), STALL_SECONDS):
+                received += len(piece)
+                self.held_bytes += len(piece)
+                if received > BODY_BYTES:
+                    raise _body_too_large()
+                if self.held_bytes > HELD_BYTES:
+                    message = "too many large requests at once; try again in a second"
+                    raise HTTPException(503, message, {"Retry-After": "1"})
+                yield piece
+
+        try:
+            yield await _read_images(request, pieces())
+        finally:
+            self.held_bytes -= received
+
+
+async def _read_images(request: Request, pieces: AsyncGenerator[bytes, None]) -> list[tuple[str, bytes]]:
+    content_type = request.headers.get("content-type", "")
+    media = content_type.partition(";")[0].strip().lower()
+    with contextlib.suppress(ValueError):  # not a number, which HTTP servers refuse
+        if int(request.headers.get("content-length", 0)) > BODY_BYTES:
+            raise _body_too_large()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            if media == "multipart/form-data":
+                images = await _read_form(request, pieces)
+            elif media.startswith("image/") or media == "application/octet-stream":
+                body = b"".join([piece async for piece in pieces])
+                images = [("picture 1", body)] if body else []
+            else:
+                raise HTTPException(
+                    415,
+                    f"got the content type {content_type[:80] or '(none)'}; allowed: multipart/form-data with a file a "
+                    "picture, or a picture as the body with its own type, such as image/jpeg",
+                )
+    except ClientDisconnect:  # nobody receives this error
+        raise HTTPException(400, "the connection was closed before the body was all there") from None
+    except TimeoutError:
+        message = f"the body did not arrive within {STALL_SECONDS} s a piece and {BODY_SECONDS} s in all; send it again"
+        raise HTTPException(408, message) from None
     if not images:
-        raise HTTPException(
-            422, "the request holds no picture; send a form with a file for each, such as curl -F images=@coat.jpg"
-        )
+        message = "the request holds no picture; send a form with a file for each, such as curl -F images=@coat.jpg"
+        raise HTTPException(422, message)
     if len(images) > MAX_IMAGES:
-        raise HTTPException(
-            413, f"the request holds {len(images):,} pictures; allowed: {MAX_IMAGES}; send them in several requests"
-        )
+        message = f"the request holds {len(images):,} pictures; allowed: {MAX_IMAGES}; send them in several requests"
+        raise HTTPException(413, message)
     return images
 
 
-def _form_files(body: bytes, boundary: bytes) -> list[tuple[str, bytes]]:
-    """Return the files of a form as (name, content), parsed in memory: no request is ever written to disk."""
-    parts: list[tuple[dict[bytes, bytes], list[bytes]]] = []
-    header, ends = [b"", b""], []
-
-    def on_part_begin() -> None:
-        if len(parts) == MAX_PARTS:  # an empty part takes ten bytes in the body and hundreds in memory
-            raise HTTPException(
-                413,
-                f"the form has more than {MAX_PARTS:,} parts; allowed: {MAX_IMAGES} pictures; send them in several "
-                "requests",
-            )
-        parts.append(({}, []))
-
-    def on_header_end() -> None:
-        if header[0].lower() == b"content-disposition":  # ignore other headers, of which a part may have millions
-            parts[-1][0][b"content-disposition"] = header[1]
-        header[:] = [b"", b""]
-
-    def on_header_field(data: bytes, start: int, end: int) -> None:
-        header[0] += data[start:end]
-
-    def on_header_value(data: bytes, start: int, end: int) -> None:
-        header[1] += data[start:end]
-
+async def _read_form(request: Request, pieces: AsyncGenerator[bytes, None]) -> list[tuple[str, bytes]]:
+    parser = _FormParser(request.headers, pieces)
     try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": on_part_begin,
-                "on_header_field": on_header_field,
-                "on_header_value": on_header_value,
-                "on_header_end": on_header_end,
-                "on_part_data": lambda data, start, end: parts[-1][1].append(data[start:end]),
-                "on_end": lambda: ends.append(True),
-            },
-        )
-        parser.write(body)
-        if not ends:
-            raise FormParserError("its end is missing")
-    except FormParserError as error:
-        raise HTTPException(422, f"the form is broken ({error}); send it again as multipart/form-data") from None
-    files: list[tuple[str, bytes]] = []
-    for headers, content in parts:
-        _, options = parse_options_header(headers.get(b"content-disposition", b""))
-        if b"filename" in options:
-            name = options[b"filename"].decode("utf-8", "replace")[:200] or f"picture {len(files) + 1}"
-            files.append((name, b"".join(content)))
-    return files
+        form = await parser.parse()
+        if not parser.is_complete:
+            raise MultiPartException("Its end is missing.")
+    except (MultiPartException, ValueError) as error:  # a ValueError: of a file name in a charset that the form chose
+        reason = str(error).rstrip(".")
+        raise HTTPException(422, f"the form is broken ({reason}); send it again as multipart/form-data") from None
+    files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+    names = [(file.filename or f"picture {number}")[:200] for number, file in enumerate(files, 1)]
+    # Some charsets decode to lone surrogates, which no response can have.
+    return [
+        (name.encode(errors="replace").decode(), await file.read()) for name, file in zip(names, files, strict=True)
+    ]
+
+
+def _body_too_large() -> HTTPException:
+    megabytes = BODY_BYTES >> 20
+    return HTTPException(
+        413, f"the request has more than {megabytes} MB, which is what is allowed; send fewer or smaller pictures"
+    )

@@ -3,39 +3,32 @@
 import asyncio
 import base64
 import contextlib
-import ctypes
 import io
-import json
 import logging
 import os
 import socket
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from PIL import Image
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import ClientDisconnect
 
 from gingham._version import __version__
 from gingham.data.decode import LARGE_PIXELS, open_image, silence_pillow
 from gingham.data.splits import Split
 from gingham.deploy.api_schema import PREDICT_BODY, PREDICT_RESPONSES, Health
-from gingham.deploy.connections import MAX_ACCEPTED, Connection
 from gingham.deploy.page import model_metadata, served_page
-from gingham.deploy.request_images import MAX_IMAGES, MAX_PIXELS, read_request_images
+from gingham.deploy.request_images import BODY_BYTES, MAX_IMAGES, ImageReader
 from gingham.errors import DataError, GinghamError, format_message
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, Gallery, features, gallery
@@ -43,15 +36,12 @@ from gingham.inference.predict import ImagePrediction, mean_probabilities, prepr
 from gingham.inference.preprocess import ImageArray, PreparedPhoto, open_photo
 from gingham.runs.run import Run
 
-MEGABYTE = 1 << 20
-BODY_BYTES, HELD_BYTES = 32 * MEGABYTE, 256 * MEGABYTE  # of one request; of all requests in progress
+MAX_PIXELS = 50_000_000  # per image, which takes up to 0.6 GB while it is decoded
 MAX_THREADS = 8  # more would wait for the GIL
-STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for the whole body
 MAX_BATCH = 128  # images, unless a single request has more
+MAX_CONNECTIONS = 512  # requests over more connections get a 503
 KEEP_ALIVE_SECONDS = 75  # for an idle connection: longer than in proxies, so that the proxy closes it
 GRACE_SECONDS = 30  # for requests in progress at a shutdown
-TRIM_SECONDS = 20  # between two returns of free memory to the system
-BACKLOG, FILES = 2048, 1024  # connections that wait to be accepted; file descriptors that MAX_CONNECTIONS need
 
 
 class RequestBatcher:
@@ -73,107 +63,62 @@ class RequestBatcher:
 
     def _run_batch(self) -> None:
         batch: list[tuple[list[PreparedPhoto], Future[torch.Tensor]]] = []
-        while sum(len(photos) for photos, _ in batch) < MAX_BATCH:
-            try:
-                batch.append(self.queue.popleft())
-            except IndexError:
-                break
-        batch = [(photos, future) for photos, future in batch if future.set_running_or_notify_cancel()]
+        with contextlib.suppress(IndexError):  # the queue is empty
+            while sum(len(photos) for photos, _ in batch) < MAX_BATCH:
+                photos, future = self.queue.popleft()
+                if future.set_running_or_notify_cancel():
+                    batch.append((photos, future))
         if not batch:  # another thread took the requests, or they were cancelled
             return
         try:
             probabilities = mean_probabilities(self.run.model, [photo for photos, _ in batch for photo in photos])
-            for (_, future), part in zip(
-                batch, torch.split(probabilities, [len(photos) for photos, _ in batch]), strict=True
-            ):
-                future.set_result(part)
         except Exception as error:  # noqa: BLE001  # passed on to the waiting requests
             for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+                future.set_exception(error)
+            return
+        parts = torch.split(probabilities, [len(photos) for photos, _ in batch])
+        for (_, future), part in zip(batch, parts, strict=True):
+            future.set_result(part)
 
 
 class _Service:
-    """The state that requests share: the run, its threads, the gallery of training images, and the size of all bodies in memory."""
+    """The state that requests share: the run, its threads, the images in memory, and the gallery of training images."""
 
     def __init__(self, run: Run, load_train: Callable[[], Split | None]) -> None:
-        self.run, self.held_bytes = run, 0
+        self.run, self.reader = run, ImageReader()
         run.model.eval()  # once, because threads that switched the mode would disturb each other
-        cores = min(
-            MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = min(MAX_THREADS, cores)
         self.large_image_lock = threading.Lock()
-        self.batcher = RequestBatcher(run, cores if run.model.mean.device.type == "cpu" else 1)
-        self.preprocess_pool = ThreadPoolExecutor(cores, thread_name_prefix="preparation")
+        self.batcher = RequestBatcher(run, threads if run.model.mean.device.type == "cpu" else 1)
+        self.preprocess_pool = ThreadPoolExecutor(threads, thread_name_prefix="preparation")
         # A separate pool, because an explanation takes a hundred times as long as a prediction.
-        self.explain_pool = ThreadPoolExecutor(cores, thread_name_prefix="explanation")
+        self.explain_pool = ThreadPoolExecutor(threads, thread_name_prefix="explanation")
         self.gallery: Future[Gallery | None] = self.batcher.pool.submit(self._load_gallery, load_train)
 
     def _load_gallery(self, load_train: Callable[[], Split | None]) -> Gallery | None:
         train = load_train()
         return None if train is None else gallery(self.run.model, train, GALLERY_SIZE)
 
-    async def read_body(self, request: Request) -> bytes:
-        """Return a request's body; a body that is too large or too slow is refused while it arrives."""
-        declared = request.headers.get("content-length", "").lstrip("0")
-        # isdigit() accepts digits of other scripts, and int() refuses thousands of digits.
-        if declared.isascii() and declared.isdigit() and (len(declared) > 12 or int(declared) > BODY_BYTES):
-            raise _body_too_large()
-        received = 0
-        parts = []
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                stream = request.stream()
-                while part := await asyncio.wait_for(anext(stream, b""), STALL_SECONDS):
-                    received += len(part)
-                    self.held_bytes += len(part)
-                    parts.append(part)
-                    if received > BODY_BYTES:
-                        raise _body_too_large()
-                    if self.held_bytes > HELD_BYTES:
-                        raise HTTPException(
-                            503, "too many large requests at once; try again in a second", {"Retry-After": "1"}
-                        )
-            return b"".join(parts)
-        except ClientDisconnect:
-            raise HTTPException(
-                400, "the connection was closed before the body was all there"
-            ) from None  # never received
-        except TimeoutError:
-            raise HTTPException(
-                408,
-                f"the body did not arrive within {STALL_SECONDS} s a piece and {BODY_SECONDS} s in all; send it again",
-            ) from None
-        finally:
-            self.held_bytes -= received
-
     async def predict(self, request: Request, *, explain: bool) -> list[dict[str, Any]]:
         """Return the predictions for a request's images as JSON values."""
-        body = await self.read_body(request)
-        self.held_bytes += len(body)
-        try:
-            loop = asyncio.get_running_loop()
-            content_type = request.headers.get("content-type", "")
-            names, results = await loop.run_in_executor(
-                self.preprocess_pool, self.preprocess_images, body, content_type
-            )
+        loop = asyncio.get_running_loop()
+        async with self.reader.read(request) as images:
+            names = [name for name, _ in images]
+            results = await loop.run_in_executor(self.preprocess_pool, self._preprocess, images)
             prepared = [result for result in results if isinstance(result, PreparedPhoto)]
             predictions = to_predictions(self.run.model, names, results, await self.batcher.predict(prepared))
             if not explain:
                 return [prediction.to_dict() for prediction in predictions]
             candidates = await asyncio.wrap_future(self.gallery)
             return [
-                await loop.run_in_executor(self.explain_pool, _explain, self.run, item, candidates)
-                for item in predictions
+                await loop.run_in_executor(self.explain_pool, _explain, self.run, prediction, candidates)
+                for prediction in predictions
             ]
-        finally:
-            self.held_bytes -= len(body)
 
-    def preprocess_images(self, body: bytes, content_type: str) -> tuple[list[str], list[PreparedPhoto | DataError]]:
-        """Return the names of the images in a body, and each image prepared or the error of its file."""
-        images = read_request_images(body, content_type)
+    def _preprocess(self, images: list[tuple[str, bytes]]) -> list[PreparedPhoto | DataError]:
         with silence_pillow():
-            return [name for name, _ in images], [self._preprocess_image(name, content) for name, content in images]
+            return [self._preprocess_image(name, content) for name, content in images]
 
     def _preprocess_image(self, name: str, content: bytes) -> PreparedPhoto | DataError:
         try:
@@ -192,14 +137,6 @@ def _count_pixels(content: bytes) -> int:
         return 0
 
 
-def _body_too_large() -> HTTPException:
-    return HTTPException(
-        413,
-        f"the request has more than {BODY_BYTES // MEGABYTE} MB, which is what is allowed; send fewer or smaller "
-        "pictures",
-    )
-
-
 def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) -> dict[str, Any]:
     """Return a prediction as JSON values with its explanation and the image after each step."""
     entry = prediction.to_dict()
@@ -209,29 +146,25 @@ def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) 
         step_json["picture"] = _png_url(step.image)
     image = torch.tensor(prediction.prepared.image)
     stride = max(1, max(image.shape[1:]) // 14)
-    occlusion_map = occlusion(
-        run.model, image, run.model.classes.index(prediction.label), max(5, 2 * stride + 1), stride
-    )
-    explanation: dict[str, Any] = {
-        "moved": [[round(value, 4) for value in row] for row in occlusion_map.tolist()],
-        "among": 0,
-        "neighbours": [],
-    }
+    label = run.model.classes.index(prediction.label)
+    drops = occlusion(run.model, image, label, max(5, 2 * stride + 1), stride)
+    neighbours = []
     if candidates is not None:
-        explanation["among"] = len(candidates.labels)
-        for k in candidates.nearest(features(run.model, image[None])[0], NUM_NEIGHBOURS):
-            explanation["neighbours"].append(
-                {"label": candidates.labels[k], "picture": _png_url(candidates.images[k].numpy())}
-            )
+        nearest = candidates.nearest(features(run.model, image[None])[0], NUM_NEIGHBOURS)
+        pixels = candidates.images.permute(0, 2, 3, 1).squeeze(3).numpy()
+        neighbours = [{"label": candidates.labels[k], "picture": _png_url(pixels[k])} for k in nearest]
+    explanation = {
+        "moved": [[round(value, 4) for value in row] for row in drops.tolist()],
+        "among": len(candidates.labels) if candidates else 0,
+        "neighbours": neighbours,
+    }
     return entry | {"explanation": explanation}
 
 
 def _png_url(pixels: ImageArray) -> str:
-    """Return pixels (H, W, 3) or (C, H, W) as a PNG in a data URL."""
-    if pixels.shape[0] in (1, 3) and pixels.shape[-1] != 3:
-        pixels = pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)
+    """Return pixels (H, W, 3) or (H, W) as a PNG in a data URL."""
     file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -256,10 +189,8 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
         "gingham": __version__,
     }
 
-    @app.post(
-        "/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY, response_class=Response, tags=["answers"]
-    )
-    async def predict(request: Request, explain: bool = False) -> Response:
+    @app.post("/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY, tags=["answers"])
+    async def predict(request: Request, explain: bool = False) -> JSONResponse:
         """Name what is in one picture or many: a form with a file for each, or one picture as the body.
 
         `explain` adds the picture after each step, what moved the decision, and the training pictures most like it.
@@ -271,8 +202,8 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
         errors = [entry["error"] for entry in entries if "error" in entry]
         if errors:
             more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
-            return _json({"error": f"{errors[0]}{more}", "predictions": entries}, 422)
-        return _json({"predictions": entries})
+            return JSONResponse({"error": f"{errors[0]}{more}", "predictions": entries}, 422)
+        return JSONResponse({"predictions": entries})
 
     @app.get("/model", tags=["about"])
     async def model() -> dict[str, Any]:
@@ -294,27 +225,22 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
         return HTMLResponse(html, headers=headers)
 
     @app.exception_handler(StarletteHTTPException)
-    async def handle_http_error(request: Request, error: StarletteHTTPException) -> Response:
+    async def handle_http_error(request: Request, error: StarletteHTTPException) -> JSONResponse:
         message = error.detail
+        path = request.scope["path"][:80]  # unlike request.url, for a query of any bytes
         if error.status_code == 404:
-            message = (
-                f"there is nothing at {request.url.path[:80]}; POST /predict, GET /model, /health, /docs and / are"
-            )
+            message = f"there is nothing at {path}; POST /predict, GET /model, /health, /docs and / are"
         elif error.status_code == 405:
-            message = f"{request.url.path[:80]} does not take {request.method}; /docs says what it takes"
-        return _json({"error": format_message(str(message))}, error.status_code, error.headers)
+            message = f"{path} does not take {request.method}; /docs says what it takes"
+        return JSONResponse({"error": format_message(message)}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def handle_invalid_request(request: Request, error: RequestValidationError) -> Response:
+    async def handle_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         message = f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"
-        return _json({"error": format_message(message)}, 422)
+        return JSONResponse({"error": format_message(message)}, 422)
 
     return app
-
-
-def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
-    return Response(json.dumps(value, ensure_ascii=False), status, headers, "application/json")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -325,13 +251,16 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        code = getattr(error, "errno", None) or 0  # negative for a host name that was not found
-        reason = os.strerror(code) if code > 0 else getattr(error, "strerror", None) or str(error)
-        raise GinghamError(
-            f"cannot listen on {host} port {port} ({reason}); choose another --port, or 127.0.0.1 as --host"
-        ) from None
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        remedy = "choose another --port, or 127.0.0.1 as --host"
+        raise GinghamError(f"cannot listen on {host} port {port} ({reason}); {remedy}") from None
+    # Connections inherit both. Otherwise the body of a response waits until the client acknowledges its head, 44 ms per
+    # request on a connection that is kept alive, and the system holds megabytes of responses for a client that never reads.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    return listener
 
 
 def serve(run: Run, listener: socket.socket, load_train: Callable[[], Split | None] = lambda: None) -> None:
@@ -345,43 +274,13 @@ def serve(run: Run, listener: socket.socket, load_train: Callable[[], Split | No
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken form is the client's error
     config = uvicorn.Config(
         create_app(run, load_train),
+        http="h11",
+        ws="none",
         log_level="error",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        limit_concurrency=MAX_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        backlog=MAX_ACCEPTED,
-        http=Connection,
-        ws="none",
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    _raise_file_limit()
-    threading.Thread(target=_trim_memory, name="memory", daemon=True).start()
-    _Server(config).run(sockets=[listener])
-
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that queues more connections than it accepts at a time; asyncio uses one number for both."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in sockets or []:
-            listener.listen(BACKLOG)
-
-
-def _trim_memory() -> None:
-    """Return free memory to the system from time to time: under load glibc keeps more and more of it between used blocks."""
-    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    while hasattr(libc, "malloc_trim"):
-        time.sleep(TRIM_SECONDS)
-        libc.malloc_trim(0)
-
-
-def _raise_file_limit() -> None:
-    """Raise the soft limit of file descriptors to what the connections need, as far as the hard limit allows."""
-    import resource  # not available on Windows, where gingham does not run yet
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < FILES and (hard == resource.RLIM_INFINITY or hard > soft):
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE, (FILES if hard == resource.RLIM_INFINITY else min(FILES, hard), hard)
-        )
+    uvicorn.Server(config).run(sockets=[listener])
