@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class Step(BaseModel):
-    """One step of a preparation, in words; with `explain`, the picture after it as a PNG in a data URL."""
+    """One step of the preparation; with `explain`, `picture` is the picture after it, a PNG in a data URL."""
 
     step: str
     note: str
@@ -14,14 +14,15 @@ class Step(BaseModel):
 
 
 class Neighbour(BaseModel):
-    """A training picture, and its class."""
+    """A training picture and its class."""
 
     label: str
     picture: str
 
 
 class Explanation(BaseModel):
-    """Why: what is lost of the probability while a place is hidden, by rows, and the training pictures most like it, of how many."""
+    """`moved`: how much the probability drops while a place is hidden, by rows. `neighbours`: the training pictures
+    most like it, out of `among`."""
 
     moved: list[list[float]]
     among: int
@@ -29,7 +30,7 @@ class Explanation(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What the model says of one picture; `image` and `error` alone where it could not be read."""
+    """The prediction for one picture; only `image` and `error` if it could not be read."""
 
     image: str
     label: str
@@ -41,20 +42,20 @@ class Prediction(BaseModel):
 
 
 class Predictions(BaseModel):
-    """An entry a picture, in the order they were sent."""
+    """One entry per picture, in the order in which they were sent."""
 
     predictions: list[Prediction]
 
 
 class Refusal(BaseModel):
-    """What was got, what is allowed, what to do. The pictures of the request that could be read are answered beside it."""
+    """What was given, what is allowed, what to do; and the predictions for the pictures that could be read."""
 
     error: str
     predictions: list[dict[str, Any]] | None = None
 
 
 class Health(BaseModel):
-    """That the server answers."""
+    """The server answers."""
 
     status: str
 
@@ -67,20 +68,9 @@ PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
     422: {"model": Refusal, "description": "some pictures cannot be read; the others are answered"},
     503: {"model": Refusal, "description": "too much at once"},
 }
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"images": {"type": "array", "items": _FILE}}}
+_SCHEMAS = {"multipart/form-data": _FORM, "image/jpeg": _FILE, "image/png": _FILE, "image/webp": _FILE}
 PREDICT_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
-                }
-            },
-            **{
-                kind: {"schema": {"type": "string", "format": "binary"}}
-                for kind in ("image/jpeg", "image/png", "image/webp")
-            },
-        },
-    }
+    "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in _SCHEMAS.items()}}
 }

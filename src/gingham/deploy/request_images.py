@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 BODY_BYTES, HELD_BYTES = 32 << 20, 256 << 20  # of one request; of all requests in progress
 STALL_SECONDS, BODY_SECONDS = 20, 120  # between two pieces of a body; for the whole body
 MAX_IMAGES = 256  # per request
+ALLOWED = "multipart/form-data with a file a picture, or a picture as the body with its own type, such as image/jpeg"
 
 
 class _FormParser(MultiPartParser):
@@ -27,8 +28,7 @@ class _FormParser(MultiPartParser):
 class ImageReader:
     """Reads the images of requests, and limits how many bytes all requests in progress hold in memory."""
 
-    def __init__(self) -> None:
-        self.held_bytes = 0
+    held_bytes = 0
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[list[tuple[str, bytes]]]:
@@ -69,19 +69,16 @@ async def _read_images(request: Request, pieces: AsyncGenerator[bytes, None]) ->
     with contextlib.suppress(ValueError):  # not a number, which HTTP servers refuse
         if int(request.headers.get("content-length", 0)) > BODY_BYTES:
             raise _body_too_large()
+    is_form = media == "multipart/form-data"
+    if not (is_form or media == "application/octet-stream" or media.startswith("image/")):
+        raise HTTPException(415, f"got the content type {content_type[:80] or '(none)'}; allowed: {ALLOWED}")
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            if media == "multipart/form-data":
+            if is_form:
                 images = await _read_form(request, pieces)
-            elif media.startswith("image/") or media == "application/octet-stream":
+            else:
                 body = b"".join([piece async for piece in pieces])
                 images = [("picture 1", body)] if body else []
-            else:
-                raise HTTPException(
-                    415,
-                    f"got the content type {content_type[:80] or '(none)'}; allowed: multipart/form-data with a file a "
-                    "picture, or a picture as the body with its own type, such as image/jpeg",
-                )
     except ClientDisconnect:  # nobody receives this error
         raise HTTPException(400, "the connection was closed before the body was all there") from None
     except TimeoutError:
@@ -107,14 +104,12 @@ async def _read_form(request: Request, pieces: AsyncGenerator[bytes, None]) -> l
         raise HTTPException(422, f"the form is broken ({reason}); send it again as multipart/form-data") from None
     files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
     names = [(file.filename or f"picture {number}")[:200] for number, file in enumerate(files, 1)]
-    # Some charsets decode to lone surrogates, which no response can have.
-    return [
-        (name.encode(errors="replace").decode(), await file.read()) for name, file in zip(names, files, strict=True)
-    ]
+    names = [
+        name.encode(errors="replace").decode() for name in names
+    ]  # without lone surrogates, which JSON cannot have
+    return [(name, await file.read()) for name, file in zip(names, files, strict=True)]
 
 
 def _body_too_large() -> HTTPException:
-    megabytes = BODY_BYTES >> 20
-    return HTTPException(
-        413, f"the request has more than {megabytes} MB, which is what is allowed; send fewer or smaller pictures"
-    )
+    limit = f"{BODY_BYTES >> 20} MB, which is what is allowed"
+    return HTTPException(413, f"the request has more than {limit}; send fewer or smaller pictures")

@@ -45,7 +45,7 @@ GRACE_SECONDS = 30  # for requests in progress at a shutdown
 
 
 class RequestBatcher:
-    """Predicts images of several requests in one batch: a free thread takes all waiting requests, up to MAX_BATCH images."""
+    """Predicts several requests in one batch: a free thread takes all waiting requests, up to MAX_BATCH images."""
 
     def __init__(self, run: Run, threads: int) -> None:
         self.run = run
@@ -54,8 +54,6 @@ class RequestBatcher:
 
     async def predict(self, prepared: list[PreparedPhoto]) -> torch.Tensor:
         """Return the probabilities (N, K) of prepared images."""
-        if not prepared:
-            return mean_probabilities(self.run.model, [])
         future: Future[torch.Tensor] = Future()
         self.queue.append((prepared, future))
         self.pool.submit(self._run_batch)
@@ -68,9 +66,7 @@ class RequestBatcher:
                 photos, future = self.queue.popleft()
                 if future.set_running_or_notify_cancel():
                     batch.append((photos, future))
-        if not batch:  # another thread took the requests, or they were cancelled
-            return
-        try:
+        try:  # the batch may be empty: another thread took the requests
             probabilities = mean_probabilities(self.run.model, [photo for photos, _ in batch for photo in photos])
         except Exception as error:  # noqa: BLE001  # passed on to the waiting requests
             for _, future in batch:
@@ -153,12 +149,9 @@ def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) 
         nearest = candidates.nearest(features(run.model, image[None])[0], NUM_NEIGHBOURS)
         pixels = candidates.images.permute(0, 2, 3, 1).squeeze(3).numpy()
         neighbours = [{"label": candidates.labels[k], "picture": _png_url(pixels[k])} for k in nearest]
-    explanation = {
-        "moved": [[round(value, 4) for value in row] for row in drops.tolist()],
-        "among": len(candidates.labels) if candidates else 0,
-        "neighbours": neighbours,
-    }
-    return entry | {"explanation": explanation}
+    moved = [[round(value, 4) for value in row] for row in drops.tolist()]
+    among = len(candidates.labels) if candidates else 0
+    return entry | {"explanation": {"moved": moved, "among": among, "neighbours": neighbours}}
 
 
 def _png_url(pixels: ImageArray) -> str:
@@ -176,18 +169,13 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
 
         app = gingham.deploy.server.create_app(gingham.load_packaged())
     """
-    app = FastAPIOffline(
-        title="Gingham",
-        version=__version__,
-        description=f"Names what is in pictures: {', '.join(run.model.classes[:20])}.",
-        redoc_url=None,
-    )
+    description = f"Names what is in pictures: {', '.join(run.model.classes[:20])}."
+    app = FastAPIOffline(title="Gingham", version=__version__, description=description, redoc_url=None)
     service = _Service(run, load_train)
     html, policy = served_page(run)
-    metadata = model_metadata(run) | {
-        "limits": {"request_bytes": BODY_BYTES, "pictures": MAX_IMAGES, "pixels": MAX_PIXELS},
-        "gingham": __version__,
-    }
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    limits = {"request_bytes": BODY_BYTES, "pictures": MAX_IMAGES, "pixels": MAX_PIXELS}
+    metadata = model_metadata(run) | {"limits": limits, "gingham": __version__}
 
     @app.post("/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY, tags=["answers"])
     async def predict(request: Request, explain: bool = False) -> JSONResponse:
@@ -207,7 +195,7 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
 
     @app.get("/model", tags=["about"])
     async def model() -> dict[str, Any]:
-        """What answers: its classes, the shape of its pictures, its threshold for "not sure", how it was trained and measured."""
+        """The model: classes, shape of its pictures, threshold for "not sure", how it was trained and measured."""
         return metadata
 
     @app.get("/health", response_model=Health, tags=["about"])
@@ -217,11 +205,6 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
-        headers = {
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-        }
         return HTMLResponse(html, headers=headers)
 
     @app.exception_handler(StarletteHTTPException)
@@ -257,7 +240,8 @@ def listen(host: str, port: int) -> socket.socket:
         remedy = "choose another --port, or 127.0.0.1 as --host"
         raise GinghamError(f"cannot listen on {host} port {port} ({reason}); {remedy}") from None
     # Connections inherit both. Otherwise the body of a response waits until the client acknowledges its head, 44 ms per
-    # request on a connection that is kept alive, and the system holds megabytes of responses for a client that never reads.
+    # request on a connection that is kept alive, and the system buffers megabytes of responses to a client that never
+    # reads, each of them computed.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
     return listener
