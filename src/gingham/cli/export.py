@@ -59,25 +59,18 @@ def _print(trained: "Run", result: "ExportResult") -> None:
     shape = ", ".join(map(str, trained.model.input_shape))
     size = f"{result.bytes / 1e6:.2f} MB"
     if result.neighbours is not None:
-        print(
-            f"{result.file}: {size}; open it in a browser, on a phone too: it needs no network, and sends nothing "
-            "anywhere"
-        )
+        usage = "open it in a browser, on a phone too: it needs no network, and sends nothing anywhere"
+        print(f"{result.file}: {size}; {usage}")
         print(f"inside: the model, ONNX Runtime and OpenCV for browsers, {result.neighbours:,} training pictures")
     else:
-        print(
-            f"{result.file}: {size}, opset {result.opset}; uint8 pictures (N, {shape}) in, "
-            f"{len(trained.model.classes)} probabilities out"
-        )
-    agreeing = round(result.agreement * result.pictures)
-    print(
-        f"answers {agreeing:,} of {result.pictures:,} {result.split} pictures as the model does, probabilities within "
-        f"{result.max_difference:.1g}"
-    )
+        outputs = f"{len(trained.model.classes)} probabilities out"
+        print(f"{result.file}: {size}, opset {result.opset}; uint8 pictures (N, {shape}) in, {outputs}")
+    share = f"{round(result.agreement * result.pictures):,} of {result.pictures:,} {result.split} pictures"
+    print(f"answers {share} as the model does, probabilities within {result.max_difference:.1g}")
     if result.accuracy is not None and result.accuracy_int8 is not None and result.interval is not None:
-        low, high = result.interval
-        print(
-            f"8 bits cost {100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy (95 % interval "
-            f"{100 * low:.2f} to {100 * high:.2f}): {result.accuracy_int8:.2%} in place of {result.accuracy:.2%} of "
-            f"{result.measured:,} {result.split} pictures"
+        low, high = (f"{100 * end:.2f}" for end in result.interval)
+        cost = (
+            f"{100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy (95 % interval {low} to {high})"
         )
+        accuracies = f"{result.accuracy_int8:.2%} in place of {result.accuracy:.2%}"
+        print(f"8 bits cost {cost}: {accuracies} of {result.measured:,} {result.split} pictures")

@@ -1,5 +1,6 @@
 """Export a run's model as an ONNX file or an offline page, after comparing it with the model."""
 
+import importlib.util
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,20 +12,19 @@ import torch
 from gingham.data.sampler import evenly_spaced
 from gingham.data.splits import DataSplits, Split
 from gingham.deploy.onnx import OPSET, create_session, quantize_int8, session_probabilities, to_onnx
-from gingham.deploy.page import write_page
+from gingham.deploy.page import offline_page
 from gingham.errors import DataError, GinghamError
 from gingham.evaluation.metrics import paired_interval
 from gingham.evaluation.run_data import load_run_data
 from gingham.inference.neighbours import GALLERY_SIZE, gallery
 from gingham.io import atomic_write
-from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
-SUFFIXES = (".onnx", ".html")
+MARKERS = {".onnx": b"gingham", ".html": b"GinghamEngine"}  # what every exported file of a format contains
 NUM_COMPARED = 1000  # images on which the file and the model must agree
 TOLERANCE = 1e-4  # allowed difference of a probability
 NUM_MEASURED = 10_000  # images at most on which the accuracy of int8 is measured
@@ -54,15 +54,14 @@ class ExportResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields that apply as plain JSON values."""
-        return {
-            name: str(value) if name == "file" else value for name, value in asdict(self).items() if value is not None
-        }
+        fields = asdict(self) | {"file": str(self.file)}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def export(
     run: Run, file: str | Path, data: DataSplits | None = None, *, int8: bool = False, neighbours: int = GALLERY_SIZE
 ) -> ExportResult:
-    """Write a run's model as one file that predicts the same without gingham: `.onnx`, or `.html`, a page for a browser.
+    """Write a run's model as one file that predicts the same without gingham: `.onnx`, or `.html`, a page for browsers.
 
     ONNX: the input is `images`, uint8 (N, C, H, W) with any N, the output `probabilities`, float32 (N, K). The graph
     has the normalisation, the test-time augmentation and the temperature; the metadata has the class names, the
@@ -79,21 +78,17 @@ def export(
 
     Raises
         GinghamError: another file suffix, missing packages of gingham[export], a network that cannot be converted to
-        ONNX, other
-            predictions than the model's, or a file that cannot be written.
+        ONNX, other predictions than the model's, or a file that cannot be written.
         DataError: the run's data, or the libraries for the page, are not available.
     """
     file = Path(file)
     require_exportable(file, int8=int8)
     data = load_run_data(run) if data is None else data
-    split = (
-        data.validation if data.validation is not None and len(data.validation) else data.train
-    )  # never the test split
-    if (shape := tuple(split.images.shape[1:])) != run.model.input_shape:
-        actual, model = ("x".join(map(str, sides)) for sides in (shape, run.model.input_shape))
-        raise DataError(
-            f"{data.name} has pictures of {actual}, the model takes {model}; give data of the model's own kind"
-        )
+    split = data.validation or data.train  # never the test split
+    shape, expected_shape = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
+    if shape != expected_shape:
+        remedy = "give data of the model's own kind"
+        raise DataError(f"{data.name} has pictures of {shape}, the model takes {expected_shape}; {remedy}")
     is_page = file.suffix.lower() == ".html"
     graph = to_onnx(run, with_features=is_page)
     content = graph.SerializeToString()
@@ -109,44 +104,37 @@ def export(
     if int8:
         content = quantize_int8(graph, data.train).SerializeToString()
         session = create_session(content)
-        results = _compare(expected, session, images) | _measure_int8(run.model, session, split)
+        results = _compare(expected, session, images) | _measure_int8(run, session, split)
     if is_page:
         training_gallery = gallery(run.model, data.train, neighbours)
-        write_page(run, file, content, training_gallery)
+        content = offline_page(run, content, training_gallery).encode()
         results["neighbours"] = len(training_gallery.labels) if training_gallery else 0
-    else:
-        with atomic_write(file) as temporary:
-            temporary.write_bytes(content)
-    return ExportResult(file=file, bytes=file.stat().st_size, opset=OPSET, split=split.name, **results)
+    with atomic_write(file) as temporary:
+        temporary.write_bytes(content)
+    return ExportResult(file=file, bytes=len(content), opset=OPSET, split=split.name, **results)
 
 
 def require_exportable(file: Path, *, int8: bool) -> None:
-    """Raise a GinghamError for another suffix, an existing file that is no export, int8 in a page, or missing packages."""
-    if file.suffix.lower() not in SUFFIXES:
-        raise GinghamError(
-            f"{file} ends in {file.suffix or 'nothing'}; allowed: {', '.join(SUFFIXES)}; name it model.onnx or "
-            "page.html"
-        )
+    """Raise a GinghamError for another suffix, a file that is there and no export, a page in int8, missing packages."""
+    suffix = file.suffix.lower()
+    if suffix not in MARKERS:
+        ending = file.suffix or "nothing"
+        raise GinghamError(f"{file} ends in {ending}; allowed: {', '.join(MARKERS)}; name it model.onnx or page.html")
     if file.exists() and not _is_export(file):
-        raise GinghamError(
-            f"{file} is there already and is no export of gingham's; choose another name, or move it away"
-        )
-    if int8 and file.suffix.lower() == ".html":
+        remedy = "choose another name, or move it away"
+        raise GinghamError(f"{file} is there already and is no export of gingham's; {remedy}")
+    if int8 and suffix == ".html":
         raise GinghamError("int8 is for .onnx files; leave it out, as a page answers as predict does")
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise GinghamError(f"exporting needs the package {error.name}; pip install 'gingham[export]'") from error
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise GinghamError(f"exporting needs the package {package}; pip install 'gingham[export]'")
 
 
 def _is_export(file: Path) -> bool:
     try:
-        content = file.read_bytes()
+        return MARKERS[file.suffix.lower()] in file.read_bytes()
     except OSError:
         return False
-    return (b"GinghamEngine" if file.suffix.lower() == ".html" else b"gingham") in content
 
 
 def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", images: torch.Tensor) -> dict[str, Any]:
@@ -154,24 +142,20 @@ def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", ima
     rows = np.arange(len(expected))
     # If two classes are equally probable, either may come first.
     agree = expected[rows, actual.argmax(axis=1)] >= expected.max(axis=1) - TOLERANCE
-    return {
-        "max_difference": float(np.abs(expected - actual).max()),
-        "agreement": float(agree.mean()),
-        "pictures": len(images),
-    }
+    difference = np.abs(expected - actual).max()
+    return {"max_difference": float(difference), "agreement": float(agree.mean()), "pictures": len(images)}
 
 
-def _measure_int8(model: Classifier, session: "InferenceSession", split: Split) -> dict[str, Any]:
+def _measure_int8(run: Run, session: "InferenceSession", split: Split) -> dict[str, Any]:
     indices = evenly_spaced(len(split), NUM_MEASURED)
     images, labels = split.images[indices].cpu(), split.labels[indices].cpu().numpy()
     # ONNX Runtime first, because torch's threads stay busy for a while after their work.
     int8_correct = session_probabilities(session, images).argmax(axis=1) == labels
-    correct = model.predict(images, 125).labels.numpy() == labels
+    correct = run.model.predict(images, 125).labels.numpy() == labels
+    lost, gained = int((correct & ~int8_correct).sum()), int((int8_correct & ~correct).sum())
     return {
         "accuracy": float(correct.mean()),
         "accuracy_int8": float(int8_correct.mean()),
         "measured": len(labels),
-        "interval": paired_interval(
-            int((correct & ~int8_correct).sum()), int((int8_correct & ~correct).sum()), len(labels)
-        ),
+        "interval": paired_interval(lost, gained, len(labels)),
     }

@@ -9,7 +9,8 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,9 @@ import torch
 from gingham._version import __version__
 from gingham.data.sampler import evenly_spaced
 from gingham.data.splits import Split
-from gingham.deploy.page import dataset_of
+from gingham.deploy.page import model_metadata
 from gingham.errors import GinghamError, one_line
 from gingham.inference.neighbours import capture_features
-from gingham.inference.predict import is_garment_model
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
@@ -57,6 +57,8 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
     Raises
         GinghamError: the network cannot be converted to ONNX.
     """
+    import onnx
+
     model = _OnnxModule(copy.deepcopy(run.model).cpu(), with_features=with_features).eval()
     example = torch.zeros(2, *run.model.input_shape, dtype=torch.uint8)
     try:
@@ -64,12 +66,10 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
             program = torch.onnx.export(
                 model,
                 (example,),
-                dynamo=True,
                 opset_version=OPSET,
                 input_names=["images"],
                 output_names=["probabilities", "features"][: 1 + with_features],
                 dynamic_shapes={"images": {0: torch.export.Dim("N", min=1)}},
-                verbose=False,
             )
         assert program is not None
         graph: onnx.ModelProto = program.model_proto
@@ -82,33 +82,22 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
         ) from error
     _strip_source(graph)
     graph.producer_name, graph.producer_version = "gingham", __version__
-    for name, value in _metadata(run).items():
-        entry = graph.metadata_props.add()
-        entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    onnx.helper.set_model_props(graph, _metadata(run))
     return graph
 
 
-def _metadata(run: Run) -> dict[str, Any]:
-    """Return what a program needs to use the file, and the origin of the model."""
-    return {
-        "classes": list(run.model.classes),
-        "threshold": float(run.model.threshold),
-        "temperature": float(run.model.temperature),
-        "input_shape": list(run.model.input_shape),
-        "preparation": "garment" if is_garment_model(run) else "plain",  # which of prepare_garment and prepare_plain
-        "background": run.data.get("background"),
-        "recipe": run.recipe.name,
-        "network": run.recipe.network,
-        "seed": run.recipe.seed,
-        "dataset": dataset_of(run),
-        "fingerprint": run.data.get("fingerprint"),
-        "gingham": __version__,
-    }
+def _metadata(run: Run) -> dict[str, str]:
+    """Return what a program needs to use the file, and the origin of the model: texts as they are, the rest as JSON."""
+    metadata = model_metadata(run) | {"gingham": __version__}
+    for name in ("parameters", "validation_accuracy", "test_openings"):
+        del metadata[name]
+    metadata["preparation"] = "garment" if metadata.pop("garments") else "plain"  # prepare_garment or prepare_plain
+    texts = {name: value for name, value in metadata.items() if isinstance(value, str)}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in metadata.items()} | texts
 
 
 def _strip_source(graph: "onnx.ModelProto") -> None:
     """Remove the exporter's notes about the source code, which include paths of this machine."""
-    del graph.metadata_props[:]
     content = graph.graph
     for part in (content, *content.node, *content.input, *content.output, *content.value_info, *content.initializer):
         del part.metadata_props[:]
@@ -125,23 +114,13 @@ def create_session(content: bytes) -> "InferenceSession":
 
 
 def session_probabilities(session: "InferenceSession", images: torch.Tensor) -> npt.NDArray[np.float32]:
-    """Return a session's probabilities (N, K), computed in batches of several sizes, because the file must work for any."""
+    """Return a session's probabilities (N, K), computed in batches of several sizes, as the file must work for any."""
     parts = torch.tensor_split(images, [1, 8, *range(258, len(images), 250)])
     return np.concatenate([session.run(["probabilities"], {"images": part.numpy()})[0] for part in parts if len(part)])
 
 
-class _Calibration:
-    """A data reader for ONNX Runtime's quantisation: training images in batches."""
-
-    def __init__(self, images: torch.Tensor) -> None:
-        self.batches = iter([{"images": part.numpy()} for part in torch.split(images, 100)])
-
-    def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
-        return next(self.batches, None)
-
-
 def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
-    """Return a graph with int8 weights, scaled per channel, and uint8 activations, scaled by their ranges on training images."""
+    """Return a graph with int8 weights, scaled per channel, and uint8 activations scaled by ranges of training data."""
     import onnx
     import onnx_ir as ir
     from onnx_ir.passes.common import DeduplicateHashedInitializersPass
@@ -149,17 +128,16 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        original, preprocessed, small = (
-            Path(folder, name) for name in ("original.onnx", "preprocessed.onnx", "int8.onnx")
-        )
+        original, preprocessed, small = (Path(folder, f"{name}.onnx") for name in ("original", "preprocessed", "int8"))
         onnx.save(graph, original)
         quant_pre_process(original, preprocessed, skip_symbolic_shape=True)
-        calibration = _Calibration(train.images[evenly_spaced(len(train), NUM_CALIBRATION)].cpu())
+        images = train.images[evenly_spaced(len(train), NUM_CALIBRATION)].cpu()
+        batches = iter([{"images": part.numpy()} for part in torch.split(images, 100)])
+        calibration = SimpleNamespace(get_next=lambda: next(batches, None))  # all that is called of a data reader
         quantize_static(preprocessed, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
         quantised = ir.load(small)
-        DeduplicateHashedInitializersPass(size_limit=1 << 40)(
-            quantised
-        )  # the flipped view's branch got copies of the filters
+        # The branch of the flipped view got copies of the filters.
+        DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)
         result: onnx.ModelProto = ir.to_proto(quantised)
     del result.metadata_props[:]
     result.metadata_props.extend(graph.metadata_props)
@@ -171,11 +149,10 @@ def _quiet() -> Iterator[None]:
     """Silence the exporters' warnings, logs and prints, which are not for the user."""
     disabled = logging.root.manager.disable
     with (
-        warnings.catch_warnings(),
+        warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
     ):
-        warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
             yield

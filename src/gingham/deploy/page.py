@@ -16,15 +16,15 @@ from gingham._version import __version__
 from gingham.deploy.browser_libraries import LIBRARIES, library_files
 from gingham.inference.neighbours import Gallery
 from gingham.inference.predict import is_garment_model
-from gingham.io import write_text
 from gingham.runs.run import Run
 
 WEB_FOLDER = Path(__file__).parent / "web"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
 
 
 def model_metadata(run: Run) -> dict[str, Any]:
     """Return a run's model as JSON values: classes, shape, threshold, origin and accuracy."""
-    background = run.data.get("background")
+    background, dataset = run.data.get("background"), run.data.get("name")
     return {
         "classes": list(run.model.classes),
         "input_shape": list(run.model.input_shape),
@@ -36,38 +36,28 @@ def model_metadata(run: Run) -> dict[str, Any]:
         "network": run.recipe.network,
         "seed": run.recipe.seed,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "dataset": dataset_of(run),
+        "dataset": Path(dataset).name if isinstance(dataset, str) else None,  # the rest of a path may be private
         "fingerprint": run.data.get("fingerprint"),
         "validation_accuracy": run.metrics.get("validation_accuracy"),
         "test_openings": len(run.test_openings),
     }
 
 
-def dataset_of(run: Run) -> str | None:
-    """Return the name of a run's data: a dataset's name, or the last part of a path, because the rest may be private."""
-    name = run.data.get("name")
-    return Path(name).name if isinstance(name, str) else None
-
-
 def served_page(run: Run) -> tuple[str, str]:
-    """Return the served page and its Content-Security-Policy, which allows only its own script and requests to its server."""
-    script = _script("server.js", "page.js")
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src 'unsafe-inline'; img-src data: blob:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    """Return the served page and its Content-Security-Policy, which allows its script and requests to its server."""
+    script, source = _script("server.js", "page.js")
+    policy = f"{POLICY}; script-src {source}; connect-src 'self'; frame-ancestors 'none'"
     return _render(run, script), policy
 
 
-def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> Path:
-    """Write the page as one file that needs no network and cannot send data anywhere.
+def offline_page(run: Run, graph: bytes, gallery: Gallery | None) -> str:
+    """Return the page as one file that needs no network and cannot send data anywhere.
 
     `graph` is the model as ONNX, with the outputs `probabilities` and `features`; `gallery` has the training images to
     compare with. The page contains both, and ONNX Runtime and OpenCV for browsers.
 
     Raises
         DataError: the libraries are not in the cache and cannot be downloaded.
-        GinghamError: the file cannot be written.
     """
     contents = {**library_files(), "model.onnx": graph}
     labels: list[int] = []
@@ -75,44 +65,34 @@ def write_page(run: Run, file: Path, graph: bytes, gallery: Gallery | None) -> P
         contents["gallery"] = gallery.images.numpy().tobytes()
         contents["features"] = _to_int8(gallery.features).numpy().tobytes()
         labels = [run.model.classes.index(label) for label in gallery.labels]
-    payload = {
-        name: base64.b64encode(gzip.compress(content, 6, mtime=0)).decode() for name, content in contents.items()
-    }
-    script = _script("photos.js", "local.js", "page.js")
-    policy = (
-        f"default-src 'none'; script-src '{_hash(script)}' blob: 'unsafe-eval'; style-src 'unsafe-inline'; img-src "
-        "data: blob:; connect-src 'none'; base-uri 'none'; form-action 'none'"
-    )
-    write_text(file, _render(run, script, policy, payload, labels))
-    return file
+    packed = {name: gzip.compress(content, 6, mtime=0) for name, content in contents.items()}
+    payload = {name: base64.b64encode(content).decode() for name, content in packed.items()}
+    script, source = _script("photos.js", "local.js", "page.js")
+    policy = f"{POLICY}; script-src {source} blob: 'unsafe-eval'; connect-src 'none'"
+    return _render(run, script, policy, payload, labels)
 
 
 def _to_int8(vectors: torch.Tensor) -> torch.Tensor:
-    """Return the directions of vectors as int8: these rank neighbours nearly as float32 does, in a quarter of the size."""
+    """Return the directions of vectors as int8: nearly the same ranks of neighbours, in a quarter of the size."""
     directions = F.normalize(vectors.float(), dim=1)
     scale = directions.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
     return (directions / scale * 127).round().to(torch.int8)
 
 
-def _script(*names: str) -> str:
+def _script(*names: str) -> tuple[str, str]:
+    """Return the page's script, and the source by which a Content-Security-Policy allows it."""
     script = "\n".join((WEB_FOLDER / name).read_text(encoding="utf-8") for name in names)
     assert "</script" not in script, "it would end its script element"
-    return script
-
-
-def _hash(script: str) -> str:
-    """Return the hash by which a Content-Security-Policy allows an inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return script, f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def _render(
     run: Run, script: str, policy: str | None = None, payload: dict[str, str] | None = None, labels: Sequence[int] = ()
 ) -> str:
-    """Render the page with its script; the offline page also has its policy, its payload and its training images' labels."""
+    """Render the page; the offline page also has its policy, its payload and the labels of its training images."""
     metadata = model_metadata(run) | {"labels": labels}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(WEB_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
+    loader = jinja2.FileSystemLoader(WEB_FOLDER)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html").render(
         model=metadata,
         # In a script element only the end tag must be escaped.
