@@ -74,6 +74,12 @@ def test_the_body_limits_of_proxies_equal_that_of_the_server():
     assert [int(number) * units[unit] for number, unit in limits] == [serving.BODY_BYTES] * 2
 
 
+def test_the_container_and_the_unit_set_the_same_memory_variables():
+    variables = set(re.findall(r"MALLOC_\w+=\d+", DOCKERFILE.read_text()))
+    assert variables == set(re.findall(r"MALLOC_\w+=\d+", " ".join(directives("Environment"))))
+    assert variables == set(re.findall(r"MALLOC_\w+=\d+", TEXT))
+
+
 def test_stop_timeouts_exceed_the_grace_period():
     assert [int(seconds) > serving.GRACE_SECONDS for seconds in directives("TimeoutStopSec")] == [True]
     assert [int(seconds) > serving.GRACE_SECONDS for seconds in re.findall(r"--stop-timeout (\d+)", TEXT)] == [True]

@@ -69,8 +69,7 @@ def _print(trained: "Run", result: "ExportResult") -> None:
     print(f"answers {share} as the model does, probabilities within {result.max_difference:.1g}")
     if result.accuracy is not None and result.accuracy_int8 is not None and result.interval is not None:
         low, high = (f"{100 * end:.2f}" for end in result.interval)
-        cost = (
-            f"{100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy (95 % interval {low} to {high})"
-        )
+        cost = f"{100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy"
         accuracies = f"{result.accuracy_int8:.2%} in place of {result.accuracy:.2%}"
-        print(f"8 bits cost {cost}: {accuracies} of {result.measured:,} {result.split} pictures")
+        measured = f"{result.measured:,} {result.split} pictures"
+        print(f"8 bits cost {cost} (95 % interval {low} to {high}): {accuracies} of {measured}")
