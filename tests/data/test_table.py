@@ -39,7 +39,7 @@ INVALID_TABLES = {
     "split": (["boot/1.png,x,training"], "path,label,split", "line 2 of .* has the split 'training'; allowed: train"),
     "twice": (["boot/1.png,x", "boot/2.png,x", "boot/1.png,y"], "path,label", ("lines 2 and 4 of .* both name "
                                                                               "boot/1.png")),
-    "zero byte": (["boot/1.png\0,x"], "path,label", "line 2 of .* cannot hold a zero byte"),
+    "zero byte": (["boot/1.png\0,x"], "path,label", "is not a table in UTF-8 .it holds a zero byte."),
     "no rows": ([], "path,label", "names no training picture"),
     "quotes": (['"boot/1.png,x'], "path,label", "is not a table in UTF-8"),
     "missing": ([f"boot/{k}.png,x" for k in range(9)] + [f"no/{k}.png,y" for k in range(9)], "path,label",

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ LARGEST_BYTES = 1 << 40
 def free_memory() -> int:
     """Return how many bytes of memory this process can still allocate, within the limits of the system and its container."""
     free = [LARGEST_BYTES]
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # not Linux
+        free += [1024 * int(size) for size in re.findall(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())]
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controller, group = line.split(":", 2)
             if controller in ("", "memory"):  # of cgroup v2 and v1
@@ -25,18 +27,13 @@ def free_memory() -> int:
                 for folder in (root, root / group.lstrip("/")):  # inside a container, its own group is the root
                     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                         free.append(int((folder / name).read_text()))
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free.append(1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable"))))
-    except (OSError, ValueError, IndexError, StopIteration):
-        pass
     return min(free)
 
 
 def memory_map_rows(images: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], path: Path) -> npt.NDArray[np.uint8]:
     """Copy some rows of a large array to a file and return that file mapped into memory.
 
-    `images` is uint8 (N, H, W), `rows` ascending indices (M,). An existing file of the right size is reused.
+    `images` is uint8 (N, C, H, W), `rows` ascending indices (M,). An existing file of the right size is reused.
 
     Raises
         DataError: the file cannot be written, for example because the disk is full.

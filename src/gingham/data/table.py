@@ -8,49 +8,47 @@ from pathlib import Path
 from gingham.data.listing import SPLIT_NAMES, Entry
 from gingham.errors import DataError, one_line
 
+COLUMN_NAMES = {"path": ("path", "file", "image"), "label": ("label", "class"), "split": ("split",)}
+
 
 def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
     """Return the entries of a `.csv` table of paths and labels, and an empty list: a table has no empty class folders."""
     required = "a first line with the columns path (or file, image) and label (or class), and, if you like, split"
     try:
         text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds a zero byte")
         first_line = text.partition("\n")[0]
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count), strict=True)
-        rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
+        rows = [(reader.line_num, [unicodedata.normalize("NFC", cell.strip()) for cell in row], row) for row in reader]
+    except (ValueError, csv.Error) as error:
         raise DataError(f"{path} is not a table in UTF-8 ({one_line(error)}); it needs {required}") from error
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
-    header = [name.strip().lower() for name in rows[0][1]] if rows else []
-    path_column, label_column, split_column = [next((header.index(name) for name in names if name in header), None) for names in
-               (("path", "file", "image"), ("label", "class"), ("split",))]  # fmt: skip
+    header = [name.lower() for name in rows[0][1]] if rows else []
+    columns = {
+        column: next((header.index(name) for name in names if name in header), None)
+        for column, names in COLUMN_NAMES.items()
+    }
+    path_column, label_column, split_column = columns.values()
     if path_column is None or label_column is None:
         raise DataError(f"{path} begins with {', '.join(header[:6]) or 'nothing'}; it needs {required}")
     entries: list[Entry] = []
     first_lines: dict[str, int] = {}
-    for line, row in rows[1:]:
-        cells = [unicodedata.normalize("NFC", cell.strip()) for cell in row]
+    for line, cells, row in rows[1:]:
         if not any(cells):
             continue
         if len(cells) != len(header) or not cells[path_column] or not cells[label_column]:
             raise DataError(
                 f"line {line} of {path} has {len(cells)} columns, or an empty path or label; it needs all {len(header)}"
             )
-        if "\0" in cells[path_column]:
-            raise DataError(
-                f"line {line} of {path} has the path {cells[path_column]!r}; a file's name cannot hold a zero byte: "
-                "take it out"
-            )
-        split = SPLIT_NAMES.get(cells[split_column].lower()) if split_column is not None else "train"
-        if split is None:
-            raise DataError(
-                f"line {line} of {path} has the split {cells[split_column or 0]!r}; allowed: {', '.join(SPLIT_NAMES)}"
-            )
-        if (previous := first_lines.setdefault(cells[path_column], line)) != line:
-            raise DataError(
-                f"lines {previous} and {line} of {path} both name {cells[path_column]}; name each picture once"
-            )
-        entries.append(Entry(split, cells[label_column], cells[path_column], path.parent / row[path_column].strip()))
+        name, label = cells[path_column], cells[label_column]
+        split = "train" if split_column is None else cells[split_column].lower()
+        if split not in SPLIT_NAMES:
+            raise DataError(f"line {line} of {path} has the split {split!r}; allowed: {', '.join(SPLIT_NAMES)}")
+        if (previous := first_lines.setdefault(name, line)) != line:
+            raise DataError(f"lines {previous} and {line} of {path} both name {name}; name each picture once")
+        entries.append(Entry(SPLIT_NAMES[split], label, name, path.parent / row[path_column].strip()))
     if training and not any(entry.split == "train" for entry in entries):
         raise DataError(f"{path} names no training picture; it needs {required}, and a line for each picture")
     return entries, []
