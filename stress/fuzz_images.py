@@ -420,7 +420,7 @@ class Images:
         side = common_side([file, self.valid_path])
         assert side in (28, *range(1, 65))
         result = decode_images([file, self.valid_path], images, "")
-        assert result.decoded in ([0, 1], [1])
-        if result.decoded == [1]:
+        assert result.missing in ([], [0])
+        if result.missing:
             reason = dict(result.issues)[0]
             raise DataError(reason)  # the reader of a folder puts it into a message

@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -34,14 +35,14 @@ def encode_header(type_code=8, dimensions=1, *sizes):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not an IDX file .it starts with nothing."),
+        (b"", "it is not an IDX file: it starts with nothing"),
         (b"PNG", "is not an IDX file"),
-        (b"\x89PNG and more", "is not an IDX file .it starts with 89504e47."),
-        (encode_header(0x0D, 1, 3) + bytes(12), "holds IDX type 0x0d in 1 dimensions, where unsigned bytes"),
-        (encode_header(8, 3, 1, 2, 2) + bytes(4), "in 3 dimensions, where unsigned bytes .0x08. in 1 are needed"),
+        (b"\x89PNG and more", "is not an IDX file: it starts with 89504e47"),
+        (encode_header(0x0D, 1, 3) + bytes(12), "holds IDX type 0x0d in 1 dimensions, not 0x08 in 1"),
+        (encode_header(8, 3, 1, 2, 2) + bytes(4), "in 3 dimensions, not 0x08 in 1"),
         (encode_header(8, 1) + b"\0\0", "is truncated inside its header"),
-        (encode_header(8, 1, 50) + bytes(49), "is truncated: its header announces 50 bytes, 49 are there"),
-        (encode_header(8, 1, 50) + bytes(51), "is longer than the 50 bytes its header announces"),
+        (encode_header(8, 1, 50) + bytes(49), "its header announces 50 bytes; 49 follow"),
+        (encode_header(8, 1, 50) + bytes(51), "its header announces 50 bytes; more follow"),
         (encode_header(8, 1, 0), "announces 0 bytes"),
     ],
 )
@@ -67,9 +68,13 @@ def test_no_memory_is_allocated_for_missing_data(tmp_path, monkeypatch, gzipped)
     path = tmp_path / ("images.gz" if gzipped else "images")
     content = encode_header(8, 3, 2000, 1000, 1000)
     path.write_bytes(gzip.compress(content) if gzipped else content)
-    monkeypatch.setattr("gingham.data.idx._read_content", None)
-    with pytest.raises(DataError, match="truncated: its header announces 2000000000 bytes"):
+    monkeypatch.setattr("gingham.data.idx.free_memory", lambda: 1 << 40)
+    tracemalloc.start()
+    with pytest.raises(DataError, match="its header announces 2000000000 bytes; 0 follow"):
         read_idx(path, 3)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most_bytes < 100_000_000
 
 
 def test_a_pipe_is_an_error(tmp_path):
@@ -95,12 +100,12 @@ def test_a_truncated_or_damaged_gzip_file_is_an_error(tmp_path):
 def test_a_gzip_bomb_is_not_decompressed_beyond_its_header(tmp_path):
     path = tmp_path / "labels.gz"
     path.write_bytes(gzip.compress(encode_header(8, 1, 10) + bytes(300_000_000), 9))
-    with pytest.raises(DataError, match="longer than the 10 bytes"):
+    with pytest.raises(DataError, match="its header announces 10 bytes; more follow"):
         read_idx(path, 1)
 
 
 def test_a_missing_or_unreadable_file_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="is missing"):
+    with pytest.raises(DataError, match=r"cannot read .*No such file or directory"):
         read_idx(tmp_path / "nothing", 1)
     with pytest.raises(DataError, match="cannot read"):
         read_idx(tmp_path, 1)
@@ -120,13 +125,17 @@ def test_any_bytes_give_an_array_or_a_data_error(tmp_path_factory, content, dime
 
 def test_different_numbers_of_images_and_labels_are_an_error(quadrants):
     write_idx(quadrants / IDX_FILES[3], np.zeros(79, np.uint8))
-    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte holds 79 labels for the 80 pictures of t10k-images"):
+    with pytest.raises(
+        DataError, match=r"test images of the shape \(80, 1, 28, 28\) and 79 labels; allowed: a label for each image"
+    ):
         load_data(str(quadrants), validation=0)
 
 
 def test_training_and_test_images_of_different_sizes_are_an_error(quadrants):
     write_idx(quadrants / IDX_FILES[2], np.zeros((80, 20, 28), np.uint8))
-    with pytest.raises(DataError, match="holds pictures of 20x28, the training ones are 28x28"):
+    with pytest.raises(
+        DataError, match=r"test images of the shape \(80, 1, 20, 28\) .* in all splits, here \(1, 28, 28\)"
+    ):
         load_data(str(quadrants), validation=0)
 
 
@@ -146,5 +155,5 @@ def test_a_mapped_file_of_the_wrong_length_is_an_error(quadrants, monkeypatch, c
     monkeypatch.setattr("gingham.data.idx.free_memory", lambda: 100_000)
     path = quadrants / "train-images-idx3-ubyte"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(DataError, match=r"truncated|longer"):
+    with pytest.raises(DataError, match="its header announces 235200 bytes"):
         load_data(str(quadrants), validation=0)

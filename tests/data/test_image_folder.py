@@ -77,7 +77,7 @@ INVALID_FOLDERS = {
     "few": (lambda d: make_image_folder(d, {"a": 9, "b": 2}), "the class b of .* has 2 training pictures, too few"),
     "empty": (lambda d: (make_image_folder(d, {"a": 9, "b": 9}), (d / "c").mkdir()), "the class folder c of .* is empty"),
     "test lacks": (lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "test", {"a": 3})), "the test split of .* no picture of b"),
-    "train lacks": (lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d / "test", {"a": 3, "b": 3})), "the training split of .* of b"),
+    "train lacks": (lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d / "test", {"a": 3, "b": 3})), "the train split of .* of b"),
     "val lacks": (lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "val", {"b": 3})), "the validation split of .* of a"),
     "name": (lambda d: make_image_folder(d, {"a": 9, "b\nc": 9}), "has a class of the name"),
 }  # fmt: skip

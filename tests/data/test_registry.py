@@ -124,7 +124,7 @@ def test_a_download_is_verified_cached_and_reused(data_dir, tmp_path, monkeypatc
     shutil.rmtree(web)  # as if the network were gone
     assert load_data(name, validation=0).fingerprint == first.fingerprint
     (cached / next(iter(REGISTRY[name].md5))).write_bytes(b"damaged")
-    with pytest.raises(DataError, match=f"is not {name}: its MD5 begins"):
+    with pytest.raises(DataError, match=f"is not {name}: its checksum begins"):
         load_data(name)
     shutil.rmtree(cached)
     with pytest.raises(
@@ -138,7 +138,7 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
     web, url = mirror
     make_kmnist(web)
     monkeypatch.setitem(REGISTRY, "kmnist", dataclasses.replace(REGISTRY["kmnist"], mirrors=(url,)))
-    with pytest.raises(DataError, match=r"its download failed \(File not found or corrupted"):
+    with pytest.raises(DataError, match=r"its download failed \(.*is not kmnist: its checksum begins"):
         load_data("kmnist")
     assert find_dataset_dir("kmnist") is None
 
@@ -146,11 +146,10 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
-        ("kmnist", IDX_FILES[0], r"for which no checksum is published.* put train-images-idx3-ubyte.gz there .* with --data"),
-        ("qmnist", "qmnist-train-images-idx3-ubyte", "put qmnist-train-images-idx3-ubyte.gz there as it is published"),
-        ("emnist-digits", "emnist-digits-train-images-idx3-ubyte.gz", "put gzip.zip there as it is published"),
-        ("cifar-10", "cifar-10-batches-bin", ("put cifar-10-binary.tar.gz there as it is published, or use what is "
-                                             "there with --data")),
+        ("kmnist", IDX_FILES[0], r"train-images-idx3-ubyte.gz is missing; put it there as it is published.* with --data"),
+        ("qmnist", "qmnist-train-images-idx3-ubyte", r"qmnist-train-images-idx3-ubyte.gz is missing; put it there as it is published"),
+        ("emnist-digits", "emnist-digits-train-images-idx3-ubyte.gz", r"gzip.zip is missing; put it there as it is published"),
+        ("cifar-10", "data_batch_1.bin", r"cifar-10-binary.tar.gz is missing; put it there .*, or use what is there, unverified, with --data"),
     ],
 )  # fmt: skip
 def test_files_without_a_published_checksum_are_an_error(data_dir, name, file, message):
@@ -166,18 +165,11 @@ def test_the_error_names_the_dataset_a_file_belongs_to(data_dir, monkeypatch):
     monkeypatch.setitem(
         REGISTRY, "other", dataclasses.replace(REGISTRY["kmnist"], md5=dict.fromkeys(REGISTRY["kmnist"].md5, "0" * 32))
     )
-    with pytest.raises(DataError, match="is kmnist, not other"):
+    with pytest.raises(DataError, match=r"is not other: .*it is of kmnist, whose files have the same names"):
         load_data("other")
     (data_dir / f"{IDX_FILES[2]}.gz").unlink()
     with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz is missing"):
         load_data("kmnist")
-
-
-def test_an_archive_without_the_split_is_an_error(data_dir, monkeypatch):
-    make_emnist(data_dir, "digits", 10, 0)
-    publish(monkeypatch, "emnist-letters", data_dir)
-    with pytest.raises(DataError, match=r"cannot read gzip/emnist-letters-train-images-idx3-ubyte.gz in"):
-        load_data("emnist-letters")
 
 
 def test_checksums_equal_those_in_torchvision():
@@ -215,11 +207,11 @@ def rewrite(folder, file, change):
     ("damage", "message"),
     [
         (lambda folder: (folder / f"{IDX_FILES[1]}.gz").unlink(), r"train-labels-idx1-ubyte is missing"),
-        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1]), r"t10k-labels-idx1-ubyte is truncated"),
-        (lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""), r"t10k-labels-idx1-ubyte.gz is not an IDX file"),
-        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"), r"t10k-labels.* is not fashion-mnist: its SHA"),
-        (lambda folder: shutil.copy(folder / f"{IDX_FILES[3]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"holds 10000 labels for the 60000 pictures"),
-        (lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"in 3 dimensions, where"),
+        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1]), r"t10k-labels-idx1-ubyte .its header announces 10000 bytes; 9999 follow"),
+        (lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""), r"t10k-labels-idx1-ubyte.gz .it is not an IDX file"),
+        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"), r"t10k-labels.* is not fashion-mnist: its checksum begins"),
+        (lambda folder: shutil.copy(folder / f"{IDX_FILES[3]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"train-labels.* is not fashion-mnist: its checksum begins"),
+        (lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"in 3 dimensions, not 0x08 in 1"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_an_error_of_one_line(fashion_mnist_copy, damage, message):
@@ -238,12 +230,12 @@ def test_the_folder_in_gingham_data_is_used_first(fashion_mnist_copy, fashion_mn
 
 def test_mnist_in_the_folder_of_fashion_mnist_is_an_error(data_dir, monkeypatch):
     make_dataset(data_dir / "fashion-mnist")
-    with pytest.raises(DataError, match=r"is not fashion-mnist: its SHA-256 begins .* or use it as it is with --data"):
+    with pytest.raises(DataError, match=r"is not fashion-mnist: its checksum begins .* or use it as it is with --data"):
         load_data("fashion-mnist")
     checksum = idx_sha256(read_idx(data_dir / "fashion-mnist" / IDX_FILES[0], 3))
     mnist = dataclasses.replace(REGISTRY["mnist"], sha256=(checksum, *REGISTRY["mnist"].sha256[1:]))
     monkeypatch.setitem(REGISTRY, "mnist", mnist)
-    with pytest.raises(DataError, match="is mnist, not fashion-mnist"):
+    with pytest.raises(DataError, match=r"is not fashion-mnist: .*it is of mnist, whose files have the same names"):
         load_data("fashion-mnist")
 
 
@@ -260,9 +252,9 @@ def test_fashion_mnist_is_downloaded_to_the_cache(
     fashion_mnist_folder, data_dir, mirror, monkeypatch, tmp_path, capsys
 ):
     web, url = mirror
-    monkeypatch.setitem(REGISTRY, "fashion-mnist", dataclasses.replace(REGISTRY["fashion-mnist"], mirrors=(url,)))
     for file in IDX_FILES:
         shutil.copy(fashion_mnist_folder / f"{file}.gz", web)
+    publish(monkeypatch, "fashion-mnist", web, (url,))  # Debian compresses the files anew
     data = load_data("fashion-mnist")
     assert len(data.train) == 55000
     assert data.source == str(tmp_path / "cache" / "gingham" / "fashion-mnist")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gingham.data.raw import RawDataset
+from gingham.data.raw import Pixels
 from gingham.errors import DataError, one_line
 
 CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
@@ -22,8 +22,10 @@ def find_cifar(path: Path) -> Path | None:
     return next((folder for folder in folders if (folder / CIFAR_FILES[0]).is_file()), None)
 
 
-def read_cifar(path: Path, classes: tuple[str, ...]) -> RawDataset:
-    """Return CIFAR-10 from its binary release: the archive `cifar-10-binary.tar.gz`, or the folder it holds.
+def read_cifar(path: Path) -> list[Pixels]:
+    """Return CIFAR-10's training images (50000, 3, 32, 32) and labels (50000,), then those of its test set.
+
+    `path` is the archive of the binary release, `cifar-10-binary.tar.gz`, or the folder it holds.
 
     Raises
         DataError: a file is missing, has the wrong length or unknown labels, or the archive is damaged or another one.
@@ -32,32 +34,28 @@ def read_cifar(path: Path, classes: tuple[str, ...]) -> RawDataset:
     """
     remedy = "take cifar-10-binary.tar.gz from its source again"
     try:
-        contents = dict(_read_files(path))
+        contents = dict(_read_folder(path) if path.is_dir() else _read_archive(path))
     except (EOFError, zlib.error, tarfile.TarError, OSError) as error:
         raise DataError(f"cannot read {path} ({one_line(error)}); {remedy}") from error
     for name in CIFAR_FILES:
         if len(content := contents.get(name, b"")) != CIFAR_BYTES:
             state = f"{len(content)} bytes long, not {CIFAR_BYTES}" if name in contents else "missing"
             raise DataError(f"{name} of {path} is {state}; {remedy}")
-    rows = [np.frombuffer(contents[name], np.uint8).reshape(10_000, -1) for name in CIFAR_FILES]
-    if max(int(row[:, 0].max()) for row in rows) >= len(classes):
-        raise DataError(f"{path} has labels above {len(classes) - 1}; {remedy}")
-    images, test_images = (
-        np.concatenate([row[:, 1:] for row in part]).reshape(-1, 3, 32, 32) for part in (rows[:5], rows[5:])
-    )
-    labels, test_labels = (
-        np.concatenate([row[:, 0] for row in part]).astype(np.int64) for part in (rows[:5], rows[5:])
-    )
-    return RawDataset(images, labels, classes, test_images, test_labels)
+    rows = np.frombuffer(b"".join(contents[name] for name in CIFAR_FILES), np.uint8).reshape(60_000, -1)
+    labels, images = rows[:, 0], np.ascontiguousarray(rows[:, 1:]).reshape(-1, 3, 32, 32)
+    if labels.max() > 9:
+        raise DataError(f"{path} has labels up to {labels.max()}; allowed: 0 to 9: {remedy}")
+    return [images[:50_000], labels[:50_000], images[50_000:], labels[50_000:]]
 
 
-def _read_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    if path.is_dir():
-        for name in CIFAR_FILES:
-            if (path / name).exists():
-                with (path / name).open("rb") as file:
-                    yield name, file.read(CIFAR_BYTES + 1)
-        return
+def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for name in CIFAR_FILES:
+        if (folder / name).exists():
+            with (folder / name).open("rb") as file:
+                yield name, file.read(CIFAR_BYTES + 1)
+
+
+def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path, "r:gz") as archive:
         for member in archive:
             name = member.name.rpartition("/")[2]

@@ -8,11 +8,12 @@ import stat
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ MAX_COMMON_SIDE, DEFAULT_SIDE = 64, 28
 GROUP_SIZE = 512  # files per call of the thread pool, so that few decoded images wait to be stored
 UNREADABLE = "cannot be read: "
 _LARGE_IMAGE_LOCK = threading.Lock()
+T = TypeVar("T")
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
@@ -51,17 +53,14 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
     width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
-    # Large images are first reduced by an integer factor, to about three times the size: faster, with hardly a
-    # difference.
-    scaled = (
-        image
-        if image.size == (width, height)
-        else image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
-    )
+    if image.size != (width, height):
+        # Large images are first reduced by an integer factor, to about three times the size: faster, with hardly a
+        # difference.
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     if width == height:
-        return scaled
-    square = Image.new(scaled.mode, (size, size), _border_colour(scaled))
-    square.paste(scaled, ((size - width) // 2, (size - height) // 2))
+        return image
+    square = Image.new(image.mode, (size, size), _border_colour(image))
+    square.paste(image, ((size - width) // 2, (size - height) // 2))
     return square
 
 
@@ -103,19 +102,8 @@ def open_image(file: Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
 
 
-def decode_image(file: Path, size: int) -> Image.Image:
-    """Decode an image file to a square, as `fit_square` does, but with large JPEGs decoded at a reduced scale.
-
-    Raises
-        OSError, ValueError: see `open_image` and `fit_square`; also more than LARGEST_PIXELS, or any other error of
-        Pillow in a
-            damaged file.
-    """
-    with open_image(file) as image:
-        return _decode_square(image, size)
-
-
 def _decode_square(image: Image.Image, size: int) -> Image.Image:
+    """Return an opened image as a square, as `fit_square` does, but with a large JPEG decoded at a reduced scale."""
     width, height = image.size
     if width * height > LARGEST_PIXELS:
         raise OSError(f"it has {width}x{height} pixels, of {LARGEST_PIXELS:,} allowed in all")
@@ -131,9 +119,9 @@ def common_side(files: Sequence[Path]) -> int:
     Only the headers are read, up to the first image that differs. Unreadable files are ignored.
     """
     sizes = set()
-    with ThreadPoolExecutor(_threads()) as pool, silence_pillow():
-        for group in _groups(files):
-            sizes |= {size for size in pool.map(_read_size, group) if size}
+    with silence_pillow():
+        for size in filter(None, _map_files(_read_size, files)):
+            sizes.add(size)
             if len(sizes) > 1:
                 return DEFAULT_SIDE
     width, height = sizes.pop() if sizes else (0, 0)
@@ -149,36 +137,41 @@ def _read_size(file: Path) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True)
-class DecodeResult:
-    """The result of decoding image files: the indices of the files that were decoded, whether all of them are grey, the
-    issues as (index, reason), and whether any error may be transient, such as a failed disk or a missing permission."""
+class DecodedImages:
+    """The images of some files: `images` uint8 (N, C, S, S), with one channel if all are grey, the indices of the files
+    that are `missing` because they cannot be read, the `issues` as (index, reason), whether any error may be transient,
+    such as a failed disk or a missing permission, and whether the images come from a cache."""
 
-    decoded: list[int]
-    grey: bool
+    images: npt.NDArray[np.uint8]
+    missing: list[int]
     issues: list[tuple[int, str]]
-    transient: bool
+    transient: bool = False
+    cached: bool = False
 
 
-def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> DecodeResult:
+def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> DecodedImages:
     """Decode image files into the first rows of `images`, uint8 (N, 3, S, S), in order, with a progress bar on a terminal.
 
     A file that cannot be read is left out and becomes an issue whose reason starts with UNREADABLE. Other issues are a
     format that differs from the file name, several frames, a shape far from square, and images smaller than S.
     """
-    decoded, issues, grey, transient = list[int](), list[tuple[int, str]](), True, False
-    size = images.shape[-1]
-    with silence_pillow(), ThreadPoolExecutor(_threads()) as pool, _progress_bar(len(files), title) as progress:
-        results = (result for group in _groups(files) for result in pool.map(_decode_file, group, repeat(size)))
+    missing, issues, grey, transient = list[int](), list[tuple[int, str]](), True, False
+    decode = partial(_decode_file, size=images.shape[-1])
+    with silence_pillow():
+        results = tqdm(
+            _map_files(decode, files), title, len(files), unit=" pictures", disable=not sys.stderr.isatty(), leave=False
+        )
         for index, (pixels, reason, may_change) in enumerate(results):
             if reason:
                 issues.append((index, reason))
             transient |= may_change
-            if pixels is not None:
+            if pixels is None:
+                missing.append(index)
+            else:
                 grey = grey and (pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all()))
-                images[len(decoded)] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-                decoded.append(index)
-            progress.update()
-    return DecodeResult(decoded, grey, issues, transient)
+                images[index - len(missing)] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    images = images[: len(files) - len(missing), : 1 if grey else 3]
+    return DecodedImages(images, missing, issues, transient)
 
 
 def _decode_file(file: Path, size: int) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool]:
@@ -208,12 +201,11 @@ def _find_issue(image: Image.Image, file: Path, side: int) -> str | None:
     return None
 
 
-def _groups(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    return (files[start : start + GROUP_SIZE] for start in range(0, len(files), GROUP_SIZE))
-
-
-def _threads() -> int:
-    return min(8, 2 * (os.cpu_count() or 1))  # Pillow releases the GIL while it decodes
+def _map_files(function: Callable[[Path], T], files: Sequence[Path]) -> Iterator[T]:
+    """Yield the results of a function of each file, in order, computed in threads: Pillow releases the GIL."""
+    with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
+        for start in range(0, len(files), GROUP_SIZE):
+            yield from pool.map(function, files[start : start + GROUP_SIZE])
 
 
 @contextlib.contextmanager
@@ -228,10 +220,6 @@ def silence_pillow() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-
-
-def _progress_bar(count: int, title: str) -> "tqdm[None]":
-    return tqdm(total=count, desc=title, unit=" pictures", disable=not sys.stderr.isatty(), leave=False)
 
 
 def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

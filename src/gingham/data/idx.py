@@ -2,12 +2,13 @@
 
 import gzip
 import hashlib
+import io
 import math
+import os
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,23 +20,21 @@ from gingham.io import require_regular_file
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UBYTE, INT = 0x08, 0x0C  # the IDX type codes of unsigned bytes and of integers of four bytes
-DEFLATE_RATIO = 1032  # DEFLATE's highest compression ratio (https://zlib.net/zlib_tech.html)
+CHUNK_BYTES = 1 << 24
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
     """Return the path of the IDX file `name` in `folder`, plain or with `.gz`, or None."""
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.exists() or path.is_symlink():
-            return path
-    return None
+    paths = (folder / name, folder / f"{name}.gz")
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
-def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: BinaryIO | None = None) -> Pixels:
+def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: io.BufferedIOBase | None = None) -> Pixels:
     """Return the array in an IDX file of unsigned bytes.
 
     `dimensions` is 1 for labels (N,) and 3 for images (N, H, W). With the `type_code` INT, the last axis of the result
-    holds the four bytes of each integer, the highest first. A name ending in `.gz` is decompressed, never beyond the
-    size in its header. `file`, if given, is read instead of the file at `path`; it must be decompressed already. An
+    holds the four bytes of each integer, the highest first. A name ending in `.gz` is decompressed, never much beyond
+    the size in its header. `file`, if given, is read instead of the file at `path`; it must be decompressed already. An
     array larger than half of the free memory is memory-mapped; writing to it changes a copy, never the file.
 
         labels = read_idx(Path("t10k-labels-idx1-ubyte.gz"), dimensions=1)  # uint8, shape (10000,)
@@ -46,102 +45,69 @@ def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: BinaryIO
 
     Source: the format's description at the end of http://yann.lecun.com/exdb/mnist/.
     """
-    remedy = "take the file from its source again"
     try:
         if file is None:
             require_regular_file(path)
-        with file or (cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")) as opened:
-            magic = opened.read(4)
-            if len(magic) < 4 or magic[:2] != b"\0\0":
-                raise DataError(f"{path} is not an IDX file (it starts with {magic[:4].hex() or 'nothing'}); {remedy}")
-            if magic[2] != type_code or magic[3] != dimensions:
-                needed = "unsigned bytes (0x08)" if type_code == UBYTE else "integers of four bytes (0x0c)"
-                raise DataError(
-                    f"{path} holds IDX type 0x{magic[2]:02x} in {magic[3]} dimensions, where {needed} in "
-                    f"{dimensions} are needed; check that it is the file its name says, or {remedy}"
-                )
-            sizes = opened.read(4 * dimensions)
-            if len(sizes) < 4 * dimensions:
-                raise DataError(f"{path} is truncated inside its header; {remedy}")
-            shape = struct.unpack(f">{dimensions}I", sizes) + (4,) * (type_code == INT)
-            expected = math.prod(shape)
-            if not 0 < expected <= LARGEST_BYTES:
-                raise DataError(
-                    f"{path} announces {expected} bytes (shape {shape}); allowed: 1 to {LARGEST_BYTES}; {remedy}"
-                )
-            if file is None and path.suffix == ".gz" and expected > DEFLATE_RATIO * path.stat().st_size:
-                raise DataError(
-                    f"{path} is truncated: its header announces {expected} bytes, more than its {path.stat().st_size} "
-                    f"compressed ones can hold; {remedy}"
-                )
-            if file is None and path.suffix != ".gz" and (available := path.stat().st_size - opened.tell()) < expected:
-                raise DataError(
-                    f"{path} is truncated: its header announces {expected} bytes, {available} are there; {remedy}"
-                )
-            array, size = _read_content(opened, path, expected)
-            if size < expected:
-                raise DataError(
-                    f"{path} is truncated: its header announces {expected} bytes, {size} are there; {remedy}"
-                )
-            if size > expected:
-                raise DataError(f"{path} is longer than the {expected} bytes its header announces; {remedy}")
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing; {remedy}") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is truncated or damaged ({one_line(error)}); {remedy}") from error
-    except OSError as error:
-        raise DataError(
-            f"cannot read {path} ({error.strerror or one_line(error)}); check its permissions, or {remedy}"
-        ) from error
-    return array.reshape(shape)
+        with file or (gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as opened:
+            shape = _read_header(opened, dimensions, type_code)
+            return _read_data(opened, path, math.prod(shape)).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"cannot read {path} ({reason}); take the file from its source again") from error
 
 
-def read_idx_folder(folder: Path) -> tuple[Pixels, Pixels, Pixels, Pixels]:
+def read_idx_folder(folder: Path) -> list[Pixels]:
     """Return the arrays of the four IDX files in a folder, in the order of IDX_FILES: images (N, H, W) and labels (N,).
 
     Raises
-        DataError: a file is missing or invalid (see `read_idx`), or the files do not belong together.
+        DataError: a file is missing or invalid (see `read_idx`).
     """
     arrays = []
     for file in IDX_FILES:
         path = find_idx(folder, file)
         if path is None:
-            raise DataError(
-                f"{folder / file} is missing (nor is there {file}.gz); a dataset needs {', '.join(IDX_FILES)}"
-            )
+            raise DataError(f"{folder / file} is missing, and so is {file}.gz; a dataset needs {', '.join(IDX_FILES)}")
         arrays.append(read_idx(path, dimensions=3 if "images" in file else 1))
-    for images, labels, files in ((arrays[0], arrays[1], IDX_FILES[:2]), (arrays[2], arrays[3], IDX_FILES[2:])):
-        if len(images) != len(labels):
-            raise DataError(
-                f"{folder / files[1]} holds {len(labels)} labels for the {len(images)} pictures of {files[0]}; "
-                "they must be as many: take both files from their source again"
-            )
-    if arrays[0].shape[1:] != arrays[2].shape[1:]:
-        raise DataError(
-            f"{folder / IDX_FILES[2]} holds pictures of {arrays[2].shape[1]}x{arrays[2].shape[2]}, the training ones "
-            f"are {arrays[0].shape[1]}x{arrays[0].shape[2]}; take both files from the same source"
+    return arrays
+
+
+def _read_header(file: io.BufferedIOBase, dimensions: int, type_code: int) -> tuple[int, ...]:
+    """Return the shape of the array in bytes. Raise a ValueError for another header."""
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
+        raise ValueError(f"it is not an IDX file: it starts with {start.hex() or 'nothing'}")
+    if (start[2], start[3]) != (type_code, dimensions):
+        raise ValueError(
+            f"it holds IDX type 0x{start[2]:02x} in {start[3]} dimensions, not 0x{type_code:02x} in {dimensions}"
         )
-    return arrays[0], arrays[1], arrays[2], arrays[3]
+    sizes = file.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise ValueError("it is truncated inside its header")
+    shape = struct.unpack(f">{dimensions}I", sizes) + (4,) * (type_code == INT)
+    if not 0 < math.prod(shape) <= LARGEST_BYTES:
+        raise ValueError(f"its header announces {math.prod(shape)} bytes; allowed: 1 to {LARGEST_BYTES}")
+    return shape
 
 
-def _read_content(file: BinaryIO, path: Path, expected: int) -> tuple[npt.NDArray[np.uint8], int]:
-    """Return the data after the header and its size in bytes, at most `expected` + 1."""
-    if expected > free_memory() // 2:
-        if path.suffix == ".gz":
-            raise DataError(
-                f"{path} holds {expected} bytes, more than half of the memory free here; decompress it (gunzip), and "
-                "it will be read from disk"
-            )
+def _read_data(file: io.BufferedIOBase, path: Path, expected: int) -> Pixels:
+    """Return the data after the header. Raise a ValueError if its size is not `expected` bytes."""
+    if expected <= free_memory() // 2:
+        content = bytearray()  # grows with what is read, because the size in the header may be wrong
+        while len(content) <= expected and (chunk := file.read(CHUNK_BYTES)):
+            content += chunk
+        size = len(content)
+        if size == expected:
+            return np.frombuffer(content, np.uint8)
+    elif path.suffix == ".gz":
+        raise DataError(
+            f"{path} holds {expected} bytes, more than half of the memory free here; decompress it (gunzip), and it "
+            "will be read from disk"
+        )
+    else:
         size = path.stat().st_size - file.tell()
-        # Copy on write, because torch warns about read-only arrays.
-        return np.memmap(path, np.uint8, "c", file.tell(), (min(size, expected),)) if size else np.empty(
-            0, np.uint8
-        ), size
-    array = np.empty(expected, np.uint8)  # filled in place: a second copy would double the memory
-    view, size = array.data, 0
-    while size < expected and (count := file.readinto(view[size : size + (1 << 24)])):  # type: ignore[attr-defined]
-        size += count
-    return array, size + len(file.read(1)) if size == expected else size
+        if size == expected:
+            return np.memmap(path, np.uint8, "c", file.tell(), (size,))  # torch warns about read-only arrays
+    raise ValueError(f"its header announces {expected} bytes; {'more' if size > expected else size} follow")
 
 
 def idx_sha256(array: npt.NDArray[np.uint8]) -> str:

@@ -1,17 +1,19 @@
 """List and read datasets of image files, from a folder or a table."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from gingham.data.decode import UNREADABLE, DecodedImages
 from gingham.data.image_folder import list_folder
 from gingham.data.listing import SPLIT_ORDER, Listing
 from gingham.data.pack_cache import read_images
 from gingham.data.raw import RawDataset
 from gingham.data.table import list_table
 from gingham.errors import DataError
-from gingham.text import is_plain_name, natural_key
+from gingham.text import natural_key
 
 
 def list_images(path: Path, *, training: bool = True) -> Listing:
@@ -23,9 +25,6 @@ def list_images(path: Path, *, training: bool = True) -> Listing:
         DataError: no class folders, folders that could be either splits or classes, or an invalid table.
     """
     entries, empty = list_table(path, training) if path.is_file() else list_folder(path, training)
-    for entry in entries:
-        if not is_plain_name(entry.label):
-            raise DataError(f"{path} has a class of the name {entry.label!r}; rename it, in plain letters of UTF-8")
     classes = sorted({entry.label for entry in entries}, key=natural_key)
     class_index = {name: index for index, name in enumerate(classes)}
     entries.sort(key=lambda entry: (SPLIT_ORDER.index(entry.split), class_index[entry.label], natural_key(entry.name)))
@@ -45,32 +44,44 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
             f"the class folder {listing.empty_folders[0]} of {path} is empty; put pictures into it, or remove it"
         )
     decoded = read_images(path, listing, size)
-    unreadable = decoded.unreadable()
-    examples = ", ".join(f"{_printable(name)} ({reason})" for name, reason in unreadable[:3])
-    examples += f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
-    if unreadable and not skip_unreadable:
-        raise DataError(
-            f"{len(unreadable)} of the {len(listing.entries)} files of {path} cannot be read as pictures: {examples}; "
-            "mend or remove them, or leave them out with --skip-unreadable (of train, trials and show)"
-        )
-    notes = [f"{len(unreadable)} of the {len(listing.entries)} files are left out: {examples}"] if unreadable else []
-    if not (decoded.from_pack or sys.stderr.isatty()):
-        notes.insert(0, f"read {len(decoded.entries)} pictures of {path}")
+    notes = [] if decoded.cached or sys.stderr.isatty() else [f"read {len(decoded.images)} pictures of {path}"]
+    if decoded.missing:
+        reasons = [
+            f"{_printable(listing.entries[k].name)} ({reason.removeprefix(UNREADABLE)})"
+            for k, reason in decoded.issues
+            if reason.startswith(UNREADABLE)
+        ]
+        count = f"{len(reasons)} of the {len(listing.entries)} files"
+        examples = ", ".join(reasons[:3]) + (f" and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+        if not skip_unreadable:
+            raise DataError(
+                f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out with "
+                "--skip-unreadable (of train, trials and show)"
+            )
+        notes.append(f"{count} are left out: {examples}")
+    return raw_from_images(listing, decoded, tuple(notes))
+
+
+def raw_from_images(listing: Listing, decoded: DecodedImages, notes: tuple[str, ...] = ()) -> RawDataset:
+    """Return the decoded images of a listing as a RawDataset, with the splits that the listing has."""
+    missing = {*decoded.missing}
+    entries = [entry for k, entry in enumerate(listing.entries) if k not in missing]
     class_index = {name: k for k, name in enumerate(listing.classes)}
-    labels = np.array([class_index[entry.label] for entry in decoded.entries], np.int64)
-    test_start = next((k for k, entry in enumerate(decoded.entries) if entry.split == "test"), len(labels))
-    has_test = any(entry.split == "test" for entry in listing.entries)
-    files = tuple(_printable(entry.name) for entry in decoded.entries)
+    labels = np.array([class_index[entry.label] for entry in entries], np.int64)
+    files = tuple(_printable(entry.name) for entry in entries)
+    counts = Counter(entry.split for entry in entries)
+    test_start = counts["train"] + counts["validation"]
+    has_test = listing.entries[-1].split == "test"  # a listing is sorted by split
     return RawDataset(
         decoded.images[:test_start],
         labels[:test_start],
         listing.classes,
         decoded.images[test_start:] if has_test else None,
         labels[test_start:] if has_test else None,
-        sum(entry.split == "validation" for entry in decoded.entries),
+        counts["validation"],
         files[:test_start],
         files[test_start:],
-        tuple(notes),
+        notes,
     )
 
 

@@ -1,7 +1,6 @@
 """Load a dataset by its name or from the user's own files."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.decode import resize_images
 from gingham.data.idx import IDX_FILES, find_idx, read_idx_folder
-from gingham.data.image_files import list_images, read_image_dataset
+from gingham.data.image_files import list_images, raw_from_images, read_image_dataset
 from gingham.data.memory import free_memory
 from gingham.data.npz import read_npz
 from gingham.data.pack_cache import read_images
@@ -21,6 +20,7 @@ from gingham.text import is_plain_name
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 10_000
 LARGEST_SIDE = 4096
+FORMATS = f"a folder of class folders, a .csv of paths and labels, a .npz file, or a folder with {', '.join(IDX_FILES)}"
 
 
 def load_data(
@@ -79,29 +79,22 @@ def load_data(
 
 
 def _read_user_data(name: str, size: int, skip_unreadable: bool) -> RawDataset:
-    path = Path(name).resolve() if name else None
-    if path is None or not path.exists():
-        raise DataError(
-            f"unknown dataset {name!r}{suggest(name, REGISTRY)}, a folder of class folders, a .csv of paths and "
-            f"labels, a .npz file, or a folder with the files {', '.join(IDX_FILES)}"
-        )
+    path = Path(name).resolve()
+    if not name or not path.exists():
+        raise DataError(f"unknown dataset {name!r}{suggest(name, REGISTRY)}, or {FORMATS}")
     if is_image_collection(path):
         raw = read_image_dataset(path, size, skip_unreadable=skip_unreadable)
     elif path.suffix.lower() == ".npz":
         raw = read_npz(path)
     elif cifar := find_cifar(path):
-        return read_cifar(cifar, REGISTRY["cifar-10"].classes)
+        return raw_from_arrays(read_cifar(cifar), REGISTRY["cifar-10"].classes, path)
     elif path.is_dir():
         arrays = read_idx_folder(path)
-        return raw_from_arrays(
-            arrays, tuple(str(label) for label in range(int(max(arrays[1].max(), arrays[3].max())) + 1))
-        )
+        num_classes = int(max(arrays[1].max(), arrays[3].max())) + 1
+        return raw_from_arrays(arrays, tuple(map(str, range(num_classes))), path)
     else:
-        raise DataError(
-            f"{path} is no dataset; give a folder of class folders, a .csv of paths and labels, a .npz file, a folder "
-            f"of IDX files, or one of: {', '.join(REGISTRY)}"
-        )
-    _require_all_classes(raw, str(path))
+        raise DataError(f"{path} is no dataset; give {FORMATS}, or one of: {', '.join(REGISTRY)}")
+    _require_all_classes(raw, path)
     return raw
 
 
@@ -127,22 +120,20 @@ def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
     listing = list_images(path)
     _require_classes(listing.classes, str(path))
     decoded = read_images(path, listing, 0)
-    if decoded.entries[0].split != "train":
+    raw = raw_from_images(listing, decoded)
+    parts = {"test": (raw.images[:0], raw.labels[:0], ()), **raw.splits()}
+    splits = {
+        key: make_split(key, *part, classes=raw.classes, dataset=str(path), fingerprint="")
+        for key, part in parts.items()
+    }
+    if not len(splits["train"]):
         raise DataError(f"{path} holds no training picture that can be read; see that its files are whole")
-    class_index = {label: k for k, label in enumerate(listing.classes)}
-    splits = {}
-    for split_name in ("train", "validation", "test"):
-        rows = [k for k, entry in enumerate(decoded.entries) if entry.split == split_name]
-        start, stop = (rows[0], rows[-1] + 1) if rows else (0, 0)  # a listing is sorted by split
-        entries = decoded.entries[start:stop]
-        labels = np.array([class_index[entry.label] for entry in entries], np.int64)
-        files = tuple(entry.name for entry in entries)
-        splits[split_name] = make_split(
-            split_name, decoded.images[start:stop], labels, listing.classes, str(path), files
-        )
-    issues = [*decoded.issues, *((folder, "is a class folder without a picture") for folder in listing.empty_folders)]
-    validation = splits["validation"] if len(splits["validation"]) else None
-    return DataSplits(str(path), splits["train"], validation, splits["test"], listing.classes, "", str(path)), issues
+    issues = [(listing.entries[k].name, reason) for k, reason in decoded.issues]
+    issues += [(folder, "is a class folder without a picture") for folder in listing.empty_folders]
+    data = DataSplits(
+        str(path), splits["train"], splits.get("validation"), splits["test"], raw.classes, "", source=str(path)
+    )
+    return data, issues
 
 
 def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> RawDataset:
@@ -163,34 +154,24 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
     return dataclasses.replace(raw, labels=order[raw.labels], test_labels=test_labels, classes=classes)
 
 
-def _require_classes(classes: Sequence[str], name: str) -> None:
+def _require_classes(classes: tuple[str, ...], name: str) -> None:
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         raise DataError(
             f"{name} has {len(classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}: give each class its "
             "folder, or its label"
         )
-    if invalid := [label for label in classes if not is_plain_name(label)]:
-        raise DataError(f"{name} has a class of the name {invalid[0]!r}; rename it, in plain letters of UTF-8")
+    for label in classes:
+        if not is_plain_name(label):
+            raise DataError(f"{name} has a class of the name {label!r}; rename it, in plain letters of UTF-8")
 
 
-def _require_all_classes(raw: RawDataset, name: str) -> None:
-    num_train = len(raw.labels) - raw.num_validation
-    labels_by_split = {
-        "training": raw.labels[:num_train],
-        "validation": raw.labels[num_train:],
-        "test": raw.test_labels,
-    }
-    for split_name, labels in labels_by_split.items():
-        if labels is None or (split_name == "validation" and not raw.num_validation):
-            continue
-        missing = np.flatnonzero(np.bincount(labels, minlength=len(raw.classes)) == 0)
-        if len(missing):
-            names = ", ".join(raw.classes[k] for k in missing[:3]) + (
-                f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            )
+def _require_all_classes(raw: RawDataset, path: Path) -> None:
+    for split_name, (_, labels, _) in raw.splits().items():
+        missing = np.flatnonzero(np.bincount(labels, minlength=len(raw.classes)) == 0).tolist()
+        if missing:
             raise DataError(
-                f"the {split_name} split of {name} has no picture of {names}, one of its classes; add some, or take "
-                "the class out of every split"
+                f"the {split_name} split of {path} has no picture of {', '.join(raw.classes[k] for k in missing[:9])}; "
+                f"add some for each of its {len(raw.classes)} classes, or take the class out of every split"
             )
 
 

@@ -1,45 +1,24 @@
 """Read the image files of a listing, and cache the decoded images as a pack in the user's cache."""
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import os
 import tempfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from gingham.data.decode import UNREADABLE, common_side, decode_images
-from gingham.data.listing import Entry, Listing
+from gingham.data.decode import DecodedImages, common_side, decode_images
+from gingham.data.listing import Listing
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels
 from gingham.errors import DataError, GinghamError, one_line
 from gingham.io import atomic_write, cache_folder, read_json, write_json
 
 PACK_FORMAT = 1
-CHUNK_BYTES = 1 << 26
-
-
-@dataclass(frozen=True)
-class DecodedImages:
-    """The decoded images of a listing: uint8 `images` (N, C, S, S) of the `entries` that could be read, in order, and
-    the issues of its files as (name, reason)."""
-
-    images: Pixels
-    entries: tuple[Entry, ...]
-    issues: tuple[tuple[str, str], ...]
-    from_pack: bool
-
-    def unreadable(self) -> list[tuple[str, str]]:
-        return [
-            (name, reason.removeprefix(UNREADABLE)) for name, reason in self.issues if reason.startswith(UNREADABLE)
-        ]
 
 
 def read_images(path: Path, listing: Listing, size: int) -> DecodedImages:
@@ -53,56 +32,40 @@ def read_images(path: Path, listing: Listing, size: int) -> DecodedImages:
         DataError: no file can be read, or the disk is full and the images are larger than memory.
     """
     pack = cache_folder() / "packs" / _pack_name(path, listing, size)
-    cached = _read_pack(pack, len(listing.entries))
-    images, missing, issues = cached or _decode_and_pack(path, listing, size, pack)
-    if not len(images):
+    decoded = _read_pack(pack, len(listing.entries)) or _decode_and_pack(path, listing, size, pack)
+    if not len(decoded.images):
         raise DataError(
             f"{path} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files"
         )
-    excluded = {*missing}
-    entries = tuple(entry for index, entry in enumerate(listing.entries) if index not in excluded)
-    return DecodedImages(
-        images, entries, tuple((listing.entries[index].name, reason) for index, reason in issues), cached is not None
-    )
+    return decoded
 
 
-PackContents = tuple[Pixels, list[int], list[tuple[int, str]]]  # images, indices of missing files, (index, issue)
-
-
-def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> PackContents:
+def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> DecodedImages:
     files = [entry.path for entry in listing.entries]
     side = size or common_side(files)
     shape = (len(files), 3, side, side)
-    large = len(files) * 3 * side * side > free_memory() // 2
+    num_bytes = math.prod(shape)
     title = f"reading {path.name}"
-    if not large:
-        images = np.empty(shape, np.uint8)
-        result = decode_images(files, images, title)
-        images = images[: len(result.decoded), : 1 if result.grey else 3]
-        metadata = _metadata(result.decoded, result.issues, len(files))
-        if len(images) and not result.transient:
+    if num_bytes <= free_memory() // 2:
+        decoded = decode_images(files, np.empty(shape, np.uint8), title)
+        if len(decoded.images) and not decoded.transient:
             with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
-                _write_pack(pack, images, metadata)
-        return np.ascontiguousarray(images), metadata["missing"], result.issues
+                _write_pack(pack, decoded)
+        return dataclasses.replace(decoded, images=np.ascontiguousarray(decoded.images))
     try:
         pack.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=pack.parent) as file:
-            _reserve(file, math.prod(shape))
-            images = np.memmap(file, np.uint8, "w+", shape=shape)
-            result = decode_images(files, images, title)
-            metadata = _metadata(result.decoded, result.issues, len(files))
-            if result.decoded:
-                _write_pack(pack, images[: len(result.decoded), : 1 if result.grey else 3], metadata)
+            if hasattr(os, "posix_fallocate"):  # if the disk fills up later, writing to the map kills the process
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            decoded = decode_images(files, np.memmap(file, np.uint8, "w+", shape=shape), title)
+            if len(decoded.images):
+                _write_pack(pack, decoded)
     except (OSError, GinghamError) as error:
         raise DataError(
             f"cannot write {pack} ({one_line(error)}), which pictures larger than half of the free memory need; free "
-            f"{2 * len(files) * 3 * side * side} bytes there, or set a smaller size"
+            f"{2 * num_bytes} bytes there, or set a smaller size"
         ) from error
-    return _read_pack(pack, len(files)) or (np.empty((0, *shape[1:]), np.uint8), metadata["missing"], result.issues)
-
-
-def _metadata(decoded: Sequence[int], issues: Sequence[tuple[int, str]], num_files: int) -> dict[str, Any]:
-    return {"format": PACK_FORMAT, "missing": sorted({*range(num_files)} - {*decoded}), "odd": issues}
+    return dataclasses.replace(_read_pack(pack, len(files)) or decoded, cached=False)
 
 
 def _pack_name(path: Path, listing: Listing, size: int) -> str:
@@ -120,56 +83,40 @@ def _pack_name(path: Path, listing: Listing, size: int) -> str:
     return f"{source_hash.hexdigest()[:16]}-{state_hash.hexdigest()[:32]}.npy"
 
 
-def _write_pack(path: Path, images: npt.NDArray[np.uint8], metadata: dict[str, Any]) -> None:
+def _write_pack(path: Path, decoded: DecodedImages) -> None:
     """Write images and their metadata, and remove the packs of earlier states of the same folder or table."""
-    crc, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": images.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, len(images), rows):
-            chunk = np.ascontiguousarray(images[start : start + rows])
-            file.write(chunk.data)
-            crc = zlib.crc32(chunk.data, crc)
-    write_json(path.with_suffix(".json"), {**metadata, "crc32": crc})
+        np.save(file, decoded.images)
+    metadata = {
+        "format": PACK_FORMAT,
+        "missing": decoded.missing,
+        "odd": decoded.issues,
+        "crc32": _crc32(decoded.images),
+    }
+    write_json(path.with_suffix(".json"), metadata)
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
             old.unlink(missing_ok=True)
 
 
-def _reserve(file: IO[bytes], size: int) -> None:
-    """Reserve disk space for a file before it is mapped: if the disk fills up later, writing to the map kills the process."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        os.posix_fallocate(file.fileno(), 0, size)
-
-
-def _read_pack(path: Path, num_files: int) -> PackContents | None:
+def _read_pack(path: Path, num_files: int) -> DecodedImages | None:
     """Return what `_write_pack` wrote, or None if it is missing, damaged or for another number of files."""
     try:
         metadata = read_json(path.with_suffix(".json"))
         large = path.stat().st_size > free_memory() // 2
         images = np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
-        missing, issues = (
-            [int(index) for index in metadata["missing"]],
-            [(int(index), str(reason)) for index, reason in metadata["odd"]],
-        )
-        crc, rows = 0, max(1, CHUNK_BYTES // images[0].nbytes)
-        for start in range(0, len(images), rows):
-            crc = zlib.crc32(np.ascontiguousarray(images[start : start + rows]).data, crc)
-        valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(missing) == num_files
-        valid &= len({*missing}) == len(missing) and all(
-            0 <= index < num_files for index in [*missing, *(index for index, _ in issues)]
-        )
-        return (images, missing, issues) if valid and crc == metadata["crc32"] else None
-    except (
-        OSError,
-        GinghamError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-        EOFError,
-        OverflowError,
-        TokenError,
-        MemoryError,
-    ):
-        return None  # MemoryError: numpy allocates what a damaged header says
+        missing = [int(index) for index in metadata["missing"]]
+        issues = [(int(index), str(reason)) for index, reason in metadata["odd"]]
+        indices = {*missing, *(index for index, _ in issues)}
+        valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len({*missing}) == num_files
+        valid = valid and indices <= {*range(num_files)} and _crc32(images) == metadata["crc32"]
+        return DecodedImages(images, missing, issues, cached=True) if valid else None
+    except Exception:  # noqa: BLE001  # numpy raises errors of many types for a damaged file
+        return None
+
+
+def _crc32(images: Pixels) -> int:
+    crc = 0
+    for image in images:  # one by one, because they may be larger than memory together
+        crc = zlib.crc32(image.data, crc)
+    return crc

@@ -1,9 +1,9 @@
 """Split a dataset into training, validation and test images."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from gingham.io import cache_folder
 
 BLOCK_BYTES = 1 << 16  # read from disk at once
 TEST_PERCENT = 15
+Rows = npt.NDArray[np.intp]  # indices of images, ascending
 
 
 @dataclass(frozen=True)
@@ -78,81 +79,72 @@ def cut_splits(
     """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none."""
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
-    num_train = len(raw.labels) - raw.num_validation
-    train, val_rows = np.arange(num_train), np.arange(num_train, len(raw.labels))
-    test_images, test_labels, test_files = raw.test_images, raw.test_labels, raw.test_files
-    if test_images is None or test_labels is None:
-        train, test = _hold_out_test(raw, num_train, name)
-        test_images = _select_images(raw.images, test, f"{fingerprint[:32]}-test")
-        test_labels, test_files = raw.labels[test], _select_files(raw.files, test)
-    if len(val_rows) and validation >= 0:
-        train, held_out = (train, val_rows) if validation else (np.concatenate([train, val_rows]), val_rows[:0])
-        held_out_images = raw.images[num_train:]
-    else:
+    parts = raw.splits()
+    num_train = len(parts["train"][1])
+    train = np.arange(num_train)
+
+    def take(rows: Rows, images: Pixels) -> tuple[Pixels, Labels, tuple[str, ...]]:
+        return images, raw.labels[rows], tuple(raw.files[row] for row in rows.tolist()) if raw.files else ()
+
+    if "test" not in parts:
+        train, rows = _hold_out_test(raw, num_train, name)
+        parts["test"] = take(rows, _copy_rows(raw.images, rows, f"{fingerprint[:32]}-test"))
+    if "validation" in parts and validation == 0:
+        del parts["validation"]
+        train = np.concatenate([train, np.arange(num_train, len(raw.labels))])
+    elif "validation" not in parts or validation < 0:
         if name not in REGISTRY and validation > (cap := len(train) // 5):
             notes.append(
                 f"{cap} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}"
             )
             validation = cap
-        remaining, stratified = _stratify(raw.labels[train], validation, name)
-        train, held_out = train[remaining], train[stratified]
-        held_out_images = _select_images(raw.images, held_out)
-
-    def create_split(split_name: str, images: Pixels, labels: Labels, files: tuple[str, ...]) -> Split:
-        split = make_split(split_name, images, labels, raw.classes, name, files)
-        return dataclasses.replace(split, fingerprint=fingerprint, size=size, skip_unreadable=skip_unreadable)
-
-    labels, files = raw.labels[held_out], _select_files(raw.files, held_out)
-    validation_split = create_split("validation", held_out_images, labels, files) if len(held_out) else None
-    train_images = _select_images(raw.images, train, f"{fingerprint[:32]}-{len(held_out)}", in_place=True)
+        remaining, held_out = _stratify(raw.labels[train], validation, name)
+        if validation:
+            parts["validation"] = take(train[held_out], raw.images[train[held_out]])
+        train = train[remaining]
+    num_held_out = len(parts["validation"][1]) if "validation" in parts else 0
+    # Last, because it may overwrite the other rows of `raw.images`.
+    parts["train"] = take(train, _move_rows(raw.images, train, f"{fingerprint[:32]}-{num_held_out}"))
+    common: dict[str, Any] = {"classes": raw.classes, "dataset": name, "fingerprint": fingerprint}
+    common |= {"size": size, "skip_unreadable": skip_unreadable}
+    splits = {key: make_split(key, *part, **common) for key, part in parts.items()}
     return DataSplits(
-        name=name,
-        train=create_split("train", train_images, raw.labels[train], _select_files(raw.files, train)),
-        validation=validation_split,
-        test=create_split("test", test_images, test_labels, test_files),
-        classes=raw.classes,
-        fingerprint=fingerprint,
-        source=source,
-        notes=tuple(notes),
+        name, splits["train"], splits.get("validation"), splits["test"], raw.classes, fingerprint, source, tuple(notes)
     )
 
 
-def make_split(
-    split_name: str, images: Pixels, labels: Labels, classes: tuple[str, ...], name: str, files: tuple[str, ...]
-) -> Split:
-    """Return a split without a fingerprint; images mapped into memory are read in blocks."""
+def make_split(split_name: str, images: Pixels, labels: Labels, files: tuple[str, ...], **fields: Any) -> Split:
+    """Return a split with the given other `fields`; images mapped into memory are read in blocks."""
     mapped = isinstance(images, np.memmap) and len(images)
     block = max(1, BLOCK_BYTES // images[0].nbytes) if mapped else 1
-    return Split(split_name, torch.from_numpy(images), torch.from_numpy(labels), classes, name, "", block, files)
+    return Split(split_name, torch.from_numpy(images), torch.from_numpy(labels), block=block, files=files, **fields)
 
 
-def _select_files(files: tuple[str, ...], rows: npt.NDArray[np.intp]) -> tuple[str, ...]:
-    return tuple(files[row] for row in rows.tolist()) if files else ()
-
-
-def _select_images(images: Pixels, rows: npt.NDArray[np.intp], pack: str = "", *, in_place: bool = False) -> Pixels:
-    """Return some rows of `images`, ascending: a copy or, with `in_place`, a view of `images`, which may be overwritten.
-
-    Rows of images on disk are copied to a file of the name `pack`, if given.
-    """
-    if in_place and rows[-1] - rows[0] + 1 == len(rows):
-        return images[rows[0] : rows[-1] + 1]
-    if isinstance(images, np.memmap) and pack:
+def _copy_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
+    """Return a copy of some rows of `images`, ascending. Rows of images on disk are copied to a file of the name `pack`."""
+    if isinstance(images, np.memmap):
         return memory_map_rows(images, rows, cache_folder() / "packs" / pack)
-    if not in_place:
-        return np.array(images[rows])
+    return images[rows]
+
+
+def _move_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
+    """Return what `_copy_rows` returns, but without a copy: as a part of `images`, whose other rows are overwritten."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return images[rows[0] : rows[-1] + 1]
+    if isinstance(images, np.memmap):
+        return _copy_rows(images, rows, pack)
     for start in range(0, len(rows), 4096):  # indexing all rows at once would need the memory twice
         chunk = rows[start : start + 4096]
         images[start : start + len(chunk)] = images[chunk]
     return images[: len(rows)]
 
 
-def _indices_by_class(labels: Labels) -> Sequence[npt.NDArray[np.intp]]:
+def _indices_by_class(labels: Labels) -> Sequence[Rows]:
     """Return the indices of each label's images, ascending, for labels from 0 to the highest."""
     return np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
 
 
-def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[Rows, Rows]:
     """Return the indices of the training and the test images: the lowest hashes of class and file name in each class."""
     counts = np.bincount(raw.labels[:num_train], minlength=len(raw.classes))
     if len(rare := np.flatnonzero((counts > 0) & (counts < 3))):
@@ -171,7 +163,7 @@ def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[npt.NDAr
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def _stratify(labels: Labels, validation: int, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def _stratify(labels: Labels, validation: int, name: str) -> tuple[Rows, Rows]:
     """Return the indices of the training and the held-out images; the largest remainders of the classes are rounded up."""
     if not 0 <= validation < len(labels):
         raise DataError(
