@@ -4,12 +4,12 @@ import hashlib
 import http.client
 import os
 import shutil
-import string
 import sys
 import tempfile
+import tomllib
 import urllib.request
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from gzip import GzipFile
@@ -30,22 +30,46 @@ SYSTEM_FOLDER = Path("/usr/share/datasets")
 class DatasetSpec:
     """A published dataset.
 
-    `md5` maps each file to download to its published checksum; the first of `mirrors` that has the file is used. `read`
-    returns the arrays of a folder of these files, as `raw_from_arrays` takes them. `sha256`, if known, are the
-    checksums of the decompressed IDX files, in the order of IDX_FILES, and are verified instead. `markers` are names of
-    files that show that the dataset is in a folder, though they have no published checksum.
+    `folder` and `torchvision_folder` are where it is searched. `md5` maps each file to download to its published
+    checksum; the first of `mirrors` that has the file is used. `sha256`, if known, are the checksums of the
+    decompressed IDX files, in the order of IDX_FILES, and are verified instead. `markers` are names of files that show
+    that the dataset is in a folder, though they have no published checksum.
     """
 
     classes: tuple[str, ...]
     folder: str
-    torchvision_folder: str
-    mirrors: tuple[str, ...]
+    mirrors: Sequence[str]
     md5: dict[str, str]
     megabytes: int
-    read: Callable[[Path], Sequence[Pixels]] = read_idx_folder
-    sha256: tuple[str, ...] = ()
-    markers: tuple[str, ...] = ()
+    torchvision_folder: str = ""
+    sha256: Sequence[str] = ()
+    markers: Sequence[str] = ()
     debian_package: str = ""
+
+
+def _load_registry() -> dict[str, DatasetSpec]:
+    registry: dict[str, DatasetSpec] = {}
+    text = Path(__file__).with_name("datasets.toml").read_text(encoding="utf-8")
+    for folder, fields in tomllib.loads(text).items():
+        classes = fields.pop("classes")
+        datasets = classes if isinstance(classes, dict) else {folder: classes}
+        registry |= {name: DatasetSpec(tuple(names), folder, **fields) for name, names in datasets.items()}
+    return registry
+
+
+REGISTRY = _load_registry()
+
+
+def _read_arrays(name: str, folder: Path) -> list[Pixels]:
+    """Return the arrays of a published dataset, as `raw_from_arrays` takes them."""
+    match REGISTRY[name].folder:
+        case "qmnist":
+            return _read_qmnist(folder)
+        case "emnist":
+            return _read_emnist(folder / "gzip.zip", name)
+        case "cifar-10":
+            return read_cifar(folder / "cifar-10-binary.tar.gz")
+    return read_idx_folder(folder)
 
 
 def _read_qmnist(folder: Path) -> list[Pixels]:
@@ -57,133 +81,16 @@ def _read_qmnist(folder: Path) -> list[Pixels]:
     return arrays
 
 
-def _read_emnist(folder: Path, split: str) -> list[Pixels]:
-    def read(name: str, dimensions: int) -> Pixels:
-        with archive.open(f"gzip/emnist-{split}-{name}-ubyte.gz") as member:
-            return read_idx(folder / "gzip.zip" / member.name, dimensions, file=GzipFile(fileobj=member))
-
+def _read_emnist(path: Path, name: str) -> list[Pixels]:
     arrays = []
-    with zipfile.ZipFile(folder / "gzip.zip") as archive:
-        for part in ("train", "test"):
-            images, labels = read(f"{part}-images-idx3", 3), read(f"{part}-labels-idx1", 1)
+    with zipfile.ZipFile(path) as archive:
+        for file in ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1"):
+            images = "images" in file
+            with archive.open(f"gzip/{name}-{file}-ubyte.gz") as member:
+                array = read_idx(path / member.name, 3 if images else 1, file=GzipFile(fileobj=member))
             # Images are stored by columns; the labels of letters start at 1.
-            arrays += [images.transpose(0, 2, 1).copy(), labels - (split == "letters")]
+            arrays.append(array.transpose(0, 2, 1).copy() if images else array - (name == "emnist-letters"))
     return arrays
-
-
-def _read_cifar_archive(folder: Path) -> list[Pixels]:
-    return read_cifar(folder / "cifar-10-binary.tar.gz")
-
-
-DIGITS = tuple(string.digits)
-# EMNIST's merged splits have one class for the letters whose lower and upper case look alike.
-MERGED_CLASSES = tuple(string.digits + string.ascii_uppercase + "abdefghnqrt")
-
-
-def _idx_md5(*md5: str) -> dict[str, str]:
-    return {f"{file}.gz": value for file, value in zip(IDX_FILES, md5, strict=True)}
-
-
-def _emnist(split: str, classes: tuple[str, ...]) -> DatasetSpec:
-    marker = f"emnist-{split}-train-images-idx3-ubyte"
-    return DatasetSpec(
-        classes,
-        "emnist",
-        "EMNIST/raw",
-        ("https://biometrics.nist.gov/cs_links/EMNIST/",),
-        {"gzip.zip": "58c8d27c78d21e728a6bc7b3cc06412e"},
-        562,
-        partial(_read_emnist, split=split),
-        markers=(marker, f"{marker}.gz", f"gzip/{marker}", f"gzip/{marker}.gz"),
-    )
-
-
-# The MD5 sums are those in torchvision. Fashion-MNIST's SHA-256 sums are those of the clean release of 31 August 2017;
-# the first release had duplicates across train and test.
-REGISTRY = {
-    "fashion-mnist": DatasetSpec(
-        ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-        "fashion-mnist",
-        "FashionMNIST/raw",
-        ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
-        _idx_md5(
-            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "25c81989df183df01b3e8a0aad5dffbe",
-            "bef4ecab320f06d8554ea6380940ec79",
-            "bb300cfdad3c16e7a12a480ee83cd310",
-        ),
-        30,
-        sha256=(
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        ),
-        debian_package="dataset-fashion-mnist",
-    ),
-    "mnist": DatasetSpec(
-        DIGITS,
-        "mnist",
-        "MNIST/raw",
-        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/"),
-        _idx_md5(
-            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "d53e105ee54ea40749a09fcbcd1e9432",
-            "9fb629c4189551a2d022fa330f9573f3",
-            "ec29112dd5afa0611ce80d1b7f02629c",
-        ),
-        12,
-        sha256=(
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
-    ),
-    "kmnist": DatasetSpec(
-        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-        "kmnist",
-        "KMNIST/raw",
-        ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-        _idx_md5(
-            "bdb82020997e1d708af4cf47b453dcf7",
-            "e144d726b3acfaa3e44228e80efcd344",
-            "5c965bf0a639b31b8f53240b1b52f4d7",
-            "7320c461ea6c1c855c0b718fb2a4b134",
-        ),
-        21,
-    ),
-    "qmnist": DatasetSpec(
-        DIGITS,
-        "qmnist",
-        "QMNIST/raw",
-        ("https://raw.githubusercontent.com/facebookresearch/qmnist/master/",),
-        {
-            "qmnist-train-images-idx3-ubyte.gz": "ed72d4157d28c017586c42bc6afe6370",
-            "qmnist-train-labels-idx2-int.gz": "0058f8dd561b90ffdd0f734c6a30e5e4",
-            "qmnist-test-images-idx3-ubyte.gz": "1394631089c404de565df7b7aeaf9412",
-            "qmnist-test-labels-idx2-int.gz": "5b5b05890a5e13444e108efe57b788aa",
-        },
-        20,
-        _read_qmnist,
-    ),
-    "emnist-balanced": _emnist("balanced", MERGED_CLASSES),
-    "emnist-letters": _emnist("letters", tuple(string.ascii_uppercase)),
-    "emnist-digits": _emnist("digits", DIGITS),
-    "emnist-byclass": _emnist("byclass", tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)),
-    "emnist-bymerge": _emnist("bymerge", MERGED_CLASSES),
-    "emnist-mnist": _emnist("mnist", DIGITS),
-    "cifar-10": DatasetSpec(
-        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        "cifar-10",
-        "",
-        ("https://www.cs.toronto.edu/~kriz/",),
-        {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-        170,
-        _read_cifar_archive,
-        markers=("cifar-10-batches-bin", "data_batch_1.bin"),
-    ),
-}
 
 
 def read_registered(name: str) -> tuple[RawDataset, Path]:
@@ -197,7 +104,7 @@ def read_registered(name: str) -> tuple[RawDataset, Path]:
     if not spec.sha256:
         for file in spec.md5:
             _verify_file(name, folder, file)
-    arrays = spec.read(folder)
+    arrays = _read_arrays(name, folder)
     for file, array, expected in zip(IDX_FILES, arrays, spec.sha256, strict=False):  # no `sha256`: verified above
         _require_checksum(name, find_idx(folder, file) or folder, idx_sha256(array), expected)
     return raw_from_arrays(arrays, spec.classes, folder), folder
@@ -209,12 +116,11 @@ def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
     folders = []
     if data_dir := os.environ.get("GINGHAM_DATA"):
         if not Path(data_dir).is_dir():
-            raise DataError(
-                f"GINGHAM_DATA is {data_dir}, which is no folder; point it at one that holds {name}, or unset it"
-            )
+            raise DataError(f"GINGHAM_DATA is {data_dir}, which is no folder; give a folder with {name}, or unset it")
         folders += [Path(data_dir) / spec.folder, Path(data_dir) / spec.torchvision_folder, Path(data_dir)]
     folders += [cache_folder() / spec.folder, SYSTEM_FOLDER / spec.folder]
-    names = (*spec.md5, *(file.removesuffix(".gz") for file in spec.md5), *spec.markers)
+    names = [*spec.md5, *(file.removesuffix(".gz") for file in spec.md5)]
+    names += [marker.format(name=name) for marker in spec.markers]
     return next((folder for folder in folders if any(os.path.lexists(folder / file) for file in names)), None)
 
 
@@ -227,11 +133,15 @@ def _verify_file(name: str, folder: Path, file: str) -> None:
             f"{path} is missing; put it there as it is published, or remove {folder} and load again{alternative}"
         )
     try:
-        with path.open("rb") as content:
-            checksum = hashlib.file_digest(content, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        checksum = _md5(path)
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
     _require_checksum(name, path, checksum, REGISTRY[name].md5[file])
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _require_checksum(name: str, path: Path, checksum: str, expected: str) -> None:
@@ -239,9 +149,7 @@ def _require_checksum(name: str, path: Path, checksum: str, expected: str) -> No
     if checksum == expected:
         return
     other = next((key for key, spec in REGISTRY.items() if checksum in (*spec.sha256, *spec.md5.values())), None)
-    reason = (
-        f"it is of {other}, whose files have the same names" if other else "it was altered or is of another release"
-    )
+    reason = f"a file of {other}, whose files have the same names" if other else "altered, or of another release"
     raise DataError(
         f"{path} is not {name}: its checksum begins {checksum[:12]}, not {expected[:12]} ({reason}); remove it and load "
         f"again, or use it as it is with --data {path.parent}"
@@ -259,12 +167,12 @@ def _download(name: str) -> Path:
             staging = Path(temporary) / spec.folder
             staging.mkdir()
             for file in spec.md5:
-                _download_file(name, staging, file)
+                _download_file(spec, file, staging)
             if folder.is_dir():
                 folder.rmdir()  # it has none of the files, or there would be no download
             staging.rename(folder)  # all files at once, or none
         return folder
-    except (OSError, http.client.HTTPException, DataError) as error:
+    except (OSError, http.client.HTTPException) as error:
         package = f"on Debian or Ubuntu: apt-get install {spec.debian_package}; " if spec.debian_package else ""
         raise DataError(
             f"{name} is not on this machine and its download failed ({one_line(error)}); with a network, try again; "
@@ -272,18 +180,22 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _download_file(name: str, folder: Path, file: str) -> None:
-    mirrors = REGISTRY[name].mirrors
-    for mirror in mirrors:
+def _download_file(spec: DatasetSpec, file: str, folder: Path) -> None:
+    for mirror in spec.mirrors:
         try:
-            with (
-                urllib.request.urlopen(mirror + file, timeout=20) as response,  # noqa: S310  # the mirrors in REGISTRY
-                tqdm.wrapattr(response, "read", response.length, desc=file, disable=not sys.stderr.isatty()) as content,
-                (folder / file).open("wb") as target,
-            ):
-                shutil.copyfileobj(content, target)
-            _verify_file(name, folder, file)
+            _fetch(mirror + file, folder / file, spec.md5[file])
             return
-        except (OSError, http.client.HTTPException, DataError):
-            if mirror == mirrors[-1]:
+        except (OSError, http.client.HTTPException):
+            if mirror == spec.mirrors[-1]:
                 raise
+
+
+def _fetch(url: str, path: Path, md5: str) -> None:
+    with (
+        urllib.request.urlopen(url, timeout=20) as response,  # noqa: S310  # a mirror in the registry
+        tqdm.wrapattr(response, "read", response.length, desc=path.name, disable=not sys.stderr.isatty()) as content,
+        path.open("wb") as file,
+    ):
+        shutil.copyfileobj(content, file)
+    if _md5(path) != md5:
+        raise OSError(f"{url} is not the published file")
