@@ -106,7 +106,7 @@ def test_a_class_without_readable_files_is_an_error(shoes):
         load_data(str(shoes), skip_unreadable=True)
     for file in (shoes / "sandal").iterdir():
         file.write_text("no")
-    with pytest.raises(DataError, match="holds no file that can be read as a picture"):
+    with pytest.raises(DataError, match="holds no file that can be read; give PNG"):
         load_data(str(shoes), skip_unreadable=True)
 
 

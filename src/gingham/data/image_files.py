@@ -40,19 +40,15 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
     """
     listing = list_images(path)
     if listing.empty_folders:
-        raise DataError(
-            f"the class folder {listing.empty_folders[0]} of {path} is empty; put pictures into it, or remove it"
-        )
+        empty = listing.empty_folders[0]
+        raise DataError(f"the class folder {empty} of {path} is empty; put pictures into it, or remove it")
     decoded = read_images(path, listing, size)
     notes = [] if decoded.cached or sys.stderr.isatty() else [f"read {len(decoded.images)} pictures of {path}"]
-    if decoded.missing:
-        reasons = [
-            f"{_printable(listing.entries[k].name)} ({reason.removeprefix(UNREADABLE)})"
-            for k, reason in decoded.issues
-            if reason.startswith(UNREADABLE)
-        ]
-        count = f"{len(reasons)} of the {len(listing.entries)} files"
-        examples = ", ".join(reasons[:3]) + (f" and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    if unreadable := [(k, reason) for k, reason in decoded.issues if reason.startswith(UNREADABLE)]:
+        count = f"{len(unreadable)} of the {len(listing.entries)} files"
+        named = [(_printable(listing.entries[k].name), reason.removeprefix(UNREADABLE)) for k, reason in unreadable[:3]]
+        examples = ", ".join(f"{name} ({reason})" for name, reason in named)
+        examples += f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
         if not skip_unreadable:
             raise DataError(
                 f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out with "

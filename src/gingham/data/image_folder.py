@@ -15,34 +15,31 @@ IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that start w
 def list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
     """Return the entries of a folder with one folder per class, and the paths of its empty class folders."""
     remedy = (
-        "put the pictures of each class into a folder of its own, in it or in train, validation and test folders in it"
+        "put the pictures of each class into a folder of its own, directly or in train, validation and test folders"
     )
     folders = _subfolders(folder)
     split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and _subfolders(path)]
     if split_dirs:
-        others = [path for path in folders if path not in split_dirs and _holds_images(path)]
-        if others:
-            names = ", ".join(path.name for path in others[:3])
+        if others := [path.name for path in folders if path not in split_dirs and _holds_images(path)]:
             raise DataError(
-                f"{folder} holds pictures in {names} beside the split folder {split_dirs[0].name}; move them into "
-                "class folders in train, validation or test, or elsewhere"
+                f"{folder} holds pictures in {', '.join(others[:3])} beside the split folder {split_dirs[0].name}; move "
+                "them into class folders in train, validation or test, or elsewhere"
             )
         if training and not any(SPLIT_NAMES[path.name.lower()] == "train" for path in split_dirs):
             raise DataError(f"{folder} has class folders in {split_dirs[0].name} and none in train; {remedy}")
     elif all(path.name.lower() in SPLIT_NAMES for path in folders):
         folders = []  # split folders with images but without class folders
-    class_dirs = [
-        (SPLIT_NAMES[path.name.lower()], class_dir) for path in split_dirs for class_dir in _subfolders(path)
-    ] or [("train", class_dir) for class_dir in folders]
-    entries, empty = [], []
-    for split, class_dir in class_dirs:
+    class_dirs = [(SPLIT_NAMES[path.name.lower()], child) for path in split_dirs for child in _subfolders(path)]
+    entries: list[Entry] = []
+    empty: list[str] = []
+    for split, class_dir in class_dirs or [("train", child) for child in folders]:
         files = list(_walk_files(class_dir))
         label = unicodedata.normalize("NFC", class_dir.name)
-        entries += [
-            Entry(split, label, unicodedata.normalize("NFC", file.relative_to(folder).as_posix()), file)
-            for file in files
-        ]
-        empty += [] if files else [class_dir.relative_to(folder).as_posix()]
+        for file in files:
+            name = unicodedata.normalize("NFC", file.relative_to(folder).as_posix())
+            entries.append(Entry(split, label, name, file))
+        if not files:
+            empty.append(class_dir.relative_to(folder).as_posix())
     if not entries:
         raise DataError(f"{folder} holds no class folders with pictures in them; {remedy}")
     return entries, empty
@@ -84,10 +81,7 @@ def _scan(folder: Path) -> list[tuple[Path, bool]]:
     """Return the paths in a folder that are not hidden, and whether each is a folder or a link to one."""
     try:
         with os.scandir(folder) as entries:
-            return [(folder / entry.name, entry.is_dir()) for entry in entries if _is_visible(entry.name)]
+            visible = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
+            return [(folder / entry.name, entry.is_dir()) for entry in visible]
     except OSError as error:
         raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
-
-
-def _is_visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in IGNORED

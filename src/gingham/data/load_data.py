@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,9 +63,7 @@ def load_data(
     Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747).
     """
     if not 0 <= size <= LARGEST_SIDE:
-        raise DataError(
-            f"pictures of size {size} were asked for; allowed: 1 to {LARGEST_SIDE} pixels, or 0 to leave it to the data"
-        )
+        raise DataError(f"the size is {size}; allowed: 1 to {LARGEST_SIDE} pixels, or 0 to leave it to the data")
     if name in REGISTRY:
         raw, folder = read_registered(name)
         source = str(folder)
@@ -122,44 +121,34 @@ def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
     decoded = read_images(path, listing, 0)
     raw = raw_from_images(listing, decoded)
     parts = {"test": (raw.images[:0], raw.labels[:0], ()), **raw.splits()}
-    splits = {
-        key: make_split(key, *part, classes=raw.classes, dataset=str(path), fingerprint="")
-        for key, part in parts.items()
-    }
+    common: dict[str, Any] = {"classes": raw.classes, "dataset": str(path), "fingerprint": ""}
+    splits = {key: make_split(key, *part, **common) for key, part in parts.items()}
     if not len(splits["train"]):
         raise DataError(f"{path} holds no training picture that can be read; see that its files are whole")
     issues = [(listing.entries[k].name, reason) for k, reason in decoded.issues]
     issues += [(folder, "is a class folder without a picture") for folder in listing.empty_folders]
-    data = DataSplits(
-        str(path), splits["train"], splits.get("validation"), splits["test"], raw.classes, "", source=str(path)
-    )
-    return data, issues
+    train, validation, test = splits["train"], splits.get("validation"), splits["test"]
+    return DataSplits(str(path), train, validation, test, raw.classes, "", source=str(path)), issues
 
 
 def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> RawDataset:
     """Return a dataset with a model's class names and order, if its own classes are numbers or among those names."""
-    class_index = {label: k for k, label in enumerate(classes)}
-    if set(raw.classes) <= set(class_index):
-        order = np.array([class_index[label] for label in raw.classes], np.int64)
-    elif all(label.isdecimal() for label in raw.classes):
-        order = np.array([int(label) for label in raw.classes], np.int64)
-        if order.max() >= len(classes):
-            raise DataError(
-                f"{name} has labels up to {order.max()}, where {len(classes)} classes are known; allowed: 0 to "
-                f"{len(classes) - 1}"
-            )
-    else:
-        return raw
+    index = {label: k for k, label in enumerate(classes)}
+    if not {*raw.classes} <= index.keys():
+        if not all(label.isdecimal() for label in raw.classes):
+            return raw
+        index = {label: int(label) for label in raw.classes}
+        if (last := max(index.values())) >= len(classes):
+            raise DataError(f"{name} has labels up to {last}; allowed: 0 to {len(classes) - 1}, for the known classes")
+    order = np.array([index[label] for label in raw.classes], np.int64)
     test_labels = None if raw.test_labels is None else order[raw.test_labels]
     return dataclasses.replace(raw, labels=order[raw.labels], test_labels=test_labels, classes=classes)
 
 
 def _require_classes(classes: tuple[str, ...], name: str) -> None:
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
-        raise DataError(
-            f"{name} has {len(classes)} classes; allowed: {FEWEST_CLASSES} to {MOST_CLASSES:,}: give each class its "
-            "folder, or its label"
-        )
+        allowed = f"{FEWEST_CLASSES} to {MOST_CLASSES:,}"
+        raise DataError(f"{name} has {len(classes)} classes; allowed: {allowed}: give each its folder, or its label")
     for label in classes:
         if not is_plain_name(label):
             raise DataError(f"{name} has a class of the name {label!r}; rename it, in plain letters of UTF-8")
@@ -167,11 +156,11 @@ def _require_classes(classes: tuple[str, ...], name: str) -> None:
 
 def _require_all_classes(raw: RawDataset, path: Path) -> None:
     for split_name, (_, labels, _) in raw.splits().items():
-        missing = np.flatnonzero(np.bincount(labels, minlength=len(raw.classes)) == 0).tolist()
-        if missing:
+        present = {*labels.tolist()}
+        if missing := [label for k, label in enumerate(raw.classes) if k not in present]:
             raise DataError(
-                f"the {split_name} split of {path} has no picture of {', '.join(raw.classes[k] for k in missing[:9])}; "
-                f"add some for each of its {len(raw.classes)} classes, or take the class out of every split"
+                f"the {split_name} split of {path} has no picture of {', '.join(missing[:9])}; add some for each of its "
+                f"{len(raw.classes)} classes, or take the class out of every split"
             )
 
 

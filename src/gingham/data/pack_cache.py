@@ -34,9 +34,7 @@ def read_images(path: Path, listing: Listing, size: int) -> DecodedImages:
     pack = cache_folder() / "packs" / _pack_name(path, listing, size)
     decoded = _read_pack(pack, len(listing.entries)) or _decode_and_pack(path, listing, size, pack)
     if not len(decoded.images):
-        raise DataError(
-            f"{path} holds no file that can be read as a picture; give PNG, JPEG, WEBP, BMP, GIF or TIFF files"
-        )
+        raise DataError(f"{path} holds no file that can be read; give PNG, JPEG, WEBP, BMP, GIF or TIFF images")
     return decoded
 
 
@@ -87,12 +85,8 @@ def _write_pack(path: Path, decoded: DecodedImages) -> None:
     """Write images and their metadata, and remove the packs of earlier states of the same folder or table."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, decoded.images)
-    metadata = {
-        "format": PACK_FORMAT,
-        "missing": decoded.missing,
-        "odd": decoded.issues,
-        "crc32": _crc32(decoded.images),
-    }
+    crc = _crc32(decoded.images)
+    metadata = {"format": PACK_FORMAT, "missing": decoded.missing, "odd": decoded.issues, "crc32": crc}
     write_json(path.with_suffix(".json"), metadata)
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
