@@ -4,7 +4,16 @@ from PIL import Image
 
 import gingham
 from gingham import GinghamError
-from gingham.plots import draw_batch, draw_confusion, draw_contact_sheet, draw_curves
+from gingham.plots import (
+    BLUE,
+    draw_batch,
+    draw_confusion,
+    draw_contact_sheet,
+    draw_curve,
+    draw_curves,
+    draw_reliability,
+    svg_chart,
+)
 
 
 def read_pixels(path):
@@ -38,6 +47,23 @@ def test_batches_curves_and_confusion_matrices_are_drawn(small_run, tmp_path):
         pixels = read_pixels(path)
         assert pixels.std() > 5
         assert min(pixels.shape[:2]) > 200
+
+
+def test_charts_in_svg_take_their_colours_from_the_page_and_escape_texts(small_run):
+    run, _ = small_run
+    curve = svg_chart("a < b", draw_curve, run.history, "loss")
+    assert "<title>a &lt; b</title>" in curve
+    assert "stroke: var(--blue)" in curve
+    assert ">loss (nats)</text>" in curve
+    rows = [
+        {"low": 0.6, "high": 0.8, "count": 4, "confidence": 0.7, "accuracy": 0.75},
+        {"low": 0.8, "high": 1.0, "count": 40, "confidence": 0.9, "accuracy": 0.95},
+    ]
+    reliability = svg_chart("bars", draw_reliability, rows, BLUE)
+    assert reliability.count("opacity: 0.3") == 1, "a bar of few images is pale"
+    assert reliability.count("opacity: 0.85") == 1
+    for chart in (curve, reliability):
+        assert "#" not in chart.replace("url(#", "").replace('href="#', ""), "a colour that has no dark variant"
 
 
 def test_only_gingham_figures_are_overwritten(small_run, tmp_path):

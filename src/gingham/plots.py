@@ -1,9 +1,13 @@
-"""Draw figures with matplotlib and write them as PNG files."""
+"""Draw figures with matplotlib, as PNG files and as charts in SVG for an HTML page."""
 
-from collections.abc import Mapping, Sequence
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap
@@ -40,8 +44,7 @@ def draw_contact_sheet(
             if column == 0:
                 axes.text(-0.15, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=11, color=INK)
     rest = f", the first {len(shown)} of {len(classes)} classes" if len(shown) < len(classes) else ""
-    grey = " (bright pixels shown dark, as ink on paper)" if images.shape[1] != 3 else ""
-    title = f"{name}: training pictures by class{rest}{grey}"
+    title = f"{name}: training pictures by class{rest}{_grey_note(images)}"
     figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title, fontsize=12, color=INK, va="center")
     return write_figure(figure, file)
 
@@ -54,8 +57,7 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
         axes.axis("off")
         draw_image(axes, image)
         axes.set_title(name, fontsize=12, color=INK)
-    grey = " (bright pixels shown dark, as ink on paper)" if images.shape[1] != 3 else ""
-    title = f"the first {min(6, len(images))} of a batch of {len(images)}{grey}"
+    title = f"the first {min(6, len(images))} of a batch of {len(images)}{_grey_note(images)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     return write_figure(figure, file)
 
@@ -63,42 +65,74 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
 def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *, hard_examples: bool = False) -> Path:
     """Write a PNG of loss and accuracy over the epochs, and return it.
 
-    `history` is a run's history, with an entry for each step and one for each epoch. A point of the training line is
-    the mean over a fiftieth of the steps. `hard_examples` says that epochs after the first train on the hardest images
-    only; then the training accuracy may lie below the validation accuracy.
+    `history` is a run's history, with an entry for each step and one for each epoch. `hard_examples` says that epochs
+    after the first train on the hardest images only; then the training accuracy may lie below the validation accuracy.
     """
-    steps = [entry for entry in history if "learning_rate" in entry]
-    epoch_ends = [entry for entry in history if "epoch" in entry]
-    evaluations = [entry for entry in epoch_ends if entry["validation_accuracy"] is not None]
-    # Epochs may differ in length, so epoch numbers are interpolated between the ends of epochs.
-    end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
     training_label = "training (after epoch 1: hard pictures)" if hard_examples else "training"
     figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
-    for column, (key, scale, label) in enumerate((("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)")), 1):
+    for column, key in enumerate(("loss", "accuracy"), 1):
         axes = figure.add_subplot(1, 2, column)
-        width = max(1, len(steps) // 50)
-        usable = len(steps) // width * width
-        means = np.array([entry[key] for entry in steps[:usable]]).reshape(-1, width).mean(axis=1) * scale
-        epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
-        axes.plot(epochs, means, color=BLUE, lw=1.8, marker="o" if len(means) == 1 else None, label=training_label)
-        if evaluations:
-            axes.plot(
-                [entry["epoch"] for entry in evaluations],
-                [entry[f"validation_{key}"] * scale for entry in evaluations],
-                color=RUST,
-                lw=1.8,
-                marker="o",
-                label="validation",
-                clip_on=False,
-            )
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.ticklabel_format(useOffset=False)
-        axes.set_xlim(0, end_epochs[-1])
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", alpha=0.25)
+        draw_curve(axes, history, key, training_label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
     return write_figure(figure, file)
+
+
+def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, training_label: str = "training") -> None:
+    """Draw a run's "loss" or "accuracy" over the epochs on matplotlib axes.
+
+    A point of the training line is the mean over a fiftieth of the steps.
+    """
+    scale, label = {"loss": (1, "loss (nats)"), "accuracy": (100, "accuracy (%)")}[key]
+    steps = [entry[key] for entry in history if "learning_rate" in entry]
+    epoch_ends = [entry for entry in history if "epoch" in entry]
+    evaluations = [entry for entry in epoch_ends if entry["validation_accuracy"] is not None]
+    width = max(1, len(steps) // 50)
+    means = scale * np.array(steps[: len(steps) // width * width]).reshape(-1, width).mean(axis=1)
+    # Epochs may differ in length, so epoch numbers are interpolated between the ends of epochs.
+    end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
+    epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
+    axes.plot(epochs, means, color=BLUE, lw=1.8, marker="o" if len(means) == 1 else None, label=training_label)
+    if evaluations:
+        x, y = [entry["epoch"] for entry in evaluations], [scale * entry[f"validation_{key}"] for entry in evaluations]
+        axes.plot(x, y, color=RUST, lw=1.8, marker="o", label="validation", clip_on=False)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.ticklabel_format(useOffset=False)
+    axes.set_xlim(0, end_epochs[-1])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+
+
+def draw_reliability(axes: Any, rows: Sequence[Mapping[str, float]], color: str) -> None:
+    """Draw a reliability diagram on matplotlib axes: accuracy against confidence, and the diagonal they should meet.
+
+    `rows` are those of `metrics.reliability`. Bars of fewer than 20 images are drawn pale.
+    """
+    edges, heights = [row["low"] for row in rows], [row["accuracy"] for row in rows]
+    colors = [(color, 0.3 if row["count"] < 20 else 0.85) for row in rows]
+    axes.bar(edges, heights, [row["high"] - row["low"] - 0.005 for row in rows], align="edge", color=colors)
+    axes.plot([0, 1], [0, 1], color=INK, lw=1, ls="--")
+    axes.set(xlabel="how sure", ylabel="how often right", xlim=(0, 1), ylim=(0, 1))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def svg_chart(description: str, draw: Callable[..., None], *arguments: Any) -> str:
+    """Return what `draw(axes, *arguments)` draws as SVG to put into an HTML page.
+
+    Colours are CSS variables, which the page defines for its light and its dark scheme. `description` is shown on
+    hovering and read by screen readers.
+    """
+    figure = Figure(figsize=(5, 3.1), layout="constrained")
+    draw(figure.add_subplot(), *arguments)
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True)
+    svg = buffer.getvalue()
+    svg = re.sub(r' id="[^"]*_\d+"', "", svg[svg.index("<g ") :])  # each chart of a page would have the same ids
+    for color, variable in ((INK, "ink"), (BLUE, "blue"), (RUST, "rust"), ("#000000", "quiet"), ("#b0b0b0", "quiet")):
+        svg = svg.replace(color, f"var(--{variable})")
+    view_box = "0 0 {:g} {:g}".format(*72 * figure.get_size_inches())
+    return f'<svg class="chart" viewBox="{view_box}" role="img"><title>{escape(description)}</title>{svg}'
 
 
 def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]], file: Path) -> Path:
@@ -161,10 +195,11 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 def draw_image(axes: Any, image: torch.Tensor) -> None:
     """Draw an image, uint8 (C, H, W), on matplotlib axes; bright pixels of grey images are shown dark."""
     pixels = image.permute(1, 2, 0).numpy()
-    if pixels.shape[-1] == 3:
-        axes.imshow(pixels)
-    else:
-        axes.imshow(pixels[..., 0], cmap="gray_r", vmin=0, vmax=255)
+    axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=255)
+
+
+def _grey_note(images: torch.Tensor) -> str:
+    return " (bright pixels shown dark, as ink on paper)" if images.shape[1] != 3 else ""
 
 
 def write_figure(figure: Figure, file: Path) -> Path:

@@ -2,33 +2,33 @@
 
 import base64
 import io
-import math
 import statistics
-import time
-from collections.abc import Sequence
+import timeit
+from collections import defaultdict
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import nn
+from torchvision.transforms.functional import resize, to_pil_image
+from torchvision.utils import make_grid
 
 from gingham._version import __version__
 from gingham.data.splits import Split
 from gingham.diagnosis.check_run import check_run
-from gingham.evaluation.evaluate import EvaluationResult, compute_result
+from gingham.evaluation.evaluate import compute_result
 from gingham.evaluation.metrics import proportion_interval
 from gingham.io import write_text
+from gingham.models.classifier import Classifier
 from gingham.models.summary import summarize
-from gingham.reports.svg import Line, line_chart, reliability_chart
+from gingham.plots import BLUE, RUST, draw_curve, draw_reliability, svg_chart
 from gingham.runs.predictions import load_predictions
 from gingham.runs.run import Run
-from gingham.runs.schema import NUMBER_KEYS, TEXT_KEYS
 from gingham.text import duration
 
-TEMPLATES = Path(__file__).parent / "templates"
 MAX_CLASSES = 30  # with sample images; more are left out
 SAMPLES_PER_CLASS = 8
 MAX_MISTAKES = 24
@@ -51,18 +51,12 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
     import jinja2  # only needed here
 
     # Class names come from folders and files, so all values are escaped.
-    loader = jinja2.FileSystemLoader(TEMPLATES)
+    loader = jinja2.PackageLoader("gingham.reports")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"percent": _percent, "duration": duration, "safe_svg": _unescaped}
+    environment.filters |= {"percent": _percent, "duration": duration}
     values = _template_values(run, train, validation, test)
     write_text(file, environment.get_template("report.html").render(values))
     return file
-
-
-def _unescaped(svg: str) -> Any:
-    import markupsafe
-
-    return markupsafe.Markup(svg)  # noqa: S704  # svg.py escapes all text itself
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
@@ -70,86 +64,77 @@ def _percent(value: float | None, digits: int = 1) -> str:
 
 
 def _template_values(run: Run, train: Split, validation: Split | None, test: Split | None) -> dict[str, Any]:
-    model = run.model
-    evaluations = []
-    if validation is not None:
-        logits = model.logits(validation.images)
-        result = compute_result(logits, validation, run.test_openings, float(model.temperature), float(model.threshold))
-        evaluations.append(_evaluation(result, validation, logits.softmax(dim=1)))
-    test_predictions = load_predictions(run, "test", test.fingerprint) if test is not None else None
+    model, measured = run.model, validation or train
     return {
         "version": __version__,
         "written": datetime.now(UTC).strftime("%d %B %Y"),
         "run": run,
         "recipe": run.recipe,
-        "metrics": {**dict.fromkeys((*NUMBER_KEYS["metrics"], *TEXT_KEYS["metrics"])), **run.metrics},
-        "environment": {key: run.environment.get(key) or "unknown" for key in TEXT_KEYS["environment"]},
-        "classes": train.classes,
-        "folder": run.folder.name if run.folder else run.recipe.name,
-        "data": {
-            "name": Path(train.dataset).name,
-            "fingerprint": train.fingerprint,
-            "train": len(train),
-            "validation": len(validation) if validation else 0,
-            "shape": "×".join(map(str, model.input_shape)),
-        },
+        # The values of a run that `fit` has not made may be missing.
+        "metrics": defaultdict(lambda: None, run.metrics),
+        "environment": defaultdict(lambda: "unknown", {key: value for key, value in run.environment.items() if value}),
+        "dataset": Path(train.dataset).name,
+        "train": train,
+        "validation": validation,
+        "counts": measured.counts(),
         "samples": _samples(train),
-        "more_classes": max(0, len(train.classes) - MAX_CLASSES),
+        "max_classes": MAX_CLASSES,
         "curves": _curves(run),
-        "hard_examples": run.recipe.hard_share < 1 and (run.metrics.get("epochs") or 0) > 1,
-        "evaluations": evaluations,
-        "test": None if test_predictions is None else _test_accuracy(test_predictions),
+        "evaluation": None if validation is None else _evaluate(run, validation),
+        "test": None if test is None else _test_result(run, test),
         "filters": _filters(model.network),
-        "feature_maps": _feature_maps(model, (validation or train).images[:1]),
-        "example": _data_uri(_to_pillow((validation or train).images[0])),
+        "feature_maps": _feature_maps(model, measured.images[:1]),
+        "example": _png(_shrink(measured.images[:1])),
         "layers": summarize(model.network, model.input_shape, run.recipe.network),
-        "speed": _speed(run, train),
+        "speed": _speed(model, train.images[:500]),
         "issues": check_run(run, train, validation),
-        "limits": _limits(run, train, validation, test_predictions),
     }
 
 
-def _evaluation(result: EvaluationResult, split: Split, probabilities: torch.Tensor) -> dict[str, Any]:
-    matrix = torch.tensor(result.confusion.matrix)
-    totals = matrix.sum(dim=1, keepdim=True).clamp(min=1)
-    ranked = sorted(result.per_class, key=lambda name: result.per_class[name]["accuracy"] or 0)
-    pairs = [
-        (int(matrix[i, j]), i, j)
-        for i, j in (matrix * (1 - torch.eye(len(matrix), dtype=torch.long))).nonzero().tolist()
+def _evaluate(run: Run, split: Split) -> dict[str, Any]:
+    logits = run.model.logits(split.images)
+    temperature, threshold = float(run.model.temperature), float(run.model.threshold)
+    result = compute_result(logits, split, run.test_openings, temperature, threshold)
+    confused = [
+        (count, label, answer)
+        for label, row in enumerate(result.confusion.matrix)
+        for answer, count in enumerate(row)
+        if count and label != answer
     ]
     charts = {}
-    for key, title in (("reliability_before", "before"), ("reliability", "after")):
-        bins = getattr(result, key)
-        values = "; ".join(f"{row['confidence']:.0%} sure, {row['accuracy']:.0%} right" for row in bins)
-        charts[title] = reliability_chart(bins, title, f"Reliability {title} the temperature: {values}")
+    for when, rows, color in (("before", result.reliability_before, RUST), ("after", result.reliability, BLUE)):
+        values = [f"{row['confidence']:.0%} sure, {row['accuracy']:.0%} right ({row['count']})" for row in rows]
+        description = f"Reliability {when} the temperature, with numbers of pictures: {'; '.join(values)}"
+        charts[when] = svg_chart(description, draw_reliability, rows, color)
     return {
         "result": result,
-        "matrix": [[(count, round(share, 3)) for count, share in zip(row, shares, strict=True)] for row, shares in
-                   zip(matrix.tolist(), (matrix / totals).tolist(), strict=True)],
-        "weakest": ranked[:3],
-        "pairs": [(count, split.classes[i], split.classes[j]) for count, i, j in sorted(pairs, reverse=True)[:10]],
-        "mistakes": _mistakes(split, probabilities),
+        "most_confused": sorted(confused, reverse=True)[:5],
+        "mistakes": _mistakes(split, logits),
         "charts": charts,
-    }  # fmt: skip
+    }
 
 
-def _mistakes(split: Split, probabilities: torch.Tensor) -> list[dict[str, Any]]:
-    confidence, predicted = probabilities.max(dim=1)
+def _mistakes(split: Split, logits: torch.Tensor) -> list[dict[str, Any]]:
+    confidence, predicted = logits.softmax(dim=1).max(dim=1)
     wrong = (predicted != split.labels).nonzero().flatten()
     most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].tolist()
     return [
         {
-            "image": _data_uri(_to_pillow(split.images[k])),
-            "true": split.classes[int(split.labels[k])],
-            "predicted": split.classes[int(predicted[k])],
-            "confidence": float(confidence[k]),
             "index": k,
+            "image": _png(_shrink(split.images[k : k + 1])),
+            "label": split.classes[int(split.labels[k])],
+            "answer": split.classes[int(predicted[k])],
+            "confidence": float(confidence[k]),
         }
         for k in most_confident
     ]
 
 
-def _test_accuracy(predictions: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _test_result(run: Run, test: Split) -> dict[str, Any] | None:
+    """Return the accuracy that the predictions of an earlier evaluation give, or None if there was none."""
+    predictions = load_predictions(run, "test", test.fingerprint)
+    if predictions is None:
+        return None
     correct, total = int((predictions["predicted"] == predictions["labels"]).sum()), len(predictions["labels"])
     return {"accuracy": correct / total, "interval": proportion_interval(correct, total), "total": total}
 
@@ -158,181 +143,100 @@ def _samples(split: Split) -> list[dict[str, Any]]:
     rows = []
     for label, name in enumerate(split.classes[:MAX_CLASSES]):
         indices = (split.labels == label).nonzero().flatten()
-        images = [_to_pillow(split.images[k]) for k in indices[:SAMPLES_PER_CLASS].tolist()]
-        if images:
-            rows.append({"name": name, "image": _data_uri(_grid(images, SAMPLES_PER_CLASS)), "count": len(indices)})
+        if len(indices):
+            images = _shrink(split.images[indices[:SAMPLES_PER_CLASS]])
+            rows.append({"name": name, "image": _png(images, SAMPLES_PER_CLASS), "count": len(indices)})
     return rows
 
 
-def _to_pillow(image: torch.Tensor) -> Image.Image:
-    """Return an image, uint8 (C, H, W), as a Pillow image whose sides are at most MAX_SIDE."""
-    pixels = image.cpu().numpy()
-    pillow_image = Image.fromarray(pixels.transpose(1, 2, 0)) if len(pixels) == 3 else Image.fromarray(pixels[0])
-    if max(pillow_image.size) > MAX_SIDE:
-        pillow_image.thumbnail((MAX_SIDE, MAX_SIDE))
-    return pillow_image
+def _shrink(images: torch.Tensor) -> torch.Tensor:
+    """Return images, uint8 (N, C, H, W), as grey or RGB images whose sides are at most MAX_SIDE."""
+    scale = min(1, MAX_SIDE / max(images.shape[2:]))
+    size = [max(1, round(scale * side)) for side in images.shape[2:]]
+    shrunk: torch.Tensor = resize(images if images.shape[1] == 3 else images[:, :1], size)
+    return shrunk
 
 
-def _grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Return images of one size in a grid. The gaps are transparent, so that they have the page's background colour."""
-    width, height = images[0].size
-    rows = -(-len(images) // columns)
-    columns = min(columns, len(images)) if rows > 1 else columns
-    grid = Image.new("RGBA", (columns * (width + gap) - gap, rows * (height + gap) - gap))
-    for k, image in enumerate(images):
-        grid.paste(image.convert("RGB"), (k % columns * (width + gap), k // columns * (height + gap)))
-    return grid
+def _png(images: torch.Tensor, columns: int = 1, gap: int = 2) -> dict[str, Any]:
+    """Return grey or RGB images, uint8 (N, C, H, W), in a grid: a PNG as a data URI, with its width and height.
 
-
-def _data_uri(image: Image.Image) -> dict[str, Any]:
-    """Return an image as a data URI, with its width and height."""
+    The gaps are transparent, so that they have the page's background colour.
+    """
+    rgb = images.cpu().expand(-1, 3, -1, -1)
+    opaque = torch.cat([rgb, torch.full_like(rgb[:, :1], 255)], dim=1)
+    filled = F.pad(opaque, (0, 0, 0, 0, 0, 0, 0, -len(images) % columns))  # so that all rows have the same scale
+    grid = make_grid(filled, columns, gap)
+    image = to_pil_image(grid[:, gap:-gap, gap:-gap] if columns > 1 else grid)  # a single image has no margins
     content = io.BytesIO()
     image.save(content, "PNG", optimize=True)
     uri = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
     return {"uri": uri, "width": image.width, "height": image.height}
 
 
-def _to_grey_images(maps: torch.Tensor, centred: bool) -> list[Image.Image]:
-    """Return float (M, H, W) as grey images, scaled from the smallest to the largest value; if `centred`, 0 is middle grey."""
-    images = []
-    for values in maps.detach().float().cpu():
-        if centred:
-            scaled = 0.5 + 0.5 * values / values.abs().max().clamp(min=1e-9)
-        else:
-            scaled = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-9)
-        images.append(Image.fromarray((255 * scaled).round().numpy().astype(np.uint8)))
-    return images
+def _to_grey(maps: torch.Tensor, centred: bool) -> torch.Tensor:
+    """Return float (N, H, W) as grey images, uint8 (N, 1, H, W), each scaled to its own values.
+
+    Black is a map's smallest value and white its largest; if `centred`, the scale is symmetric, with 0 as middle grey.
+    """
+    largest = maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-9) if centred else maps.amax((1, 2), keepdim=True)
+    smallest = -largest if centred else maps.amin((1, 2), keepdim=True)
+    scaled = (maps - smallest) / (largest - smallest).clamp(min=1e-9)
+    return (255 * scaled).round().byte()[:, None]
 
 
 def _filters(network: nn.Module) -> dict[str, Any] | None:
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     if first is None or max(first.kernel_size) < 2:
         return None
-    weight = first.weight.detach()
-    kernels = weight[:64].mean(dim=1) if weight.shape[1] > 1 else weight[:64, 0]
-    size = "×".join(map(str, first.kernel_size))
-    grid = _grid(_to_grey_images(kernels, centred=True), 16, gap=1)
-    return {"image": _data_uri(grid), "count": len(weight), "size": size}
+    kernels = first.weight.detach()[:64].mean(dim=1)
+    image = _png(_to_grey(kernels, centred=True), 16, gap=1)
+    return {"image": image, "count": len(first.weight), "size": "×".join(map(str, first.kernel_size))}
 
 
-@torch.no_grad()
-def _feature_maps(model: Any, image: torch.Tensor) -> list[dict[str, Any]]:
+def _feature_maps(model: Classifier, example: torch.Tensor) -> list[dict[str, Any]]:
     """Return the first feature maps of the last layer at each size, for one image."""
-    by_size: dict[tuple[int, int], tuple[str, torch.Tensor]] = {}
+    outputs: list[tuple[str, torch.Tensor]] = []
 
-    def make_hook(name: str) -> Any:
+    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if torch.is_tensor(output) and output.dim() == 4 and min(output.shape[2:]) > 1:
-                by_size[output.shape[2], output.shape[3]] = (name, output[0].clone())
+                outputs.append((name, output[0].float().cpu().clone()))  # the next layer may change it in place
 
         return hook
 
     handles = [module.register_forward_hook(make_hook(name)) for name, module in model.network.named_modules() if name]
     try:
-        tta, model.tta = model.tta, "none"
-        model.logits(image)
+        model.logits(example)
     finally:
-        model.tta = tta
         for handle in handles:
             handle.remove()
+    passes = 2 if model.tta == "flip" else 1  # the mirror image comes second
+    last_by_size = {maps.shape[1:]: (name, maps) for name, maps in outputs[: len(outputs) // passes]}
     rows = []
-    for (height, width), (name, maps) in list(by_size.items())[:6]:
-        images = _to_grey_images(maps[:16], centred=False)
-        scale = max(1, MAX_SIDE // 2 // max(width, height))
-        images = [
-            image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images
-        ]
-        if max(images[0].size) > MAX_SIDE:
-            images = [image.resize((MAX_SIDE, MAX_SIDE * image.height // image.width)) for image in images]
-        rows.append(
-            {"layer": name, "image": _data_uri(_grid(images, 8)), "count": len(maps), "size": f"{height}×{width}"}
-        )
+    for (height, width), (name, maps) in list(last_by_size.items())[:6]:
+        scale = max(1, MAX_SIDE // 2 // max(height, width))
+        image = _shrink(F.interpolate(_to_grey(maps[:16], centred=False), scale_factor=scale))
+        rows.append({"layer": name, "image": _png(image, 8), "count": len(maps), "size": f"{height}×{width}"})
     return rows
 
 
 def _curves(run: Run) -> dict[str, str] | None:
-    steps = [entry for entry in run.history if "learning_rate" in entry]
     epoch_ends = [entry for entry in run.history if "epoch" in entry]
-    if not steps or not epoch_ends:
+    if not epoch_ends or not any("learning_rate" in entry for entry in run.history):
         return None
-    end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
-    width = max(1, len(steps) // 60)
     charts = {}
-    for key, scale, label in (("loss", 1, "loss (nats)"), ("accuracy", 100, "accuracy (%)")):
-        usable = len(steps) // width * width
-        means = np.array([entry[key] for entry in steps[:usable]]).reshape(-1, width).mean(axis=1) * scale
-        epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
-        lines = [Line("training", "training", list(zip(epochs.tolist(), means.tolist(), strict=True)))]
-        evaluations = [
-            (entry["epoch"], scale * entry[f"validation_{key}"])
-            for entry in epoch_ends
-            if entry["validation_loss"] is not None
-        ]
-        if evaluations:
-            lines.append(Line("validation", "validation", evaluations, dots=len(evaluations) <= 40))
-        description = f"{key.capitalize()} over the epochs: training from {means[0]:.3g} to {means[-1]:.3g}"
-        description += f", validation from {evaluations[0][1]:.3g} to {evaluations[-1][1]:.3g}" if evaluations else ""
-        charts[key] = line_chart(lines, "epoch", label, description)
+    for key in ("loss", "accuracy"):
+        description = f"{key.capitalize()} over the epochs"
+        for name, part in (("training", "train"), ("validation", "validation")):
+            values = [entry[f"{part}_{key}"] for entry in epoch_ends if entry[f"{part}_{key}"] is not None]
+            description += f", {name} {values[0]:.3g} to {values[-1]:.3g}" if values else ""
+        charts[key] = svg_chart(description, draw_curve, run.history, key)
     return charts
 
 
-def _speed(run: Run, train: Split) -> dict[str, Any]:
-    """Return the training speed of the run and the prediction speed measured on this machine."""
-    model, images = run.model, train.images[:500]
+def _speed(model: Classifier, images: torch.Tensor) -> dict[str, float]:
+    """Return the seconds that predictions take on this machine: of one image, and of all of them together."""
     model.logits(images)
-    single = statistics.median(_seconds(lambda: model.logits(images[:1])) for _ in range(15))
-    batch = min(_seconds(lambda: model.logits(images)) for _ in range(3))
-    train_seconds = run.metrics.get("train_seconds") or math.nan
-    return {
-        "training": (run.metrics.get("images_seen") or 0) / train_seconds,
-        "single_milliseconds": 1000 * single,
-        "batch": len(images) / batch,
-        "batch_size": len(images),
-    }
-
-
-def _seconds(function: Any) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def _limits(
-    run: Run, train: Split, validation: Split | None, test_predictions: dict[str, torch.Tensor] | None
-) -> list[str]:
-    """Return sentences that say what the report does not show."""
-    limits = [
-        f"One seed ({run.recipe.seed}). Another would end a little higher or lower; gingham trials says how much.",
-        (
-            f"Every picture here comes from {Path(train.dataset).name}. Nothing says how the model does on pictures "
-            "from elsewhere: photographs, other cameras, other backgrounds."
-        ),
-        "No test of what small changes do: turned, blurred, noisy or partly hidden pictures.",
-        (
-            "The model knows its classes alone. Anything else is given the class it resembles most, perhaps with "
-            "confidence."
-        ),
-    ]
-    if validation is not None:
-        limits.append(
-            "Temperature and threshold were fitted to the validation pictures they are shown on; on new pictures they "
-            "hold a little less well."
-        )
-    if run.recipe.patience:
-        limits.append(
-            "The weights were chosen by the validation split, so the validation accuracy flatters them a little."
-        )
-    if test_predictions is None:
-        limits.append("The test split was not measured: there is no figure from pictures that no choice was made by.")
-    elif len(run.test_openings) > 1:
-        limits.append(
-            f"The test split was opened {len(run.test_openings)} times; each look that led to a change makes it less "
-            "of a test."
-        )
-    few = [name for name, count in (validation or train).counts().items() if count < 30]
-    if few:
-        names = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
-        limits.append(
-            f"Fewer than 30 pictures measured of {names}: what is said of these classes is little more than a guess."
-        )
-    return limits
+    single = timeit.repeat(lambda: model.logits(images[:1]), number=1, repeat=15)
+    together = timeit.repeat(lambda: model.logits(images), number=1, repeat=3)
+    return {"single": statistics.median(single), "together": min(together), "images": len(images)}
