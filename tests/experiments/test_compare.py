@@ -83,8 +83,8 @@ def test_more_seeds_is_the_smallest_number_that_makes_the_difference_significant
     comparison = _compare_trials(a, b, ["a", "b"], "validation")
     assert comparison.p_value > 0.05
     variance, more_seeds = _bootstrap_variance(a, b), comparison.more_seeds
-    assert variance.with_more_seeds(more_seeds).half_width < abs(comparison.difference)
-    assert variance.with_more_seeds(more_seeds - 1).half_width >= abs(comparison.difference)
+    assert variance.half_width(more_seeds) < abs(comparison.difference)
+    assert variance.half_width(more_seeds - 1) >= abs(comparison.difference)
     assert f"about {more_seeds} more seed" in comparison.verdict
 
 

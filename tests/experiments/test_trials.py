@@ -6,6 +6,7 @@ import scipy.stats
 
 import gingham
 from gingham import GinghamError
+from gingham.experiments.trials import TrialOptions
 from gingham.io import locked
 
 
@@ -58,7 +59,7 @@ def test_finished_seeds_are_loaded_and_new_ones_trained(trial_pair, recipe, data
         range(4),
         folder,
         progress=False,
-        on_seed=lambda seed, run, was_finished: calls.append((seed, was_finished)),
+        options=TrialOptions(on_seed=lambda seed, run, was_finished: calls.append((seed, was_finished))),
     )
     assert calls == [(0, True), (1, True), (2, True), (3, False)]
     assert more.accuracies[:3] == good.accuracies

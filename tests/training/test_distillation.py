@@ -84,7 +84,9 @@ def test_teachers_without_weight_or_named_twice_are_an_error(data_and_teacher):
 def test_trials_accept_a_teacher(data_and_teacher, tmp_path):
     data, teacher = data_and_teacher
     recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=16, learning_rate=0.05)
-    found = gingham.trials(recipe, data, [3, 4], tmp_path / "trials", teachers=[teacher], progress=False)
+    found = gingham.trials(
+        recipe, data, [3, 4], tmp_path / "trials", progress=False, options=gingham.FitOptions(teachers=[teacher])
+    )
     alone = fit(recipe.replace(seed=3), data, teachers=[teacher])
     assert found.accuracies[0] == alone.metrics["validation_accuracy"]
     assert gingham.load(tmp_path / "trials/seed-4").teacher_names == "article with seed 0"
@@ -94,7 +96,9 @@ def test_trials_accept_a_teacher(data_and_teacher, tmp_path):
         recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False
     )
     with pytest.raises(DataError, match="may know what is held out here"):
-        gingham.trials(recipe, data, [3], tmp_path / "others", teachers=[everything], progress=False)
+        gingham.trials(
+            recipe, data, [3], tmp_path / "others", progress=False, options=gingham.FitOptions(teachers=[everything])
+        )
     assert not (tmp_path / "others").exists()
 
 

@@ -47,6 +47,7 @@ def trials(
     folder = out or Path("runs") / f"{chosen.name}{suffix}-trials"
     require_split(split)
     from gingham.data.load_data import load_data
+    from gingham.experiments.trials import TrialOptions
     from gingham.experiments.trials import trials as run_trials
 
     seed_range = range(first_seed, first_seed + seeds)
@@ -71,11 +72,8 @@ def trials(
             seed_range,
             folder,
             split=split,
-            device=device,
-            network=network_factory(model),
-            teachers=teachers,
             progress=sys.stderr.isatty(),
-            on_seed=print_seed,
+            options=TrialOptions(device, network_factory(model), teachers, on_seed=print_seed),
         )
     except KeyboardInterrupt:
         print_message(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")

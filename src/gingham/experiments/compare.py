@@ -1,6 +1,7 @@
 """Compare two runs, or two sets of trials, with a paired test."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from gingham.data.splits import Split
 from gingham.errors import GinghamError, RunError
 from gingham.evaluation.evaluate import correct_predictions
+from gingham.evaluation.metrics import paired_interval
 from gingham.io import read_json
 from gingham.models.registry import NetworkFactory, factory_name
 from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load
+from gingham.text import natural_key
 
 BOOTSTRAP_SAMPLES = 2000
-CONFIDENCE_LEVEL = 0.95
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -70,30 +73,29 @@ def compare(
     for folder in folders:
         if not folder.is_dir():
             raise GinghamError(f"there is no folder {folder}; give two run folders, or two folders of trials")
-    kinds = ["trials" if (folder / TRIALS_FILE).exists() else "runs" for folder in folders]
-    if kinds[0] != kinds[1]:
+    singles, sets = (
+        [folder for folder in folders if (folder / TRIALS_FILE).exists() is held] for held in (False, True)
+    )
+    if singles and sets:
         raise GinghamError(
-            f"{folders[kinds.index('runs')]} is a single run and {folders[kinds.index('trials')]} a set of trials; "
-            "compare two of a kind: gingham trials trains a recipe over seeds"
+            f"{singles[0]} is a single run and {sets[0]} a set of trials; compare two of a kind: gingham trials trains "
+            "a recipe over seeds"
         )
-    names, correct, first = [], [], None
+    measured = []
     for folder in folders:
-        runs = [_load(path, networks) for path in (_seed_folders(folder) if kinds[0] == "trials" else [folder])]
+        runs = [_load(path, networks) for path in (_seed_folders(folder) if sets else [folder])]
         split = splits(runs[0])
-        if first is not None and (
-            split.fingerprint != first.fingerprint or not torch.equal(split.labels, first.labels)
-        ):
-            raise GinghamError(
-                f"{folders[0]} and {folder} were not measured on the same pictures ({first.dataset}, {len(first)} and "
-                f"{split.dataset}, {len(split)}); compare on data and validation_images they share"
-            )
-        first = split
-        correct.append(torch.stack([correct_predictions(run, split) for run in runs]))
-        names.append(str(folder))
-    assert first is not None
-    if kinds[0] == "runs":
-        return _compare_runs(correct[0][0], correct[1][0], names, first.name)
-    return _compare_trials(correct[0], correct[1], names, first.name)
+        measured.append((split, torch.stack([correct_predictions(run, split) for run in runs])))
+    (split_a, correct_a), (split_b, correct_b) = measured
+    if split_a.fingerprint != split_b.fingerprint or not torch.equal(split_a.labels, split_b.labels):
+        raise GinghamError(
+            f"{a} and {b} were not measured on the same pictures ({split_a.dataset}, {len(split_a)} and "
+            f"{split_b.dataset}, {len(split_b)}); compare on data and validation_images they share"
+        )
+    names = (str(a), str(b))
+    if sets:
+        return _compare_trials(correct_a, correct_b, names, split_a.name)
+    return _compare_runs(correct_a[0], correct_b[0], names, split_a.name)
 
 
 def _load(folder: Path, networks: Sequence[NetworkFactory]) -> Run:
@@ -103,78 +105,60 @@ def _load(folder: Path, networks: Sequence[NetworkFactory]) -> Run:
 
 
 def _seed_folders(folder: Path) -> list[Path]:
-    folders = sorted(
-        (path.parent for path in folder.glob(f"seed-*/{METADATA_FILE}")), key=lambda path: (len(path.name), path.name)
-    )
+    folders = [path.parent for path in folder.glob(f"seed-*/{METADATA_FILE}")]
     if not folders:
         raise RunError(f"no seed in {folder} is finished; go on with gingham trials --out {folder}")
-    return folders
+    return sorted(folders, key=lambda path: natural_key(path.name))
 
 
 def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split: str) -> Comparison:
+    """Compare two bool (N,): whether each run is right on each of N images."""
     import scipy.stats
 
     only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    accuracies, difference = (float(a.double().mean()), float(b.double().mean())), (only_b - only_a) / n
     p_value = float(scipy.stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    difference = (only_b - only_a) / n
-    # The interval of Agresti & Min (2005), with half an image added to each cell, so that the width is never 0.
-    center, discordant = (only_b - only_a) / (n + 2), only_a + only_b + 1
-    error = math.sqrt(max(discordant - (only_b - only_a) ** 2 / (n + 2), 0)) / (n + 2)
-    interval = (center - 1.96 * error, center + 1.96 * error)
-    accuracies = (float(a.double().mean()), float(b.double().mean()))
     details = (
         f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} pictures that A alone gets right, {only_b} that B "
         f"alone does; McNemar's exact test, {_format_p(p_value)}"
     )
-    if p_value < 1 - CONFIDENCE_LEVEL:
+    if p_value < SIGNIFICANCE:
         verdict = (
             f"On these {n:,} {split} pictures {_winner(difference, names)} is better by {100 * abs(difference):.2f} "
             f"points ({details}). That is about these two networks; whether one recipe is better takes gingham trials."
         )
     else:
+        needed = math.ceil(1.96**2 * ((only_a + only_b) / n) / difference**2) if difference else 0
+        estimate = (
+            f"If the difference is what it seems, about {needed:,} pictures would show it; to" if needed > n else "To"
+        )
         verdict = (
             f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) on {n:,} {split} pictures "
-            f"({details}). {_describe_images_needed(difference, (only_a + only_b) / n, n)}"
+            f"({details}). {estimate} tell recipes apart, compare gingham trials over seeds."
         )
+    interval = paired_interval(only_b, only_a, n)
     return Comparison("runs", split, accuracies, difference, interval, p_value, verdict, None)
-
-
-def _describe_images_needed(difference: float, discordant: float, n: int) -> str:
-    if not difference:
-        return "To tell recipes apart, compare gingham trials over seeds."
-    needed = math.ceil(1.96**2 * discordant / difference**2)
-    return (
-        f"If the difference is what it seems, about {needed:,} pictures would show it; to tell recipes apart, compare "
-        "gingham trials over seeds."
-        if needed > n
-        else "To tell recipes apart, compare gingham trials over seeds."
-    )
 
 
 def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split: str) -> Comparison:
     """Compare two bool (S, N): whether each of S seeds is right on each of N images."""
-    import scipy.stats
-
     n, sizes = a.shape[1], (len(a), len(b))
-    accuracies = (float(a.double().mean()), float(b.double().mean()))
-    difference = accuracies[1] - accuracies[0]
     if min(sizes) < 2:
         raise GinghamError(
             f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; at least 2 each are needed, better "
             "ten: gingham trials --seeds 10"
         )
+    accuracies = (float(a.double().mean()), float(b.double().mean()))
+    difference = accuracies[1] - accuracies[0]
     variance = _bootstrap_variance(a, b)
-    error = variance.standard_error
-    p_value = (
-        float(2 * scipy.stats.t.sf(abs(difference) / error, variance.freedom)) if error else float(difference == 0)
-    )
-    interval = (difference - variance.half_width, difference + variance.half_width)
+    p_value, half_width = 2 * float(variance.distribution().sf(abs(difference))), variance.half_width()
+    interval = (difference - half_width, difference + half_width)
     details = (
-        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of B - A {100 * interval[0]:+.2f} to "
-        f"{100 * interval[1]:+.2f} points; {_format_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} "
+        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of B - A {100 * interval[0]:+z.2f} to "
+        f"{100 * interval[1]:+z.2f} points; {_format_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} "
         "pictures"
     )
-    if p_value < 1 - CONFIDENCE_LEVEL:
+    if p_value < SIGNIFICANCE:
         verdict = f"{_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({details})."
         return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, None)
     more_seeds, advice = _describe_seeds_needed(variance, difference, n)
@@ -190,28 +174,23 @@ class _Variance:
     sizes: tuple[int, int]
     images: float
 
-    @property
-    def standard_error(self) -> float:
-        return math.sqrt(sum(self.seeds) + self.images)
+    def distribution(self, more_seeds: int = 0) -> Any:
+        """Return the distribution of the difference's error, with `more_seeds` on each side: a frozen Student's t.
 
-    @property
-    def half_width(self) -> float:
-        """Half the width of the 95 % interval."""
+        The degrees of freedom are those of Welch and Satterthwaite, in which only the seeds' variance is uncertain.
+        """
         import scipy.stats
 
-        return float(scipy.stats.t.ppf(0.5 + CONFIDENCE_LEVEL / 2, self.freedom)) * self.standard_error
-
-    @property
-    def freedom(self) -> float:
-        """The degrees of freedom by Welch and Satterthwaite, in which only the variance of the seeds is uncertain."""
-        uncertainty = sum(variance**2 / (size - 1) for variance, size in zip(self.seeds, self.sizes, strict=True))
-        return self.standard_error**4 / uncertainty if uncertainty else 1e9
-
-    def with_more_seeds(self, count: int) -> "_Variance":
-        """Return the variance with `count` more seeds on each side."""
-        sizes = (self.sizes[0] + count, self.sizes[1] + count)
+        sizes = [size + more_seeds for size in self.sizes]
         seeds = [variance * size / more for variance, size, more in zip(self.seeds, self.sizes, sizes, strict=True)]
-        return _Variance((seeds[0], seeds[1]), sizes, self.images)
+        total = sum(seeds) + self.images
+        uncertainty = sum(variance**2 / (size - 1) for variance, size in zip(seeds, sizes, strict=True))
+        freedom = total**2 / uncertainty if uncertainty else 1e9
+        return scipy.stats.t(freedom, scale=math.sqrt(total) or 1e-300)  # scipy takes no scale of 0
+
+    def half_width(self, more_seeds: int = 0) -> float:
+        """Return half the width of the 95 % interval, with `more_seeds` on each side."""
+        return float(self.distribution(more_seeds).ppf(1 - SIGNIFICANCE / 2))
 
 
 def _bootstrap_variance(a: torch.Tensor, b: torch.Tensor) -> _Variance:
@@ -238,20 +217,20 @@ def _describe_seeds_needed(variance: _Variance, difference: float, n: int) -> tu
     """Return how many more seeds on each side would make this difference significant, and a sentence that says so."""
     if not difference:
         return None, "The means are equal; no number of seeds would show a difference that is not there."
-    if variance.with_more_seeds(10**6).half_width >= abs(difference):
+
+    def is_significant(more_seeds: int) -> bool:
+        return variance.half_width(more_seeds) < abs(difference)
+
+    if not is_significant(10**6):
         return None, (
             f"If the difference is what it seems, no number of seeds would show it on {n:,} pictures: more pictures "
             "are needed."
         )
-    more = next(
-        (count for count in range(1, 1001) if variance.with_more_seeds(count).half_width < abs(difference)), None
-    )
-    if more is None:
+    more = 1 + bisect_left(range(1, 1001), True, key=is_significant)
+    if more > 1000:
         return None, "If the difference is what it seems, over 1,000 more seeds on each side would show it."
-    return (
-        more,
-        f"If the difference is what it seems, about {more} more seed{'s' * (more > 1)} on each side would show it.",
-    )
+    seeds = "seed" if more == 1 else "seeds"
+    return more, f"If the difference is what it seems, about {more} more {seeds} on each side would show it."
 
 
 def _winner(difference: float, names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from gingham.errors import GinghamError, RunError, TrainingError, list_differenc
 from gingham.evaluation.evaluate import correct_predictions, evaluate
 from gingham.evaluation.metrics import mean_interval, proportion_interval
 from gingham.io import locked, read_json, require_writable, write_json
-from gingham.models.registry import NetworkFactory, factory_name
+from gingham.models.registry import factory_name
 from gingham.recipe import Recipe
 from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load, save
 from gingham.text import duration
@@ -35,8 +35,8 @@ class Trials:
     accuracies: tuple[float, ...]
     train_seconds: tuple[float, ...]
     dead: tuple[int, ...]
-    failed: dict[int, str] = field(default_factory=dict)
-    folder: Path | None = None
+    failed: dict[int, str]
+    folder: Path
 
     @property
     def mean(self) -> float:
@@ -68,21 +68,20 @@ class Trials:
             "dead": list(self.dead),
             "failed": {str(seed): reason for seed, reason in self.failed.items()},
             "train_seconds": statistics.median(self.train_seconds),
-            "folder": None if self.folder is None else str(self.folder),
+            "folder": str(self.folder),
         }
 
     def __str__(self) -> str:
-        values = self.to_dict()
-        spread = "" if self.std is None else f" ± {self.std:.2%}"
-        caption = (
-            "one seed alone says nothing of the spread:" if self.std is None else "mean and standard deviation over"
-        )
-        lines = [f"{self.mean:.2%}{spread} on the {self.split} pictures, {caption} {_format_seeds(self.seeds)}"]
-        if self.interval is not None:
-            lines.append(f"interval  {self.interval[0]:.2%} to {self.interval[1]:.2%} (95 %, of the mean over seeds)")
-        lines += [
-            f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}" for name in ("best", "worst")
-        ]
+        values, seeds, spread = self.to_dict(), _format_seeds(self.seeds), self.std
+        lines = [f"{self.mean:.2%} on the {self.split} pictures, one seed alone says nothing of the spread: {seeds}"]
+        if spread is not None and self.interval is not None:
+            low, high = self.interval
+            lines = [
+                f"{self.mean:.2%} ± {spread:.2%} on the {self.split} pictures, mean and standard deviation over {seeds}",
+                f"interval  {low:.2%} to {high:.2%} (95 %, of the mean over seeds)",
+            ]
+        for name in ("best", "worst"):
+            lines.append(f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}")
         if self.dead:
             lines.append(f"dead      {_format_seeds(self.dead)}: no better than always naming the commonest class")
         for seed, reason in self.failed.items():
@@ -98,6 +97,16 @@ def _format_seeds(seeds: Sequence[int]) -> str:
     return f"{len(seeds)} seeds ({f'{seeds[0]} to {seeds[-1]}' if consecutive else ', '.join(map(str, seeds))})"
 
 
+@dataclass(frozen=True)
+class TrialOptions(FitOptions):
+    """Options of `fit` for every seed, and `on_seed(seed, run, was_finished)`, which is called after each seed.
+
+    `run` is None if the training failed; `was_finished` is true for a run that existed before.
+    """
+
+    on_seed: Callable[[int, Run | None, bool], None] | None = None
+
+
 def trials(
     recipe: Recipe,
     data: DataSplits,
@@ -105,54 +114,50 @@ def trials(
     folder: str | Path,
     *,
     split: str = "validation",
-    device: str = "auto",
-    network: NetworkFactory | None = None,
-    teachers: Sequence[Run] = (),
     progress: bool = True,
-    on_seed: Callable[[int, Run | None, bool], None] | None = None,
+    options: FitOptions = TrialOptions(),
 ) -> Trials:
     """Train a recipe with each seed, one after the other, and return the results.
 
     Each seed becomes a run in `folder`/seed-N, with its predictions. Finished runs are loaded instead of trained, and
     an interrupted run resumes from its last checkpoint. If `split` is "test", each run is evaluated on it once, after
-    the last training. `network` and `teachers` are those of `fit`. `on_seed(seed, run, was_finished)` is called after
-    each seed, with None for a run whose training failed; `was_finished` is true for a run that existed before.
+    the last training. `progress` and `options` are those of `fit`; `TrialOptions` can also call a function after each
+    seed.
 
         result = gingham.trials(gingham.RECIPES["fast"], data, seeds=range(10), folder="runs/fast-trials")
         result.mean, result.std, result.interval
 
     Raises
         GinghamError: there are no seeds, the split is unknown, the folder holds trials of another recipe, data or
-        teachers, or
-            every training failed.
+        teachers, or every training failed.
         DataError: a teacher was trained on other images.
     """
     folder, seeds = Path(folder), list(dict.fromkeys(seeds))
     if not seeds:
         raise GinghamError("trials got no seeds; give at least one, better ten")
     chosen = _choose_split(data, split, recipe)
-    if network is not None:
-        recipe = recipe.replace(network=factory_name(network))
-    teacher_checksums = validate_teachers(teachers, recipe, data.train, data.validation)
+    if options.network is not None:
+        recipe = recipe.replace(network=factory_name(options.network))
+    teacher_checksums = validate_teachers(options.teachers, recipe, data.train, data.validation)
     require_writable(folder)
     with locked(folder, wait=False):
         _write_or_check_manifest(folder, recipe, data, teacher_checksums)
         failed: dict[int, str] = {}
-        trained = []
         for seed in seeds:
-            was_finished = (folder / f"seed-{seed}" / METADATA_FILE).exists()
+            seed_folder = folder / f"seed-{seed}"
+            was_finished = (seed_folder / METADATA_FILE).exists()
+            run = None
             try:
-                run = _run_seed(
-                    recipe.replace(seed=seed), data, folder / f"seed-{seed}", device, network, teachers, progress
-                )
-                trained.append(seed)
+                run = _run_seed(recipe.replace(seed=seed), data, seed_folder, progress, options)
             except TrainingError as error:
-                run, failed[seed] = None, str(error)
-            if on_seed is not None:
-                on_seed(seed, run, was_finished)
+                failed[seed] = str(error)
+            if isinstance(options, TrialOptions) and options.on_seed is not None:
+                options.on_seed(seed, run, was_finished)
+        trained = [seed for seed in seeds if seed not in failed]
         if not trained:
             raise GinghamError(f"not one of {len(seeds)} seeds could be trained ({failed[seeds[0]]})")
-        return _collect(recipe, folder, trained, failed, chosen, network)
+        runs = {seed: load(folder / f"seed-{seed}", options.network) for seed in trained}
+        return _summarize(recipe, runs, failed, chosen, folder)
 
 
 def _choose_split(data: DataSplits, name: str, recipe: Recipe) -> Split:
@@ -179,58 +184,35 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
         write_json(folder / TRIALS_FILE, manifest)
         return
     before = read_json(folder / TRIALS_FILE)
-    previous = before.get("recipe") if isinstance(before.get("recipe"), dict) else {}
-    assert isinstance(previous, dict)
-    previous = {**Recipe().to_dict(), **previous}  # defaults for fields that did not exist yet
+    previous = Recipe().to_dict()  # defaults for fields that did not exist yet
+    previous |= before["recipe"] if isinstance(before.get("recipe"), dict) else {}
     changed = [
         f"{key} {previous.get(key)}, not {value}" for key, value in settings.items() if previous.get(key) != value
     ]
-    changed += [f"data {before.get('data')}, not {data.name}"] * (before.get("fingerprint") != data.fingerprint)
-    changed += ["other teachers"] * (before.get("teachers", []) != list(teachers))
+    if before.get("fingerprint") != data.fingerprint:
+        changed.append(f"data {before.get('data')}, not {data.name}")
+    if before.get("teachers", []) != list(teachers):
+        changed.append("other teachers")
     if changed:
         raise GinghamError(f"{folder} holds trials with {list_differences(changed)}; give another --out")
 
 
-def _run_seed(
-    recipe: Recipe,
-    data: DataSplits,
-    folder: Path,
-    device: str,
-    network: NetworkFactory | None,
-    teachers: Sequence[Run],
-    progress: bool,
-) -> Run:
+def _run_seed(recipe: Recipe, data: DataSplits, folder: Path, progress: bool, options: FitOptions) -> Run:
     require_writable(folder)
     with locked(folder, wait=False):  # gingham train may write to the same folder
         if (folder / METADATA_FILE).exists():
-            return load(folder, network)
-        run = fit(
-            recipe,
-            data.train,
-            data.validation,
-            folder=folder,
-            resume=True,
-            progress=progress,
-            options=FitOptions(device=device, network=network, teachers=teachers),
-        )
+            return load(folder, options.network)
+        run = fit(recipe, data.train, data.validation, folder=folder, resume=True, progress=progress, options=options)
         save(run, folder)
     if data.validation is not None:
         evaluate(run, data.validation)  # saves the predictions
     return run
 
 
-def _collect(
-    recipe: Recipe,
-    folder: Path,
-    seeds: Sequence[int],
-    failed: dict[int, str],
-    split: Split,
-    network: NetworkFactory | None,
-) -> Trials:
+def _summarize(recipe: Recipe, runs: dict[int, Run], failed: dict[int, str], split: Split, folder: Path) -> Trials:
     accuracies, train_seconds, dead = [], [], []
     majority_share = max(split.counts().values()) / len(split)
-    for seed in seeds:
-        run = load(folder / f"seed-{seed}", network)
+    for seed, run in runs.items():
         correct = correct_predictions(run, split)
         accuracies.append(float(correct.double().mean()))
         if (seconds := run.metrics.get("train_seconds")) is None:
@@ -240,6 +222,4 @@ def _collect(
         train_seconds.append(float(seconds))
         if proportion_interval(int(correct.sum()), len(correct))[0] <= majority_share:
             dead.append(seed)
-    return Trials(
-        recipe, split.name, tuple(seeds), tuple(accuracies), tuple(train_seconds), tuple(dead), failed, folder
-    )
+    return Trials(recipe, split.name, tuple(runs), tuple(accuracies), tuple(train_seconds), tuple(dead), failed, folder)
