@@ -6,6 +6,7 @@ import torch
 import gingham
 from gingham import DataError, GinghamError
 from gingham.evaluation.evaluate import compute_result, correct_predictions
+from helpers import fresh_model
 
 
 def test_evaluate_agrees_with_a_loop(small_run):
@@ -56,10 +57,12 @@ def test_a_result_converts_to_json(small_run):
 
 def test_a_printed_result_has_a_table_by_class(fashion_mnist):
     logits = torch.nn.functional.one_hot(fashion_mnist.test.labels, 10).float() * 20
-    text = str(compute_result(logits, fashion_mnist.test, []))
+    recipe = gingham.RECIPES["article"]
+    result = compute_result(gingham.Run(fresh_model(recipe), recipe), fashion_mnist.test, logits)
+    text = str(result)
     assert "100.00% of 10,000 test pictures right (95 % interval 99.96% to 100.00%)" in text
     assert all(name in text for name in fashion_mnist.classes)
-    shown = str(compute_result(logits, fashion_mnist.test, []).confusion)
+    shown = str(result.confusion)
     assert shown.count("1000") == 10
     assert max(map(len, shown.splitlines())) <= 80
 

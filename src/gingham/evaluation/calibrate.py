@@ -3,7 +3,7 @@
 from gingham.data.splits import Split
 from gingham.distributed import SINGLE_PROCESS, DistributedContext
 from gingham.errors import DataError
-from gingham.evaluation.metrics import fit_temperature, threshold_for_risk
+from gingham.evaluation.metrics import fit_temperature, selective_error, threshold_for_risk
 from gingham.runs.run import Run
 
 
@@ -26,12 +26,11 @@ def calibrate(run: Run, validation: Split, context: DistributedContext = SINGLE_
     # Divide in float32, as the model does, so that predict puts an image at the threshold on the same side.
     confidence, predicted = (logits / model.temperature.cpu()).softmax(dim=1).max(dim=1)
     model.threshold.fill_(threshold_for_risk(confidence, predicted == labels, risk))
-    sure = confidence >= model.threshold.cpu()
-    wrong = int((predicted != labels)[sure].sum())
+    unsure_share, sure_error = selective_error(confidence, predicted == labels, float(model.threshold))
     run.metrics |= {
         "temperature": float(model.temperature),
         "threshold": float(model.threshold),
         "risk": risk,
-        "unsure_share": 1 - float(sure.double().mean()),
-        "sure_error": wrong / int(sure.sum()) if sure.any() else None,
+        "unsure_share": unsure_share,
+        "sure_error": sure_error,
     }

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 
 from gingham.data.splits import Split
 from gingham.errors import DataError, GinghamError
-from gingham.evaluation.metrics import calibration_error, confusion_matrix, proportion_interval, reliability
+from gingham.evaluation.metrics import (
+    calibration_error,
+    confusion_matrix,
+    proportion_interval,
+    reliability,
+    selective_error,
+)
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
 from gingham.text import render_table
@@ -31,10 +37,8 @@ class Confusion:
         return self.matrix[self.classes.index(pair[0])][self.classes.index(pair[1])]
 
     def __str__(self) -> str:
-        rows = [
-            [name, *(str(count) if count else "." for count in row)]
-            for name, row in zip(self.classes, self.matrix, strict=True)
-        ]
+        named_rows = zip(self.classes, self.matrix, strict=True)
+        rows = [[name, *(str(count or ".") for count in row)] for name, row in named_rows]
         # Shorten the column names, so that ten classes fit 80 characters; the rows have the full names in the same
         # order.
         return render_table([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
@@ -89,22 +93,16 @@ class EvaluationResult:
             rows.append([name, *shares, f"{row['correct']:,}", f"{row['total']:,}"])
         lines = [render_table(["class", "accuracy", "precision", "correct", "total"], rows)]
         low, high = self.interval
-        lines.append("")
-        lines.append(
-            f"{self.accuracy:.2%} of {self.total:,} {self.image_noun} right (95 % interval {low:.2%} to {high:.2%})"
-        )
+        correct = f"{self.accuracy:.2%} of {self.total:,} {self.image_noun} right"
+        lines += ["", f"{correct} (95 % interval {low:.2%} to {high:.2%})"]
+        if len({row["total"] for row in self.per_class.values()}) > 1:
+            balanced = f"balanced accuracy {self.balanced_accuracy:.2%}"
+            lines.append(f"{balanced}: the mean over the classes that have pictures")
         before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
-        totals = {row["total"] for row in self.per_class.values()}
-        if len(totals) > 1:
-            lines.append(
-                f"balanced accuracy {self.balanced_accuracy:.2%}: the mean over the classes that have pictures"
-            )
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
-            sure_error = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
-            lines.append(
-                f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{sure_error}"
-            )
+            wrong = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
+            lines.append(f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{wrong}")
         return "\n".join(lines)
 
 
@@ -121,10 +119,7 @@ def evaluate(run: Run, split: Split) -> EvaluationResult:
         DataError: the split's classes or image shape are not the model's, or the split is empty.
         GinghamError: the use of the test split cannot be recorded in the run's folder.
     """
-    logits = _logits(run, split)
-    return compute_result(
-        logits, split, list(run.test_openings), float(run.model.temperature), float(run.model.threshold)
-    )
+    return compute_result(run, split, _logits(run, split))
 
 
 def correct_predictions(run: Run, split: Split) -> torch.Tensor:
@@ -162,34 +157,25 @@ def _logits(run: Run, split: Split) -> torch.Tensor:
     return logits
 
 
-def compute_result(
-    logits: torch.Tensor,
-    split: Split,
-    test_openings: list[dict[str, Any]],
-    temperature: float = 1.0,
-    threshold: float = 0.0,
-) -> EvaluationResult:
-    """Return the result for a model's logits on a split, float (N, K), computed with this temperature and threshold."""
-    labels = split.labels.cpu()
+def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationResult:
+    """Return the result for the logits of a run's model on a split, float (N, K)."""
+    labels, temperature, threshold = split.labels.cpu(), float(run.model.temperature), float(run.model.threshold)
     probabilities, uncalibrated = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
-    sure = confidence >= threshold
+    unsure_share, sure_error = selective_error(confidence, predicted == labels, threshold)
     matrix = confusion_matrix(labels, predicted, len(split.classes))
-    diagonal, row_sums, column_sums = matrix.diag().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist()
-    correct, total = sum(diagonal), len(labels)
-    per_class = {
-        name: {
-            "accuracy": diagonal[k] / row_sums[k] if row_sums[k] else None,
-            "precision": diagonal[k] / column_sums[k] if column_sums[k] else None,
-            "correct": diagonal[k],
-            "total": row_sums[k],
-        }
-        for k, name in enumerate(split.classes)
-    }
+    correct, total = int(matrix.trace()), len(labels)
+    per_class: dict[str, dict[str, Any]] = {}
+    sums = zip(
+        split.classes, matrix.diag().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist(), strict=True
+    )
+    for name, hits, images, answers in sums:
+        shares = {"accuracy": hits / images if images else None, "precision": hits / answers if answers else None}
+        per_class[name] = {**shares, "correct": hits, "total": images}
     return EvaluationResult(
         split=split.name,
         accuracy=correct / total,
-        balanced_accuracy=statistics.fmean(diagonal[k] / row_sums[k] for k in range(len(row_sums)) if row_sums[k]),
+        balanced_accuracy=statistics.fmean(row["accuracy"] for row in per_class.values() if row["total"]),
         interval=proportion_interval(correct, total),
         loss=float(F.cross_entropy(logits, labels)),
         correct=correct,
@@ -202,9 +188,9 @@ def compute_result(
         reliability_before=reliability(uncalibrated, labels),
         temperature=temperature,
         threshold=threshold,
-        unsure_share=1 - float(sure.double().mean()),
-        sure_error=int((predicted != labels)[sure].sum()) / int(sure.sum()) if sure.any() else None,
-        test_openings=test_openings,
+        unsure_share=unsure_share,
+        sure_error=sure_error,
+        test_openings=list(run.test_openings),
     )
 
 

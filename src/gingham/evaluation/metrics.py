@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+Z = statistics.NormalDist().inv_cdf(0.975)  # half the width of a 95 % interval, in standard errors
+
 
 def confusion_matrix(labels: torch.Tensor, predicted: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the confusion matrix, int64 (K, K), of two int64 (N,). Rows are true classes, columns predicted classes.
@@ -119,23 +121,36 @@ def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: fl
     return 0.0 if last == len(order) - 1 else float(sorted_confidence[last])
 
 
-def proportion_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion.
+def selective_error(confidence: torch.Tensor, correct: torch.Tensor, threshold: float) -> tuple[float, float | None]:
+    """Return the share of unsure predictions, below the threshold, and the share of wrong ones among the others.
+
+    `confidence` is float (N,), the top probabilities; `correct` bool (N,). The second share is None if all are unsure.
+
+    >>> selective_error(torch.tensor([0.9, 0.4, 0.8, 0.6]), torch.tensor([True, True, False, True]), 0.75)
+    (0.5, 0.5)
+    """
+    sure = confidence >= threshold
+    wrong = int((~correct)[sure].sum())
+    return 1 - float(sure.double().mean()), wrong / int(sure.sum()) if sure.any() else None
+
+
+def proportion_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion.
 
     >>> [round(edge, 3) for edge in proportion_interval(8482, 10000)]
     [0.841, 0.855]
 
     Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
     """
-    share, z = correct / total, statistics.NormalDist().inv_cdf(0.5 + level / 2)
-    center = share + z * z / (2 * total)
-    half_width = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
+    share = correct / total
+    center = share + Z * Z / (2 * total)
+    half_width = Z * math.sqrt(share * (1 - share) / total + Z * Z / (4 * total * total))
+    scale = 1 + Z * Z / total
     return max(0.0, (center - half_width) / scale), min(1.0, (center + half_width) / scale)
 
 
-def paired_interval(lost: int, gained: int, total: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the confidence interval of (lost - gained) / total, the difference of two proportions of the same images.
+def paired_interval(lost: int, gained: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of (lost - gained) / total, the difference of two proportions of the same images.
 
     `lost` images are correct only before a change, `gained` only after it. The width is positive even if both are 0.
 
@@ -145,14 +160,14 @@ def paired_interval(lost: int, gained: int, total: int, level: float = 0.95) -> 
     Source: Agresti & Min, "Simple improved confidence intervals for comparing matched proportions" (2005): half a pair
     is added to each of the four cells.
     """
-    count, z = total + 2, statistics.NormalDist().inv_cdf(0.5 + level / 2)
+    count = total + 2
     center = (lost - gained) / count
-    half_width = z * math.sqrt((lost + gained + 1) / count - center**2) / math.sqrt(count)
+    half_width = Z * math.sqrt((lost + gained + 1) / count - center**2) / math.sqrt(count)
     return center - half_width, center + half_width
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Return Student's t interval of the mean of independent values, which is infinite for fewer than two.
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return Student's 95 % t interval of the mean of independent values, which is infinite for fewer than two.
 
     >>> [round(edge, 2) for edge in mean_interval([0.83, 0.84, 0.85])]
     [0.82, 0.86]
@@ -161,7 +176,5 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
 
     if len(values) < 2:
         return -math.inf, math.inf
-    tensor = torch.tensor(values, dtype=torch.float64)
-    mean, error = float(tensor.mean()), float(tensor.std()) / math.sqrt(len(values))
-    half_width = float(scipy.stats.t.ppf(0.5 + level / 2, len(values) - 1)) * error
-    return mean - half_width, mean + half_width
+    half_width = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values) - half_width, statistics.fmean(values) + half_width

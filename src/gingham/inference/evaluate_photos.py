@@ -56,8 +56,7 @@ def evaluate_photographs(
     files = tuple(str(entry.path) for entry, _ in readable)
     photos = Split("photographs", images, labels, run.model.classes, str(path), "", files=files)
     logits = mean_probabilities(run.model, [result for _, result in readable]).clamp(min=1e-30).log()
-    temperature, threshold = float(run.model.temperature), float(run.model.threshold)
-    return compute_result(logits, photos, list(run.test_openings), temperature, threshold), unreadable
+    return compute_result(run, photos, logits), unreadable
 
 
 def normalize_class_name(name: str) -> str:

@@ -93,8 +93,7 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
 
 def _evaluate(run: Run, split: Split) -> dict[str, Any]:
     logits = run.model.logits(split.images)
-    temperature, threshold = float(run.model.temperature), float(run.model.threshold)
-    result = compute_result(logits, split, run.test_openings, temperature, threshold)
+    result = compute_result(run, split, logits)
     confused = [
         (count, label, answer)
         for label, row in enumerate(result.confusion.matrix)
