@@ -29,7 +29,7 @@ from gingham.reports.html import write_report
 from gingham.runs.checkpoint import has_checkpoint, load_checkpoint
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, load
-from gingham.runs.schema import NUMBER_KEYS, TEXT_KEYS
+from gingham.runs.schema import SECTIONS
 from stress.mutations import mutate
 from stress.verdicts import DECOY_MODULES, Judge
 
@@ -37,8 +37,8 @@ Case = Callable[[], object]
 CLASSES = ("cat", "dog", "hen")
 RECIPE = gingham.RECIPES["fast"].replace(network="tiny", epochs=2, batch_size=4, hard_share=0.5, precision="float32")
 FIELDS = tuple(RECIPE.to_dict())
-METADATA_KEYS = {(part, key) for kinds in (NUMBER_KEYS, TEXT_KEYS) for part, keys in kinds.items() for key in keys}
-METADATA_KEYS |= {("metrics", "validation_accuracy"), ("data", "teachers"), ("data", "background"), ("data", "new")}
+METADATA_KEYS = {(section, key) for section, rules in SECTIONS.items() for key in rules}
+METADATA_KEYS |= {("data", "background"), ("data", "new")}
 STEPS = 60  # enough losses for the diagnosis
 REPORT_EVERY = 25  # one in so many loaded runs has its report written, which takes a hundred times as long as the rest
 

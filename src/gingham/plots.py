@@ -141,33 +141,28 @@ def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torc
     A section is a title and its groups; a group is a sequence of images, uint8 (C, H, W), each with its caption. Only
     the first four images of a group are drawn.
     """
-    rows: list[tuple[str, list[Sequence[tuple[torch.Tensor, str]]]]] = []
+    titles, cells, bottom = [], [], 0.1  # in inches from the top left corner
     for title, groups in sections:
-        heading, line = title, list[Sequence[tuple[torch.Tensor, str]]]()
+        if groups:
+            titles.append((bottom + 0.17, title))
+            bottom += 0.25
+        used = 11.0  # images of the row; the first group starts a new one
         for group in (group[:4] for group in groups):
-            if line and sum(len(other) + 0.14 for other in line) + len(group) > 11:
-                rows.append((heading, line))
-                heading, line = "", []
-            line.append(group)
-        if line:
-            rows.append((heading, line))
-    height = 1.25 * len(rows) + 0.25 * sum(bool(title) for title, _ in rows)
-    figure = Figure(figsize=(10, height + 0.3), facecolor=PAPER)
-    top = height + 0.2
-    for title, line in rows:
-        if title:
-            top -= 0.25
-            figure.text(0.012, (top + 0.08) / (height + 0.3), title, fontsize=11, color=INK, weight="bold", va="bottom")
-        left = 0.1
-        for group in line:
+            if used + len(group) > 11:
+                left, top, bottom, used = 0.1, bottom, bottom + 1.25, 0.0
             for image, caption in group:
-                axes = figure.add_axes((left / 10, (top - 0.9) / (height + 0.3), 0.085, 0.85 / (height + 0.3)))
-                axes.axis("off")
-                draw_image(axes, image)
-                axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=INK)
+                cells.append((left, top, image, caption))
                 left += 0.88
-            left += 0.12
-        top -= 1.25
+            left, used = left + 0.12, used + len(group) + 0.14
+    height = bottom + 0.2
+    figure = Figure(figsize=(10, height), facecolor=PAPER)
+    for top, title in titles:
+        figure.text(0.012, 1 - top / height, title, fontsize=11, color=INK, weight="bold", va="bottom")
+    for left, top, image, caption in cells:
+        axes = figure.add_axes((left / 10, 1 - (top + 0.9) / height, 0.085, 0.85 / height))
+        axes.axis("off")
+        draw_image(axes, image)
+        axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=INK)
     return write_figure(figure, file)
 
 

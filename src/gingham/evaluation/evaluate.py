@@ -11,13 +11,7 @@ import torch.nn.functional as F
 
 from gingham.data.splits import Split
 from gingham.errors import DataError, GinghamError
-from gingham.evaluation.metrics import (
-    calibration_error,
-    confusion_matrix,
-    proportion_interval,
-    reliability,
-    selective_error,
-)
+from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
 from gingham.text import render_table
@@ -162,30 +156,28 @@ def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationRe
     labels, temperature, threshold = split.labels.cpu(), float(run.model.temperature), float(run.model.threshold)
     probabilities, uncalibrated = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
-    unsure_share, sure_error = selective_error(confidence, predicted == labels, threshold)
-    matrix = confusion_matrix(labels, predicted, len(split.classes))
+    unsure_share, sure_error = metrics.selective_error(confidence, predicted == labels, threshold)
+    matrix = metrics.confusion_matrix(labels, predicted, len(split.classes))
     correct, total = int(matrix.trace()), len(labels)
     per_class: dict[str, dict[str, Any]] = {}
-    sums = zip(
-        split.classes, matrix.diag().tolist(), matrix.sum(dim=1).tolist(), matrix.sum(dim=0).tolist(), strict=True
-    )
-    for name, hits, images, answers in sums:
+    diagonal, row_sums, column_sums = (sums.tolist() for sums in (matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)))
+    for name, hits, images, answers in zip(split.classes, diagonal, row_sums, column_sums, strict=True):
         shares = {"accuracy": hits / images if images else None, "precision": hits / answers if answers else None}
         per_class[name] = {**shares, "correct": hits, "total": images}
     return EvaluationResult(
         split=split.name,
         accuracy=correct / total,
         balanced_accuracy=statistics.fmean(row["accuracy"] for row in per_class.values() if row["total"]),
-        interval=proportion_interval(correct, total),
+        interval=metrics.proportion_interval(correct, total),
         loss=float(F.cross_entropy(logits, labels)),
         correct=correct,
         total=total,
         per_class=per_class,
         confusion=Confusion(tuple(tuple(row) for row in matrix.tolist()), split.classes),
-        calibration_error=calibration_error(probabilities, labels),
-        calibration_error_before=calibration_error(uncalibrated, labels),
-        reliability=reliability(probabilities, labels),
-        reliability_before=reliability(uncalibrated, labels),
+        calibration_error=metrics.calibration_error(probabilities, labels),
+        calibration_error_before=metrics.calibration_error(uncalibrated, labels),
+        reliability=metrics.reliability(probabilities, labels),
+        reliability_before=metrics.reliability(uncalibrated, labels),
         temperature=temperature,
         threshold=threshold,
         unsure_share=unsure_share,

@@ -73,17 +73,15 @@ def compare(
     for folder in folders:
         if not folder.is_dir():
             raise GinghamError(f"there is no folder {folder}; give two run folders, or two folders of trials")
-    singles, sets = (
-        [folder for folder in folders if (folder / TRIALS_FILE).exists() is held] for held in (False, True)
-    )
-    if singles and sets:
+    is_trials, other_is_trials = ((folder / TRIALS_FILE).exists() for folder in folders)
+    if is_trials != other_is_trials:
         raise GinghamError(
-            f"{singles[0]} is a single run and {sets[0]} a set of trials; compare two of a kind: gingham trials trains "
-            "a recipe over seeds"
+            f"one of {a} and {b} is a single run and the other a set of trials; compare two of a kind: gingham trials "
+            "trains a recipe over seeds"
         )
     measured = []
     for folder in folders:
-        runs = [_load(path, networks) for path in (_seed_folders(folder) if sets else [folder])]
+        runs = [_load(path, networks) for path in (_seed_folders(folder) if is_trials else [folder])]
         split = splits(runs[0])
         measured.append((split, torch.stack([correct_predictions(run, split) for run in runs])))
     (split_a, correct_a), (split_b, correct_b) = measured
@@ -92,16 +90,15 @@ def compare(
             f"{a} and {b} were not measured on the same pictures ({split_a.dataset}, {len(split_a)} and "
             f"{split_b.dataset}, {len(split_b)}); compare on data and validation_images they share"
         )
-    names = (str(a), str(b))
-    if sets:
-        return _compare_trials(correct_a, correct_b, names, split_a.name)
-    return _compare_runs(correct_a[0], correct_b[0], names, split_a.name)
+    if is_trials:
+        return _compare_trials(correct_a, correct_b, (str(a), str(b)), split_a.name)
+    return _compare_runs(correct_a[0], correct_b[0], (str(a), str(b)), split_a.name)
 
 
 def _load(folder: Path, networks: Sequence[NetworkFactory]) -> Run:
-    factories = {factory_name(factory): factory for factory in networks}
-    name = read_json(folder / METADATA_FILE).get("network") if factories and (folder / METADATA_FILE).exists() else None
-    return load(folder, factories.get(name) if isinstance(name, str) else None)
+    file = folder / METADATA_FILE
+    name = read_json(file).get("network") if networks and file.exists() else None
+    return load(folder, next((factory for factory in networks if factory_name(factory) == name), None))
 
 
 def _seed_folders(folder: Path) -> list[Path]:

@@ -56,16 +56,13 @@ class Trials:
         """Return all fields and the statistics as JSON values."""
         best, worst = (choose(range(len(self.seeds)), key=self.accuracies.__getitem__) for choose in (max, min))
         return {
+            **{key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()},
             "recipe": self.recipe.name,
-            "split": self.split,
-            "seeds": list(self.seeds),
-            "accuracies": list(self.accuracies),
             "mean": self.mean,
             "std": self.std,
             "interval": None if self.interval is None else list(self.interval),
             "best": {"seed": self.seeds[best], "accuracy": self.accuracies[best]},
             "worst": {"seed": self.seeds[worst], "accuracy": self.accuracies[worst]},
-            "dead": list(self.dead),
             "failed": {str(seed): reason for seed, reason in self.failed.items()},
             "train_seconds": statistics.median(self.train_seconds),
             "folder": str(self.folder),
@@ -156,8 +153,7 @@ def trials(
         trained = [seed for seed in seeds if seed not in failed]
         if not trained:
             raise GinghamError(f"not one of {len(seeds)} seeds could be trained ({failed[seeds[0]]})")
-        runs = {seed: load(folder / f"seed-{seed}", options.network) for seed in trained}
-        return _summarize(recipe, runs, failed, chosen, folder)
+        return _summarize(recipe, folder, trained, failed, chosen, options)
 
 
 def _choose_split(data: DataSplits, name: str, recipe: Recipe) -> Split:
@@ -175,24 +171,19 @@ def _choose_split(data: DataSplits, name: str, recipe: Recipe) -> Split:
 def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, teachers: Sequence[str]) -> None:
     """Write the recipe, data and teachers of the trials in a folder, or check that they are the same as before."""
     held_out = len(data.validation) if data.validation else 0
-    actual = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
-    settings = {**actual, "seed": None, "checkpoint_seconds": None}
-    manifest = {"recipe": settings, "data": data.name, "fingerprint": data.fingerprint, "teachers": list(teachers)}
+    settings = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
+    settings |= {"seed": None, "checkpoint_seconds": None}
+    identity = {"data": data.name, "fingerprint": data.fingerprint, "teachers": list(teachers)}
     if not (folder / TRIALS_FILE).exists():
         if any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
             raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
-        write_json(folder / TRIALS_FILE, manifest)
+        write_json(folder / TRIALS_FILE, {"recipe": settings, **identity})
         return
-    before = read_json(folder / TRIALS_FILE)
-    previous = Recipe().to_dict()  # defaults for fields that did not exist yet
-    previous |= before["recipe"] if isinstance(before.get("recipe"), dict) else {}
-    changed = [
-        f"{key} {previous.get(key)}, not {value}" for key, value in settings.items() if previous.get(key) != value
-    ]
-    if before.get("fingerprint") != data.fingerprint:
-        changed.append(f"data {before.get('data')}, not {data.name}")
-    if before.get("teachers", []) != list(teachers):
-        changed.append("other teachers")
+    before = {"teachers": [], **read_json(folder / TRIALS_FILE)}
+    before |= Recipe().to_dict()  # defaults for fields that did not exist yet
+    before |= before["recipe"] if isinstance(before.get("recipe"), dict) else {}
+    wanted = {**settings, "fingerprint": data.fingerprint, "teachers": list(teachers)}
+    changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
     if changed:
         raise GinghamError(f"{folder} holds trials with {list_differences(changed)}; give another --out")
 
@@ -209,10 +200,13 @@ def _run_seed(recipe: Recipe, data: DataSplits, folder: Path, progress: bool, op
     return run
 
 
-def _summarize(recipe: Recipe, runs: dict[int, Run], failed: dict[int, str], split: Split, folder: Path) -> Trials:
+def _summarize(
+    recipe: Recipe, folder: Path, seeds: Sequence[int], failed: dict[int, str], split: Split, options: FitOptions
+) -> Trials:
     accuracies, train_seconds, dead = [], [], []
     majority_share = max(split.counts().values()) / len(split)
-    for seed, run in runs.items():
+    for seed in seeds:
+        run = load(folder / f"seed-{seed}", options.network)
         correct = correct_predictions(run, split)
         accuracies.append(float(correct.double().mean()))
         if (seconds := run.metrics.get("train_seconds")) is None:
@@ -222,4 +216,6 @@ def _summarize(recipe: Recipe, runs: dict[int, Run], failed: dict[int, str], spl
         train_seconds.append(float(seconds))
         if proportion_interval(int(correct.sum()), len(correct))[0] <= majority_share:
             dead.append(seed)
-    return Trials(recipe, split.name, tuple(runs), tuple(accuracies), tuple(train_seconds), tuple(dead), failed, folder)
+    return Trials(
+        recipe, split.name, tuple(seeds), tuple(accuracies), tuple(train_seconds), tuple(dead), failed, folder
+    )

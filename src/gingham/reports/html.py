@@ -1,11 +1,11 @@
 """Write the report of a run: a single HTML file that needs no network connection."""
 
 import base64
+import functools
 import io
 import statistics
 import timeit
 from collections import defaultdict
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,12 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
         "version": __version__,
         "written": datetime.now(UTC).strftime("%d %B %Y"),
         "run": run,
-        "recipe": run.recipe,
         # The values of a run that `fit` has not made may be missing.
         "metrics": defaultdict(lambda: None, run.metrics),
         "environment": defaultdict(lambda: "unknown", {key: value for key, value in run.environment.items() if value}),
         "dataset": Path(train.dataset).name,
         "train": train,
         "validation": validation,
-        "counts": measured.counts(),
         "samples": _samples(train),
         "max_classes": MAX_CLASSES,
         "curves": _curves(run),
@@ -196,14 +194,12 @@ def _feature_maps(model: Classifier, example: torch.Tensor) -> list[dict[str, An
     """Return the first feature maps of the last layer at each size, for one image."""
     outputs: list[tuple[str, torch.Tensor]] = []
 
-    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if torch.is_tensor(output) and output.dim() == 4 and min(output.shape[2:]) > 1:
-                outputs.append((name, output[0].float().cpu().clone()))  # the next layer may change it in place
+    def keep(name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if torch.is_tensor(output) and output.dim() == 4 and min(output.shape[2:]) > 1:
+            outputs.append((name, output[0].float().cpu().clone()))  # the next layer may change it in place
 
-        return hook
-
-    handles = [module.register_forward_hook(make_hook(name)) for name, module in model.network.named_modules() if name]
+    layers = [(name, module) for name, module in model.network.named_modules() if name]
+    handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in layers]
     try:
         model.logits(example)
     finally:

@@ -22,6 +22,7 @@ from gingham.errors import RecipeError, RunError, one_line
 from gingham.io import read_json, require_regular_file, sha256, write_json, write_tensors
 from gingham.presets import train_options
 from gingham.recipe import Recipe
+from gingham.runs.schema import FormatError, require_format
 
 FOLDER = "checkpoint"
 FORMAT = 2  # 1 was used before the first release
@@ -86,12 +87,10 @@ def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
     for manifest in _manifests(folder):
         try:
             return _read_verified(manifest), torn
-        except _FormatError:
+        except FormatError:  # not damaged, so the previous one must not replace it
             raise
         except (OSError, RunError) as error:
-            reason = (
-                error.strerror or one_line(error) if isinstance(error, OSError) else one_line(error).partition("; ")[0]
-            )
+            reason = (isinstance(error, OSError) and error.strerror) or one_line(error).partition("; ")[0]
             torn.append(f"the checkpoint {manifest.with_suffix('').name} is torn ({reason})")
     path = folder / FOLDER
     if torn:
@@ -102,16 +101,7 @@ def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
 def _read_verified(path: Path) -> bytes:
     """Return the bytes of the state that the manifest at `path` describes, after checking their size and checksum."""
     manifest = read_json(path)
-    version = manifest.get("format")
-    if isinstance(version, int) and version > FORMAT:
-        raise _FormatError(
-            f"{path} is of format {version}, newer than {FORMAT}, the newest this gingham reads; update gingham"
-        )
-    if isinstance(version, int) and version < FORMAT:
-        raise _FormatError(
-            f"{path} is of format {version}, from before the release 0.1.0, and is not read any more; remove "
-            f"{path.parent} to start over"
-        )
+    require_format(path, manifest.get("format"), FORMAT, f"remove {path.parent} to start over")
     state = path.with_suffix(".safetensors")
     require_regular_file(state)
     size = state.stat().st_size
@@ -121,10 +111,6 @@ def _read_verified(path: Path) -> bytes:
     if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
         raise RunError(f"the SHA-256 of {state.name} is not the one in its manifest")
     return data
-
-
-class _FormatError(RunError):
-    """A checkpoint has another format. It is not damaged, so the previous one must not replace it."""
 
 
 def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:

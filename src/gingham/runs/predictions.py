@@ -29,9 +29,8 @@ def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.
         tensors, metadata = read_tensors(path)
     except RunError:
         return None
-    if metadata.get("fingerprint") != fingerprint or metadata.get("weights") != sha256(run.folder / WEIGHTS_FILE):
-        return None
-    if not _are_predictions(tensors, len(run.model.classes)):
+    is_current = metadata == {"fingerprint": fingerprint, "weights": sha256(run.folder / WEIGHTS_FILE)}
+    if not is_current or not _are_predictions(tensors, len(run.model.classes)):
         return None
     return {name: tensor if name == "confidence" else tensor.long() for name, tensor in tensors.items()}
 

@@ -1,7 +1,7 @@
 """The Run class: a trained model with its recipe, history and metrics, saved and loaded without pickle."""
 
 import json
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,15 @@ from gingham.io import (
     write_text,
 )
 from gingham.models.classifier import Classifier
-from gingham.models.networks import NETWORKS
 from gingham.models.registry import NetworkFactory, build_classifier, factory_name
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint, load_checkpoint, remove_checkpoints, resume_options
-from gingham.runs.schema import validate_history_entry, validate_metadata
-from gingham.text import is_plain_name
+from gingham.runs.schema import require_format, validate_history_entry, validate_metadata
 
+SECTIONS = ("data", "metrics", "environment", "test_openings")  # of model.json, as in the Run
 FORMAT = 2  # 1 was used before the first release
 TRIALS_FILE = "trials.json"  # in a folder of runs that differ in their seeds
+TINY = torch.finfo(torch.float32).tiny  # what is divided by is at least this
 WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "history.jsonl"
 
 
@@ -71,10 +71,7 @@ class Run:
             "threshold": float(self.model.threshold),
             "recipe": self.recipe.to_dict(),
             "seed": self.recipe.seed,
-            "data": self.data,
-            "metrics": self.metrics,
-            "environment": self.environment,
-            "test_openings": self.test_openings,
+            **{section: getattr(self, section) for section in SECTIONS},
         }
 
 
@@ -138,31 +135,38 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 
     Raises
         RunError: the run is missing, unfinished or of another format; a key is missing or wrong; the weights are
-        missing,
-            damaged or of another shape; a network of your own is not passed, or is another one.
+        missing, damaged or of another shape; a network of your own is not passed, or is another one.
     """
     folder = Path(folder)
-    if not (folder / METADATA_FILE).exists():
+    path = folder / METADATA_FILE
+    if not path.exists():
         raise RunError(_explain_missing_run(folder))
-    metadata = read_json(folder / METADATA_FILE)
+    metadata = read_json(path)
+    require_format(path, metadata.get("format"), FORMAT, "train again")
     try:
-        run = _from_metadata(metadata, network)
-    except _OwnNetworkError as error:
-        raise RunError(f"{folder} {error}") from None
-    except KeyError as error:
+        validate_metadata(metadata)
+        recipe = Recipe.from_dict(metadata["recipe"])
+        _require_network(folder, recipe.network, network)
+        classes, shape = metadata["classes"], tuple(metadata["input_shape"])
+        with torch.random.fork_rng(devices=[]):  # keep the caller's random state: the initial weights are overwritten
+            model = build_classifier(recipe.network, classes, shape, recipe.mean, recipe.std, recipe.tta, network)
+    except RunError:
+        raise
+    except (GinghamError, TypeError, ValueError, OverflowError) as error:
         raise RunError(
-            f"{folder / METADATA_FILE} lacks the key {error}; restore it from a copy or train again"
+            f"{path} does not describe a run ({one_line(error)}); restore it from a copy or train again"
         ) from error
-    except (GinghamError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise RunError(
-            f"{folder / METADATA_FILE} does not describe a run ({one_line(error)}); restore it from a copy or train "
-            "again"
-        ) from error
-    tensors, _ = read_tensors(folder / WEIGHTS_FILE)
-    _load_weights(run.model, tensors, folder / WEIGHTS_FILE)
-    _require_consistent(run, metadata, folder)
-    run.history = _read_history(folder / HISTORY_FILE)
-    run.folder = folder.resolve()
+    _load_weights(model, folder / WEIGHTS_FILE)
+    sections = {section: metadata[section] for section in SECTIONS}
+    run = Run(model, recipe, _read_history(folder / HISTORY_FILE), **sections, folder=folder.resolve())
+    # model.json repeats some values for its readers: editing them there would have no effect.
+    actual = {**run.metadata(), "weights_sha256": sha256(folder / WEIGHTS_FILE)}
+    for key in ("network", "seed", "mean", "std", "temperature", "threshold", "weights_sha256"):
+        if metadata.get(key) != actual[key]:
+            raise RunError(
+                f"{path} says {key} {metadata.get(key)!r} where the recipe and weights beside it say {actual[key]!r}; "
+                "restore the run from a copy"
+            )
     return run
 
 
@@ -185,108 +189,32 @@ def _explain_missing_run(folder: Path) -> str:
     return f"no run in {folder} ({METADATA_FILE} is missing); name a run folder, or train one with gingham train"
 
 
-class _OwnNetworkError(Exception):
-    """A run with a network of the user's own is loaded without that network, or a run is loaded with the wrong one."""
-
-
-def _require_factory(network: str, factory: NetworkFactory | None) -> None:
-    is_own = ":" in network
+def _require_network(folder: Path, name: str, factory: NetworkFactory | None) -> None:
+    is_own = ":" in name
     if factory is None and is_own:
-        raise _OwnNetworkError(f"is a run of your own network {network}; give it again with --model {network}")
-    if factory is not None and factory_name(factory) != network:
-        remedy = f"give --model {network}" if is_own else "leave --model out"
-        raise _OwnNetworkError(f"is a run of the network {network}, not of {factory_name(factory)}; {remedy}")
+        raise RunError(f"{folder} is a run of your own network {name}; give it again with --model {name}")
+    if factory is not None and factory_name(factory) != name:
+        remedy = f"give --model {name}" if is_own else "leave --model out"
+        raise RunError(f"{folder} is a run of the network {name}, not of {factory_name(factory)}; {remedy}")
 
 
-def _from_metadata(metadata: Mapping[str, Any], factory: NetworkFactory | None = None) -> Run:
-    version = metadata["format"]
-    if not isinstance(version, int) or version < 1:
-        raise ValueError(f"format is {version!r}, a whole number from 1 is needed")
-    if version > FORMAT:
-        raise ValueError(f"format {version} is newer than {FORMAT}, the newest this gingham reads: update gingham")
-    if version < FORMAT:
-        raise ValueError(f"format {version} is from before the release 0.1.0 and is not read any more: train again")
-    recipe = Recipe.from_dict(metadata["recipe"])
-    _require_factory(recipe.network, factory)
-    if factory is None and recipe.network not in NETWORKS:
-        raise ValueError(f"its network {recipe.network!r} is not one of gingham's: {', '.join(NETWORKS)}")
-    classes, shape = metadata["classes"], metadata["input_shape"]
-    if not (
-        isinstance(classes, list) and 0 < len(classes) <= 10_000 and all(isinstance(name, str) for name in classes)
-    ):
-        raise ValueError("classes is not a list of 1 to 10000 names")
-    if len(set(classes)) < len(classes):
-        raise ValueError("classes has a name twice")
-    if not (isinstance(shape, list) and len(shape) == 3 and all(isinstance(n, int) and 0 < n <= 4096 for n in shape)):
-        raise ValueError(f"input_shape is {shape!r}, three whole numbers from 1 to 4096 are needed")
-    if shape[0] > 64:
-        raise ValueError(f"input_shape is {shape!r}, with {shape[0]} channels; at most 64 are allowed")
-    if invalid := [name for name in classes if not is_plain_name(name)]:
-        raise ValueError(f"classes has the name {invalid[0]!r}, which is not in plain letters")
-    for key, kind in (("data", dict), ("metrics", dict), ("environment", dict), ("test_openings", list)):
-        if not isinstance(metadata[key], kind):
-            raise ValueError(f"{key} is not a {kind.__name__}")
-    validate_metadata(metadata)
-    with torch.random.fork_rng(devices=[]):  # keep the caller's random state: the initial weights are overwritten
-        size = (shape[0], shape[1], shape[2])
-        model = build_classifier(recipe.network, classes, size, recipe.mean, recipe.std, recipe.tta, factory)
-    return Run(
-        model=model,
-        recipe=recipe,
-        metrics=metadata["metrics"],
-        data=metadata["data"],
-        environment=metadata["environment"],
-        test_openings=metadata["test_openings"],
-    )
-
-
-def _require_consistent(run: Run, metadata: Mapping[str, Any], folder: Path) -> None:
-    """Check the values that model.json repeats for its readers: editing them there would have no effect."""
-    expected = run.metadata()
-    for key in ("network", "seed", "mean", "std", "temperature", "threshold"):
-        if key not in metadata:
-            raise RunError(f"{folder / METADATA_FILE} lacks the key {key!r}; restore it from a copy or train again")
-        if metadata[key] != expected[key]:
-            raise RunError(
-                f"{folder / METADATA_FILE} says {key} {metadata[key]!r} where the recipe and weights beside it say "
-                f"{expected[key]!r}; restore it from a copy"
-            )
-    if metadata.get("weights_sha256") != sha256(folder / WEIGHTS_FILE):
-        raise RunError(
-            f"{folder / WEIGHTS_FILE} is not the file that was saved (its SHA-256 differs); restore it from a copy"
-        )
-
-
-def _load_weights(model: Classifier, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+def _load_weights(model: Classifier, path: Path) -> None:
+    tensors, _ = read_tensors(path)
     remedy = "restore the file from a copy or train again"
-    expected = model.state_dict()
-    tensors = {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise RunError(f"{path} lacks the tensor {name}; {remedy}")
-        if tensors[name].shape != tensor.shape or tensors[name].dtype != tensor.dtype:
-            raise RunError(
-                f"{path} holds {name} as {tensors[name].dtype} {tuple(tensors[name].shape)}, the network needs "
-                f"{tensor.dtype} {tuple(tensor.shape)}; {remedy}"
-            )
-        if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all()):
-            raise RunError(f"{path} holds values in {name} that are not finite; {remedy}")
-        is_divisor, is_variance = name in ("std", "temperature"), name.endswith("running_var")
-        if (is_divisor and bool((tensors[name] <= 0).any())) or (is_variance and bool((tensors[name] < 0).any())):
-            raise RunError(
-                f"{path} holds values in {name} that no training gives, down to {tensors[name].min():g}; {remedy}"
-            )
-    if extra := sorted(set(tensors) - set(expected)):
-        raise RunError(f"{path} holds a tensor {extra[0]} that the network does not have; {remedy}")
-    model.load_state_dict(dict(tensors))
+    try:
+        model.load_state_dict(tensors)  # converts 16-bit tensors to the model's 32 bits
+    except (RuntimeError, IndexError) as error:
+        raise RunError(f"{path} does not fit the network ({one_line(error)}); {remedy}") from error
+    for name, tensor in model.state_dict().items():
+        least = TINY if name in ("std", "temperature") else 0 if name.endswith("running_var") else -math.inf
+        if not bool(((tensor >= least) & tensor.isfinite()).all()):
+            raise RunError(f"{path} holds values in {name} that no training gives; {remedy}")
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
         require_regular_file(path)
         entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if invalid := [number for number, entry in enumerate(entries, 1) if not isinstance(entry, dict)]:
-            raise ValueError(f"line {invalid[0]} is not a JSON object")
         for number, entry in enumerate(entries, 1):
             validate_history_entry(entry, number)
         return entries

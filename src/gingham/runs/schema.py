@@ -1,79 +1,126 @@
-"""The types of the values that a run stores beside its recipe, in `model.json` and `history.jsonl`.
+"""What a run's `model.json` and `history.jsonl` may hold, as tables of rules.
 
 Tables and reports calculate with these values, so a file with other types is rejected when it is loaded, not when it is
 shown.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import reprlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gingham.errors import RunError
+from gingham.text import is_plain_name
 
 MAX_NUMBER, MAX_INTEGER = 3.5e38, 2**53  # the range of float32, and that of the integers exact in float64
-NUMBER_KEYS = {
-    "metrics": (
-        "parameters", "processes", "train_images", "epochs", "steps", "images_seen", "images_per_second_per_process", "train_seconds",
-        "wall_seconds", "chosen_epoch", "resumed_from_step",
-    ),
-    "data": ("train_images",),
-}  # fmt: skip
-TEXT_KEYS = {
-    "metrics": ("recipe", "device", "precision"),
-    "data": ("name", "fingerprint"),
-    "environment": ("gingham", "torch", "python", "system", "device", "hardware"),
-}
 
 
-def validate_metadata(metadata: Mapping[str, Any]) -> None:
-    """Check the types in `metrics`, `data`, `environment` and `test_openings`. Any value may be missing or null.
+class Rule(NamedTuple):
+    """What a value may be, in words and as a function."""
 
-    >>> validate_metadata({"metrics": {"steps": "many"}, "data": {}, "environment": {}, "test_openings": []})
-    Traceback (most recent call last):
-    ValueError: steps in metrics is a str, a number from 0 up is needed
-    """
-    for section, keys in NUMBER_KEYS.items():
-        for key in keys:
-            if (value := metadata[section].get(key)) is not None and not _is_number(value, 0):
-                raise ValueError(f"{key} in {section} is {_describe(value)}, a number from 0 up is needed")
-    for section, keys in TEXT_KEYS.items():
-        for key in keys:
-            if (value := metadata[section].get(key)) is not None and not isinstance(value, str):
-                raise ValueError(f"{key} in {section} is {_describe(value)}, a text is needed")
-    accuracy = metadata["metrics"].get("validation_accuracy")
-    if accuracy is not None and not _is_number(accuracy, 0, 1):
-        raise ValueError(f"validation_accuracy in metrics is {_describe(accuracy)}, a number from 0 to 1 is needed")
-    for name, entries in (
-        ("test_openings", metadata["test_openings"]),
-        ("teachers in data", metadata["data"].get("teachers") or []),
-    ):
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise ValueError(f"{name} is no list of objects")
+    allowed: str
+    accepts: Callable[[Any], bool]
 
 
 def _is_number(value: Any, low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> bool:
     return type(value) in (int, float) and low <= value <= high and (type(value) is float or abs(value) <= MAX_INTEGER)
 
 
-def _describe(value: Any) -> str:
-    if _is_number(value):
-        return f"{value:.6g}"
-    return "a number out of range" if type(value) in (int, float) else f"a {type(value).__name__}"
+def _are_classes(value: Any) -> bool:
+    is_list = isinstance(value, list) and all(isinstance(name, str) and is_plain_name(name) for name in value)
+    return is_list and 0 < len(value) == len(set(value)) <= 10_000
 
 
-def validate_history_entry(entry: dict[str, Any], number: int) -> None:
-    """Check that the history entry on line `number` has the numbers that curves need, if it describes a step or an epoch.
+def _is_shape(value: Any) -> bool:
+    is_list = isinstance(value, list) and len(value) == 3 and all(isinstance(side, int) for side in value)
+    return is_list and all(0 < side <= limit for side, limit in zip(value, (64, 4096, 4096), strict=True))
+
+
+NUMBER = Rule("a number", _is_number)
+AMOUNT = Rule("a number from 0 up", lambda value: _is_number(value, 0))
+SHARE = Rule("a number from 0 to 1", lambda value: _is_number(value, 0, 1))
+TEXT = Rule("a text", lambda value: isinstance(value, str))
+OBJECT = Rule("an object", lambda value: isinstance(value, dict))
+OBJECTS = Rule("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.accepts, value)))
+
+# In model.json all of these are needed; the values inside of a section may be missing or null.
+METADATA = {
+    "format": Rule("a whole number from 1", lambda value: type(value) is int and value >= 1),
+    "recipe": OBJECT,
+    "classes": Rule("a list of 1 to 10000 different names in plain letters", _are_classes),
+    "input_shape": Rule("a list of up to 64 channels, and height and width up to 4096", _is_shape),
+    **dict.fromkeys(("data", "metrics", "environment"), OBJECT),
+    "test_openings": OBJECTS,
+}
+COUNTS = ("parameters", "processes", "train_images", "epochs", "steps", "images_seen", "chosen_epoch")
+TIMES = ("train_seconds", "wall_seconds", "images_per_second_per_process", "resumed_from_step")
+SECTIONS = {
+    "metrics": {
+        **dict.fromkeys((*COUNTS, *TIMES), AMOUNT),
+        **dict.fromkeys(("recipe", "device", "precision"), TEXT),
+        "validation_accuracy": SHARE,
+    },
+    "data": {"train_images": AMOUNT, "name": TEXT, "fingerprint": TEXT, "teachers": OBJECTS},
+    "environment": dict.fromkeys(("gingham", "torch", "python", "system", "device", "hardware"), TEXT),
+}
+STEP = dict.fromkeys(("step", "loss", "accuracy", "learning_rate"), NUMBER)
+EPOCH = dict.fromkeys(("epoch", "step", "train_loss", "train_accuracy"), NUMBER)
+EVALUATION = dict.fromkeys(("validation_loss", "validation_accuracy"), NUMBER)
+
+
+class FormatError(RunError):
+    """A file has another format. It is not damaged, so an earlier file must not replace it."""
+
+
+def require_format(path: Path, version: Any, known: int, remedy: str) -> None:
+    """Raise a FormatError if the file at `path` says that it has an older or newer format than the `known` one."""
+    if isinstance(version, int) and version > known:
+        raise FormatError(
+            f"{path} is of format {version}, newer than {known}, the newest this gingham reads; update gingham"
+        )
+    if isinstance(version, int) and version < known:
+        raise FormatError(
+            f"{path} is of format {version}, from before the release 0.1.0, and is not read any more; {remedy}"
+        )
+
+
+def validate_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the values of a `model.json` are what METADATA and SECTIONS allow.
+
+    >>> validate_metadata({"format": 2, "recipe": []})
+    Traceback (most recent call last):
+    ValueError: recipe is [], an object is needed
+    """
+    _require(metadata, METADATA)
+    for section, rules in SECTIONS.items():
+        present = {key: rule for key, rule in rules.items() if metadata[section].get(key) is not None}
+        _require(metadata[section], present, f" in {section}")
+
+
+def validate_history_entry(entry: Any, number: int) -> None:
+    """Raise a ValueError unless the history entry on line `number`, of a step or an epoch, has the numbers of a curve.
 
     Set the validation loss and accuracy that an epoch's entry lacks to None.
 
     >>> validate_history_entry({"step": 1, "learning_rate": 0.1, "accuracy": 0.5}, 1)
     Traceback (most recent call last):
-    ValueError: line 1 has no number for loss
+    ValueError: loss is missing in line 1
     """
-    step, epoch = ("step", "loss", "accuracy", "learning_rate"), ("epoch", "step", "train_loss", "train_accuracy")
-    required = step if "learning_rate" in entry else epoch if "epoch" in entry else ()
-    if invalid := [key for key in required if not _is_number(entry.get(key))]:
-        raise ValueError(f"line {number} has no number for {invalid[0]}")
-    evaluations = [entry.get(key) for key in ("validation_loss", "validation_accuracy")] if "epoch" in entry else [None]
-    if not (all(value is None for value in evaluations) or all(_is_number(value) for value in evaluations)):
-        raise ValueError(f"line {number} has no numbers for validation_loss and validation_accuracy")
+    if not isinstance(entry, dict):
+        raise ValueError(f"line {number} is not a JSON object")
+    if "learning_rate" in entry:
+        _require(entry, STEP, f" in line {number}")
     if "epoch" in entry:
-        entry.setdefault("validation_loss", None)
-        entry.setdefault("validation_accuracy", None)
+        _require(entry, EPOCH, f" in line {number}")
+        for key in EVALUATION:
+            entry.setdefault(key, None)
+        if any(entry[key] is not None for key in EVALUATION):
+            _require(entry, EVALUATION, f" in line {number}")
+
+
+def _require(values: Mapping[str, Any], rules: Mapping[str, Rule], where: str = "") -> None:
+    for key, rule in rules.items():
+        if key not in values:
+            raise ValueError(f"{key} is missing{where}")
+        if not rule.accepts(values[key]):
+            raise ValueError(f"{key}{where} is {reprlib.repr(values[key])}, {rule.allowed} is needed")
