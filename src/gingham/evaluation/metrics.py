@@ -47,20 +47,11 @@ def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
     confidence, predicted = probabilities.double().max(dim=1)
     is_correct = (predicted == labels).double()
     bin_index = (confidence * bins - 1e-6).ceil().long().clamp(1, bins) - 1  # float32 0.8 is a little above 0.8
-    count, confidence_sum, correct = (
-        torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_index, values)
-        for values in (torch.ones_like(confidence), confidence, is_correct)
-    )
+    sums = [torch.bincount(bin_index, values, bins).tolist() for values in (None, confidence, is_correct)]
     return [
-        {
-            "low": k / bins,
-            "high": (k + 1) / bins,
-            "count": int(count[k]),
-            "confidence": float(confidence_sum[k] / count[k]),
-            "accuracy": float(correct[k] / count[k]),
-        }
-        for k in range(bins)
-        if count[k]
+        {"low": k / bins, "high": (k + 1) / bins, "count": n, "confidence": total / n, "accuracy": correct / n}
+        for k, n, total, correct in zip(range(bins), *sums, strict=True)
+        if n
     ]
 
 

@@ -81,8 +81,7 @@ class Trials:
             lines.append(f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}")
         if self.dead:
             lines.append(f"dead      {_format_seeds(self.dead)}: no better than always naming the commonest class")
-        for seed, reason in self.failed.items():
-            lines.append(f"failed    seed {seed}, not in the mean: {reason}")
+        lines += [f"failed    seed {seed}, not in the mean: {reason}" for seed, reason in self.failed.items()]
         lines.append(f"time      {duration(values['train_seconds'])} of training a seed (median)")
         return "\n".join(lines)
 

@@ -69,7 +69,7 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
         "version": __version__,
         "written": datetime.now(UTC).strftime("%d %B %Y"),
         "run": run,
-        # The values of a run that `fit` has not made may be missing.
+        # A run may lack values: `fit` sets them, but a Run can be made without it.
         "metrics": defaultdict(lambda: None, run.metrics),
         "environment": defaultdict(lambda: "unknown", {key: value for key, value in run.environment.items() if value}),
         "dataset": Path(train.dataset).name,
@@ -92,12 +92,8 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
 def _evaluate(run: Run, split: Split) -> dict[str, Any]:
     logits = run.model.logits(split.images)
     result = compute_result(run, split, logits)
-    confused = [
-        (count, label, answer)
-        for label, row in enumerate(result.confusion.matrix)
-        for answer, count in enumerate(row)
-        if count and label != answer
-    ]
+    matrix = torch.tensor(result.confusion.matrix).fill_diagonal_(0)
+    confused = [(int(matrix[label, answer]), label, answer) for label, answer in matrix.nonzero().tolist()]
     charts = {}
     for when, rows, color in (("before", result.reliability_before, RUST), ("after", result.reliability, BLUE)):
         values = [f"{row['confidence']:.0%} sure, {row['accuracy']:.0%} right ({row['count']})" for row in rows]
