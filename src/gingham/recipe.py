@@ -74,7 +74,6 @@ class Recipe:
     )
     flip: str = _choice("none", FLIPS)
     shift_pixels: int = _number(0, 0, 1024, "a whole number of pixels from 0 (none) to 1024")
-    cutout_pixels: int = _number(0, 0, 1024, "the side of the square in pixels, from 0 (none) to 1024")
     cutmix: float = _number(
         0.0, 0, 1, "the share, from 0 to 1, of each batch over which a box of another picture is pasted"
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gingham import Recipe
-from gingham.data.augment import apply_cutmix, augment, cutmix_boxes, cutout, flip, shift
+from gingham.data.augment import apply_cutmix, augment, cutmix_boxes, flip, shift
 
 
 def make_images(count=7, channels=3, height=9, width=8):
@@ -19,15 +19,6 @@ def slow_shift(image, down, right):
                 source_row, source_column = row - down, column - right
                 if 0 <= source_row < image.shape[1] and 0 <= source_column < image.shape[2]:
                     out[channel, row, column] = image[channel, source_row, source_column]
-    return out
-
-
-def slow_cutout(image, row, column, side):
-    out = image.clone()
-    for y in range(image.shape[1]):
-        for x in range(image.shape[2]):
-            if row - side // 2 <= y < row - side // 2 + side and column - side // 2 <= x < column - side // 2 + side:
-                out[:, y, x] = 0
     return out
 
 
@@ -47,19 +38,11 @@ def test_shift_matches_a_loop_over_pixels(channels):
     offsets = torch.randint(-3, 4, (20, 2))
     offsets[0], offsets[1] = torch.tensor([3, -3]), torch.tensor([0, 0])
     expected = [slow_shift(image, *offset.tolist()) for image, offset in zip(images, offsets, strict=True)]
-    assert torch.equal(shift(images, offsets), torch.stack(expected))
+    assert torch.equal(shift(images, offsets, 3), torch.stack(expected))
 
 
 def test_shift_by_more_than_the_image_leaves_black():
-    assert not shift(make_images(2), torch.tensor([[20, 0], [0, -20]])).any()
-
-
-@pytest.mark.parametrize("side", [1, 2, 5, 30])
-def test_cutout_matches_a_loop_over_pixels(side):
-    images = make_images(20)
-    centres = torch.stack([torch.randint(9, (20,)), torch.randint(8, (20,))], dim=1)
-    expected = [slow_cutout(image, *centre.tolist(), side) for image, centre in zip(images, centres, strict=True)]
-    assert torch.equal(cutout(images, centres, side), torch.stack(expected))
+    assert not shift(make_images(2), torch.tensor([[20, 0], [0, -20]]), 20).any()
 
 
 def test_recipe_without_augmentation_returns_the_images():
@@ -67,7 +50,7 @@ def test_recipe_without_augmentation_returns_the_images():
     assert augment(images, torch.arange(5), Recipe(), epoch=3, step=9) is images
 
 
-FULL = Recipe(flip="random", shift_pixels=2, cutout_pixels=3)
+FULL = Recipe(flip="random", shift_pixels=2)
 
 
 def test_augment_keeps_its_input_dtype_and_shape():

@@ -12,9 +12,7 @@ from helpers import ROOT, fit, make_dataset, reference_article
 GOLDEN = ROOT / "tests/golden"
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
-EVERYTHING = FAST.replace(
-    network="tiny", flip="random", shift_pixels=2, cutout_pixels=5, ema_decay=0.9
-)  # what has a state or draw
+EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # what has a state or draw
 
 
 def weights(run):

@@ -17,9 +17,7 @@ from helpers import fit
 
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
-EVERYTHING = FAST.replace(
-    network="tiny", flip="random", shift_pixels=2, cutout_pixels=5, ema_decay=0.9
-)  # what has a state or draw
+EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # what has a state or draw
 MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # which hard pictures exclude
 
 

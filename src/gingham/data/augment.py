@@ -1,7 +1,7 @@
 """Augmentation: pure functions on a batch of uint8 images, with every random draw passed in."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,44 +20,22 @@ def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
-def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int | None = None) -> torch.Tensor:
+def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int) -> torch.Tensor:
     """Shift each image by whole pixels and fill the border with black.
 
-    `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left.
-    `limit` is the largest offset. Without it the offsets are searched for it, which waits for a GPU.
+    `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left;
+    `limit` is the largest offset that is possible.
 
-    >>> shift(torch.tensor([[[[1, 2, 3]]]], dtype=torch.uint8), torch.tensor([[0, 1]])).tolist()
+    >>> shift(torch.tensor([[[[1, 2, 3]]]], dtype=torch.uint8), torch.tensor([[0, 1]]), limit=1).tolist()
     [[[[0, 1, 2]]]]
     """
-    if not len(images):
-        return images
     height, width = images.shape[2:]
-    margin = int(offsets.abs().max()) if limit is None else limit
-    padded = F.pad(images, (margin, margin, margin, margin))
-    rows = margin - offsets[:, :1] + torch.arange(height, device=images.device)  # (B, H)
-    columns = margin - offsets[:, 1:] + torch.arange(width, device=images.device)  # (B, W)
+    padded = F.pad(images, (limit, limit, limit, limit))
+    rows = limit - offsets[:, :1] + torch.arange(height, device=images.device)  # (B, H)
+    columns = limit - offsets[:, 1:] + torch.arange(width, device=images.device)  # (B, W)
     batch_indices = torch.arange(len(images), device=images.device)[:, None, None]
     # Indices on both sides of a slice give (B, H, W, C), so that the permuted result is channels last.
     return padded[batch_indices, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def cutout(images: torch.Tensor, centres: torch.Tensor, side: int) -> torch.Tensor:
-    """Black out one square of `side` pixels in each image, cut off at the border.
-
-    `images` is uint8 (B, C, H, W); `centres` int64 (B, 2), row and column of each square's centre (for an even side,
-    the pixel below and to the right of it).
-
-    >>> cutout(torch.full((1, 1, 1, 4), 9, dtype=torch.uint8), torch.tensor([[0, 0]]), 3).tolist()
-    [[[[0, 0, 9, 9]]]]
-
-    Source: DeVries & Taylor, "Cutout" (arXiv 1708.04552), here before normalisation, so that erased pixels are black.
-    """
-    height, width = images.shape[2:]
-    top_left = centres - side // 2
-    rows = torch.arange(height, device=images.device) - top_left[:, :1]  # (B, H), relative to the square's first row
-    columns = torch.arange(width, device=images.device) - top_left[:, 1:]  # (B, W)
-    inside = ((rows >= 0) & (rows < side))[:, None, :, None] & ((columns >= 0) & (columns < side))[:, None, None, :]
-    return images.masked_fill(inside, 0)
 
 
 def cutmix_boxes(
@@ -80,9 +58,8 @@ def cutmix_boxes(
     height, width = images.shape[2:]
     top, left, bottom, right = boxes.T[..., None]
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
-    inside = ((rows >= top) & (rows < bottom))[:, None, :, None] & ((columns >= left) & (columns < right))[
-        :, None, None, :
-    ]
+    in_rows, in_columns = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)  # (B, H), (B, W)
+    inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
     shares = 1 - ((bottom - top) * (right - left))[:, 0] / (height * width)
     return torch.where(inside, images[partners], images), shares
 
@@ -134,8 +111,8 @@ def augment(
     Source of "alternating": Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU" (arXiv 2404.00498).
     """
     count = len(images) if count is None else count
-    batch_draws = [None if draw is None else draw[part] for draw in _draws(recipe, step, count, images)]
-    return _apply_draws(images, indices, recipe, epoch, batch_draws)
+    draws = {name: draw[part] for name, draw in _draws(recipe, step, count).items()}
+    return _apply_draws(images, indices, recipe, epoch, draws)
 
 
 def augment_batches(
@@ -149,39 +126,32 @@ def augment_batches(
         first, second = augment_batches(split.images[torch.cat(pair)], pair, recipe, epoch=0, step=0)
     """
     sizes = [len(batch) for batch in batches]
-    step_draws = [_draws(recipe, batch_step, size, images) for batch_step, size in enumerate(sizes, step)]
-    all_draws = [
-        None if any(draw is None for draw in group) else torch.cat(group) for group in zip(*step_draws, strict=True)
-    ]
+    step_draws = [_draws(recipe, batch_step, size) for batch_step, size in enumerate(sizes, step)]
+    all_draws = {name: torch.cat([draws[name] for draws in step_draws]) for name in step_draws[0]}
     return torch.split(_apply_draws(images, torch.cat(list(batches)), recipe, epoch, all_draws), sizes)
 
 
-def _draws(recipe: Recipe, step: int, count: int, images: torch.Tensor) -> list[torch.Tensor | None]:
-    """Return a step's draws for `count` images: which are flipped, bool (B,), offsets and centres, int64 (B, 2), or None."""
+def _draws(recipe: Recipe, step: int, count: int) -> dict[str, torch.Tensor]:
+    """Return a step's draws for `count` images: which are "flipped", bool (B,), and their "offsets", int64 (B, 2)."""
     # On the CPU, for the same draws on every device. Its generator uses 32 bits of a seed: hash both numbers into
     # those.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))
-    flipped = offsets = centres = None
+    draws = {}
     if recipe.flip == "random":
-        flipped = torch.rand(count, generator=generator) < 0.5
+        draws["flipped"] = torch.rand(count, generator=generator) < 0.5
     if limit := recipe.shift_pixels:
-        offsets = torch.randint(-limit, limit + 1, (count, 2), generator=generator)
-    if recipe.cutout_pixels:
-        centres = torch.stack([torch.randint(size, (count,), generator=generator) for size in images.shape[2:]], dim=1)
-    return [flipped, offsets, centres]
+        draws["offsets"] = torch.randint(-limit, limit + 1, (count, 2), generator=generator)
+    return draws
 
 
 def _apply_draws(
-    images: torch.Tensor, indices: torch.Tensor, recipe: Recipe, epoch: int, draws: Sequence[torch.Tensor | None]
+    images: torch.Tensor, indices: torch.Tensor, recipe: Recipe, epoch: int, draws: Mapping[str, torch.Tensor]
 ) -> torch.Tensor:
-    flipped, offsets, centres = (None if draw is None else draw.to(images.device) for draw in draws)
     if recipe.flip == "alternating":
         # One bit of a multiplicative hash selects half of the images, independent of their order and number.
-        flipped = ((indices * 2654435761 + recipe.seed * 40503) >> 16) % 2 == epoch % 2
-    if flipped is not None:
-        images = flip(images, flipped)
-    if offsets is not None:
-        images = shift(images, offsets, recipe.shift_pixels)
-    if centres is not None:
-        images = cutout(images, centres, recipe.cutout_pixels)
+        images = flip(images, ((indices * 2654435761 + recipe.seed * 40503) >> 16) % 2 == epoch % 2)
+    if "flipped" in draws:
+        images = flip(images, draws["flipped"].to(images.device))
+    if "offsets" in draws:
+        images = shift(images, draws["offsets"].to(images.device), recipe.shift_pixels)
     return images
