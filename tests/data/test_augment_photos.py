@@ -74,7 +74,7 @@ def test_other_classes_stay_single_and_upright():
     layers = torch.cat([images.float() / 255, augment_photos._coverage(images.float() / 255)], dim=1)
     labels = torch.zeros(60, dtype=torch.long)
     no_shoes = augment_photos._is_any_class(labels, ("bar", "knob"), augment_photos.SHOES)
-    posed = augment_photos._pose(layers, no_shoes, no_shoes, RandomDraws(60, generator(), images.device))
+    posed = augment_photos._pose(RandomDraws(60, generator(), images.device), layers, no_shoes, no_shoes)
     covered = posed[:, 1] > 0.5
     tall, wide = covered.any(dim=2).sum(dim=1), covered.any(dim=1).sum(dim=1)
     assert (tall > wide).double().mean() > 0.9
@@ -85,8 +85,8 @@ def test_pair_of_shoes_is_squarer_than_one_shoe():
     images[:, :, 12:18, 2:26] = 200
     layers = torch.cat([images.float() / 255, augment_photos._coverage(images.float() / 255)], dim=1)
     shoes, no_shoes = torch.ones(200, dtype=torch.bool), torch.zeros(200, dtype=torch.bool)
-    pairs = augment_photos._pose(layers, shoes, no_shoes, RandomDraws(200, generator(), images.device))
-    singles = augment_photos._pose(layers, no_shoes, no_shoes, RandomDraws(200, generator(), images.device))
+    pairs = augment_photos._pose(RandomDraws(200, generator(), images.device), layers, shoes, no_shoes)
+    singles = augment_photos._pose(RandomDraws(200, generator(), images.device), layers, no_shoes, no_shoes)
 
     def squareness(layers):
         covered = layers[:, 1] > 0.5
@@ -101,9 +101,7 @@ def test_shoe_from_above_is_symmetric():
     images[:, :, 14:20, 3:25] = 220
     images[:, :, 8:14, 14:25] = 120  # higher at the heel
     layers = torch.cat([images.float() / 255, augment_photos._coverage(images.float() / 255)], dim=1)
-    above = augment_photos._view_from_above(
-        layers, torch.ones(40, dtype=torch.bool), RandomDraws(40, generator(), images.device)
-    )
+    above = augment_photos._view_from_above(RandomDraws(40, generator(), images.device), layers)
     assert torch.allclose(above, above.flip(2), atol=1e-5)
     assert (above[:, 1].flatten(1).sum(dim=1) > 0).all()
 
@@ -117,7 +115,7 @@ def test_images_are_cropped_to_the_object():
         top, left = random.integers(0, 28 - height), random.integers(0, 28 - width)
         image[0, top : top + height, left : left + width] = 1
     layers = torch.cat([images, images], dim=1)
-    covered = augment_photos._crop_to_object(layers, RandomDraws(200, generator(), images.device))[:, 1] > 0.3
+    covered = augment_photos._crop_to_object(RandomDraws(200, generator(), images.device), layers)[:, 1] > 0.3
     longer = torch.maximum(covered.any(dim=1).sum(dim=1), covered.any(dim=2).sum(dim=1))
     assert (longer >= 24).double().mean() > 0.95
 
@@ -126,7 +124,7 @@ def test_warp_matches_a_loop_over_pixels():
     """A quarter turn and a shift by whole pixels, against the nearest source pixel."""
     layers = torch.rand(1, 2, 9, 9, generator=generator())
     quarter = augment_photos._rotation(torch.tensor([torch.pi / 2]))
-    warped = augment_photos._warp(layers, torch.cat([quarter, torch.tensor([[[2 / 9], [0.0]]])], dim=2))
+    warped = augment_photos._warp(layers, quarter, torch.tensor([[2 / 9, 0.0]]))
     for row in range(9):
         for column in range(9):
             x, y = (column - 4) / 4.5, (row - 4) / 4.5
