@@ -3,12 +3,12 @@
 import torch
 import torch.nn.functional as F
 
-NUM_COMPONENTS = 64
-MAX_SIDE = 32  # pixels; larger images are shrunk to it before they are compared
-NEAR_DUPLICATE_CORRELATION = (
-    0.997  # correlation; pairs of Fashion-MNIST above it look like the same photo, many of those below 0.995 do not
+NUM_COMPONENTS = (
+    16  # principal components in which near duplicates are searched: more make fewer candidates, more slowly
 )
-BLOCK_SIZE = 1024
+MAX_SIDE = 32  # pixels; larger images are shrunk to it before they are compared
+# Pairs of Fashion-MNIST above it look like the same photo, many of those below 0.995 do not.
+NEAR_DUPLICATE_CORRELATION = 0.997
 
 
 def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
@@ -28,60 +28,29 @@ def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def principal_directions(vectors: torch.Tensor) -> torch.Tensor:
-    """Return float32 (D, M), the orthonormal principal directions of vectors (N, D), in order of decreasing variance."""
-    sample = vectors[:: max(1, len(vectors) // 5000)]
-    centred = (sample - sample.mean(dim=0)).double()
-    _, eigenvectors = torch.linalg.eigh(centred.T @ centred)
-    components: torch.Tensor = eigenvectors[:, -NUM_COMPONENTS:].flip(1).float()
-    return components
+def near_duplicates(vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELATION) -> torch.Tensor:
+    """Return the pairs of images whose correlation is at least `near`, the highest correlation first.
 
-
-def near_duplicates(
-    vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELATION
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pairs of images whose correlation is at least `near`, and their correlations, the highest first.
-
-    `vectors` come from `normalized_vectors`, (N, D). The results are int64 (P, 2), the smaller index first, and float
-    (P,). No pair is missed: a projection never increases a distance, so pairs that are far apart along the first
-    direction or all principal directions are far apart.
+    `vectors` come from `normalized_vectors`, (N, D). The result is int64 (P, 2), the smaller index first. No pair is
+    missed: a projection never increases a distance, so pairs that are far apart along the principal components are far
+    apart.
 
     >>> images = torch.tensor([[[[0, 9], [9, 0]]], [[[9, 0], [0, 0]]], [[[1, 19], [19, 1]]]], dtype=torch.uint8)
-    >>> near_duplicates(normalized_vectors(images))[0].tolist()
+    >>> near_duplicates(normalized_vectors(images)).tolist()
     [[0, 2]]
     """
+    from scipy.spatial import KDTree  # takes a while to import, and few commands need it
+
+    sample = vectors[:: max(1, len(vectors) // 5000)]
+    centred = (sample - sample.mean(dim=0)).double()
+    _, components = torch.linalg.eigh(centred.T @ centred)  # in order of increasing variance
     max_distance = (2 * (1 - near)) ** 0.5 + 1e-5  # the distance of two unit vectors of that correlation
-    projected = vectors @ principal_directions(vectors)
-    order = projected[:, 0].argsort()
-    projected, first_component = projected[order], projected[order, 0].contiguous()
-    candidates = []
-    for start in range(0, len(projected), BLOCK_SIZE):
-        stop = min(start + BLOCK_SIZE, len(projected))
-        end = int(torch.searchsorted(first_component, first_component[stop - 1] + max_distance, right=True))
-        distances = torch.cdist(projected[start:stop], projected[start:end])
-        rows, columns = (distances <= max_distance).nonzero(as_tuple=True)
-        is_later = columns > rows
-        candidates.append(torch.stack([order[rows[is_later] + start], order[columns[is_later] + start]], dim=1))
-    pairs = torch.cat(candidates).sort(dim=1).values
+    tree = KDTree((vectors @ components[:, -NUM_COMPONENTS:].float()).numpy())
+    pairs = torch.from_numpy(tree.query_pairs(max_distance, output_type="ndarray"))
     products = [(vectors[chunk[:, 0]] * vectors[chunk[:, 1]]).sum(dim=1) for chunk in torch.split(pairs, 20_000)]
-    correlations = torch.cat(products) if products else torch.empty(0)
-    is_near = correlations >= near
-    order_by_correlation = correlations[is_near].argsort(descending=True, stable=True)
-    return pairs[is_near][order_by_correlation], correlations[is_near][order_by_correlation]
-
-
-def count_label_agreement(
-    queries: torch.Tensor, labels: torch.Tensor, base: torch.Tensor, base_labels: torch.Tensor
-) -> tuple[int, int]:
-    """Return how many images have the same label as the most similar image of `base`, and how many there are.
-
-    `queries` and `base` are normalised vectors, (Q, D) and (B, D), of different images. If labels belong to their
-    images this is far above chance, even if classes are hard to tell apart.
-    """
-    num_equal = 0
-    for block, expected in zip(torch.split(queries, BLOCK_SIZE), torch.split(labels, BLOCK_SIZE), strict=True):
-        num_equal += int((base_labels[(block @ base.T).argmax(dim=1)] == expected).sum())
-    return num_equal, len(labels)
+    correlations = torch.cat(products)
+    order = correlations.argsort(descending=True, stable=True)
+    return pairs[order][correlations[order] >= near]
 
 
 def nearest_neighbours(queries: torch.Tensor, base: torch.Tensor, count: int) -> torch.Tensor:

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from gingham.data.decode import UNREADABLE
 from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
@@ -16,10 +18,7 @@ from gingham.training.fit import fit
 from gingham.training.issue import Issue
 
 MAX_IMBALANCE = 10  # ratio of the most common class to the rarest
-MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = (
-    0.97,
-    0.01,
-)  # of another class and of the label, for a label that is likely wrong
+MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class and of a label that is likely wrong
 MAX_LISTED = 40  # images, or groups of them, that an issue lists
 ImageIndex = tuple[str, int]  # a split's name and an image's index in it
 Groups = list[list[ImageIndex]]
@@ -39,83 +38,69 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
     Source of the last: Northcutt, Jiang & Chuang, "Confident learning" (arXiv 1911.00068), with fixed thresholds.
     """
     splits = [split for split in (data.train, data.validation, data.test) if split is not None and len(split)]
-    issues = [*_check_classes(data, splits), *_check_constant(data, splits)]
     exact = _exact_duplicates(splits)
-    issues += _duplicate_issues(data, exact, "exact")
-    issues += _duplicate_issues(data, _near_duplicates(splits, exact), "near")
-    label_issues = check_labels(data.train, data.validation)
-    return [*_check_files(odd_files), *label_issues, *issues, *([] if label_issues else _check_single_labels(data))]
-
-
-def _check_files(odd_files: Sequence[tuple[str, str]]) -> list[Issue]:
-    unreadable = [row for row in odd_files if row[1].startswith(UNREADABLE)]
-    odd = [row for row in odd_files if row not in unreadable]
-    kinds = (
-        (
-            unreadable,
-            "unreadable-files",
-            "not to be read as pictures",
-            "take them out, or replace those that should be pictures",
-        ),
-        (odd, "odd-files", "odd", "see whether they are what they should be"),
-    )
+    label_issues = list(check_labels(data.train, data.validation))
     return [
-        Issue(
-            code,
-            f"{_count(len(rows), 'file')} {_is(len(rows))} {title}",
-            _join([" ".join(row) for row in rows], 8),
-            fix,
-        )
-        for rows, code, title, fix in kinds
-        if rows
+        *_check_files(odd_files),
+        *label_issues,
+        *_check_classes(data, splits),
+        *_check_constant(splits),
+        *_check_duplicates(data, splits, exact, "exact"),
+        *_check_duplicates(data, splits, _near_duplicates(splits, exact), "near"),
+        *([] if label_issues else _check_single_labels(data)),
     ]
 
 
-def _check_classes(data: DataSplits, splits: Sequence[Split]) -> list[Issue]:
-    issues = []
+def _check_files(odd_files: Sequence[tuple[str, str]]) -> Iterator[Issue]:
+    unreadable = [row for row in odd_files if row[1].startswith(UNREADABLE)]
+    odd = [row for row in odd_files if row not in unreadable]
+    remove = "take them out, or replace those that should be pictures"
+    for rows, code, title, fix in (
+        (unreadable, "unreadable-files", "not to be read as pictures", remove),
+        (odd, "odd-files", "odd", "see whether they are what they should be"),
+    ):
+        if rows:
+            yield Issue(
+                code, f"{_count_are(len(rows), 'file')} {title}", _join([" ".join(row) for row in rows], 8), fix
+            )
+
+
+def _check_classes(data: DataSplits, splits: Sequence[Split]) -> Iterator[Issue]:
     for split in splits:
         missing = [name for name, count in split.counts().items() if not count]
         if missing:
             names = _join(missing)
-            issues.append(
-                Issue(
-                    "missing-classes",
-                    f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes",
-                    f"it has no picture of {names}",
-                    f"add pictures of {names} to it, or cut the splits anew",
-                )
+            yield Issue(
+                "missing-classes",
+                f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes",
+                f"it has no picture of {names}",
+                f"add pictures of {names} to it, or cut the splits anew",
             )
     counts = {name: count for name, count in data.train.counts().items() if count}
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[common] > MAX_IMBALANCE * counts[rare]:
-        issues.append(
-            Issue(
-                "imbalanced-classes",
-                "the classes are out of balance",
-                f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}: "
-                f"{counts[common] / counts[rare]:.0f} times as many",
-                f"collect more pictures of {rare}, and judge by the accuracy of each class, not by the total",
-            )
+        yield Issue(
+            "imbalanced-classes",
+            "the classes are out of balance",
+            f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}: "
+            f"{counts[common] / counts[rare]:.0f} times as many",
+            f"collect more pictures of {rare}, and judge by the accuracy of each class, not by the total",
         )
-    return issues
 
 
-def _check_constant(data: DataSplits, splits: Sequence[Split]) -> list[Issue]:
+def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
     constant: list[ImageIndex] = []
     for split in splits:
         pixels = split.images.flatten(1)
         constant += [(split.name, k) for k in (pixels.amax(dim=1) == pixels.amin(dim=1)).nonzero().flatten().tolist()]
-    if not constant:
-        return []
-    return [
-        Issue(
+    if constant:
+        yield Issue(
             "constant-images",
             f"{_count(len(constant), 'picture')} of one value all over",
-            f"{_image_names(data, constant)}",
+            _image_names(splits, constant),
             "remove them, or see what went wrong when they were made",
             tuple((image,) for image in constant[:MAX_LISTED]),
         )
-    ]
 
 
 def _exact_duplicates(splits: Sequence[Split]) -> Groups:
@@ -129,90 +114,58 @@ def _exact_duplicates(splits: Sequence[Split]) -> Groups:
 
 def _near_duplicates(splits: Sequence[Split], exact: Groups) -> Groups:
     """Return the groups of near duplicates, with only the first image of each group of exact ones."""
-    image_indices = [(split.name, index) for split in splits for index in range(len(split))]
-    vectors = torch.cat([normalized_vectors(split.images) for split in splits])
     repeated = {image for group in exact for image in group[1:]}
-    usable = torch.tensor([image not in repeated for image in image_indices]) & (vectors.norm(dim=1) > 0.5)
-    index = usable.nonzero().flatten()
-    if len(index) < 2:
+    images = _image_indices(splits)
+    vectors = torch.cat([normalized_vectors(split.images) for split in splits])
+    usable = torch.tensor([image not in repeated for image in images]) & (vectors.norm(dim=1) > 0.5)  # not constant
+    indices = usable.nonzero().flatten()
+    if len(indices) < 2:
         return []
-    pairs, _ = near_duplicates(vectors[index])
-    parents: dict[int, int] = {}  # a disjoint-set forest
-
-    def root(k: int) -> int:
-        while parents.setdefault(k, k) != k:
-            k = parents[k]
-        return k
-
-    groups: dict[int, list[ImageIndex]] = {}
-    for a, b in index[pairs].tolist():
-        parents[root(a)] = root(b)
-    for k in dict.fromkeys(index[pairs].flatten().tolist()):
-        groups.setdefault(root(k), []).append(image_indices[k])
+    pairs = indices[near_duplicates(vectors[indices])]
+    links = coo_array((torch.ones(len(pairs)), pairs.T), shape=(len(images), len(images)))
+    _, components = connected_components(links, directed=False)
+    groups: dict[int, list[ImageIndex]] = defaultdict(list)
+    for k in dict.fromkeys(pairs.flatten().tolist()):
+        groups[components[k]].append(images[k])
     return list(groups.values())
 
 
-def _duplicate_issues(data: DataSplits, groups: Groups, kind: str) -> list[Issue]:
-    issues = []
-    across = [
-        group
-        for group in groups
-        if any(name == "test" for name, _ in group) and any(name != "test" for name, _ in group)
-    ]
-    within = [group for group in groups if group not in across]
-    in_common = (
-        "the same pixels"
-        if kind == "exact"
-        else f"a correlation of {NEAR_DUPLICATE_CORRELATION} or more, whatever brightness and contrast"
-    )
-    if across:
-        leaks = sum(name == "test" for group in across for name, _ in group)
-        issues.append(
-            Issue(
-                f"{kind}-duplicates-across-splits",
-                f"{_count(leaks, 'test picture')} {_is(leaks)} in the training data too ({kind} duplicates)",
-                f"{_count(len(across), 'group')} of pictures with {in_common}, such as {_image_names(data, across[0])}",
-                "remove the training pictures"
-                + (
-                    "; gingham diagnose RUN --split test gives a run's accuracy with and without them"
-                    if data.fingerprint
-                    else ""
-                ),
-                tuple(tuple(group) for group in across[:MAX_LISTED]),
-            )
-        )
-    if within:
-        extra = sum(len(group) - 1 for group in within)
-        issues.append(
-            Issue(
-                f"{kind}-duplicates-within-split",
-                f"{_count(extra, 'picture')} {_is(extra)} there more than once within a split ({kind} duplicates)",
-                f"{_count(len(within), 'group')} of pictures with {in_common}, such as {_image_names(data, within[0])}",
-                "keep one of each group",
-                tuple(tuple(group) for group in within[:MAX_LISTED]),
-            )
-        )
-    splits = {split.name: split for split in (data.train, data.validation, data.test) if split is not None}
-    conflicting = [group for group in groups if len({int(splits[name].labels[k]) for name, k in group}) > 1]
-    if conflicting:
-        labels = [data.classes[int(splits[name].labels[k])] for name, k in conflicting[0]]
-        issues.append(
-            Issue(
-                f"{kind}-duplicates-with-different-labels",
-                f"{_count(len(conflicting), 'group')} of {kind} duplicates with different labels",
-                f"such as {_image_names(data, conflicting[0])}, labelled {' and '.join(labels)}",
-                "look at them and correct the labels",
-                tuple(tuple(group) for group in conflicting[:MAX_LISTED]),
-            )
-        )
-    return issues
+def _check_duplicates(data: DataSplits, splits: Sequence[Split], groups: Groups, kind: str) -> Iterator[Issue]:
+    labels = {(split.name, k): data.classes[label] for split in splits for k, label in enumerate(split.labels.tolist())}
+    across = [group for group in groups if _leaks(group) not in (0, len(group))]
+    within = [group for group in groups if _leaks(group) in (0, len(group))]
+    conflicting = [group for group in groups if len({labels[image] for image in group}) > 1]
+    leak_title = f"{_count_are(sum(map(_leaks, across)), 'test picture')} in the training data too ({kind} duplicates)"
+    repeats = _count_are(sum(len(group) - 1 for group in within), "picture")
+    repeat_title = f"{repeats} there more than once within a split ({kind} duplicates)"
+    conflict_title = f"{_count(len(conflicting), 'group')} of {kind} duplicates with different labels"
+    compare = "; gingham diagnose RUN --split test gives a run's accuracy with and without them"
+    remove = "remove the training pictures" + (compare if data.fingerprint else "")
+    similar = f"a correlation of {NEAR_DUPLICATE_CORRELATION} or more, whatever brightness and contrast"
+    alike = "the same pixels" if kind == "exact" else similar
+    for code, found, title, fix in (
+        ("across-splits", across, leak_title, remove),
+        ("within-split", within, repeat_title, "keep one of each group"),
+        ("with-different-labels", conflicting, conflict_title, "look at them and correct the labels"),
+    ):
+        if found:
+            first_labels = " and ".join(dict.fromkeys(labels[image] for image in found[0]))
+            such_as = f"such as {_image_names(splits, found[0])}, labelled {first_labels}"
+            evidence = f"{_count(len(found), 'group')} of pictures with {alike}, {such_as}"
+            images = tuple(tuple(group) for group in found[:MAX_LISTED])
+            yield Issue(f"{kind}-duplicates-{code}", title, evidence, fix, images)
 
 
-def _check_single_labels(data: DataSplits) -> list[Issue]:
+def _leaks(group: Sequence[ImageIndex]) -> int:
+    """Return how many images of a group belong to the test split."""
+    return sum(name == "test" for name, _ in group)
+
+
+def _check_single_labels(data: DataSplits) -> Iterator[Issue]:
     splits = [split for split in (data.train, data.validation) if split is not None]
     images, labels = torch.cat([split.images for split in splits]), torch.cat([split.labels for split in splits])
     if len(labels) < 20 * len(data.classes):
-        return []  # too few to train on half of them
+        return  # too few to train on half of them
     logits = _cross_fit_logits(data, images, labels)
     probabilities = (logits / fit_temperature(logits, labels)).softmax(dim=1)
     label_probabilities = probabilities.gather(1, labels[:, None]).squeeze(1)
@@ -220,54 +173,52 @@ def _check_single_labels(data: DataSplits) -> list[Issue]:
     doubted = (label_probabilities <= MAX_LABEL_PROBABILITY) & (top >= MIN_OTHER_PROBABILITY) & (predicted != labels)
     wrong = doubted.nonzero().flatten()
     wrong = wrong[(label_probabilities[wrong] - top[wrong]).argsort(stable=True)]
-    if not len(wrong):
-        return []
-    first = int(wrong[0])
-    image_indices = [(split.name, index) for split in splits for index in range(len(split))]
-    wrong_images = [image_indices[k] for k in wrong.tolist()]
-    return [
-        Issue(
+    if len(wrong):
+        image_indices = _image_indices(splits)
+        wrong_images = [image_indices[k] for k in wrong.tolist()]
+        label, other = (data.classes[int(values[wrong[0]])] for values in (labels, predicted))
+        yield Issue(
             "likely-wrong-labels",
-            f"{_count(len(wrong), 'label')} {_is(len(wrong))} likely wrong",
+            f"{_count_are(len(wrong), 'label')} likely wrong",
             f"small networks that had not seen these pictures are at least {MIN_OTHER_PROBABILITY:.0%} sure of another "
-            f"class, such as of {_image_names(data, wrong_images[:1])}, labelled {data.classes[int(labels[first])]}, "
-            f"which they take for {data.classes[int(predicted[first])]}",
+            f"class, such as of {_image_names(splits, wrong_images[:1])}, labelled {label}, which they take for {other}",
             "look at them, the surest first, and correct those that are wrong",
             tuple((image,) for image in wrong_images[:MAX_LISTED]),
         )
-    ]
 
 
 def _cross_fit_logits(data: DataSplits, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return logits (N, K) of each image from a network trained on the half of the images that it is not in."""
     pixels = images[:: max(1, len(images) // 5000)].float() / 255
-    recipe = RECIPES["fast-90"].replace(
-        name="check-data", epochs=min(30.0, max(4.0, 60_000 / len(images))), hard_share=1.0,
-        mean=tuple(pixels.mean((0, 2, 3)).tolist()), std=tuple(pixels.std((0, 2, 3)).clamp(min=0.02).tolist()),
-    )  # fmt: skip
+    mean, std = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp(min=0.02).tolist()
+    epochs = min(30.0, max(4.0, 60_000 / len(images)))
+    recipe = RECIPES["fast-90"].replace(name="check-data", epochs=epochs, hard_share=1.0, mean=mean, std=std)
     halves = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % 2
     logits = torch.empty(len(labels), len(data.classes))
     for half in (0, 1):
-        indices = (halves == half).nonzero().flatten()
-        train = Split("train", images[indices], labels[indices], data.classes, data.name, data.fingerprint)
-        run = fit(recipe.replace(batch_size=min(recipe.batch_size, max(2, len(indices) // 8))), train, progress=False)
+        half_images, half_labels = images[halves == half], labels[halves == half]
+        train = Split("train", half_images, half_labels, data.classes, data.name, data.fingerprint)
+        run = fit(recipe.replace(batch_size=min(recipe.batch_size, max(2, len(train) // 8))), train, progress=False)
         logits[halves != half] = run.model.logits(images[halves != half])
     return logits
 
 
 def find_leaks(train: Sequence[Split], split: Split) -> torch.Tensor:
     """Return which images of a split are near duplicates of images in the splits `train`, bool (N,)."""
-    vectors = [normalized_vectors(part.images) for part in (*train, split)]
-    start = sum(map(len, vectors[:-1]))
-    pairs, _ = near_duplicates(torch.cat(vectors))
+    pairs = near_duplicates(torch.cat([normalized_vectors(part.images) for part in (*train, split)]))
+    start = sum(map(len, train))
     leaks = torch.zeros(len(split), dtype=torch.bool)
     leaks[pairs[(pairs[:, 0] < start) & (pairs[:, 1] >= start), 1] - start] = True
     return leaks
 
 
-def _image_names(data: DataSplits, image_indices: Sequence[ImageIndex]) -> str:
-    splits = {split.name: split for split in (data.train, data.validation, data.test) if split is not None}
-    return _join([splits[name].files[k] if splits[name].files else f"{name} picture {k}" for name, k in image_indices])
+def _image_indices(splits: Sequence[Split]) -> list[ImageIndex]:
+    return [(split.name, index) for split in splits for index in range(len(split))]
+
+
+def _image_names(splits: Sequence[Split], images: Sequence[ImageIndex]) -> str:
+    files = {split.name: split.files for split in splits}
+    return _join([files[name][k] if files[name] else f"{name} picture {k}" for name, k in images])
 
 
 def _join(names: Sequence[str], limit: int = 4) -> str:
@@ -278,5 +229,5 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _is(number: int) -> str:
-    return "is" if number == 1 else "are"
+def _count_are(number: int, noun: str) -> str:
+    return f"{_count(number, noun)} {'is' if number == 1 else 'are'}"

@@ -23,7 +23,7 @@ def check_run(run: Run, train: Split, validation: Split | None = None) -> list[I
     losses = torch.tensor([entry["loss"] for entry in run.history if "learning_rate" in entry], dtype=torch.float32)
     epochs = [entry for entry in run.history if "epoch" in entry]
     issues = check_training(model, recipe, train, losses, epochs, len(losses), over=True)
-    label_issues = check_labels(train, validation)
+    label_issues = list(check_labels(train, validation))
     if label_issues:
         issues = [issue for issue in issues if issue.code != "stuck-loss"]  # a consequence of the labels
     return [*label_issues, *issues, *check_batches(recipe, len(train), model.network)]

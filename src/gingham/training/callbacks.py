@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -166,15 +166,17 @@ class HealthMonitor(Callback):
         if evaluations and evaluations[-1] is not history.epochs[-1]:
             return  # little changes between two evaluations
         losses = history.losses[: trainer.step].cpu()
-        issues = check_history(recipe, len(trainer.train), len(model.classes), losses, history.epochs, over=False)
+        issues = list(
+            check_history(recipe, len(trainer.train), len(model.classes), losses, history.epochs, over=False)
+        )
         stuck = any(issue.code == "stuck-loss" for issue in issues)
         if len(history.epochs) == 1 or stuck:
             issues = check_training(
                 model, recipe, trainer.train, losses, history.epochs, trainer.total_steps, over=False
             )
-        self._report((check_labels(trainer.train, None) if stuck else []) or issues)
+        self._report((list(check_labels(trainer.train, None)) if stuck else []) or issues)
 
-    def _report(self, issues: Sequence[Issue]) -> None:
+    def _report(self, issues: Iterable[Issue]) -> None:
         for issue in issues:
             if (issue.code, issue.title) not in self.reported:
                 self.reported.add((issue.code, issue.title))

@@ -1,17 +1,20 @@
-"""Checks of a network, its losses and its labels. Each returns a list of issues."""
+"""Checks of a network, its losses and its labels. Each yields the issues that it finds."""
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gingham.data.sampler import Sampler
-from gingham.data.similarity import count_label_agreement, normalized_vectors
+from gingham.data.similarity import normalized_vectors
 from gingham.data.splits import Split
 from gingham.models.classifier import Classifier
 from gingham.presets import RECIPES
@@ -21,6 +24,7 @@ from gingham.training.optimizer import lr_at
 
 SAMPLE_SIZE = 512  # images of the training split
 DEAD_SHARE = 0.5  # of a layer's channels
+RELU_OPERATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MIN_STEPS = 50  # before which the loss says little
 MIN_VALIDATION_IMAGES = 100  # with fewer, a rising loss during training may be chance
@@ -43,7 +47,7 @@ def check_training(
     length of the whole training; `over` says whether it has ended.
     """
     images, labels = _sample(train)
-    causes = check_model(model, images, recipe)
+    causes = list(check_model(model, images, recipe))
     # The length of Muon's steps is its learning rate, so the check needs no evidence from the losses.
     if recipe.optimizer == "muon" or _barely_learns(losses, recipe, len(train), len(model.classes)):
         causes += check_rate(model, recipe, steps, images, labels)
@@ -57,73 +61,56 @@ def _sample(split: Split, count: int = SAMPLE_SIZE) -> tuple[torch.Tensor, torch
     return split.images[indices], split.labels[indices]
 
 
-def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> list[Issue]:
-    """Return the issues that a forward pass over uint8 images (N, C, H, W) shows: in pixels, ReLUs and outputs."""
+def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> Iterator[Issue]:
+    """Yield the issues that a forward pass over uint8 images (N, C, H, W) shows: in pixels, ReLUs and outputs."""
     with _record_relus(model.network) as active:
         logits = model.logits(images) * float(model.temperature)
-    issues = _check_pixels(model, images)
-    for name, channels in active.items():
-        dead = int((~channels).sum())
-        if dead >= DEAD_SHARE * len(channels):
-            which = "all ReLUs are" if dead == len(channels) else "most ReLUs are"
-            issues.append(
-                Issue(
-                    "dead-relus" if dead == len(channels) else "mostly-dead-relus",
-                    f"{which} dead in layer {name}",
-                    f"{dead} of its {len(channels)} channels ({dead / len(channels):.0%}) are 0 at every position of "
-                    f"{len(images)} pictures",
-                    "train again with a lower learning rate, such as --set "
-                    f"learning_rate={recipe.learning_rate / 10:g}, or with another --seed; BatchNorm before the ReLU "
-                    "keeps it alive",
-                )
-            )
-    if bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
-        issues.append(
-            Issue(
-                "double-softmax",
-                "softmax is applied twice",
-                f"the network's outputs are probabilities already (at least 0, summing to 1 for each of {len(images)} "
-                "pictures), and the loss takes the softmax of them once more, which hides most of the gradient",
-                "let the network end in its last linear layer: remove its softmax",
-            )
-        )
-    return issues
-
-
-def _check_pixels(model: Classifier, images: torch.Tensor) -> list[Issue]:
     pixels = images.float().to(model.mean.device) / 255
     normalized = (pixels - model.mean) / model.std
     mean, std = float(normalized.mean()), float(normalized.std())
-    data_mean, data_std = (
-        ", ".join(f"{x:.3f}" for x in values.tolist()) for values in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)))
-    )
-    if float(pixels.std()) == 0 or (abs(mean) <= 1.5 and 0.4 <= std <= 2.5):
-        return []
-    return [
-        Issue(
+    if float(pixels.std()) > 0 and not (abs(mean) <= 1.5 and 0.4 <= std <= 2.5):
+        data_mean, data_std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+        yield Issue(
             "unnormalized-pixels",
             "the pixels are not normalised",
             f"after the recipe's mean {_numbers(model.mean)} and std {_numbers(model.std)} they have mean {mean:.2f} "
             f"and standard deviation {std:.2f}, where about 0 and 1 are meant",
-            f"train with the data's own: --set mean={data_mean.replace(' ', '')} --set std={data_std.replace(' ', '')}",
+            f"train with the data's own: --set mean={_numbers(data_mean)} --set std={_numbers(data_std)}",
         )
-    ]
+    for name, channels in active.items():
+        dead, total = int((~channels).sum()), len(channels)
+        if dead >= DEAD_SHARE * total:
+            yield Issue(
+                "dead-relus" if dead == total else "mostly-dead-relus",
+                f"{'all' if dead == total else 'most'} ReLUs are dead in layer {name}",
+                f"{dead} of its {total} channels ({dead / total:.0%}) are 0 at every position of {len(images)} pictures",
+                f"train again with a lower learning rate, such as --set learning_rate={recipe.learning_rate / 10:g}, or "
+                "with another --seed; BatchNorm before the ReLU keeps it alive",
+            )
+    if bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
+        yield Issue(
+            "double-softmax",
+            "softmax is applied twice",
+            f"the network's outputs are probabilities already (at least 0, summing to 1 for each of {len(images)} "
+            "pictures); the loss takes their softmax once more, which hides most of the gradient",
+            "let the network end in its last linear layer: remove its softmax",
+        )
 
 
 def _numbers(values: torch.Tensor) -> str:
-    return ", ".join(f"{x:g}" for x in values.flatten().tolist())
+    return ",".join(f"{x:.3g}" for x in values.flatten().tolist())
 
 
 @contextmanager
 def _record_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield a dict that forward passes inside the block fill: for each ReLU, by name, which channels were ever above 0, bool (channels,).
+    """Yield a dict that forward passes inside the block fill: for each ReLU, by name, which channels were ever above 0.
 
-    A ReLU that is called as a function is named after the last module before it.
+    A ReLU that is called as a function is named after the last module before it. The values are bool (channels,).
     """
     active: dict[str, torch.Tensor] = {}
     names = {module: name or type(module).__name__ for name, module in network.named_modules()}
     relus = {names[module] for module in names if isinstance(module, (nn.ReLU, nn.ReLU6))}
-    last, calls = "the input", dict[str, int]()
+    last, calls = "the input", Counter[str]()
 
     def enter(module: nn.Module, _: Any) -> None:
         nonlocal last
@@ -136,24 +123,20 @@ def _record_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
-            name = func._overloadpacket.__name__
-            if name in ("relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_") and out.dim() > 1:
-                calls[last] = calls.get(last, 0) + 1
+            if func._overloadpacket.__name__ in RELU_OPERATIONS and out.dim() > 1:
+                calls[last] += 1
                 key = last if last in relus else f"{last} (the ReLU after it)"
                 key += f", call {calls[last]}" if calls[last] > 1 else ""
                 channels = (out > 0).transpose(0, 1).flatten(1).any(dim=1)
-                active[key] = (
-                    active[key] | channels if key in active and len(active[key]) == len(channels) else channels
-                )
+                before = active.get(key)
+                active[key] = channels if before is None or len(before) != len(channels) else before | channels
             return out
 
-    handles = [module.register_forward_pre_hook(enter) for module in network.modules()]
-    try:
-        with Recorder():  # type: ignore[no-untyped-call]
-            yield active
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for module in network.modules():
+            stack.enter_context(module.register_forward_pre_hook(enter))
+        stack.enter_context(Recorder())  # type: ignore[no-untyped-call]
+        yield active
 
 
 def check_history(
@@ -163,59 +146,48 @@ def check_history(
     losses: torch.Tensor,
     epochs: Sequence[dict[str, Any]],
     over: bool = True,
-) -> list[Issue]:
-    """Return the issues that the losses so far, float (steps,), and the epochs' entries show; `over` says whether training has ended."""
+) -> Iterator[Issue]:
+    """Yield the issues that the losses so far, float (steps,), and the epochs' entries show; `over`: training has ended."""
     chance = math.log(classes)
     comparable = _all_image_losses(losses, recipe, num_images)
-    issues = []
     if len(comparable) >= MIN_STEPS:
-        tenth = max(10, len(comparable) // 10)
-        ending = float(comparable[-tenth:].mean())
+        tenth, ending = _ending(comparable)
         highest = max(float(part.mean()) for part in torch.split(comparable, tenth))
         if ending > 1.1 * chance or highest > 1.5 * chance:
-            issues.append(
-                Issue(
-                    "learning-rate-too-high",
-                    "the learning rate is far too high",
-                    f"the loss has risen to {highest:.3g} (the mean of {tenth} steps) and ended at {ending:.3g}, where "
-                    f"guessing gives {chance:.3g} (ln {classes})",
-                    f"lower it: --set learning_rate={recipe.learning_rate / 10:g}",
-                )
+            yield Issue(
+                "learning-rate-too-high",
+                "the learning rate is far too high",
+                f"the loss has risen to {highest:.3g} (the mean of {tenth} steps) and ended at {ending:.3g}, where "
+                f"guessing gives {chance:.3g} (ln {classes})",
+                f"lower it: --set learning_rate={recipe.learning_rate / 10:g}",
             )
         elif abs(ending - chance) < 0.02 * chance and (over or len(comparable) >= SLOW_START_STEPS):
-            issues.append(
-                Issue(
-                    "stuck-loss",
-                    f"the loss is stuck at ln {classes}",
-                    f"over the last {tenth} of {len(comparable)} steps it is {ending:.3f}, and guessing gives ln "
-                    f"{classes} = {chance:.3f}: nothing is learned",
-                    "train for more steps"
-                    if len(comparable) < SLOW_START_STEPS
-                    else "see that labels and pictures belong together (gingham diagnose on the data), then try "
-                    "another --seed and a lower learning rate",
-                )
+            yield Issue(
+                "stuck-loss",
+                f"the loss is stuck at ln {classes}",
+                f"over the last {tenth} of {len(comparable)} steps it is {ending:.3f}, and guessing gives ln "
+                f"{classes} = {chance:.3f}: nothing is learned",
+                "train for more steps"
+                if len(comparable) < SLOW_START_STEPS
+                else "see that labels and pictures belong together (gingham diagnose on the data), then try another "
+                "--seed and a lower learning rate",
             )
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
     # With few validation images the loss varies between evaluations, and only the last one counts.
     conclusive = over or recipe.validation_images >= MIN_VALIDATION_IMAGES
     if conclusive and len(evaluations) >= 3 and len(losses) >= MIN_STEPS:
-        best = min(evaluations, key=lambda entry: entry["validation_loss"])
-        end = evaluations[-1]
-        gap = end["train_accuracy"] - end["validation_accuracy"]
+        best, end = min(evaluations, key=lambda entry: entry["validation_loss"]), evaluations[-1]
         rise = end["validation_loss"] / max(best["validation_loss"], 1e-9)
-        if gap > 0.03 and rise > 1.15:
-            issues.append(
-                Issue(
-                    "over-fitting",
-                    "the network over-fits",
-                    f"since epoch {best['epoch']:.3g} the validation loss has risen from {best['validation_loss']:.3f} "
-                    f"to {end['validation_loss']:.3f}, and {end['train_accuracy']:.1%} of the training pictures are "
-                    f"right against {end['validation_accuracy']:.1%} of the validation pictures",
-                    "train shorter (--set patience=3 stops by itself), or show every picture in more ways: --set "
-                    "shift_pixels=1 --set flip=alternating",
-                )
+        if end["train_accuracy"] - end["validation_accuracy"] > 0.03 and rise > 1.15:
+            yield Issue(
+                "over-fitting",
+                "the network over-fits",
+                f"since epoch {best['epoch']:.3g} the validation loss has risen from {best['validation_loss']:.3f} to "
+                f"{end['validation_loss']:.3f}, and {end['train_accuracy']:.1%} of the training pictures are right "
+                f"against {end['validation_accuracy']:.1%} of the validation pictures",
+                "train shorter (--set patience=3 stops by itself), or show every picture in more ways: --set "
+                "shift_pixels=1 --set flip=alternating",
             )
-    return issues
 
 
 def _all_image_losses(losses: torch.Tensor, recipe: Recipe, num_images: int) -> torch.Tensor:
@@ -223,91 +195,82 @@ def _all_image_losses(losses: torch.Tensor, recipe: Recipe, num_images: int) -> 
     return losses[: Sampler(recipe, num_images).first_epoch_steps] if recipe.hard_share < 1 else losses
 
 
+def _ending(losses: torch.Tensor) -> tuple[int, float]:
+    """Return a tenth of the number of losses, at least 10, and the mean of the last tenth."""
+    tenth = max(10, len(losses) // 10)
+    return tenth, float(losses[-tenth:].mean())
+
+
 def _barely_learns(losses: torch.Tensor, recipe: Recipe, num_images: int, classes: int) -> bool:
     comparable = _all_image_losses(losses, recipe, num_images)
-    if len(comparable) < 10:
-        return False
-    ending = float(comparable[-max(10, len(comparable) // 10) :].mean())
-    return 0.6 * math.log(classes) < ending < 1.1 * math.log(classes)
+    return len(comparable) >= 10 and 0.6 * math.log(classes) < _ending(comparable)[1] < 1.1 * math.log(classes)
 
 
 def check_rate(
     model: Classifier, recipe: Recipe, steps: int, images: torch.Tensor, labels: torch.Tensor
-) -> list[Issue]:
-    """Return an issue if the learning rate is far too low for a whole training of `steps` to change the weights.
+) -> Iterator[Issue]:
+    """Yield an issue if the learning rate is far too low for a whole training of `steps` to change the weights.
 
     Compares the length of all steps together, at the present gradient on some images, with the size of the filters.
     """
-    rates = sum(lr_at(step, steps, recipe) for step in range(steps))
     if recipe.optimizer == "muon":
-        relative_step = recipe.filter_lr_scale  # the length of its steps does not depend on the gradient
+        relative_step, smallest = recipe.filter_lr_scale, 0.05  # the gradient does not change the length of its steps
     else:
-        gradient, weight = _norms(model, images, labels)
-        if gradient < 1e-6 * weight:  # no gradient at all is another issue
-            return []
-        relative_step = gradient / weight / (1 - recipe.momentum)
-    # The first gradients of a network without BatchNorm are a hundredth of what they become.
-    if rates * relative_step > (0.05 if recipe.optimizer == "muon" else 1e-3):
-        return []
+        relative_gradient = _relative_gradient(model, images, labels)
+        if not relative_gradient >= 1e-6:  # no gradient at all is another issue
+            return
+        # The first gradients of a network without BatchNorm are a hundredth of what they become.
+        relative_step, smallest = relative_gradient / (1 - recipe.momentum), 1e-3
+    movement = sum(lr_at(step, steps, recipe) for step in range(steps)) * relative_step
+    if movement > smallest:
+        return
     usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
     if usual <= recipe.learning_rate:
         usual = max(0.01, 10 * recipe.learning_rate)
-    return [
-        Issue(
-            "learning-rate-too-low",
-            "the learning rate is far too low",
-            f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by "
-            f"{rates * relative_step:.1e} of their size",
-            f"raise it: --set learning_rate={usual:g}",
-        )
-    ]
+    yield Issue(
+        "learning-rate-too-low",
+        "the learning rate is far too low",
+        f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by {movement:.1e} of their "
+        "size",
+        f"raise it: --set learning_rate={usual:g}",
+    )
 
 
-def _norms(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-    """Return the norms of the gradient on some images and of the weights, without biases and scales."""
+def _relative_gradient(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Return the norm of the gradient on some images divided by that of the weights, without biases and scales."""
     device, was_training = model.mean.device, model.training
     model.eval()
     with torch.enable_grad():
         loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
-        parameters = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
     model.train(was_training)
-    return (
-        math.hypot(*(float(g.norm()) for g in gradients if g is not None)),
-        math.hypot(*(float(p.detach().norm()) for p in parameters)),
-    )
+    gradient = get_total_norm([g for g in gradients if g is not None])
+    return float(gradient / get_total_norm([weight.detach() for weight in weights]))
 
 
-def check_batches(recipe: Recipe, num_images: int, network: nn.Module) -> list[Issue]:
-    """Return an issue if an epoch ends with a batch of one image and the network has BatchNorm."""
+def check_batches(recipe: Recipe, num_images: int, network: nn.Module) -> Iterator[Issue]:
+    """Yield an issue if an epoch ends with a batch of one image and the network has BatchNorm."""
     norms = [name for name, module in network.named_modules() if isinstance(module, BATCH_NORMS)]
     sampler = Sampler(recipe, num_images)
-    ends = [
-        (sampler.epoch_size(0), sampler.first_epoch_steps),
-        (sampler.epoch_size(1), sampler.first_epoch_steps + sampler.later_epoch_steps),
-    ]
+    sizes = first, later = sampler.epoch_size(0), sampler.epoch_size(1)
+    ends = ((first, sampler.first_epoch_steps), (later, sampler.first_epoch_steps + sampler.later_epoch_steps))
     single = [size for size, steps in ends if size % recipe.batch_size == 1 and sampler.steps >= steps]
     if not norms or not single or recipe.batch_size == 1:
-        return []
-    size = next(
-        size
-        for size in range(recipe.batch_size + 1, recipe.batch_size + 10**6)
-        if all(Sampler(recipe.replace(batch_size=size), num_images).epoch_size(epoch) % size != 1 for epoch in (0, 1))
+        return
+    larger = itertools.count(recipe.batch_size + 1)
+    batch_size = next(size for size in larger if all(images == 1 or images % size != 1 for images in sizes))
+    yield Issue(
+        "single-image-batch",
+        "a batch of one picture goes through BatchNorm",
+        f"{single[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the statistics "
+        f"of {norms[0]}{f' and {len(norms) - 1} more' * (len(norms) > 1)} then come from one picture",
+        f"choose another batch size: --set batch_size={batch_size}",
     )
-    return [
-        Issue(
-            "single-image-batch",
-            "a batch of one picture goes through BatchNorm",
-            f"{single[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the "
-            f"statistics of {norms[0]}{f' and {len(norms) - 1} more' * (len(norms) > 1)} then come from one picture",
-            f"choose another batch size: --set batch_size={size}",
-        )
-    ]
 
 
-def check_labels(train: Split, validation: Split | None) -> list[Issue]:
-    """Return an issue for each split whose labels do not belong to its images: similar images do not share them."""
-    classes = len(train.classes)
+def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
+    """Yield an issue for each split whose labels do not belong to its images: similar images do not share them."""
     train_images, train_labels = _sample(train, 8000)
     vectors = normalized_vectors(train_images)
     queried = torch.arange(len(vectors)) % 8 == 0
@@ -315,22 +278,19 @@ def check_labels(train: Split, validation: Split | None) -> list[Issue]:
     if validation is not None:
         images, labels = _sample(validation, 1000)
         cases.append((validation, normalized_vectors(images), labels, vectors, train_labels))
-    issues = []
-    for split, queries, query_labels, base, base_labels in cases:
-        if len(queries) < 30 or len(base) < 30:
+    for split, queries, labels, base, base_labels in cases:
+        total = len(queries)
+        if min(total, len(base)) < 30:
             continue
-        agreeing, total = count_label_agreement(queries, query_labels, base, base_labels)
-        shares = torch.bincount(query_labels, minlength=classes) / total
-        chance = float((shares * torch.bincount(base_labels, minlength=classes) / len(base_labels)).sum())
-        if agreeing / total > chance + 3 * math.sqrt(chance * (1 - chance) / total):
-            continue
-        issues.append(
-            Issue(
+        # If labels belong to their images this is far above chance, even if classes are hard to tell apart.
+        share = float((base_labels[(queries @ base.T).argmax(dim=1)] == labels).double().mean())
+        counts = [torch.bincount(rows, minlength=len(train.classes)) for rows in (labels, base_labels)]
+        chance = float((counts[0] * counts[1]).sum()) / (total * len(base))
+        if share <= chance + 3 * math.sqrt(chance * (1 - chance) / total):
+            yield Issue(
                 "shuffled-labels",
                 f"the labels of the {split.name} pictures do not belong to them",
-                f"of {total:,} {split.name} pictures {agreeing / total:.1%} share the label of the training picture "
-                f"most like them, and {chance:.1%} would by chance: labels and pictures are in different orders",
+                f"of {total:,} {split.name} pictures {share:.1%} share the label of the training picture most like "
+                f"them, and {chance:.1%} would by chance: labels and pictures are in different orders",
                 f"make the {split.name} labels anew, in the order of their pictures",
             )
-        )
-    return issues
