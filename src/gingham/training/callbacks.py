@@ -166,9 +166,7 @@ class HealthMonitor(Callback):
         if evaluations and evaluations[-1] is not history.epochs[-1]:
             return  # little changes between two evaluations
         losses = history.losses[: trainer.step].cpu()
-        issues = list(
-            check_history(recipe, len(trainer.train), len(model.classes), losses, history.epochs, over=False)
-        )
+        issues = list(check_history(recipe, len(trainer.train), len(model.classes), losses, history.epochs, over=False))
         stuck = any(issue.code == "stuck-loss" for issue in issues)
         if len(history.epochs) == 1 or stuck:
             issues = check_training(
