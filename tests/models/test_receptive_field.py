@@ -302,6 +302,7 @@ def test_window_arithmetic_matches_traced_fields():
         (EXAMPLES["dilation"], (2, 64, 48)),
     ):
         for layer in summarize(network, shape).layers:
-            if layer.slides:
-                fields = tuple(slide.before.through(slide.window).size for slide in layer.slides)
+            if layer.windows:
+                slides = (layer.windows.height, layer.windows.width)
+                fields = tuple(slide.before.through(slide.window).size for slide in slides)
                 assert fields == as_pair(layer.receptive_field)

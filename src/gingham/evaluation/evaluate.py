@@ -161,9 +161,9 @@ def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationRe
     correct, total = int(matrix.trace()), len(labels)
     per_class: dict[str, dict[str, Any]] = {}
     diagonal, row_sums, column_sums = (sums.tolist() for sums in (matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)))
-    for name, hits, images, answers in zip(split.classes, diagonal, row_sums, column_sums, strict=True):
-        shares = {"accuracy": hits / images if images else None, "precision": hits / answers if answers else None}
-        per_class[name] = {**shares, "correct": hits, "total": images}
+    for name, num_correct, images, answers in zip(split.classes, diagonal, row_sums, column_sums, strict=True):
+        recall, precision = (num_correct / count if count else None for count in (images, answers))
+        per_class[name] = {"accuracy": recall, "precision": precision, "correct": num_correct, "total": images}
     return EvaluationResult(
         split=split.name,
         accuracy=correct / total,

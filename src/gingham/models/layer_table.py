@@ -37,6 +37,15 @@ class Filters:
     biased: bool
 
 
+@dataclass(frozen=True)
+class Windows:
+    """What slides over both axes in a layer; `filters` for a convolution, None for a pooling."""
+
+    height: Slide
+    width: Slide
+    filters: Filters | None = None
+
+
 @dataclass
 class Layer:
     """One row of the table: a module without inner modules, or an operation between modules that joins or reshapes.
@@ -57,12 +66,11 @@ class Layer:
     receptive_field: Pixels
     jump: Pixels
     beside_global: bool
-    slides: tuple[Slide, Slide] | None = field(default=None, repr=False)
-    filters: Filters | None = field(default=None, repr=False)
+    windows: Windows | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON values."""
-        values = {key: value for key, value in vars(self).items() if key not in ("slides", "filters", "beside_global")}
+        values = {key: value for key, value in vars(self).items() if key not in ("windows", "beside_global")}
         return {**values, "global": self.beside_global}
 
 
@@ -101,7 +109,7 @@ class Summary:
             ModelError: there is no such layer.
         """
         if name == "all":
-            return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.slides)
+            return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.windows)
         for layer in self.layers:
             if layer.name == name:
                 return _explain(layer, self)
@@ -153,7 +161,7 @@ class Summary:
 
     def formulas(self) -> str:
         """Return the formulas of output size and receptive field, and the numbers of each convolution and pooling in them."""
-        windows = [layer for layer in self.layers if layer.slides]
+        windows = [layer for layer in self.layers if layer.windows]
         shown = windows if len(windows) <= 12 else [*windows[:3], *windows[-1:]]
         lines = [
             "output size       out   = floor((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
@@ -176,8 +184,8 @@ def _format(value: Pixels) -> str:
 
 
 def _layer_arithmetic(layer: Layer) -> str:
-    assert layer.slides
-    slide, window = layer.slides[0], layer.slides[0].window
+    assert layer.windows
+    slide, window = layer.windows.height, layer.windows.height.window
     inner = f"({slide.size} + {2 * window.padding} − {window.dilation}·{window.kernel - 1} − 1) / {window.stride}"
     size = f"{slide.rounding}({inner}) + 1 = {slide.out_size}"
     if slide.before is None:
@@ -190,20 +198,20 @@ def _layer_arithmetic(layer: Layer) -> str:
 def _explain(layer: Layer, summary: Summary) -> str:
     shape = "x".join(map(str, layer.output_shape))
     title = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
-    if layer.slides is None:
+    if layer.windows is None:
         texts = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
         pixels = _format(layer.receptive_field)
         return f"{title}\n  no window slides here: each output {texts.get(pixels, f'sees {pixels} pixels, as its input does')}"
     lines = [title]
-    height, width = layer.slides
+    height, width = layer.windows.height, layer.windows.width
     for slide, axis, extent in (
         [(height, "", summary.input_shape[1])]
         if height == width
         else [(height, "  height", summary.input_shape[1]), (width, "  width", summary.input_shape[2])]
     ):
         lines += ([axis] if axis else []) + _explain_slide(slide, extent)
-    if layer.filters:
-        lines += _explain_filters(layer.filters, height.out_size * width.out_size, layer.flops)
+    if layer.windows.filters:
+        lines += _explain_filters(layer.windows.filters, height.out_size * width.out_size, layer.flops)
     return "\n".join(lines)
 
 

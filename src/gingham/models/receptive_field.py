@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from gingham.models.pixel_view import (
     UNKNOWN,
@@ -29,6 +30,11 @@ from gingham.models.pixel_view import (
 )
 
 
+def tensors_in(values: Any) -> list[torch.Tensor]:
+    """Return the tensors in a tensor or in nested lists, tuples and dicts, in order."""
+    return [leaf for leaf in tree_leaves(values) if torch.is_tensor(leaf)]
+
+
 def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
     """Return the view of one output of the aten operation `name`, or None if no argument depends on the image.
 
@@ -44,10 +50,7 @@ def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[
 
 
 def _trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
-    tensors = [
-        item for arg in args for item in (arg if isinstance(arg, (list, tuple)) else [arg]) if torch.is_tensor(item)
-    ]
-    inputs = [(tensor, view) for tensor in tensors if (view := view_of(tensor)) is not None]
+    inputs = [(tensor, view) for tensor in tensors_in(args) if (view := view_of(tensor)) is not None]
     if not inputs:
         return None
     shape = tuple(out.shape)

@@ -1,5 +1,6 @@
 """Summarize a network by running it once and recording every layer."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,9 @@ from torch.utils.flop_counter import flop_registry
 
 from gingham.errors import ModelError, one_line
 from gingham.models.conv_arithmetic import Field, Window
-from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary
+from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary, Windows
 from gingham.models.pixel_view import UNKNOWN, Number, View, input_view
-from gingham.models.receptive_field import pair, trace, trace_parts
+from gingham.models.receptive_field import pair, tensors_in, trace, trace_parts
 
 
 def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name: str = "network") -> Summary:
@@ -75,8 +76,7 @@ class _Call:
     first_row: int
     called_inner: bool = False
     flops: int = 0
-    slides: list[tuple[Slide, Slide]] = field(default_factory=list)
-    filters: Filters | None = None
+    windows: list[Windows] = field(default_factory=list)
     counted_parameters: set[int] = field(default_factory=set)  # those in the rows of the call's own operations
 
 
@@ -93,6 +93,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __init__(self, network: nn.Module, image: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[Layer] = []
+        self.times_named: Counter[str] = Counter()  # a module that is called twice has two rows
         self.calls: list[_Call] = []
         self.flops = 0
         self.classifier_input: View | None = None  # the last input of a global pooling or a linear layer
@@ -116,8 +117,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.calls:
                 self.calls[-1].called_inner = True
-            inputs = [value for value in (*args, *kwargs.values()) if torch.is_tensor(value)]
-            self.calls.append(_Call(name, module, inputs, len(self.layers)))
+            self.calls.append(_Call(name, module, tensors_in((args, kwargs)), len(self.layers)))
 
         return hook
 
@@ -125,17 +125,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         call = self.calls.pop()
         if self.calls:
             self.calls[-1].flops += call.flops
-        tensor = out if torch.is_tensor(out) else next((x for x in out if torch.is_tensor(x)), None) if out else None
-        if call.called_inner or tensor is None:
+        outputs = tensors_in(out)
+        if call.called_inner or not outputs:
             return
         del self.layers[call.first_row :]  # a module without inner modules is one row
         self.counted_parameters -= call.counted_parameters
         parameters = [p for p in module.parameters() if id(p) not in self.counted_parameters]
         self.counted_parameters.update(map(id, parameters))
-        slides = call.slides[0] if len(call.slides) == 1 else None
-        kind, name = type(module).__name__, call.name or type(module).__name__
-        layer = self._add_row(name, kind, tensor, call.inputs, parameters, call.flops, slides)
-        layer.filters = call.filters if slides else None
+        windows = call.windows[0] if len(call.windows) == 1 else None
+        kind = type(module).__name__
+        self._add_row(call.name or kind, kind, outputs[0], call.inputs, parameters, call.flops, windows)
 
     def _add_row(
         self,
@@ -145,89 +144,77 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         inputs: Sequence[torch.Tensor],
         parameters: Sequence[torch.Tensor],
         flops: int,
-        slides: tuple[Slide, Slide] | None,
-    ) -> Layer:
+        windows: Windows | None,
+    ) -> None:
         view = self.view_of(out)
-        input_storages = {x.untyped_storage()._cdata for x in inputs if torch.is_tensor(x)}
-        names = {layer.name for layer in self.layers}
-        unique_name = (
-            name if name not in names else next(f"{name}#{n}" for n in range(2, 10**9) if f"{name}#{n}" not in names)
+        input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
+        self.times_named[name] += 1
+        self.layers.append(
+            Layer(
+                name=name if self.times_named[name] == 1 else f"{name}#{self.times_named[name]}",
+                kind=kind,
+                kernel=f"{windows.height.window.kernel}x{windows.width.window.kernel}" if windows else "",
+                output_shape=list(out.shape[1:]),
+                parameters=sum(p.numel() for p in parameters),
+                trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
+                flops=flops,
+                memory_bytes=0 if out.untyped_storage()._cdata in input_storages else out.nbytes,
+                receptive_field=_view_field(view),
+                jump=_view_jump(view),
+                beside_global=view is not None and view.beside_global and not view.sees_all,
+                windows=windows,
+            )
         )
-        layer = Layer(
-            name=unique_name,
-            kind=kind,
-            kernel="x".join(str(slide.window.kernel) for slide in slides) if slides else "",
-            output_shape=list(out.shape[1:]),
-            parameters=sum(p.numel() for p in parameters),
-            trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-            flops=flops,
-            memory_bytes=0 if out.untyped_storage()._cdata in input_storages else out.nbytes,
-            receptive_field=_view_field(view),
-            jump=_view_jump(view),
-            beside_global=view is not None and view.beside_global and not view.sees_all,
-            slides=slides,
-        )
-        self.layers.append(layer)
-        return layer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        before = {id(arg): self.view_of(arg) for arg in args if torch.is_tensor(arg)}  # in-place operations change them
+        inputs = tensors_in(args)
+        before = {id(tensor): self.view_of(tensor) for tensor in inputs}  # in-place operations change them
         out = func(*args, **kwargs)
-        name = func._overloadpacket.__name__
-        flops = 0
-        if func._overloadpacket in flop_registry:
-            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
+        packet = func._overloadpacket
+        name = packet.__name__.removesuffix("_")
+        flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
         self.flops += flops
-        operation = name.removesuffix("_") if not name.startswith("_") else name
-        self._trace_outputs(operation, args, out, before)
-        if self.calls:
-            self._record_operation(operation, args, out, flops, before)
+        outputs = tensors_in(out)
+        self._trace_outputs(name, args, outputs, before)
+        if self.calls and outputs:
+            self.calls[-1].flops += flops
+            self._record_operation(name, args, outputs[0], flops, before)
         return out
 
-    def _trace_outputs(self, name: str, args: Any, out: Any, before: dict[int, View | None]) -> None:
-        outputs = [x for x in (out if isinstance(out, (list, tuple)) else [out]) if torch.is_tensor(x)]
-        source = before.get(id(args[0])) if args and torch.is_tensor(args[0]) else None
-
-        def view_before(tensor: Any) -> View | None:
-            return before[id(tensor)] if id(tensor) in before else self.view_of(tensor)
-
+    def _trace_outputs(
+        self, name: str, args: Any, outputs: Sequence[torch.Tensor], before: dict[int, View | None]
+    ) -> None:
+        source = before.get(id(args[0])) if args else None
         if name in ("split", "split_with_sizes", "chunk", "unbind") and source is not None:
             for tensor, part_view in zip(outputs, trace_parts(source, name, args, outputs), strict=True):
                 self.traced[id(tensor)] = (tensor, part_view)
             return
         for tensor in outputs:
-            view = trace(name, args, tensor, view_before)
+            view = trace(name, args, tensor, lambda operand: before.get(id(operand)))
             self.traced[id(tensor)] = (tensor, view)
-            if view is not None and view.sees_all and view.before_pooling is not None:
-                inputs = [view_before(x) for arg in args for x in (arg if isinstance(arg, (list, tuple)) else [arg])]
-                if any(operand is not None and not operand.sees_all for operand in inputs):
-                    self.classifier_input = view.before_pooling
+            from_map = any(operand is not None and not operand.sees_all for operand in before.values())
+            if view is not None and view.sees_all and view.before_pooling is not None and from_map:
+                self.classifier_input = view.before_pooling
 
-    def _record_operation(self, name: str, args: Any, out: Any, flops: int, before: dict[int, View | None]) -> None:
-        call = self.calls[-1]
-        call.flops += flops
-        tensor = out[0] if isinstance(out, (list, tuple)) and out else out
-        if not torch.is_tensor(tensor):
-            return
-        slides = _slides(name, args, tensor, before.get(id(args[0])) if args else None)
-        filters = None
-        if slides is not None:
-            call.slides.append(slides)
-            if "convolution" in name:
-                filters = call.filters = Filters(tuple(args[1].shape), int(args[8]), args[2] is not None)
-        inputs = [x for arg in args for x in (arg if isinstance(arg, (list, tuple)) else [arg]) if torch.is_tensor(x)]
-        joins_branches = sum(self.view_of(x) is not None or before.get(id(x)) is not None for x in inputs) > 1
+    def _record_operation(
+        self, name: str, args: Any, out: torch.Tensor, flops: int, before: dict[int, View | None]
+    ) -> None:
+        """Add a row for an operation that is not inside a module of its own."""
+        call, inputs = self.calls[-1], tensors_in(args)
+        windows = _windows(name, args, out, before.get(id(args[0])) if args else None)
+        if windows is not None:
+            call.windows.append(windows)
+        joins_branches = sum(view is not None for view in before.values()) > 1
         parameters = [x for x in inputs if id(x) in self.parameters and id(x) not in self.counted_parameters]
         if name in _TABLE_OPERATIONS or parameters or (joins_branches and name in ("add", "mul", "sub")):
             self.counted_parameters.update(map(id, parameters))
             call.counted_parameters.update(map(id, parameters))
             kind = name.strip("_")
-            name = f"{call.name}.{kind}".lstrip(".")
-            self._add_row(name, kind, tensor, inputs, parameters, flops, slides).filters = filters
+            self._add_row(f"{call.name}.{kind}".lstrip("."), kind, out, inputs, parameters, flops, windows)
 
 
-def _slides(name: str, args: Any, out: torch.Tensor, view: View | None) -> tuple[Slide, Slide] | None:
+def _windows(name: str, args: Any, out: torch.Tensor, view: View | None) -> Windows | None:
     """Return the sliding windows of a convolution or pooling along height and width, None for other operations."""
     if out.dim() != 4:
         return None
@@ -248,7 +235,9 @@ def _slides(name: str, args: Any, out: torch.Tensor, view: View | None) -> tuple
         window = Window(kernel[axis], stride[axis], padding[axis], dilation[axis])
         before = Field(view.size[axis], abs(round(view.jump[axis]))) if has_grid and view and view.jump else None
         slides.append(Slide(window, args[0].shape[2 + axis], before, ceil_mode))
-    return slides[0], slides[1]
+    filters = Filters(tuple(args[1].shape), int(args[8]), args[2] is not None) if "convolution" in name else None
+    height, width = slides
+    return Windows(height, width, filters)
 
 
 def _to_pixels(pair: Sequence[Number]) -> Pixels:
@@ -267,8 +256,7 @@ def _view_jump(view: View | None) -> Pixels:
 
 
 def _network_field(recorder: _Recorder, out: Any) -> Pixels:
-    tensor = out if torch.is_tensor(out) else next((x for x in out if torch.is_tensor(x)), None) if out else None
-    view = recorder.view_of(tensor)
+    view = recorder.view_of(next(iter(tensors_in(out)), None))
     if view is None or view is UNKNOWN:
         return None
     if view.attended:
