@@ -83,7 +83,7 @@ class Trainer:
         self.interrupted = False  # whether any process was asked to stop
         self.checkpoint_due = False
         self.clock = Clock(self.device)
-        self.last_checkpoint = time.monotonic()
+        self.last_checkpoint = 0.0  # by time.monotonic()
         self.steps_gathered = 0  # steps whose records are of whole batches, and not of this process's shards
 
         self.loss: Loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
@@ -154,6 +154,7 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """Yield this process's shard of each remaining batch."""
+        self.last_checkpoint = time.monotonic()
         for batch in self.loader.batches(self.step, self.history.steps):
             if self.options.network is not None:
                 # Dropout draws from torch's generator. It is seeded by the step, so that training can resume at any;
