@@ -19,7 +19,7 @@ from gingham.text import render_table
 
 @dataclass(frozen=True)
 class Confusion:
-    """A confusion matrix: `confusion["Shirt", "Coat"]` is the number of images of shirts that were predicted as coats."""
+    """A confusion matrix: `confusion["Shirt", "Coat"]` is the number of shirts that were predicted as coats."""
 
     matrix: tuple[tuple[int, ...], ...]
     classes: tuple[str, ...]
@@ -130,7 +130,7 @@ def correct_predictions(run: Run, split: Split) -> torch.Tensor:
 
 
 def _logits(run: Run, split: Split) -> torch.Tensor:
-    """Return a run's logits on a split, float (N, K). Record a use of the test split before, save the predictions after."""
+    """Return a run's logits on a split, float (N, K). A use of the test split is recorded before."""
     model = run.model
     shape = tuple(split.images.shape[1:])
     if shape != model.input_shape or split.classes != model.classes:

@@ -61,7 +61,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     `logits` is float (N, K), `labels` int64 (N,). The temperature lies between 0.05 and 20. The labels are smoothed as
     if a share 1 / (N + 2) of them were random: a few correct predictions do not prove that a model is never wrong.
 
-    >>> fit_temperature(torch.tensor([[4.0, 0.0]]).repeat(4000, 1), torch.tensor([0, 0, 0, 1]).repeat(1000))  # e^(4/T) = 3
+    >>> fit_temperature(torch.tensor([[4.0, 0.0]]).repeat(4000, 1), torch.tensor([0, 0, 0, 1]).repeat(1000))
     3.64...
 
     Source: Guo et al., "On calibration of modern neural networks" (arXiv 1706.04599), section 4.2; here by Newton's
@@ -88,7 +88,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: float) -> float:
-    """Return the lowest threshold on the top probability for which at most a share `risk` of the predictions above it is wrong.
+    """Return the lowest threshold on the top probability at which at most a share `risk` of the sure ones is wrong.
 
     `confidence` is float (N,), the top probabilities; `correct` bool (N,); `risk` a share in [0, 1]. The threshold is
     0.0 if no prediction has to be excluded, and 2.0, which no probability reaches, if all have to be.

@@ -24,11 +24,12 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of comparing A and B: `difference` is B's accuracy minus A's, with its 95 % `interval`, both fractions.
+    """The result of comparing A and B.
 
-    `p_value` is the probability of a difference at least as large if there were none. `verdict` is the result in a
-    sentence. `more_seeds` is the number of further seeds on each side that would make a difference of this size
-    significant. It is None if the difference is significant already, if more images are needed, or for two single runs.
+    `difference` is B's accuracy minus A's, with its 95 % `interval`, both fractions. `p_value` is the probability of a
+    difference at least as large if there were none. `verdict` is the result in a sentence. `more_seeds` is the number
+    of further seeds on each side that would make a difference of this size significant. It is None if the difference is
+    significant already, if more images are needed, or for two single runs.
     """
 
     kind: str

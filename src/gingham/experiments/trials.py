@@ -73,8 +73,9 @@ class Trials:
         lines = [f"{self.mean:.2%} on the {self.split} pictures, one seed alone says nothing of the spread: {seeds}"]
         if spread is not None and self.interval is not None:
             low, high = self.interval
+            mean = f"{self.mean:.2%} ± {spread:.2%} on the {self.split} pictures"
             lines = [
-                f"{self.mean:.2%} ± {spread:.2%} on the {self.split} pictures, mean and standard deviation over {seeds}",
+                f"{mean}, mean and standard deviation over {seeds}",
                 f"interval  {low:.2%} to {high:.2%} (95 %, of the mean over seeds)",
             ]
         for name in ("best", "worst"):

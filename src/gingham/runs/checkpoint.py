@@ -1,4 +1,4 @@
-"""Checkpoints of a training in progress. The last two are kept, each with a manifest whose checksum detects a torn file.
+"""Checkpoints of a training: the last two are kept, each with a manifest whose checksum detects a torn file.
 
 A run's folder `checkpoint/` holds `step-00000120.safetensors`, with the whole state, and its manifest
 `step-00000120.json`, which is written last: a state without a manifest is ignored. The previous checkpoint is kept as
@@ -132,9 +132,10 @@ def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
 
 
 def resume_options(metadata: Mapping[str, Any]) -> str:
-    """Return the options of `gingham train` that resume a training with this checkpoint metadata; `...` if it is invalid.
+    """Return the options of `gingham train` that resume a training with this metadata; `...` if it is invalid.
 
-    >>> resume_options({"recipe": {"name": "article", "network": "article"}, "dataset": "my images", "teachers": ["1f0a"]})
+    >>> recipe = {"name": "article", "network": "article"}
+    >>> resume_options({"recipe": recipe, "dataset": "my images", "teachers": ["1f0a"]})
     "--recipe article --seed 0 --set precision=auto --set validation_images=5000 --data 'my images' --teacher RUN"
     """
     try:

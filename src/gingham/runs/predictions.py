@@ -10,7 +10,7 @@ from gingham.runs.run import WEIGHTS_FILE, Run
 
 
 def save_predictions(run: Run, split: str, fingerprint: str, logits: torch.Tensor, labels: torch.Tensor) -> None:
-    """Save a run's predictions on a split in its folder: the top class, its confidence and the true class of each image."""
+    """Save a run's predictions in its folder: the top class of each image, its confidence and the true class."""
     assert run.folder is not None
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     tensors = {"predicted": predicted.int(), "confidence": confidence.float(), "labels": labels.cpu().int()}
@@ -36,7 +36,7 @@ def load_predictions(run: Run, split: str, fingerprint: str) -> dict[str, torch.
 
 
 def _are_predictions(tensors: Mapping[str, torch.Tensor], classes: int) -> bool:
-    """Return whether tensors are valid predictions. The file has no checksum, so a damaged disk may have changed them."""
+    """Return whether tensors are valid predictions: the file has no checksum that shows damage."""
     dtypes = {"predicted": torch.int32, "confidence": torch.float32, "labels": torch.int32}
     return (
         {name: tensor.dtype for name, tensor in tensors.items()} == dtypes

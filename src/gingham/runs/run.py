@@ -54,7 +54,7 @@ class Run:
 
     @property
     def teacher_names(self) -> str:
-        """The recipes and seeds of the teachers, such as "accurate with seed 0, accurate with seed 1", or an empty string."""
+        """The recipes and seeds of the teachers, such as "accurate with seed 0", or an empty string."""
         teachers = self.data.get("teachers") or []
         return ", ".join(f"{teacher.get('recipe')} with seed {teacher.get('seed')}" for teacher in teachers)
 
@@ -115,7 +115,7 @@ def _is_filter(tensor: torch.Tensor) -> bool:
 
 
 def record_test_use(run: Run, opening: dict[str, Any]) -> None:
-    """Record a use of the test split in a run, and in its folder if it is saved, after those that other processes recorded."""
+    """Record a use of the test split in a run, and in its folder if it is saved, after those of other processes."""
     if run.folder is None:
         run.test_openings.append(opening)
         return
