@@ -51,8 +51,13 @@ def test_every_public_name_exists():
     for name in gingham.__all__:
         assert getattr(gingham, name) is getattr(gingham, name)
     assert set(dir(gingham)) == set(gingham.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+    with pytest.raises(AttributeError, match="No gingham attribute fitt"):
         gingham.fitt  # noqa: B018
+
+
+def test_the_stub_exports_every_name_that_it_imports():
+    *_, exported = ast.parse((PACKAGE / "__init__.pyi").read_text()).body
+    assert set(ast.literal_eval(exported.value)) == set(gingham.__all__)
 
 
 def test_every_public_name_has_a_docstring():
