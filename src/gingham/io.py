@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from gingham.errors import GinghamError, RunError, one_line
 
 if TYPE_CHECKING:
     import torch
+
+LOCK_FILE = ".lock"  # stays when the lock is released: removing it could give two processes a lock each
 
 
 def cache_folder() -> Path:
@@ -67,21 +71,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Lock a folder against other gingham processes. The lock is released when the process dies.
+    """Lock a folder against other gingham processes with its file `.lock`. The lock is released when the process dies.
 
     Raises
-        GinghamError: another process holds the lock, and `wait` is False.
+        GinghamError: another process holds the lock, and `wait` is False; or the folder cannot be written to.
     """
-    import fcntl  # does not exist on Windows, where gingham does not run yet
-
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    except BlockingIOError:
+        lock = FileLock(folder / LOCK_FILE).acquire(timeout=-1 if wait else 0)
+    except Timeout:
         raise GinghamError(f"another gingham is writing into {folder}; wait for it, or give another --out") from None
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        raise _cannot_write(folder / LOCK_FILE, error) from error
+    with lock:
+        yield
 
 
 def require_writable(folder: Path) -> None:

@@ -24,6 +24,7 @@ def test_train_writes_a_run_and_prints_its_results(command, trained):
     assert 0 < trained["train_seconds"] < trained["wall_seconds"]
     folder = command.folder / "runs" / "article-0"
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "model.safetensors",
         "model.json",
         "history.jsonl",
