@@ -21,7 +21,7 @@ from gingham.recipe import parse_settings
         ({"std": (0.0,)}, "std got"),
         ({"std": "0.5"}, "std got '0.5'"),
         ({"seed": "1"}, "seed got '1'"),
-        ({"seed": 10**5000}, "seed got an integer too long to show; allowed: a whole number"),
+        ({"seed": 10**5000}, "seed got a value too long to show; allowed: a whole number"),
         ({"name": "a\nb"}, "name got .*; allowed: a name of 1 to 100 characters that show"),
         ({"network": "\ud800"}, "network got .*; allowed: the name of a network"),
         ({"learning_rat": 1}, "unknown recipe field 'learning_rat'; did you mean 'learning_rate'"),

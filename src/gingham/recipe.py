@@ -7,11 +7,6 @@ from typing import Any
 
 from gingham.errors import RecipeError, suggest
 
-SCHEDULES = ("constant", "linear", "cosine")
-OPTIMIZERS = ("sgd", "muon")
-PRECISIONS = ("auto", "float32", "bfloat16")
-FLIPS = ("none", "random", "alternating")
-TTA = ("none", "flip")
 SMALL_DATASET_IMAGES, MIN_STEPS = 10_000, 500  # with fewer of both, a recipe for tens of thousands of images is adapted
 
 
@@ -19,16 +14,25 @@ def _setting(default: Any, allowed: str, is_allowed: Callable[[Any], bool]) -> A
     return field(default=default, metadata={"allowed": allowed, "is_allowed": is_allowed})
 
 
-def _any(value: Any) -> bool:
-    return True
+def _number(default: float, low: float, high: float, allowed: str = "") -> Any:
+    kind = "a whole number" if isinstance(default, int) else "a number"
+    return _setting(default, allowed or f"{kind} from {low} to {high}", lambda value: low <= value <= high)
 
 
-def _number(default: float, low: float, high: float, allowed: str) -> Any:
-    return _setting(default, allowed, lambda value: low <= value <= high)
+def _share(default: float, of: str) -> Any:
+    return _number(default, 0, 1, f"the share, from 0 to 1, of {of}")
 
 
-def _choice(default: str, values: tuple[str, ...]) -> Any:
-    return _setting(default, "one of " + ", ".join(values), lambda value: value in values)
+def _text(default: str, allowed: str, length: int) -> Any:
+    return _setting(default, allowed, lambda value: 0 < len(value) <= length and value.isprintable())
+
+
+def _choice(*values: str) -> Any:  # the first is the default
+    return _setting(values[0], "one of " + ", ".join(values), lambda value: value in values)
+
+
+def _flag(allowed: str = "true or false") -> Any:
+    return _setting(False, allowed, lambda value: True)
 
 
 def _channels(default: tuple[float, ...], allowed: str, low: float) -> Any:
@@ -46,97 +50,57 @@ class Recipe:
         RecipeError: a field that does not exist, or a value out of its range; the message gives the right ones.
     """
 
-    name: str = _setting(
-        "custom", "a name of 1 to 100 characters that show", lambda value: 0 < len(value) <= 100 and value.isprintable()
-    )
-    network: str = _setting(
-        "article", "the name of a network", lambda value: 0 < len(value) <= 200 and value.isprintable()
-    )
-    seed: int = _number(0, 0, 2**31 - 1, "a whole number from 0 to 2147483647")
-    epochs: float = _number(3, 1e-6, 1e5, "a number above 0, at most 100000 (0.5 is half the pictures once)")
-    batch_size: int = _number(64, 1, 1 << 20, "a whole number from 1 to 1048576")
-    optimizer: str = _choice("sgd", OPTIMIZERS)
-    learning_rate: float = _number(0.01, 0, 1e4, "a number from 0 to 10000")
+    name: str = _text("custom", "a name of 1 to 100 characters that show", 100)
+    network: str = _text("article", "the name of a network", 200)
+    seed: int = _number(0, 0, 2**31 - 1)
+    epochs: float = _number(3.0, 1e-6, 1e5, "a number above 0, at most 100000 (0.5 is half the images once)")
+    batch_size: int = _number(64, 1, 1 << 20)
+    optimizer: str = _choice("sgd", "muon")
+    learning_rate: float = _number(0.01, 0, 10_000)
     filter_lr_scale: float = _number(
         0.4, 0, 1e4, "a number from 0 to 10000: Muon's rate for filters, in learning rates"
     )
-    warmup: float = _number(0.0, 0, 1, "the share of the steps, from 0 to 1, over which the learning rate rises")
-    schedule: str = _choice("constant", SCHEDULES)
+    warmup: float = _share(0.0, "the steps over which the learning rate rises")
+    schedule: str = _choice("constant", "linear", "cosine")
     momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 up to, but not, 1")
-    nesterov: bool = _setting(False, "true or false", _any)
-    weight_decay: float = _number(0.0, 0, 1e4, "a number from 0 to 10000")
-    label_smoothing: float = _number(0.0, 0, 1, "a number from 0 to 1")
-    hard_share: float = _number(
-        1.0, 0, 1, "the share, from 0 to 1, of hardest pictures that each epoch after the first takes"
-    )
-    easy_share: float = _number(
-        0.0, 0, 1, "the share, from 0 to 1, of the other pictures that each epoch after the first takes"
-    )
-    flip: str = _choice("none", FLIPS)
-    shift_pixels: int = _number(0, 0, 1024, "a whole number of pixels from 0 (none) to 1024")
-    cutmix: float = _number(
-        0.0, 0, 1, "the share, from 0 to 1, of each batch over which a box of another picture is pasted"
-    )
-    photo_share: float = _number(
-        0.0, 0, 1, "the share, from 0 to 1, of each batch that is drawn as if photographed, cut out and prepared"
-    )
-    ema_decay: float = _number(
-        0.0,
-        0,
-        1 - 1e-9,
-        "the share, from 0 (none) up to, but not, 1, that a running mean of the weights keeps at each step",
-    )
-    distillation_weight: float = _number(
-        0.9, 0, 1, "the share, from 0 to 1, of the loss that follows the teachers, where there are any"
-    )
-    distillation_temperature: float = _number(
-        2.0, 0.01, 100, "a number from 0.01 to 100 that divides the logits of both sides"
-    )
-    tta: str = _choice("none", TTA)
-    precision: str = _choice("auto", PRECISIONS)
-    compile: bool = _setting(
-        False, "true or false: whether torch.compile makes the steps faster, for a minute before them", _any
-    )
+    nesterov: bool = _flag()
+    weight_decay: float = _number(0.0, 0, 10_000)
+    label_smoothing: float = _number(0.0, 0, 1)
+    hard_share: float = _share(1.0, "hardest images that each epoch after the first takes")
+    easy_share: float = _share(0.0, "the other images that each epoch after the first takes")
+    flip: str = _choice("none", "random", "alternating")
+    shift_pixels: int = _number(0, 0, 1024)
+    cutmix: float = _share(0.0, "each batch over which a box of another image is pasted")
+    photo_share: float = _share(0.0, "each batch that is drawn as if photographed, cut out and prepared")
+    ema_decay: float = _number(0.0, 0, 1 - 1e-9, "the share, from 0 to below 1, of the mean weights kept at a step")
+    distillation_weight: float = _share(0.9, "the loss that follows the teachers, where there are any")
+    distillation_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides all logits")
+    tta: str = _choice("none", "flip")
+    precision: str = _choice("auto", "float32", "bfloat16")
+    compile: bool = _flag("true or false: torch.compile takes a minute, then saves time")
     mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
     std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
     size: int = _number(
-        0,
-        0,
-        4096,
-        "the side of the square pictures in pixels, up to 4096; 0 keeps a common size up to 64, else takes 28",
+        0, 0, 4096, "the side of the images in pixels, up to 4096; 0 keeps a common one up to 64, or is 28"
     )
     validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
-    validate_every: int = _number(
-        1,
-        1,
-        10**6,
-        "how many times the training split's size is seen between two looks at the validation split, from 1 up",
-    )
-    patience: int = _number(
-        0, 0, 10**6, "how many looks at the validation split may pass without a better one; 0 trains to the end"
-    )
-    risk: float = _number(
-        0.02, 0, 1, "the share, from 0 to 1, of wrong answers allowed among those the model is sure of"
-    )
+    validate_every: int = _number(1, 1, 10**6, "from 1 up: evaluate when the training split's size was seen that often")
+    patience: int = _number(0, 0, 10**6, "how many evaluations may pass without a better one; 0 trains to the end")
+    risk: float = _share(0.02, "wrong answers allowed among those the model is sure of")
     checkpoint_seconds: float = _number(30.0, 0, 1e9, "a number of seconds from 0 (at every step) up")
 
     def __post_init__(self) -> None:
         for item in fields(self):
             object.__setattr__(self, item.name, _validated(item, getattr(self, item.name)))
         if self.nesterov and self.momentum == 0:
-            raise RecipeError(
-                "nesterov is true with momentum 0; set a momentum above 0, such as 0.9, or nesterov=false"
-            )
+            raise RecipeError("nesterov is true with momentum 0; set momentum=0.9, or nesterov=false")
         if self.cutmix and self.hard_share < 1:
             raise RecipeError(
-                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, which ranks pictures by losses that "
-                "mixed ones do not have; set hard_share=1 or cutmix=0"
+                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, and mixed images have no loss of their "
+                "own to rank them by; set hard_share=1 or cutmix=0"
             )
         if self.cutmix and self.photo_share:
-            raise RecipeError(
-                f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; photographs are not mixed: set one "
-                "of them to 0"
-            )
+            raise RecipeError(f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; set one of them to 0")
 
     def replace(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; the copy keeps the name."""
@@ -169,9 +133,7 @@ class Recipe:
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
         """Return the recipe that `to_dict` has turned into a dict; a missing field takes its default."""
         if not isinstance(values, Mapping):
-            raise RecipeError(
-                f"a recipe got {_short_repr(values)}; it is an object of fields, such as {{'learning_rate': 0.05}}"
-            )
+            raise RecipeError(f"a recipe got {_short_repr(values)}; it is an object of fields, such as {{'seed': 1}}")
         _reject_unknown_fields(values)
         return cls(**values)
 
@@ -187,20 +149,16 @@ def _short_repr(value: Any) -> str:
     try:
         return repr(value)
     except (ValueError, RecursionError):  # Python formats no integer of more than 4300 digits
-        return (
-            "an integer too long to show"
-            if isinstance(value, int)
-            else f"a {type(value).__name__} too deep or long to show"
-        )
+        return "a value too long to show"
 
 
 def _validated(item: "dataclasses.Field[Any]", value: Any) -> Any:
     """Return a value converted to the type of its field; raise a RecipeError if it is not allowed there."""
     try:
-        if str(item.type).startswith("tuple"):
-            converted: Any = tuple(_convert(float, x) for x in (value if isinstance(value, (list, tuple)) else [value]))
+        if isinstance(item.type, type):
+            converted: Any = _convert(item.type, value)
         else:
-            converted = _convert(item.type, value)
+            converted = tuple(_convert(float, x) for x in (value if isinstance(value, (list, tuple)) else [value]))
         if item.metadata["is_allowed"](converted):
             return converted
     except (TypeError, ValueError, OverflowError):
@@ -208,15 +166,11 @@ def _validated(item: "dataclasses.Field[Any]", value: Any) -> Any:
     raise RecipeError(f"recipe field {item.name} got {_short_repr(value)}; allowed: {item.metadata['allowed']}")
 
 
-def _convert(kind: Any, value: Any) -> Any:
-    if isinstance(value, bool) != (kind is bool):
+def _convert(kind: type, value: Any) -> Any:
+    if isinstance(value, bool) != (kind is bool) or isinstance(value, str) != (kind is str):
         raise TypeError
     if kind is int and value != int(value):
         raise ValueError
-    if kind is str and not isinstance(value, str):
-        raise TypeError
-    if kind in (int, float) and isinstance(value, str):
-        raise TypeError
     return kind(value)
 
 
@@ -236,20 +190,17 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         if not equals:
             raise RecipeError(f"--set got {setting!r}; write FIELD=VALUE, such as --set learning_rate=0.05")
         _reject_unknown_fields([name])
-        changes[name] = _validated(items[name], _parse_value(items[name], text.strip()))
+        changes[name] = _validated(items[name], _parse_value(items[name].type, text.strip()))
     return changes
 
 
-def _parse_value(item: "dataclasses.Field[Any]", text: str) -> Any:
+def _parse_value(kind: Any, text: str) -> Any:
+    """Return a text as a value of the field's type, or unchanged if it cannot be read, which the validation rejects."""
     try:
-        if item.type is bool:
+        if kind is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        if item.type is int:
-            return int(text)
-        if item.type is float:
-            return float(text)
-        if item.type is str:
-            return text
+        if isinstance(kind, type):
+            return kind(text)
         return tuple(float(part) for part in text.split(","))
     except (KeyError, ValueError):
-        raise RecipeError(f"recipe field {item.name} got {text!r}; allowed: {item.metadata['allowed']}") from None
+        return text
