@@ -24,24 +24,22 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     Raises
         GinghamError: a name torch does not know, or a device this machine does not have.
     """
-    available = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    if local_rank is not None:
-        num_gpus = torch.cuda.device_count()
-        if name == "cuda" or (name == "auto" and num_gpus):
-            if local_rank >= num_gpus:
-                raise GinghamError(
-                    f"process {local_rank} of this host has no GPU of its own, as there are {num_gpus}; start as many "
-                    "processes as there are GPUs (torchrun --nproc-per-node), or give --device cpu"
-                )
-            torch.cuda.set_device(local_rank)  # the device that NCCL uses
-            return torch.device("cuda", local_rank)
-    else:
-        available += ["mps"] * torch.backends.mps.is_available()
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = local_rank is None and torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if kind in available))
+        name = "cuda" if num_gpus else "mps" if has_mps else "cpu"
+    if name == "cuda" and local_rank is not None:
+        if local_rank >= num_gpus:
+            raise GinghamError(
+                f"process {local_rank} of this host has no GPU of its own, as there are {num_gpus}; start as many "
+                "processes as there are GPUs (torchrun --nproc-per-node), or give --device cpu"
+            )
+        torch.cuda.set_device(local_rank)  # the device that NCCL uses
+        return torch.device("cuda", local_rank)
+    available = ["cpu"] + ["cuda"] * (num_gpus > 0) + ["mps"] * has_mps
     try:
         device = torch.device(name)
-        if device.type in available and (device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()):
+        if device.type in available and (device.type != "cuda" or (device.index or 0) < num_gpus):
             return device
     except RuntimeError:
         pass
@@ -60,9 +58,8 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def _cpu_has(instructions: str) -> bool:
-    return bool(
-        getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)()
-    )  # private to torch, but there since 2.4
+    is_supported = getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)  # private to torch, since 2.4
+    return bool(is_supported())
 
 
 def processor() -> str:
@@ -120,7 +117,8 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
     else:
-        hardware = f"{processor()}, {_threads()}"
+        threads = torch.get_num_threads()
+        hardware = f"{processor()}, {threads} thread{'s' * (threads != 1)}"
     return {
         "gingham": __version__,
         "torch": torch.__version__,
@@ -133,18 +131,13 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def _power_limit(device: torch.device) -> str:
     """Return the power limit of a GPU, from nvidia-smi: cards of the same name differ in it, and in speed."""
-    query = ["nvidia-smi", f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}", "--query-gpu=power.limit"]
-    query.append("--format=csv,noheader,nounits")
+    card = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
+    query = ["nvidia-smi", card, "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:
         output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout  # noqa: S603
         return f"{float(output):.0f} W"
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
         return "power limit unknown"
-
-
-def _threads() -> str:
-    number = torch.get_num_threads()
-    return f"{number} thread{'s' * (number != 1)}"
 
 
 def _processor_name() -> str:

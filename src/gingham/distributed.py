@@ -32,6 +32,9 @@ class DistributedContext:
     size: int = 1
     local_rank: int = 0  # among the processes of this host
 
+    def __str__(self) -> str:
+        return f"process {self.rank} of {self.size}"
+
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes files and prints."""
@@ -47,8 +50,6 @@ class DistributedContext:
 
     def weight(self, count: int) -> float:
         """Return the factor for the mean loss over `shard` that makes the mean over processes that over the batch."""
-        if self.size == 1:
-            return 1.0
         return len(range(self.rank, count, self.size)) * self.size / count
 
     def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
@@ -108,8 +109,8 @@ class DistributedContext:
         same = self.broadcast_bytes(value.encode()).decode() == value
         if self.any(not same)[0]:
             raise GinghamError(
-                f"{'another process' if same else f'process {self.rank} of {self.size}'} does not use the same {what} "
-                "as process 0; start every process with the same command on the same data"
+                f"{'another process' if same else self} does not use the same {what} as process 0; start every process "
+                "with the same command on the same data"
             )
 
     @contextlib.contextmanager
@@ -129,20 +130,16 @@ def from_env() -> DistributedContext:
     """Return the context that the environment describes, as torchrun sets it; SINGLE_PROCESS without one.
 
     Raises
-        GinghamError: the environment variables contradict each other.
+        GinghamError: one of the environment variables is missing or not a number.
     """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size == "1":
+    names, environment = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), {"WORLD_SIZE": "1", "LOCAL_RANK": "0", **os.environ}
+    if environment["WORLD_SIZE"] == "1":
         return SINGLE_PROCESS
-    values = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_PORT")}
-    values["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "0")
-    if not all(value.isdecimal() for value in values.values()) or not os.environ.get("MASTER_ADDR"):
-        listing = ", ".join(f"{name}={value or 'not set'}" for name, value in values.items())
-        raise GinghamError(
-            f"WORLD_SIZE says that {size} processes train together, but {listing}, MASTER_ADDR="
-            f"{os.environ.get('MASTER_ADDR') or 'not set'}; start them with torchrun, or unset WORLD_SIZE"
-        )
-    return DistributedContext(int(values["RANK"]), int(size), int(values["LOCAL_RANK"]))
+    try:
+        return DistributedContext(*(int(environment[name]) for name in names))
+    except (KeyError, ValueError):
+        given = ", ".join(f"{name}={environment.get(name, 'nothing')}" for name in names)
+        raise GinghamError(f"got {given}; start the processes with torchrun, or unset WORLD_SIZE") from None
 
 
 def is_restart() -> bool:
@@ -175,17 +172,18 @@ def init_distributed() -> Iterator[DistributedContext]:
         )
     except (RuntimeError, ValueError) as error:
         raise GinghamError(
-            f"process {context.rank} of {context.size} does not find the others ({one_line(error)}); see that all are "
-            "started, and that MASTER_ADDR and MASTER_PORT name the first host, or leave both to torchrun"
+            f"{context} does not find the others ({one_line(error)}); start all of them, with MASTER_ADDR and "
+            "MASTER_PORT of the first host, or use torchrun"
         ) from error
     try:
         yield context
     except RuntimeError as error:
-        if not _is_network_error(error):
+        words = ("gloo", "NCCL", "Socket", "Connection")
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):
             raise
         raise TrainingError(
-            f"process {context.rank} of {context.size} lost another one ({one_line(error)}); torchrun --max-restarts "
-            "starts all of them again by itself, and the same command with --resume goes on from the last checkpoint"
+            f"{context} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them again, and the "
+            "same command with --resume continues from the last checkpoint"
         ) from error
     finally:
         with contextlib.suppress(RuntimeError):
@@ -200,26 +198,18 @@ def _rendezvous_prefix(store: Any, context: DistributedContext) -> str:
     the store, process 0 answers each with its own token, which is the prefix, and waits until each has confirmed it.
     """
     token = secrets.token_hex(8)
-    if context.is_main:
-        missing, deadline = set(range(1, context.size)), time.monotonic() + TIMEOUT.total_seconds()
-        while missing:
+    if not context.is_main:
+        store.set(f"ask/{context.rank}", token)
+        store.wait([f"answer/{token}"], TIMEOUT)
+        prefix: str = store.get(f"answer/{token}").decode()
+        store.set(f"{prefix}/{context.rank}", "here")
+        return prefix
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    for rank in range(1, context.size):
+        while not store.check([f"{token}/{rank}"]):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"process {min(missing)} has not come in {TIMEOUT}")
-            for rank in sorted(missing):
-                if store.check([f"ask/{rank}"]):  # nobody reads the answer to a dead process
-                    store.set(f"answer/{store.get(f'ask/{rank}').decode()}", token)
-                if store.check([f"{token}/{rank}"]):
-                    missing.discard(rank)
+                raise RuntimeError(f"process {rank} has not come in {TIMEOUT}")
+            if store.check([f"ask/{rank}"]):  # nobody reads the answer to a dead process
+                store.set(f"answer/{store.get(f'ask/{rank}').decode()}", token)
             time.sleep(0.02)
-        return token
-    store.set(f"ask/{context.rank}", token)
-    store.wait([f"answer/{token}"], TIMEOUT)
-    prefix: str = store.get(f"answer/{token}").decode()
-    store.set(f"{prefix}/{context.rank}", "here")
-    return prefix
-
-
-def _is_network_error(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(
-        word in str(error) for word in ("gloo", "NCCL", "Socket", "Connection")
-    )
+    return token
