@@ -148,21 +148,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         require_regular_file(path)
         if path.stat().st_size > 64 << 20:
-            raise RunError(
-                f"{path} is over 64 MiB; a run's JSON is far smaller, so take the file from its source again"
-            )
+            raise ValueError("it is over 64 MiB, and a run's is far smaller")
         value = parse_json(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a JSON {type(value).__name__}, not an object")
+        return value
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); give the folder of a finished run") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(
-            f"{path} is not whole JSON ({one_line(error)}); restore it from a copy or train again"
-        ) from error
-    if not isinstance(value, dict):
-        raise RunError(
-            f"{path} holds a JSON {type(value).__name__}, not an object; restore it from a copy or train again"
-        )
-    return value
+        reason = one_line(error)
+        raise RunError(f"{path} is not whole JSON ({reason}); restore it from a copy or train again") from error
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None) -> None:

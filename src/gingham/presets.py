@@ -108,16 +108,13 @@ def train_options(recipe: Recipe) -> str:
     options = [f"--recipe {recipe.name} --seed {recipe.seed}"]
     named = RECIPES.get(recipe.name, recipe)
     for key, value in vars(recipe).items():
-        if (
-            value == getattr(named, key) or key in ("name", "seed") or (key == "size" and value == 28)
-        ):  # the usual size of the data
+        is_usual_size = key == "size" and value == 28
+        if key in ("name", "seed") or value == getattr(named, key) or is_usual_size:
             continue
+        option = "--epochs " if key == "epochs" else f"--set {key}="
         if key == "network" and ":" in value:
-            options.append(f"--model {value}")
-        else:
-            options.append(
-                f"--epochs {_format_value(value)}" if key == "epochs" else f"--set {key}={_format_value(value)}"
-            )
+            option = "--model "
+        options.append(option + _format_value(value))
     return " ".join(options)
 
 

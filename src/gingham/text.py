@@ -32,11 +32,9 @@ def count(number: float, unit: str = "") -> str:
     """
     if number < 10_000:
         return f"{number:,.0f} {unit}".rstrip()
-    for power, letter in ((9, "G"), (6, "M"), (3, "K")):
-        value = number / 10**power
-        if value >= 1:
-            return f"{value:,.{max(0, 3 - len(str(int(value))))}f} {letter}{unit}"
-    raise AssertionError(number)
+    power, letter = next(pair for pair in ((9, "G"), (6, "M"), (3, "K")) if number >= 10 ** pair[0])
+    value = number / 10**power
+    return f"{value:,.{max(0, 3 - len(str(int(value))))}f} {letter}{unit}"
 
 
 def duration(seconds: float) -> str:
