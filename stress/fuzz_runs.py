@@ -1,8 +1,6 @@
 """Fuzzed files of a run: model.json, weights, history, predictions and checkpoints; and recipes."""
 
-import contextlib
 import hashlib
-import io
 import json
 import math
 import shutil
@@ -19,7 +17,7 @@ from safetensors.torch import load as safetensors_load
 from safetensors.torch import save
 
 import gingham
-from gingham.cli.train import print_trained
+from gingham.cli.train import format_trained
 from gingham.deploy.page import model_metadata
 from gingham.models.networks import NETWORKS
 from gingham.models.registry import build_classifier
@@ -87,9 +85,8 @@ def check_run(run: Run) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(run.recipe.to_dict()))) == run.recipe
     json.dumps(run.metadata(), allow_nan=False, ensure_ascii=False).encode()
     json.dumps(model_metadata(run), allow_nan=False, ensure_ascii=False).encode()
-    with contextlib.redirect_stdout(io.StringIO()) as stdout:
-        print_trained(run, Path("run"), None)
-    assert stdout.getvalue().replace("\n", "").isprintable(), "what could write to a terminal"
+    text = format_trained(run, Path("run"), None)
+    assert text.replace("\n", "").isprintable(), "what could write to a terminal"
 
 
 class RunFolder:

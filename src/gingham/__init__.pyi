@@ -7,7 +7,7 @@ from .diagnosis.check_run import check_run
 from .errors import DataError, GinghamError, ModelError, RecipeError, RunError, TrainingError
 from .evaluation.evaluate import EvaluationResult, evaluate
 from .experiments.compare import Comparison, compare
-from .experiments.trials import Trials, trials
+from .experiments.trials import TrialOptions, Trials, trials
 from .inference.evaluate_photos import evaluate_photographs
 from .inference.packaged_model import load_packaged
 from .inference.predict import ImagePrediction, predict
@@ -21,6 +21,7 @@ from .reports.html import write_report
 from .runs.run import Run, load, save
 from .training.fit import fit
 from .training.issue import Issue
+from .training.options import FitOptions
 
 __all__ = [
     "NETWORKS",
@@ -31,6 +32,7 @@ __all__ = [
     "DataSplits",
     "EvaluationResult",
     "ExportResult",
+    "FitOptions",
     "GinghamError",
     "ImagePrediction",
     "Issue",
@@ -43,6 +45,7 @@ __all__ = [
     "Split",
     "Summary",
     "TrainingError",
+    "TrialOptions",
     "Trials",
     "__version__",
     "check_data",

@@ -20,7 +20,7 @@ USER_ERRORS = {
     "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
     "no run": (["evaluate", "runs/nothing"], "there is no folder runs/nothing"),
     "no argument": (["evaluate"], "Missing argument 'run'"),
-    "split": (["evaluate", "runs/nothing", "--split", "tset"], "--split got 'tset'; allowed: validation, test"),
+    "split": (["evaluate", "runs/nothing", "--split", "tset"], "'tset' is not one of 'validation', 'test'"),
     "model": (["summary", "articel"], "unknown model 'articel'"),
     "zoo": (["summary", "torchvision:vgg17"], "torchvision has no model 'vgg17'; did you mean 'vgg1"),
     "input": (["summary", "article", "--input", "28"], "--input got '28'; write CHANNELSxHEIGHTxWIDTH"),

@@ -1,4 +1,3 @@
-import importlib
 import itertools
 import json
 import os
@@ -69,14 +68,14 @@ def test_a_locked_folder_is_an_error_before_training(command, train):
 
 
 def test_a_run_that_another_process_finishes_during_loading_is_not_overwritten(command, train, trained, monkeypatch):
-    load_data = importlib.import_module("gingham.data.load_data").load_data
+    load_data = gingham.load_data
 
     def load_while_another_finishes(*arguments, **options):
         splits = load_data(*arguments, **options)
         shutil.copytree(command.folder / "runs/article-0", command.folder / "shared")
         return splits
 
-    monkeypatch.setattr("gingham.data.load_data.load_data", load_while_another_finishes)
+    monkeypatch.setattr(gingham, "load_data", load_while_another_finishes)
     stderr = train("--out", "shared", "--epochs", 0.1, code=2).stderr
     assert "shared was finished by another gingham just now" in stderr
     assert not (command.folder / "shared/checkpoint").exists()
@@ -139,4 +138,4 @@ def test_ctrl_c_exits_with_130_and_says_how_to_resume(command, quadrants):
 def test_track_writes_tensorboard_events(command, train):
     train("--epochs", 1, "--track", "tensorboard")
     assert any((command.folder / "runs/article-0/tensorboard").glob("events*"))
-    assert "allowed: tensorboard" in train("--track", "x", "--out", "y", code=2).stderr
+    assert "Invalid value for '--track'" in train("--track", "x", "--out", "y", code=2).stderr

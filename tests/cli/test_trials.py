@@ -25,6 +25,8 @@ def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
     command("diagnose", "a/seed-0", "--split", "test")
     assert len(gingham.load(command.folder / "a/seed-0").test_openings) == 1
     assert "--split is for a run" in command("diagnose", quadrants, "--split", "test", code=2).stderr
-    assert "--split got 'train'" in command("compare", "a", "b", "--split", "train", code=2).stderr
+    assert (
+        "'train' is not one of 'validation', 'test'" in command("compare", "a", "b", "--split", "train", code=2).stderr
+    )
     assert "is a single run and" in command("compare", "a", "b/seed-0", code=2).stderr
     assert "--set got a seed" in command("trials", "--set", "seed=3", code=2).stderr

@@ -11,24 +11,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gingham._version import __version__
-from gingham.cli.compare import compare
-from gingham.cli.diagnose import diagnose
-from gingham.cli.evaluate import evaluate
-from gingham.cli.export import export
-from gingham.cli.predict import predict
-from gingham.cli.report import report
-from gingham.cli.serve import serve
-from gingham.cli.show import show
-from gingham.cli.summary import summary
-from gingham.cli.train import train
-from gingham.cli.trials import trials
+from gingham.cli import compare, diagnose, evaluate, export, predict, report, serve, show, summary, train, trials
 from gingham.errors import GinghamError, Terminated, is_exhausted, one_line
 
 app = typer.Typer(
-    name="gingham",
-    help="Train image classifiers on small pictures: in seconds on a laptop, honest about how good they are.",
+    help="Train image classifiers on small images: in seconds on a laptop, honest about how good they are.",
     epilog="Start with: gingham train",
-    no_args_is_help=False,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -42,26 +30,21 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
 @app.callback(invoke_without_command=True)
-def _root(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
+def _root(context: typer.Context, version: Version = False) -> None:
+    under_torchrun = "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
     if context.invoked_subcommand is None:
         print(context.get_help())
-    elif (
-        context.invoked_subcommand != "train"
-        and "LOCAL_RANK" in os.environ
-        and os.environ.get("WORLD_SIZE", "1") != "1"
-    ):
+    elif under_torchrun and context.invoked_subcommand != "train":
         raise GinghamError(f"torchrun is for gingham train; start gingham {context.invoked_subcommand} by itself")
 
 
-# In the order in which --help lists them.
-for command in (train, evaluate, predict, show, summary, trials, compare, report, diagnose, export, serve):
-    app.command()(command)
+# Each module has the command of its name; --help lists them in this order.
+for module in (train, evaluate, predict, show, summary, trials, compare, report, diagnose, export, serve):
+    app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,10 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     except usage_error as error:
         _fail(error.format_message())
     except OSError as error:
-        _fail(
-            f"cannot use {error.filename or 'a file or the output'} ({error.strerror or one_line(error)}); check that "
-            "there is room, the path and its permissions"
-        )
+        what, reason = error.filename or "a file or the output", error.strerror or one_line(error)
+        _fail(f"cannot use {what} ({reason}); check that there is room, the path and its permissions")
     except Exception as error:
         if not is_exhausted(error):
             raise
@@ -99,11 +80,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    line = " ".join(message.split())
-    rank, size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    prefix = "gingham" if size == "1" or rank == "0" or not rank.isdecimal() else f"gingham (process {rank} of {size})"
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    process = f" (process {rank} of {size})" if size != "1" and rank != "0" and rank.isdecimal() else ""
     with contextlib.suppress(OSError):
-        print(f"{prefix}: {line}", file=sys.stderr)
+        print(f"gingham{process}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 

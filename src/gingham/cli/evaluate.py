@@ -1,99 +1,70 @@
 """`gingham evaluate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from gingham.cli.options import Device, Json, Model
-from gingham.cli.output import format_times, print_json, print_message, try_draw
-from gingham.cli.resolve import load_named_run, load_split, require_split
+import gingham
+from gingham.cli.options import Device, Json, Model, SplitName
+from gingham.cli.output import print_message, print_result, try_draw
+from gingham.cli.resolve import load_run_or_packaged, load_split
 from gingham.errors import GinghamError, format_message
-
-if TYPE_CHECKING:
-    from gingham.runs.run import Run
 
 
 def evaluate(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            help="A run folder; or packaged: the model that comes with Gingham, on the photographs of --data."
-        ),
-    ],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Other data than the run's own: a folder of photographs, one folder a class, or what train takes."
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="validation (unless told) or test. Every look at test is written into the run.")
-    ] = None,
+    run: Annotated[Path, Argument(help="A run folder; or packaged, Gingham's own model, on photos of --data.")],
+    data: Annotated[str | None, Option(help="Other data: a folder of photos by class, or what train takes.")] = None,
+    split: Annotated[SplitName | None, Option(help="By default validation. Each use of test is recorded.")] = None,
     model: Model = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a run: accuracy, table by class, confusion."""
-    require_split(split or "validation")
     from gingham.device import choose_device
-    from gingham.evaluation.evaluate import evaluate as evaluate_run
-
-    torch_device = choose_device(device)
-    trained = load_named_run(run, model)
-    packaged = trained.folder is None
-    trained.model.to(torch_device)
-    is_photos = data is not None and _is_photo_collection(data, trained)
-    if packaged and data is not None and not is_photos:
-        raise GinghamError(
-            f"{data} is no folder of photographs; give --data FOLDER, with a folder of them for each class"
-        )
-    if packaged and not is_photos:
-        raise GinghamError(
-            "the packaged model is measured on photographs: give --data FOLDER, with a folder of them for each class"
-        )
-    unreadable_json = {}
-    if data is not None and is_photos:
-        from gingham.inference.evaluate_photos import evaluate_photographs
-
-        result, unreadable = evaluate_photographs(trained, data, split)
-        unreadable_json = {"unreadable": [prediction.to_dict() for prediction in unreadable]}
-        for prediction in unreadable:
-            print_message(f"left out: {prediction.error}")
-    else:
-        result = evaluate_run(trained, load_split(trained, run, data, split or "validation"))
-
     from gingham.plots import draw_confusion
 
-    folder = Path() if packaged else run
+    torch_device = choose_device(device)
+    trained = load_run_or_packaged(run, model)
+    is_packaged = trained.folder is None
+    trained.model.to(torch_device)
+    unreadable_json: dict[str, Any] = {}
+    if data is not None and _is_photo_collection(data, trained):
+        result, unreadable = gingham.evaluate_photographs(trained, data, split)
+        unreadable_json["unreadable"] = [prediction.to_dict() for prediction in unreadable]
+        for prediction in unreadable:
+            print_message(f"left out: {prediction.error}")
+    elif is_packaged:
+        reason = f"{data} is no folder of photographs" if data else "the packaged model is measured on photographs"
+        raise GinghamError(f"{reason}; give --data FOLDER, with a folder of them for each class")
+    else:
+        result = gingham.evaluate(trained, load_split(trained, run, data, split or "validation"))
     title = f"{result.accuracy:.2%} of {result.total:,} {result.image_noun} right; each row in percent"
-    matrix, classes = result.confusion.matrix, result.confusion.classes
-    figure = try_draw(draw_confusion, matrix, classes, title, folder / f"confusion-{result.split}.png")
-    if as_json:
-        print_json({**result.to_dict(), **unreadable_json, "file": figure})
-        return
-    print(result.confusion)
-    print()
-    print(result)
-    if result.split == "test":
-        print(f"the test split has been opened {format_times(len(result.test_openings))} by this run")
-    seconds = trained.metrics.get("train_seconds")
-    if isinstance(seconds, (int, float)):
-        print(
-            format_message(
-                f"trained in {seconds:.1f} s (train_seconds) on "
-                f"{trained.environment.get('hardware', 'unknown hardware')}"
-            )
-        )
-    print(f"figure: {figure or 'not written'}")
+    file = (Path() if is_packaged else run) / f"confusion-{result.split}.png"
+    figure = try_draw(draw_confusion, result.confusion.matrix, result.confusion.classes, title, file)
+    values = {**result.to_dict(), **unreadable_json, "file": figure}
+    print_result(values, _format_result(result, trained, figure), as_json)
 
 
-def _is_photo_collection(data: str, trained: "Run") -> bool:
+def _is_photo_collection(data: str, trained: "gingham.Run") -> bool:
     """Return whether `data` is a folder or table of image files other than the run's own, to be prepared as `predict` does."""
     from gingham.data.load_data import is_image_collection
     from gingham.data.registry import REGISTRY
 
     path = Path(data).resolve()
-    return (
-        data not in REGISTRY and path.exists() and is_image_collection(path) and str(path) != trained.data.get("name")
-    )
+    if data in REGISTRY or not path.exists() or str(path) == trained.data.get("name"):
+        return False
+    return is_image_collection(path)
+
+
+def _format_result(result: "gingham.EvaluationResult", trained: "gingham.Run", figure: str | None) -> str:
+    lines = [f"{result.confusion}\n\n{result}"]
+    if result.split == "test":
+        count = len(result.test_openings)
+        lines.append(f"the test split has been opened {'once' if count == 1 else f'{count} times'} by this run")
+    seconds = trained.metrics.get("train_seconds")
+    if isinstance(seconds, (int, float)):
+        hardware = trained.environment.get("hardware", "unknown hardware")
+        lines.append(format_message(f"trained in {seconds:.1f} s (train_seconds) on {hardware}"))
+    lines.append(f"figure: {figure or 'not written'}")
+    return "\n".join(lines)

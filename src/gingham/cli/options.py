@@ -1,34 +1,44 @@
 """The options that several commands share."""
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import typer
+from typer import Option
+
+from gingham.presets import RECIPES
+from gingham.recipe import Recipe
 
 DEFAULT_DATA = "fashion-mnist"
 DATA_HELP = (
     "A dataset's name (fashion-mnist, mnist, kmnist, qmnist, emnist-balanced, cifar-10, ...), a folder with a folder "
-    "of pictures for each class, a .csv of paths and labels, a .npz file, or a folder of IDX files."
+    "of images for each class, a .csv of paths and labels, a .npz file, or a folder of IDX files."
 )
-SkipUnreadable = Annotated[
-    bool,
-    typer.Option(
-        "--skip-unreadable", help="Leave out image files that cannot be read, and say so, in place of an error."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to stdout, and nothing else.")]
-RunFolder = Annotated[Path | None, typer.Option(help="A run folder; the model that comes with Gingham unless told.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.")]
-Teacher = Annotated[
-    list[Path] | None,
-    typer.Option(
-        metavar="RUN", help="A run, trained on the same split, whose answers are learned too; may be repeated."
-    ),
-]
+FIELDS = ", ".join(item.name for item in dataclasses.fields(Recipe))
+MODEL_FORM = "package.module:Class"
+
+Data = Annotated[str, Option(help=DATA_HELP)]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")]
+Epochs = Annotated[float | None, Option(help="How often each image is seen, such as 0.5 or 3.")]
+Json = Annotated[bool, Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 Model = Annotated[
     str | None,
-    typer.Option(
-        metavar="package.module:Class", help="A network of your own, importable from here, in place of the recipe's."
+    Option(
+        "--model",
+        metavar=MODEL_FORM,
+        help="The class of your own network, importable from here, in place of the recipe's.",
     ),
 ]
-SplitOption = Annotated[str, typer.Option(help="validation or test. Every look at test is written into the runs.")]
+RecipeName = Annotated[str, Option(help=f"One of: {', '.join(RECIPES)}.")]
+RunFolder = Annotated[Path | None, Option(help="A run folder; by default the model that comes with Gingham.")]
+Settings = Annotated[
+    list[str] | None,
+    Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
+]
+SkipUnreadable = Annotated[bool, Option("--skip-unreadable", help="Leave out and list unreadable image files.")]
+SplitName = Literal["validation", "test"]
+Split = Annotated[SplitName, Option(help="Each use of the test split is recorded in the run.")]
+Teacher = Annotated[
+    list[Path] | None,
+    Option(metavar="RUN", help="A run on the same split whose predictions are learned too; may be repeated."),
+]

@@ -7,13 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gingham.errors import GinghamError, format_message
-
-if TYPE_CHECKING:
-    from gingham.data.splits import DataSplits
-
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # cannot be set, unlike the time of day
 STARTED = time.clock_gettime(CLOCK)
@@ -39,32 +35,23 @@ def print_message(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def print_notes(splits: "DataSplits") -> None:
-    """Print the notes from loading the data, one per line."""
-    for note in splits.notes:
-        print_message(note)
-
-
 def print_json(value: object) -> None:
     """Print one JSON value to stdout."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def print_pairs(*pairs: tuple[str, object]) -> None:
-    """Print labels and texts in two columns, with unprintable characters escaped, because the texts may come from files."""
-    width = max(len(label) for label, _ in pairs)
-    for label, text in pairs:
-        print(f"{label:<{width}}  {format_message(str(text))}")
+def print_result(value: object, text: object, as_json: bool) -> None:
+    """Print a result to stdout: `value` as JSON, or else `text`."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text)
 
 
-def format_seconds(value: float | None) -> str:
-    """Return seconds as text, or `-` if they are unknown."""
-    return "-" if value is None else f"{value:.1f} s" if value >= 1 else f"{value:.3f} s"
-
-
-def format_times(count: int) -> str:
-    """Return "once" or "N times"."""
-    return "once" if count == 1 else f"{count} times"
+def format_pairs(pairs: dict[str, object]) -> str:
+    """Return labels and texts in two columns, with unprintable characters escaped, because the texts may come from files."""
+    width = max(map(len, pairs))
+    return "\n".join(f"{label:<{width}}  {format_message(str(text))}" for label, text in pairs.items())
 
 
 def try_draw(draw: Callable[..., Path], *arguments: Any, **options: Any) -> str | None:

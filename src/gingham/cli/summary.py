@@ -2,49 +2,38 @@
 
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from gingham.cli.options import Json
-from gingham.cli.output import print_json
-from gingham.cli.resolve import network_factory
+import gingham
+from gingham.cli.options import Json, Model
+from gingham.cli.output import print_result
+from gingham.cli.resolve import find_network, network_factory
 from gingham.errors import GinghamError
 
 
 def summary(
-    model: Annotated[
-        str, typer.Argument(help="A network's name, a run folder, torchvision:NAME or package.module:Class.")
-    ],
-    input_shape: Annotated[
-        str | None, typer.Option("--input", metavar="CxHxW", help="1x28x28, or what the model is for.")
-    ] = None,
-    explain: Annotated[
-        str | None, typer.Option(metavar="LAYER", help="Work one layer's numbers through; all for every one.")
-    ] = None,
-    model_class: Annotated[
-        str | None,
-        typer.Option("--model", metavar="package.module:Class", help="The class of a run of your own network."),
-    ] = None,
+    model: Annotated[str, Argument(help="A network, a run folder, torchvision:NAME or package.module:Class.")],
+    input_shape: Annotated[str | None, Option("--input", metavar="CxHxW", help="Default: the model's own.")] = None,
+    explain: Annotated[str | None, Option(metavar="LAYER", help="The arithmetic of one layer; all for all.")] = None,
+    model_class: Model = None,
     as_json: Json = False,
 ) -> None:
     """Print a network's layers and receptive fields."""
     shape = None if input_shape is None else _parse_shape(input_shape)
-    from gingham.cli.resolve import find_network
-    from gingham.models.summary import summarize
-
-    network, default = find_network(model, shape, network_factory(model_class))
-    result = summarize(network, shape or default, model)
-    explained = None if explain is None else result.explain(explain)
-    if as_json:
-        print_json({**result.to_dict(), **({} if explained is None else {"explanation": explained})})
+    network, default_shape = find_network(model, shape, network_factory(model_class))
+    result = gingham.summarize(network, shape or default_shape, model)
+    if explain is None:
+        print_result(result.to_dict(), result, as_json)
     else:
-        print(result if explained is None else explained)
+        explanation = result.explain(explain)
+        print_result({**result.to_dict(), "explanation": explanation}, explanation, as_json)
 
 
 def _parse_shape(text: str) -> tuple[int, int, int]:
     try:
         channels, height, width = (int(part) for part in text.lower().split("x"))
+        if 1 <= channels <= 1024 and 1 <= height <= 8192 and 1 <= width <= 8192:
+            return channels, height, width
     except ValueError:
-        channels = height = width = 0
-    if not (1 <= channels <= 1024 and 1 <= height <= 8192 and 1 <= width <= 8192):
-        raise GinghamError(f"--input got {text!r}; write CHANNELSxHEIGHTxWIDTH, such as 1x28x28 or 3x224x224")
-    return channels, height, width
+        pass
+    raise GinghamError(f"--input got {text!r}; write CHANNELSxHEIGHTxWIDTH, such as 1x28x28 or 3x224x224")
