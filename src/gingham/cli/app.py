@@ -88,7 +88,7 @@ def _fail(message: str) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open /dev/null for closed standard streams; otherwise the next opened file would become one, and get what is printed."""
+    """Open /dev/null for closed standard streams, or the next opened file would become one and get what is printed."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -47,7 +47,7 @@ def evaluate(
 
 
 def _is_photo_collection(data: str, trained: "gingham.Run") -> bool:
-    """Return whether `data` is a folder or table of image files other than the run's own, to be prepared as `predict` does."""
+    """Return whether `data` is a folder or table of image files other than the run's own, for `predict` to prepare."""
     from gingham.data.load_data import is_image_collection
     from gingham.data.registry import REGISTRY
 

@@ -23,11 +23,7 @@ Epochs = Annotated[float | None, Option(help="How often each image is seen, such
 Json = Annotated[bool, Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 Model = Annotated[
     str | None,
-    Option(
-        "--model",
-        metavar=MODEL_FORM,
-        help="The class of your own network, importable from here, in place of the recipe's.",
-    ),
+    Option("--model", metavar=MODEL_FORM, help="A network of your own, importable from here, replacing the recipe's."),
 ]
 RecipeName = Annotated[str, Option(help=f"One of: {', '.join(RECIPES)}.")]
 RunFolder = Annotated[Path | None, Option(help="A run folder; by default the model that comes with Gingham.")]

@@ -49,13 +49,13 @@ def print_result(value: object, text: object, as_json: bool) -> None:
 
 
 def format_pairs(pairs: dict[str, object]) -> str:
-    """Return labels and texts in two columns, with unprintable characters escaped, because the texts may come from files."""
+    """Return labels and texts in two columns, unprintable characters escaped, because the texts may come from files."""
     width = max(map(len, pairs))
     return "\n".join(f"{label:<{width}}  {format_message(str(text))}" for label, text in pairs.items())
 
 
 def try_draw(draw: Callable[..., Path], *arguments: Any, **options: Any) -> str | None:
-    """Draw a figure and return its path, or print to stderr why it cannot be written and return None: the result still counts."""
+    """Draw a figure and return its path, or print why it cannot be written and return None: the result still counts."""
     try:
         return str(draw(*arguments, **options))
     except GinghamError as error:

@@ -88,7 +88,7 @@ def _adapt_to_size(recipe: Recipe, count: int, changes: Mapping[str, Any]) -> Re
 
 
 def load_training_images(trained: "gingham.Run", run: Path | None) -> "gingham.Split | None":
-    """Return a run's training split, to find the nearest images in it; if it is not available, print why and return None."""
+    """Return a run's training split, to find the nearest images in it, or print why it is missing and return None."""
     from gingham.data.registry import REGISTRY, find_dataset_dir
     from gingham.evaluation.run_data import load_run_data
 

@@ -93,8 +93,8 @@ def _format_statistics(statistics: dict[str, Any]) -> str:
         "pictures": f"{splits['train']:,} train, {splits['test']:,} test, in {len(rows)} classes",
         "shape": f"{'x'.join(map(str, statistics['shape']))}, uint8",
         "mean, std": f"{mean}; {std} (training pictures, pixels from 0 to 1)",
-        "duplicates": f"{duplicates['train']} within train, {duplicates['test']} within test, {duplicates['across']} of "
-        "test also in train",
+        "duplicates": f"{duplicates['train']} within train, {duplicates['test']} within test, "
+        f"{duplicates['across']} of test also in train",
         "source": statistics["source"],
         "fingerprint": statistics["fingerprint"],
         "figure": statistics["file"],

@@ -102,7 +102,7 @@ def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) 
 
 
 def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> str:
-    """Return a run's results in two columns, with `-` for values that it lacks because it was not written by `train`."""
+    """Return a run's results in two columns, with `-` for values that it lacks because `train` did not write it."""
     metrics, recipe, environment = trained.metrics, trained.recipe, trained.environment
 
     def show(key: str, template: str, missing: str = "-") -> str:
