@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gingham import GinghamError, RunError
-from gingham.io import atomic_write, read_json, write_json, write_text
+from gingham.io import atomic_write, locked, read_json, write_json, write_text
 
 
 def test_writing_replaces_a_file_and_leaves_no_temporary_file(tmp_path):
@@ -43,6 +43,23 @@ with atomic_write(Path({str(path)!r})) as temporary:
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     assert path.read_text() == "old"
+
+
+def test_a_lock_excludes_others_until_its_process_dies(tmp_path):
+    script = f"""
+import os, signal
+from pathlib import Path
+from gingham.io import locked
+with locked(Path({str(tmp_path)!r}), wait=False):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    refused = pytest.raises(GinghamError, match="another gingham is writing into")
+    with locked(tmp_path, wait=False), refused, locked(tmp_path, wait=False):
+        pass
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(GinghamError, match=r"cannot write .*lock"), locked(tmp_path / "file", wait=False):
+        pass
 
 
 def test_written_files_have_default_permissions(tmp_path):

@@ -11,5 +11,5 @@ model = gingham.load("runs/article").model
 
 import lazy_loader
 
-# __init__.pyi lists the public names. Each is imported when it is first used, so that `import gingham` alone takes no time.
+# __init__.pyi lists the public names. Each is imported on first use, so that `import gingham` alone takes no time.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

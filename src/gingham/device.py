@@ -63,7 +63,7 @@ def _cpu_has(instructions: str) -> bool:
 
 
 def processor() -> str:
-    """Return the CPU's name and the widest vector instructions torch uses, which determine speed and floating-point rounding.
+    """Return the CPU's name and the widest vector instructions torch uses, which affect speed and rounding.
 
     processor()        # "AMD EPYC (AVX512)", "Intel(R) Xeon(R) Processor (AVX512 with AMX)"
     """

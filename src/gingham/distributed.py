@@ -41,7 +41,7 @@ class DistributedContext:
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """Return which images of a batch of `count` this process takes: every `size`-th, and another's where there is none for it.
+        """Return which images of a batch of `count` this process takes: every `size`-th, or another's if too few.
 
         >>> DistributedContext(1, 2).shard(5), DistributedContext(2, 3).shard(2)
         (slice(1, None, 2), slice(0, None, 3))
@@ -53,7 +53,7 @@ class DistributedContext:
         return len(range(self.rank, count, self.size)) * self.size / count
 
     def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        """Return the model with gradients averaged over the processes. `unused` says that some parameters get no gradient."""
+        """Return the model with gradients averaged over processes. `unused`: some parameters get no gradient."""
         if self.size == 1:
             return model
         # Its construction also copies the weights and buffers of process 0 to the others.
@@ -115,7 +115,7 @@ class DistributedContext:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block in one process of each host first, then in the others, which find what it has downloaded or decoded."""
+        """Run the block in one process of each host first, then in the others, which find what it cached."""
         if self.size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
@@ -182,8 +182,8 @@ def init_distributed() -> Iterator[DistributedContext]:
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):
             raise
         raise TrainingError(
-            f"{context} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them again, and the "
-            "same command with --resume continues from the last checkpoint"
+            f"{context} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them again, and "
+            "the same command with --resume continues from the last checkpoint"
         ) from error
     finally:
         with contextlib.suppress(RuntimeError):

@@ -61,7 +61,7 @@ class TrainingError(GinghamError):
 
 
 class Terminated(SystemExit):
-    """SIGTERM, which schedulers and service managers send before they kill a process. Exits with 143, as shells report it."""
+    """SIGTERM, which schedulers and service managers send before they kill a process. Exits with 143, as in shells."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
@@ -90,7 +90,7 @@ def list_differences(differences: Sequence[str]) -> str:
 
 
 def is_exhausted(error: BaseException | None) -> bool:
-    """Return whether an error, or a cause of it, means that memory or threads ran out; each library words this differently."""
+    """Return whether an error, or a cause of it, means that memory or threads ran out, in the words of any library."""
     signs = ("memory", "bad_alloc", "can't start new thread", "resource temporarily unavailable")
     while error is not None:
         message = str(error).lower()
@@ -103,6 +103,6 @@ def is_exhausted(error: BaseException | None) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, shortened to 300 characters, or the name of its type if it has no message."""
+    """Return an error's message on one line, shortened to 300 characters, or its type's name if it has no message."""
     text = " ".join(str(error).split())
     return (text[:297] + "..." if len(text) > 300 else text) or type(error).__name__

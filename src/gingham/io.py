@@ -117,7 +117,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` to `path` as indented JSON, atomically. Raise a ValueError for NaN and infinity, which JSON lacks."""
+    """Write `value` to `path` as indented JSON, atomically. Raise a ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

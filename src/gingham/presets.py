@@ -100,7 +100,7 @@ def find_recipe(name: str) -> Recipe:
 
 
 def train_options(recipe: Recipe) -> str:
-    """Return the options of `gingham train` for this recipe: its name, its seed, and every field that differs from the named recipe.
+    """Return the options of `gingham train` for this recipe: its name and seed, and the fields that were changed.
 
     >>> train_options(RECIPES["fast"].replace(seed=5, epochs=2, nesterov=False))
     '--recipe fast --seed 5 --epochs 2 --set nesterov=false'

@@ -96,8 +96,8 @@ class Recipe:
             raise RecipeError("nesterov is true with momentum 0; set momentum=0.9, or nesterov=false")
         if self.cutmix and self.hard_share < 1:
             raise RecipeError(
-                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, and mixed images have no loss of their "
-                "own to rank them by; set hard_share=1 or cutmix=0"
+                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, and mixed images have no loss of "
+                "their own to rank them by; set hard_share=1 or cutmix=0"
             )
         if self.cutmix and self.photo_share:
             raise RecipeError(f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; set one of them to 0")

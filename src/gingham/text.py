@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table with the first column left-aligned and the others right-aligned, except those whose name ends in `<`."""
+    """Return a table: left-aligned are the first column and those whose name ends in `<`, right-aligned the others."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
     for index, column in enumerate(columns):
         left = index == 0 or column.endswith("<")
