@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gingham.recipe import Recipe
 
 
-def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+def flip(images: Tensor, chosen: Tensor) -> Tensor:
     """Mirror the chosen images left to right.
 
     `images` is uint8 (B, C, H, W), `chosen` bool (B,); the result has the shape and dtype of `images`.
@@ -20,7 +21,7 @@ def flip(images: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
-def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int) -> torch.Tensor:
+def shift(images: Tensor, offsets: Tensor, limit: int) -> Tensor:
     """Shift each image by whole pixels and fill the border with black.
 
     `images` is uint8 (B, C, H, W); `offsets` int64 (B, 2), pixels down and to the right, negative for up and left;
@@ -38,16 +39,15 @@ def shift(images: torch.Tensor, offsets: torch.Tensor, limit: int) -> torch.Tens
     return padded[batch_indices, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def cutmix_boxes(
-    images: torch.Tensor, partners: torch.Tensor, boxes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def cutmix_boxes(images: Tensor, partners: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Paste a box of each image's partner over it, and return the share of each image that is left as well.
 
     `images` is uint8 (B, C, H, W); `partners` int64 (B,), indices in the batch; `boxes` int64 (B, 4): the first row and
     column of each box and those after its last, at least 0, at most H and W. The results are uint8 like `images`, and
     float (B,).
 
-    >>> cutmix_boxes(torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([1, 0]), torch.tensor([[0, 0, 1, 1]] * 2))
+    >>> images, boxes = torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([[0, 0, 1, 1]] * 2)
+    >>> cutmix_boxes(images, torch.tensor([1, 0]), boxes)
     (tensor([[[[3, 2]]],
     <BLANKLINE>
     <BLANKLINE>
@@ -64,8 +64,8 @@ def cutmix_boxes(
     return torch.where(inside, images[partners], images), shares
 
 
-def apply_cutmix(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return a training batch with CutMix on the recipe's `cutmix` share of it, each image's partner and the share left of it.
+def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a training batch with CutMix on the recipe's `cutmix` share of it, and each image's partner and share.
 
     `images` is uint8 (B, C, H, W), the whole batch; partners are int64 (B,), shares float (B,), 1 if nothing was
     pasted. The share that a box covers is uniformly distributed, and boxes are cut off at the border. The draws depend
@@ -89,15 +89,15 @@ def apply_cutmix(images: torch.Tensor, recipe: Recipe, step: int) -> tuple[torch
 
 
 def augment(
-    images: torch.Tensor,
-    indices: torch.Tensor,
+    images: Tensor,
+    indices: Tensor,
     recipe: Recipe,
     epoch: int,
     step: int,
     part: slice = slice(None),
     count: int | None = None,
-) -> torch.Tensor:
-    """Return a training batch augmented as the recipe says, or the `part` of a batch of `count` images that `images` holds.
+) -> Tensor:
+    """Return a training batch augmented as the recipe says, or the `part` of a batch of `count` that `images` holds.
 
     `images` is uint8 (B, C, H, W), `indices` int64 (B,): their indices in the training split. The draws depend only on
     the recipe's seed, `step`, `epoch` (both counted from 0) and the indices, so that training can resume at any step.
@@ -116,8 +116,8 @@ def augment(
 
 
 def augment_batches(
-    images: torch.Tensor, batches: Sequence[torch.Tensor], recipe: Recipe, epoch: int, step: int
-) -> Sequence[torch.Tensor]:
+    images: Tensor, batches: Sequence[Tensor], recipe: Recipe, epoch: int, step: int
+) -> Sequence[Tensor]:
     """Return what `augment` returns for consecutive batches of one epoch, the first of which belongs to `step`.
 
     `images` is uint8 (N, C, H, W), the images of all `batches`, int64 (B,) each, in order. A GPU augments a batch in
@@ -131,7 +131,7 @@ def augment_batches(
     return torch.split(_apply_draws(images, torch.cat(list(batches)), recipe, epoch, all_draws), sizes)
 
 
-def _draws(recipe: Recipe, step: int, count: int) -> dict[str, torch.Tensor]:
+def _draws(recipe: Recipe, step: int, count: int) -> dict[str, Tensor]:
     """Return a step's draws for `count` images: which are "flipped", bool (B,), and their "offsets", int64 (B, 2)."""
     # On the CPU, for the same draws on every device. Its generator uses 32 bits of a seed: hash both numbers into
     # those.
@@ -144,9 +144,7 @@ def _draws(recipe: Recipe, step: int, count: int) -> dict[str, torch.Tensor]:
     return draws
 
 
-def _apply_draws(
-    images: torch.Tensor, indices: torch.Tensor, recipe: Recipe, epoch: int, draws: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
+def _apply_draws(images: Tensor, indices: Tensor, recipe: Recipe, epoch: int, draws: Mapping[str, Tensor]) -> Tensor:
     if recipe.flip == "alternating":
         # One bit of a multiplicative hash selects half of the images, independent of their order and number.
         images = flip(images, ((indices * 2654435761 + recipe.seed * 40503) >> 16) % 2 == epoch % 2)

@@ -7,6 +7,7 @@ collar or a corner of the bed beside the hem. The functions in this module simul
 They pass a batch on as layers, float (N, 2, H, W): brightness and coverage, both from 0 to 1.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from gingham.errors import GinghamError
 from gingham.recipe import Recipe
@@ -37,28 +39,22 @@ class RandomDraws:
     generator: torch.Generator
     device: torch.device
 
-    def uniform(self, low: float, high: float, dims: int = 0) -> torch.Tensor:
+    def uniform(self, low: float, high: float, dims: int = 0) -> Tensor:
         """Return uniform numbers, float (N,) or (N, 1, ...)."""
         numbers = (low + (high - low) * torch.rand(self.count, generator=self.generator)).to(self.device)
         return numbers.view(-1, *[1] * dims)
 
-    def chance(self, share: float | torch.Tensor, dims: int = 0) -> torch.Tensor:
+    def chance(self, share: float | Tensor, dims: int = 0) -> Tensor:
         """Return bool (N,) or (N, 1, ...), True with probability `share`."""
         return self.uniform(0, 1, dims) < share
 
-    def noise(self, size: Sequence[int], cells: tuple[int, int]) -> torch.Tensor:
+    def noise(self, size: Sequence[int], cells: Sequence[int]) -> Tensor:
         """Return smooth noise of about unit variance, float (N, 1, H, W), interpolated from a grid of `cells`."""
         coarse = torch.randn(self.count, 1, *cells, generator=self.generator).to(self.device)
         return F.interpolate(coarse, tuple(size), mode="bicubic", align_corners=True)
 
-    def white_noise(self, size: Sequence[int]) -> torch.Tensor:
-        """Return independent noise of unit variance for every pixel, float (N, 1, H, W)."""
-        return torch.randn(self.count, 1, *size, generator=self.generator).to(self.device)
 
-
-def simulate_photos(
-    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], recipe: Recipe, step: int
-) -> torch.Tensor:
+def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], recipe: Recipe, step: int) -> Tensor:
     """Return a training batch with its first images, the recipe's `photo_share` of it, turned into simulated photos.
 
     `images` is uint8 (B, 1, H, W) in random order, `labels` int64 (B,). The draws depend only on the recipe's seed and
@@ -84,9 +80,7 @@ def num_simulated(images: int, recipe: Recipe) -> int:
     return round(images * recipe.photo_share)
 
 
-def simulate_photo(
-    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], generator: torch.Generator
-) -> torch.Tensor:
+def simulate_photo(images: Tensor, labels: Tensor, classes: Sequence[str], generator: torch.Generator) -> Tensor:
     """Return images that look like photos of the same objects after `inference/preprocess.py`.
 
     `images` is uint8 (N, 1, H, W), objects on black; `labels` int64 (N,), indices into `classes`. The result has the
@@ -111,24 +105,20 @@ def simulate_photo(
     return _compose(draws, brightness, mask)
 
 
-def _is_any_class(labels: torch.Tensor, classes: Sequence[str], names: set[str]) -> torch.Tensor:
+def _is_any_class(labels: Tensor, classes: Sequence[str], names: set[str]) -> Tensor:
     return torch.tensor([name in names for name in classes], device=labels.device)[labels]
 
 
-def _coverage(brightness: torch.Tensor) -> torch.Tensor:
+def _coverage(brightness: Tensor) -> Tensor:
     """Return the coverage: 1 where the image is not black, with gaps of one pixel closed."""
     dilated = F.max_pool2d((brightness > 0.04).float(), 3, 1, 1)
     return -F.max_pool2d(-dilated, 3, 1, 1)
 
 
 def _replace_some(
-    layers: torch.Tensor,
-    chosen: torch.Tensor,
-    function: Callable[..., torch.Tensor],
-    draws: RandomDraws,
-    *inputs: torch.Tensor,
-) -> torch.Tensor:
-    """Return the layers with those of the chosen images, bool (N,), replaced by what `function` makes of their `inputs`."""
+    layers: Tensor, chosen: Tensor, function: Callable[..., Tensor], draws: RandomDraws, *inputs: Tensor
+) -> Tensor:
+    """Return the layers with those of the images in `chosen`, bool (N,), replaced by `function` of their `inputs`."""
     indices = chosen.nonzero().flatten()
     if not len(indices):
         return layers
@@ -136,49 +126,47 @@ def _replace_some(
     return layers.index_copy(0, indices, function(replace(draws, count=len(indices)), *rows))
 
 
-def _warp(
-    layers: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor | None = None, bend: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Warp layers by matrices (N, 2, 2), offsets (N, 2) and a field (N, H, W, 2), which map output to input coordinates.
+def _warp(layers: Tensor, matrix: Tensor, offset: Tensor | None = None, bend: Tensor | None = None) -> Tensor:
+    """Warp layers by matrices (N, 2, 2), offsets (N, 2) and a field of offsets (N, H, W, 2).
 
-    Coordinates are from -1 to 1.
+    They map output to input coordinates, both from -1 to 1.
     """
     offset = torch.zeros_like(matrix[:, 0]) if offset is None else offset
     grid = F.affine_grid(torch.cat([matrix, offset[:, :, None]], dim=2), list(layers.shape), align_corners=False)
     return F.grid_sample(layers, grid if bend is None else grid + bend, align_corners=False)
 
 
-def _transform(matrix: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+def _transform(matrix: Tensor, points: Tensor) -> Tensor:
     """Return points (N, 2) multiplied by matrices (N, 2, 2)."""
     return (matrix @ points[:, :, None])[:, :, 0]
 
 
-def _rotation(angle: torch.Tensor) -> torch.Tensor:
+def _rotation(angle: Tensor) -> Tensor:
     return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
 
 
-def _scaling(across: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+def _scaling(across: Tensor, down: Tensor) -> Tensor:
     """Return the matrices (N, 2, 2) that divide widths and heights by these numbers."""
     return torch.diag_embed(torch.stack([across, down], 1))
 
 
-def _spread_sleeves(draws: RandomDraws, layers: torch.Tensor) -> torch.Tensor:
+def _spread_sleeves(draws: RandomDraws, layers: Tensor) -> Tensor:
     """Turn sleeves outward about the shoulders, as garments lie on beds, and zoom out by 1.3 to fit them."""
     width = layers.shape[3]
     across = torch.linspace(-1, 1, width, device=layers.device)
     half_width = (layers[:, 1].amax(dim=1) > MIN_COVERAGE).float().sum(dim=1) / width
     edge = half_width * draws.uniform(0.5, 0.68)  # where the body ends and the sleeves begin
-    limit, zoom = edge[:, None, None, None], _scaling(torch.full_like(edge, 1.3), torch.full_like(edge, 1.3))
-    spread = _warp(layers * (across.abs() < limit), zoom)
+    limit, zoom = edge[:, None, None, None], 1.3
+    spread = _warp(layers * (across.abs() < limit), _rotation(torch.zeros_like(edge)) * zoom)
     for side in (-1, 1):
-        turn = _rotation(-draws.uniform(-5, 45) * math.pi / 180 * side) @ zoom
+        turn = _rotation(-draws.uniform(-5, 45) * math.pi / 180 * side) * zoom
         shoulder = torch.stack([edge * side, draws.uniform(-0.85, -0.6)], 1)
         sleeve = _warp(layers * (across * side >= limit - 0.06), turn, shoulder - _transform(turn, shoulder))
         spread = torch.where(spread[:, 1:] > MIN_COVERAGE, spread, sleeve)
     return spread
 
 
-def _view_from_above(draws: RandomDraws, layers: torch.Tensor) -> torch.Tensor:
+def _view_from_above(draws: RandomDraws, layers: Tensor) -> Tensor:
     """Show shoes from above by folding the side view about its middle: either with the sole outside, in an outline
     rounded at both ends, or with the sole inside."""
     count, _, height, width = layers.shape
@@ -203,10 +191,10 @@ def _view_from_above(draws: RandomDraws, layers: torch.Tensor) -> torch.Tensor:
     return torch.stack([folded[:, 0] * (coverage > 0), coverage], 1)
 
 
-def _pose(draws: RandomDraws, layers: torch.Tensor, shoe: torch.Tensor, from_above: torch.Tensor) -> torch.Tensor:
+def _pose(draws: RandomDraws, layers: Tensor, shoe: Tensor, from_above: Tensor) -> Tensor:
     """Rotate, stretch, shear, shift and bend objects a little; shoes more, by any quarter turn, and in pairs."""
 
-    def log_uniform(low: float, high: float) -> torch.Tensor:
+    def log_uniform(low: float, high: float) -> Tensor:
         return draws.uniform(math.log(low), math.log(high)).exp()
 
     angle = torch.where(shoe, draws.uniform(-30, 30), draws.uniform(-18, 18)) * math.pi / 180
@@ -230,13 +218,8 @@ def _pose(draws: RandomDraws, layers: torch.Tensor, shoe: torch.Tensor, from_abo
 
 
 def _pose_pairs(
-    draws: RandomDraws,
-    layers: torch.Tensor,
-    matrix: torch.Tensor,
-    offset: torch.Tensor,
-    bend: torch.Tensor,
-    upright: torch.Tensor,
-) -> torch.Tensor:
+    draws: RandomDraws, layers: Tensor, matrix: Tensor, offset: Tensor, bend: Tensor, upright: Tensor
+) -> Tensor:
     """Pose shoes as pairs: upright ones side by side, others in any direction."""
     mirror = torch.where(draws.chance(0.7), -1.0, 1.0)
     turn = _rotation(draws.uniform(-25, 25) * math.pi / 180)
@@ -250,7 +233,7 @@ def _pose_pairs(
     return torch.where(front[:, 1:] > MIN_COVERAGE, front, behind)
 
 
-def _add_wearer(draws: RandomDraws, layers: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
+def _add_wearer(draws: RandomDraws, layers: Tensor, top: Tensor) -> Tensor:
     """Add a wearer in simple shapes: head, arms and legs to a top, a top and feet to trousers."""
     height, width = layers.shape[2:]
     offset = torch.where(top, draws.uniform(-0.25, 0.2), draws.uniform(0.1, 0.35))
@@ -263,10 +246,7 @@ def _add_wearer(draws: RandomDraws, layers: torch.Tensor, top: torch.Tensor) -> 
     start = torch.where(in_row, y, 2.0).amin(dim=1, keepdim=True)
     end = torch.where(in_row, y, -2.0).amax(dim=1, keepdim=True)
     reach = (covered.sum(dim=2).amax(dim=1) / width)[:, None, None]  # half the garment's width
-
-    def uniform(low: float, high: float) -> torch.Tensor:
-        return draws.uniform(low, high, dims=2)
-
+    uniform = functools.partial(draws.uniform, dims=2)
     radius, tilt = reach * uniform(0.22, 0.36), uniform(-0.1, 0.1)
     middle = start - radius * 1.1
     head = ((x - tilt) / radius) ** 2 + ((y - middle) / (radius * 1.35)) ** 2 < 1
@@ -295,8 +275,8 @@ def _add_wearer(draws: RandomDraws, layers: torch.Tensor, top: torch.Tensor) -> 
     return torch.stack([brightness, coverage], 1)
 
 
-def _crop_to_object(draws: RandomDraws, layers: torch.Tensor) -> torch.Tensor:
-    """Crop to the object as preprocessing does, a little wider or tighter; one in eight objects is cut off at the frame."""
+def _crop_to_object(draws: RandomDraws, layers: Tensor) -> Tensor:
+    """Crop to the object as preprocessing does, a little wider or tighter; one object in eight is cut off."""
     size = layers.shape[3]
     covered = layers[:, 1] > 0.3
     positions = torch.arange(size, device=layers.device)
@@ -312,17 +292,22 @@ def _crop_to_object(draws: RandomDraws, layers: torch.Tensor) -> torch.Tensor:
     return _warp(layers, _scaling(zoom, zoom), torch.stack(centres, 1))
 
 
-def _roughen_mask(draws: RandomDraws, coverage: torch.Tensor) -> torch.Tensor:
+def _roughen_mask(draws: RandomDraws, coverage: Tensor) -> Tensor:
     """Return the coverage as background removal finds it in a photo: with ragged edges and missing pieces."""
     size = coverage.shape[2:]
-    ragged = ((coverage - MIN_COVERAGE + draws.noise(size, (9, 9)) * draws.uniform(0, 0.25, dims=3)) * 4 + 0.5).clamp(
-        0, 1
-    )
-    holes = ((draws.noise(size, (5, 5)) - draws.uniform(1.3, 2.6, dims=3)) * 4).clamp(0, 1) * draws.chance(0.3, dims=3)
+    roughness = draws.noise(size, (9, 9)) * draws.uniform(0, 0.25, dims=3)
+    ragged = ((coverage - MIN_COVERAGE + roughness) * 4 + 0.5).clamp(0, 1)
+    holes = _patches(draws, size, 1.3, 2.6, 0.3)
     return ragged * (1 - holes)
 
 
-def _relight(draws: RandomDraws, brightness: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _patches(draws: RandomDraws, size: Sequence[int], low: float, high: float, share: float) -> Tensor:
+    """Return patches where smooth noise is above a threshold from `low` to `high`, in a share of the images."""
+    excess = draws.noise(size, (5, 5)) - draws.uniform(low, high, dims=3)
+    return (excess * 4).clamp(0, 1) * draws.chance(share, dims=3)
+
+
+def _relight(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
     """Change tones as light, cloth and camera do: tone curve, inversion, contrast, creases, uneven light, noise."""
     size = brightness.shape[2:]
     curve = draws.uniform(-0.9, 0.9, dims=3).exp()
@@ -338,19 +323,17 @@ def _relight(draws: RandomDraws, brightness: torch.Tensor, mask: torch.Tensor) -
     tone = tone + creases * draws.uniform(-0.1, 0.3, dims=3).clamp(min=0)
     tone = tone + draws.noise(size, (3, 3)) * draws.uniform(0, 0.22, dims=3)
     tone = tone + draws.noise(size, (12, 12)) * draws.uniform(0, 0.08, dims=3)
-    tone = tone + draws.white_noise(size) * draws.uniform(0, 0.04, dims=3)
+    tone = tone + draws.noise(size, size) * draws.uniform(0, 0.04, dims=3)
     darkest, lightest = draws.uniform(0.05, 0.5, dims=3), draws.uniform(0.7, 1.0, dims=3)
     return darkest + (lightest - darkest) * tone.clamp(0, 1)
 
 
-def _compose(draws: RandomDraws, brightness: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Compose the uint8 images: with scraps of the background or all of it, blurred or sharpened, most at full brightness."""
+def _compose(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
+    """Compose the uint8 images: with scraps of background or all of it, blurred or sharpened, most fully bright."""
     size = brightness.shape[2:]
     background = (draws.uniform(0.1, 0.9, dims=3) + draws.noise(size, (6, 6)) * 0.1).clamp(0, 1)
-    scraps = ((draws.noise(size, (5, 5)) - draws.uniform(1.2, 2.4, dims=3)) * 4).clamp(0, 1) * draws.chance(
-        0.25, dims=3
-    )
-    scraps = torch.where(draws.chance(0.06, dims=3), 1.0, scraps)
+    scraps = _patches(draws, size, 1.2, 2.4, 0.25)
+    scraps = torch.where(draws.chance(0.06, dims=3), 1.0, scraps)  # all of it
     pixels = brightness * mask + background * scraps * (1 - mask)
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
     pixels = pixels + (blurred - pixels) * draws.uniform(-1.0, 0.6, dims=3)  # negative values sharpen

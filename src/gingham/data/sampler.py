@@ -89,12 +89,10 @@ class Sampler:
         if epoch == 0 or self.num_hard + self.num_easy == self.num_images:
             return order
         ranked = order[self.losses[order].argsort(descending=True, stable=True)]
-        others = ranked[self.num_hard :][
-            torch.randperm(self.num_images - self.num_hard, generator=generator).to(self.device)
-        ]
+        drawn = torch.randperm(self.num_images - self.num_hard, generator=generator)[: self.num_easy].to(self.device)
         chosen = torch.zeros(self.num_images, dtype=torch.bool, device=self.device)
         chosen[ranked[: self.num_hard]] = True
-        chosen[others[: self.num_easy]] = True
+        chosen[ranked[self.num_hard :][drawn]] = True
         return order[chosen[order]]
 
     def _permutation(self, generator: torch.Generator) -> torch.Tensor:

@@ -1,11 +1,10 @@
-"""Find exact and near duplicates and nearest neighbours, by the correlation of pixels."""
+"""Find near duplicates by the correlation of pixels."""
 
 import torch
 import torch.nn.functional as F
 
-NUM_COMPONENTS = (
-    16  # principal components in which near duplicates are searched: more make fewer candidates, more slowly
-)
+# Principal components in which near duplicates are searched: more make fewer candidates, more slowly.
+NUM_COMPONENTS = 16
 MAX_SIDE = 32  # pixels; larger images are shrunk to it before they are compared
 # Pairs of Fashion-MNIST above it look like the same photo, many of those below 0.995 do not.
 NEAR_DUPLICATE_CORRELATION = 0.997
@@ -51,15 +50,3 @@ def near_duplicates(vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELAT
     correlations = torch.cat(products)
     order = correlations.argsort(descending=True, stable=True)
     return pairs[order][correlations[order] >= near]
-
-
-def nearest_neighbours(queries: torch.Tensor, base: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the indices of the `count` vectors of `base` (B, D) nearest to each of `queries` (Q, D): int64 (Q, count).
-
-    Vectors are compared by cosine, and the most similar comes first.
-
-    >>> nearest_neighbours(torch.tensor([[1.0, 0.1]]), torch.tensor([[0.0, 1.0], [2.0, 0.0], [1.0, 1.0]]), 2).tolist()
-    [[1, 2]]
-    """
-    similarities = F.normalize(queries, dim=1) @ F.normalize(base, dim=1).T
-    return similarities.topk(min(count, len(base)), dim=1).indices

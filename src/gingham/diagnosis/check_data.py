@@ -60,9 +60,8 @@ def _check_files(odd_files: Sequence[tuple[str, str]]) -> Iterator[Issue]:
         (odd, "odd-files", "odd", "see whether they are what they should be"),
     ):
         if rows:
-            yield Issue(
-                code, f"{_count_are(len(rows), 'file')} {title}", _join([" ".join(row) for row in rows], 8), fix
-            )
+            evidence = _join([" ".join(row) for row in rows], 8)
+            yield Issue(code, f"{_count_are(len(rows), 'file')} {title}", evidence, fix)
 
 
 def _check_classes(data: DataSplits, splits: Sequence[Split]) -> Iterator[Issue]:
@@ -70,22 +69,15 @@ def _check_classes(data: DataSplits, splits: Sequence[Split]) -> Iterator[Issue]
         missing = [name for name, count in split.counts().items() if not count]
         if missing:
             names = _join(missing)
-            yield Issue(
-                "missing-classes",
-                f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes",
-                f"it has no picture of {names}",
-                f"add pictures of {names} to it, or cut the splits anew",
-            )
+            title = f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes"
+            fix = f"add pictures of {names} to it, or cut the splits anew"
+            yield Issue("missing-classes", title, f"it has no picture of {names}", fix)
     counts = {name: count for name, count in data.train.counts().items() if count}
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[common] > MAX_IMBALANCE * counts[rare]:
-        yield Issue(
-            "imbalanced-classes",
-            "the classes are out of balance",
-            f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}: "
-            f"{counts[common] / counts[rare]:.0f} times as many",
-            f"collect more pictures of {rare}, and judge by the accuracy of each class, not by the total",
-        )
+        evidence = f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}"
+        fix = f"collect more pictures of {rare}, and judge by the accuracy of each class, not by the total"
+        yield Issue("imbalanced-classes", "the classes are out of balance", evidence, fix)
 
 
 def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
@@ -94,13 +86,10 @@ def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
         pixels = split.images.flatten(1)
         constant += [(split.name, k) for k in (pixels.amax(dim=1) == pixels.amin(dim=1)).nonzero().flatten().tolist()]
     if constant:
-        yield Issue(
-            "constant-images",
-            f"{_count(len(constant), 'picture')} of one value all over",
-            _image_names(splits, constant),
-            "remove them, or see what went wrong when they were made",
-            tuple((image,) for image in constant[:MAX_LISTED]),
-        )
+        title = f"{_count(len(constant), 'picture')} of one value all over"
+        fix = "remove them, or see what went wrong when they were made"
+        images = tuple((image,) for image in constant[:MAX_LISTED])
+        yield Issue("constant-images", title, _image_names(splits, constant), fix, images)
 
 
 def _exact_duplicates(splits: Sequence[Split]) -> Groups:
@@ -175,16 +164,15 @@ def _check_single_labels(data: DataSplits) -> Iterator[Issue]:
     wrong = wrong[(label_probabilities[wrong] - top[wrong]).argsort(stable=True)]
     if len(wrong):
         image_indices = _image_indices(splits)
-        wrong_images = [image_indices[k] for k in wrong.tolist()]
+        wrong_images = tuple((image_indices[k],) for k in wrong.tolist())
         label, other = (data.classes[int(values[wrong[0]])] for values in (labels, predicted))
-        yield Issue(
-            "likely-wrong-labels",
-            f"{_count_are(len(wrong), 'label')} likely wrong",
+        evidence = (
             f"small networks that had not seen these pictures are at least {MIN_OTHER_PROBABILITY:.0%} sure of another "
-            f"class, such as of {_image_names(splits, wrong_images[:1])}, labelled {label}, which they take for {other}",
-            "look at them, the surest first, and correct those that are wrong",
-            tuple((image,) for image in wrong_images[:MAX_LISTED]),
+            f"class, such as for {_image_names(splits, wrong_images[0])}, labelled {label}, predicted as {other}"
         )
+        title = f"{_count_are(len(wrong), 'label')} likely wrong"
+        fix = "look at them, the surest first, and correct those that are wrong"
+        yield Issue("likely-wrong-labels", title, evidence, fix, wrong_images[:MAX_LISTED])
 
 
 def _cross_fit_logits(data: DataSplits, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

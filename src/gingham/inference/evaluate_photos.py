@@ -9,15 +9,14 @@ from gingham.data.image_files import list_images
 from gingham.data.splits import Split
 from gingham.errors import DataError
 from gingham.evaluation.evaluate import EvaluationResult, compute_result
-from gingham.inference.predict import ImagePrediction, mean_probabilities, preprocess_all
-from gingham.inference.preprocess import PreparedPhoto
+from gingham.inference.predict import ImagePrediction, predict
 from gingham.runs.run import Run
 
 
 def evaluate_photographs(
     run: Run, folder: str | Path, split: str | None = None
 ) -> tuple[EvaluationResult, list[ImagePrediction]]:
-    """Return the result of a run on a folder of photos, each prepared as `predict` does, and the files that cannot be read.
+    """Return the result of a run on a folder of photos, prepared as `predict` does, and the files that cannot be read.
 
     The folder has a folder of photos for each class, or is a `.csv` of paths and labels. Class names are matched to the
     model's without regard to case and punctuation ("t-shirt-top" is "T-shirt/top"); classes may be missing. If there
@@ -35,28 +34,24 @@ def evaluate_photographs(
     if split is not None and {entry.split for entry in entries} != {"train"}:
         entries = tuple(entry for entry in entries if entry.split == split)
     class_indices = {normalize_class_name(name): k for k, name in enumerate(run.model.classes)}
-    for entry in entries:
-        if normalize_class_name(entry.label) not in class_indices:
-            raise DataError(
-                f"{path} has the class {entry.label}, which is none of the model's "
-                f"({', '.join(run.model.classes[:20])}); rename it, or take it out"
-            )
+    indices = [class_indices.get(normalize_class_name(entry.label), -1) for entry in entries]
+    if -1 in indices:
+        raise DataError(
+            f"{path} has the class {entries[indices.index(-1)].label}, which is none of the model's "
+            f"({', '.join(run.model.classes[:20])}); rename it, or take it out"
+        )
     if not entries:
         raise DataError(f"{path} holds no photographs of the split {split}; leave --split out to take all there are")
-    results = preprocess_all(run, [entry.path for entry in entries], "auto", steps=False)
-    readable = [
-        (entry, result) for entry, result in zip(entries, results, strict=True) if isinstance(result, PreparedPhoto)
-    ]
-    unreadable = [ImagePrediction(str(entry.path), error=str(result)) for entry, result in zip(entries, results, strict=True)
-                  if not isinstance(result, PreparedPhoto)]  # fmt: skip
-    if not readable:
+    predictions = predict(run, [entry.path for entry in entries], keep_steps=False)
+    unreadable = [prediction for prediction in predictions if prediction.error is not None]
+    if len(unreadable) == len(entries):
         raise DataError(f"{path} holds no picture that can be read ({unreadable[0].error}); give photographs")
-    labels = torch.tensor([class_indices[normalize_class_name(entry.label)] for entry, _ in readable])
-    images = torch.from_numpy(np.stack([result.image for _, result in readable]))
-    files = tuple(str(entry.path) for entry, _ in readable)
+    labels = torch.tensor([k for k, p in zip(indices, predictions, strict=True) if p.error is None])
+    probabilities = torch.tensor([list(p.probabilities.values()) for p in predictions if p.probabilities is not None])
+    images = torch.from_numpy(np.stack([p.prepared.image for p in predictions if p.prepared is not None]))
+    files = tuple(p.image for p in predictions if p.error is None)
     photos = Split("photographs", images, labels, run.model.classes, str(path), "", files=files)
-    logits = mean_probabilities(run.model, [result for _, result in readable]).clamp(min=1e-30).log()
-    return compute_result(run, photos, logits), unreadable
+    return compute_result(run, photos, probabilities.clamp(min=1e-30).log()), unreadable
 
 
 def normalize_class_name(name: str) -> str:

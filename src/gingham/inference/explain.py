@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from gingham.data.splits import Split
@@ -33,14 +34,12 @@ def explain(model: Classifier, prediction: ImagePrediction, train: Split | None,
     title = f"{Path(prediction.image).name}: {prefix}{prediction.label} ({prediction.confidence:.0%})"
     figure.text(0.012, 0.972, title, fontsize=14, color=INK, weight="bold", va="center")
     for column, step in enumerate(prediction.prepared.steps):
-        axes = figure.add_axes(((column + 0.06) / columns, 0.63, 0.88 / columns, 0.28))
-        axes.axis("off")
-        axes.imshow(
-            step.image, interpolation="nearest" if max(step.image.shape) < 100 else "antialiased", aspect="equal"
-        )
+        left = (column + 0.06) / columns
+        axes = _add_axes(figure, (left, 0.63, 0.88 / columns, 0.28))
+        axes.imshow(step.image, interpolation="nearest" if max(step.image.shape) < 100 else "antialiased")
         axes.set_anchor("S")
         text = textwrap.fill(f"{column + 1}. {step.note}", 27)
-        figure.text((column + 0.06) / columns, 0.615, text, fontsize=8.5, color=INK, va="top")
+        figure.text(left, 0.615, text, fontsize=8.5, color=INK, va="top")
     image = torch.tensor(prediction.prepared.image)
     _draw_probabilities(figure, prediction, float(model.threshold))
     _draw_occlusion(figure, model, image, prediction.label)
@@ -53,15 +52,16 @@ def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: 
     assert prediction.probabilities is not None
     _draw_title(figure, 0.012, "What the model answers")
     top = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:5]
+    names, probabilities = zip(*top, strict=True)
+    pale = tuple(0.5 + channel / 2 for channel in to_rgb(BLUE))
     axes = figure.add_axes((0.115, 0.07, 0.2, 0.33))
-    axes.barh(range(len(top)), [probability for _, probability in top], color=[BLUE] + [_pale(BLUE)] * (len(top) - 1))
-    axes.set_yticks(range(len(top)), [name[:14] for name, _ in top], fontsize=9, color=INK)
+    axes.barh(range(len(top)), probabilities, color=[BLUE] + [pale] * (len(top) - 1))
+    axes.set_yticks(range(len(top)), [name[:14] for name in names], fontsize=9, color=INK)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xticks([])
+    axes.set(xlim=(0, 1), xticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    for row, (_, probability) in enumerate(top):
+    for row, probability in enumerate(probabilities):
         axes.text(probability + 0.02, row, f"{probability:.0%}", va="center", fontsize=9, color=INK)
     if threshold:
         axes.axvline(threshold, color=INK, lw=0.9, ls=":")
@@ -71,13 +71,10 @@ def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: 
 def _draw_occlusion(figure: Figure, model: Classifier, image: torch.Tensor, label: str) -> None:
     _draw_title(figure, 0.36, f"For {label} (blue), against it (rust)")
     drops = occlusion(model, image, model.classes.index(label)).numpy()
-    axes = figure.add_axes((0.36, 0.06, 0.2, 0.35))
-    axes.axis("off")
-    _draw_image(axes, image)
-    overlay = np.zeros((*drops.shape, 4))
-    overlay[..., :3] = np.where(drops[..., None] > 0, _rgb(BLUE), _rgb(RUST))
-    overlay[..., 3] = 0.85 * np.abs(drops) / max(float(np.abs(drops).max()), 0.02)
-    axes.imshow(overlay, interpolation="bilinear")
+    axes = _add_axes(figure, (0.36, 0.06, 0.2, 0.35), image)
+    colours = np.where(drops[..., None] > 0, to_rgb(BLUE), to_rgb(RUST))
+    opacity = 0.85 * np.abs(drops) / max(float(np.abs(drops).max()), 0.02)
+    axes.imshow(np.dstack([colours, opacity]), interpolation="bilinear")
 
 
 def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, train: Split) -> None:
@@ -87,29 +84,23 @@ def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, tra
     nearest = candidates.nearest(features(model, image[None])[0], NUM_NEIGHBOURS)
     _draw_title(figure, 0.62, f"Most like it of {len(candidates.images):,} training pictures")
     for k, index in enumerate(nearest):
-        axes = figure.add_axes((0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3), 0.1, 0.145))
-        axes.axis("off")
-        _draw_image(axes, candidates.images[index])
+        corner = 0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3)
+        axes = _add_axes(figure, (*corner, 0.1, 0.145), candidates.images[index])
         label = candidates.labels[index][:16]
         axes.text(0.5, -0.05, label, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=INK)
 
 
-def _draw_image(axes: Any, image: torch.Tensor) -> None:
-    pixels = image.permute(1, 2, 0).numpy()
-    # As the model gets it: unlike in plots.draw_image, bright pixels stay bright.
-    axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=255)
+def _add_axes(figure: Figure, rectangle: tuple[float, float, float, float], image: torch.Tensor | None = None) -> Any:
+    """Return new axes without ticks, with an image uint8 (C, H, W) as the model gets it: bright pixels stay bright."""
+    axes = figure.add_axes(rectangle)
+    axes.axis("off")
+    if image is not None:
+        axes.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=255)
+    return axes
 
 
 def _draw_title(figure: Figure, left: float, text: str) -> None:
     figure.text(left, 0.445, text, fontsize=10, color=INK, weight="bold", va="center")
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
-
-
-def _pale(colour: str) -> tuple[float, ...]:
-    return tuple(0.5 + channel / 2 for channel in _rgb(colour))
 
 
 def occlusion(model: Classifier, image: torch.Tensor, label: int, side: int = 5, stride: int = 1) -> torch.Tensor:

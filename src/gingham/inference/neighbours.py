@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from gingham.data.sampler import evenly_spaced
-from gingham.data.similarity import nearest_neighbours
 from gingham.data.splits import Split
 from gingham.models.classifier import Classifier
 
@@ -23,16 +23,14 @@ def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
     `images` is uint8 (N, C, H, W).
     """
     with capture_features(model) as captured:
-        logits = torch.cat([model.logits(chunk) for chunk in torch.split(images, 500)])
-    if not captured:
-        return logits
-    passes = len(captured) // -(-len(images) // 500)  # with flip TTA, each batch is followed by its mirror images
-    return torch.cat(captured[::passes]).cpu()
+        logits = model.logits(images)
+    passes = 2 if model.tta == "flip" else 1  # with flip TTA, each batch is followed by its mirror images
+    return torch.cat(captured[::passes]).cpu() if captured else logits
 
 
 @contextlib.contextmanager
 def capture_features(model: Classifier) -> Iterator[list[torch.Tensor]]:
-    """Yield a list to which each forward pass in this thread appends the last linear layer's inputs, (N, D), if it has one."""
+    """Yield a list to which forward passes in this thread append the last linear layer's inputs, (N, D), if any."""
     layers = [module for module in model.network.modules() if isinstance(module, torch.nn.Linear)]
     captured, thread = list[torch.Tensor](), threading.get_ident()
 
@@ -40,17 +38,13 @@ def capture_features(model: Classifier) -> Iterator[list[torch.Tensor]]:
         if threading.get_ident() == thread:  # other threads of a server run the same network
             captured.append(inputs[0].flatten(1))
 
-    handles = [layer.register_forward_pre_hook(append_input) for layer in layers[-1:]]
-    try:
+    with layers[-1].register_forward_pre_hook(append_input) if layers else contextlib.nullcontext():
         yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Training images to compare others with: `images` uint8 (M, C, H, W), class names `labels`, and `features` (M, D)."""
+    """Training images to compare others with: `images` uint8 (M, C, H, W), class names `labels`, `features` (M, D)."""
 
     images: torch.Tensor
     labels: tuple[str, ...]
@@ -58,7 +52,8 @@ class Gallery:
 
     def nearest(self, query: torch.Tensor, count: int) -> list[int]:
         """Return the indices of the `count` images most similar to one with features `query` (D,), best first."""
-        indices: list[int] = nearest_neighbours(query[None], self.features, count)[0].tolist()
+        similarities = F.cosine_similarity(query[None], self.features)
+        indices: list[int] = similarities.topk(min(count, len(similarities))).indices.tolist()
         return indices
 
 

@@ -13,15 +13,7 @@ from PIL import Image
 from gingham.data.decode import silence_pillow
 from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError
-from gingham.inference.preprocess import (
-    PreparedPhoto,
-    Step,
-    is_grey,
-    on_white,
-    open_photo,
-    prepare_garment,
-    prepare_plain,
-)
+from gingham.inference.preprocess import PreparedPhoto, open_photo, prepare_garment, prepare_plain, resize_photo
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
@@ -48,21 +40,18 @@ class ImagePrediction:
         """Return `image label confidence probabilities unsure steps`, or `image error`, as plain JSON values."""
         if self.error is not None or self.prepared is None:
             return {"image": self.image, "error": self.error}
-        return {
-            "image": self.image,
-            "label": self.label,
-            "confidence": self.confidence,
-            "probabilities": self.probabilities,
-            "unsure": self.unsure,
-            "steps": [{"step": step.name, "note": step.note} for step in self.prepared.steps],
-        }
+        values = {name: getattr(self, name) for name in ("image", "label", "confidence", "probabilities", "unsure")}
+        return values | {"steps": [{"step": step.name, "note": step.note} for step in self.prepared.steps]}
 
 
-def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto") -> list[ImagePrediction]:
+def predict(
+    run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto", *, keep_steps: bool = True
+) -> list[ImagePrediction]:
     """Return a prediction for each image, a file or an image opened with Pillow, in order.
 
     `prepare` "auto" uses an image of the model's own size and colours unchanged, and prepares any other as the training
-    images were; "photo" prepares every image; "none" only resizes, without keeping proportions.
+    images were; "photo" prepares every image; "none" only resizes, without keeping proportions. Without `keep_steps`
+    the predictions have no preprocessing steps, whose images take half a megabyte for each photo.
 
         for prediction in gingham.predict(gingham.load_packaged(), ["shirt.jpg"]):
             print(prediction.label, prediction.confidence, prediction.unsure)
@@ -72,10 +61,17 @@ def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str =
     """
     if prepare not in PREPARE_MODES:
         raise GinghamError(f"--prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
-    names = [
-        str(image) if isinstance(image, (str, Path)) else f"picture {number}" for number, image in enumerate(images, 1)
-    ]
-    results = preprocess_all(run, images, prepare)
+
+    def prepare_image(image: str | Path | Image.Image) -> PreparedPhoto | DataError:
+        try:
+            prepared = preprocess(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), prepare)
+        except DataError as error:
+            return error
+        return prepared if keep_steps else PreparedPhoto(prepared.framings, ())
+
+    names = [f"picture {k}" if isinstance(image, Image.Image) else str(image) for k, image in enumerate(images, 1)]
+    with silence_pillow(), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
+        results = list(pool.map(prepare_image, images))
     prepared = [result for result in results if isinstance(result, PreparedPhoto)]
     return to_predictions(run.model, names, results, mean_probabilities(run.model, prepared))
 
@@ -83,18 +79,17 @@ def predict(run: Run, images: Sequence[str | Path | Image.Image], prepare: str =
 def to_predictions(
     model: Classifier, names: Sequence[str], results: Sequence[PreparedPhoto | DataError], probabilities: torch.Tensor
 ) -> list[ImagePrediction]:
-    """Return a prediction for each name; `probabilities` (M, K) are those of the M results that are not errors, in order."""
-    top, labels = probabilities.max(dim=1) if len(probabilities) else (torch.empty(0), torch.empty(0))
-    below_threshold = top < model.threshold.cpu()
-    rows = zip(probabilities.tolist(), top.tolist(), labels.tolist(), below_threshold.tolist(), strict=True)
+    """Return a prediction for each name; `probabilities` (M, K) are those of the results without an error, in order."""
+    rows = iter(probabilities.tolist())
+    threshold = float(model.threshold)
     predictions = []
     for name, result in zip(names, results, strict=True):
-        if not isinstance(result, PreparedPhoto):
+        if isinstance(result, PreparedPhoto):
+            by_class = dict(zip(model.classes, next(rows), strict=True))
+            label, confidence = max(by_class.items(), key=lambda item: item[1])
+            predictions.append(ImagePrediction(name, label, confidence, by_class, confidence < threshold, result))
+        else:
             predictions.append(ImagePrediction(name, error=str(result)))
-            continue
-        values, confidence, label, unsure = next(rows)
-        by_name = dict(zip(model.classes, values, strict=True))
-        predictions.append(ImagePrediction(name, model.classes[label], confidence, by_name, unsure, result))
     return predictions
 
 
@@ -109,27 +104,6 @@ def mean_probabilities(model: Classifier, prepared: Sequence[PreparedPhoto]) -> 
     return torch.stack([rows.mean(dim=0) for rows in by_photo])
 
 
-def preprocess_all(
-    run: Run, images: Sequence[str | Path | Image.Image], mode: str, *, steps: bool = True
-) -> list[PreparedPhoto | DataError]:
-    """Return each image as prepared by `preprocess`, or the error of its file. Without `steps`, only the framings are kept."""
-
-    def prepare(image: str | Path | Image.Image) -> PreparedPhoto | DataError:
-        try:
-            prepared = preprocess(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), mode)
-        except DataError as error:
-            return error
-        return (
-            prepared if steps else PreparedPhoto(prepared.framings, ())
-        )  # the steps of thousands would fill the memory
-
-    with silence_pillow():
-        if len(images) == 1:
-            return [prepare(images[0])]
-        with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
-            return list(pool.map(prepare, images))
-
-
 def preprocess(run: Run, photo: Image.Image, mode: str = "auto") -> PreparedPhoto:
     """Return a photo as input for a run's model, prepared as the training images were, with every step.
 
@@ -137,17 +111,18 @@ def preprocess(run: Run, photo: Image.Image, mode: str = "auto") -> PreparedPhot
     other the whole photo is fitted into a square. `mode` is one of PREPARE_MODES, as in `predict`.
     """
     channels, height, width = run.model.input_shape
-    grey = channels == 1
-    if mode == "none" or (mode == "auto" and photo.size == (width, height) and is_grey(photo) == grey):
-        note = "taken as it is" if photo.size == (width, height) else f"shrunk to {width}x{height}, and nothing else"
-        small = on_white(photo).convert("L" if grey else "RGB").resize((width, height), Image.Resampling.BOX)
-        pixels = np.asarray(small)
-        image = pixels[None] if grey else pixels.transpose(2, 0, 1)
-        return PreparedPhoto(np.ascontiguousarray(image)[None], (Step("size", note, np.asarray(small.convert("RGB"))),))
+    is_model_input = photo.size == (width, height) and _is_grey(photo) == (channels == 1)
+    if mode == "none" or (mode == "auto" and is_model_input):
+        return resize_photo(photo, run.model.input_shape)
     if is_garment_model(run):
         return prepare_garment(photo, run.model.input_shape)
     background = run.data.get("background")
     return prepare_plain(photo, run.model.input_shape, background if isinstance(background, (int, float)) else None)
+
+
+def _is_grey(image: Image.Image) -> bool:
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def is_garment_model(run: Run) -> bool:

@@ -1,5 +1,7 @@
 """Prepare a photo like the images of the dataset. Every step is kept, so that it can be shown."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,38 +61,26 @@ def open_photo(file: Path | bytes, name: str | None = None, max_pixels: int = LA
         million).
     """
     display_name = name or ("the picture" if isinstance(file, bytes) else str(file))
+    if isinstance(file, Path) and os.path.isdir(file):  # noqa: PTH112  # is_dir() raises for a name that is too long
+        raise DataError(f"{display_name} is a folder; name the pictures in it, such as {display_name}/*.jpg")
     try:
         with open_image(file) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(
-                    f"{display_name} has {width}x{height} pixels; allowed: {max_pixels:,} in all; make it smaller, "
-                    "1000 a side are plenty"
-                )
-            return _to_upright_rgb(image)
+            if image.width * image.height <= max_pixels:
+                return _to_upright_rgb(image)
+            size = f"{image.width}x{image.height} pixels"
+    except Image.DecompressionBombError:  # Pillow's own limit applies first if it is lower
+        size = "far too many pixels"
     except FileNotFoundError:
         raise DataError(f"there is no file {display_name}; name a picture: {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError as error:  # Pillow's own limit applies first if it is lower
-        raise DataError(
-            f"{display_name} has far too many pixels; allowed: {max_pixels:,} in all; make it smaller"
-        ) from error
-    except DataError:
-        raise
     # On a damaged file Pillow raises errors of nearly any type, including AssertionError and MemoryError.
     except Exception as error:
-        if isinstance(file, Path) and file.is_dir():
-            raise DataError(
-                f"{display_name} is a folder; name the pictures in it, such as {display_name}/*.jpg"
-            ) from error
+        text = one_line(error)
+        reason = "it is of no known format" if "BytesIO" in text else text.replace(display_name, "").strip(" '")
         raise DataError(
-            f"cannot read {display_name} as a picture ({_error_reason(error, display_name)}); give a file of the "
-            f"formats {', '.join(FORMATS)}"
+            f"cannot read {display_name} as a picture ({reason}); give a file of the formats {', '.join(FORMATS)}"
         ) from error
-
-
-def _error_reason(error: Exception, display_name: str) -> str:
-    text = one_line(error)
-    return "it is of no known format" if "BytesIO" in text else text.replace(display_name, "").strip(" '")
+    allowed = f"allowed: {max_pixels:,} in all; make it smaller, 1000 a side are plenty"
+    raise DataError(f"{display_name} has {size}; {allowed}")
 
 
 def _to_upright_rgb(image: Image.Image) -> Image.Image:
@@ -111,20 +101,19 @@ def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: f
     """
     channels, height, width = shape
     square = fit_square(photo, max(height, width)).convert("L" if channels == 1 else "RGB").resize((width, height))
-    note = f"shrunk to {width}x{height} in its own proportions, padded in the colour of its border"
-    steps = [Step("size", note, np.asarray(square.convert("RGB")))]
     pixels = np.asarray(square)
+    note = f"shrunk to {width}x{height} in its own proportions, padded in the colour of its border"
+    steps = [_step("size", note, pixels)]
     if channels == 1 and background is not None:
         border = float(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
         if abs(border - background) > 96:
             pixels, border = 255 - pixels, 255 - border
-            steps.append(Step("tone", "made negative: the training pictures have the other background", _rgb(pixels)))
+            steps.append(_step("tone", "made negative: the training pictures have the other background", pixels))
         if background < 16:
             above_border = (pixels.astype(np.float32) - border - 8).clip(0)
             pixels = (above_border / max(float(above_border.max()), 32) * 255).astype(np.uint8)
-            steps.append(Step("contrast", "its background made black, what stands out of it light", _rgb(pixels)))
-    image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return PreparedPhoto(np.ascontiguousarray(image)[None], tuple(steps))
+            steps.append(_step("contrast", "its background made black, what stands out of it light", pixels))
+    return _prepared(pixels, steps)
 
 
 def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28)) -> PreparedPhoto:
@@ -143,67 +132,59 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
     """
     small = photo.copy()
     small.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
-    colour = np.asarray(on_white(small))
-    steps = [Step("photo", f"looked at {colour.shape[1]}x{colour.shape[0]} pixels", colour)]
+    colour = np.asarray(to_8_bit(small).convert("RGB"))
+    whole = f"{colour.shape[1]}x{colour.shape[0]}"
+    steps = [_step("photo", f"looked at {whole} pixels", colour)]
     mask, note = _segment_garment(small, colour)
-    steps.append(Step("garment", note, _dim_background(colour, mask)))
+    steps.append(_step("garment", note, np.where(mask[..., None], colour, (colour * 0.2).astype(np.uint8))))
 
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     crop = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
     cropped_mask = mask[crop]
     height, width = cropped_mask.shape
-    note = f"cropped to {width}x{height} of {colour.shape[1]}x{colour.shape[0]}"
-    steps.append(Step("crop", note, colour[crop] * cropped_mask[..., None]))
+    steps.append(_step("crop", f"cropped to {width}x{height} of {whole}", colour[crop] * cropped_mask[..., None]))
 
     # A median filter removes wrinkles and weave, which would look like a printed pattern at 28 pixels.
-    grey = cv2.cvtColor(cv2.medianBlur(colour, 3), cv2.COLOR_RGB2GRAY)[crop]
-    is_negative = _is_negative(colour, mask)
-    tone = grey if is_negative else 255 - grey
-    note = (
-        "is a negative already, light on black: kept"
-        if is_negative
-        else "made negative, as the dataset is: dark cloth turns light"
-    )
-    steps.append(Step("tone", note, _rgb(tone * cropped_mask)))
+    tone = cv2.cvtColor(cv2.medianBlur(colour, 3), cv2.COLOR_RGB2GRAY)[crop]
+    if _is_negative(colour, mask):
+        note = "is a negative already, light on black: kept"
+    else:
+        tone, note = 255 - tone, "made negative, as the dataset is: dark cloth turns light"
+    steps.append(_step("tone", note, tone * cropped_mask))
 
     core = cv2.erode(cropped_mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # the outline is half background
     low, high = np.percentile(tone[core if core.any() else cropped_mask], (0.5, 99.5))
-    stretched = _stretch_contrast(tone, low, high) * cropped_mask
-    steps.append(
-        Step("contrast", f"contrast stretched from {low:.0f}-{high:.0f} to {MIN_GARMENT_VALUE}-255", _rgb(stretched))
-    )
+    share = np.clip((tone.astype(np.float32) - low) / max(high - low, 40), 0, 1)  # 40: cloth of one colour stays so
+    tone = (MIN_GARMENT_VALUE + share * (255 - MIN_GARMENT_VALUE)).astype(np.uint8) * cropped_mask
+    steps.append(_step("contrast", f"contrast stretched from {low:.0f}-{high:.0f} to {MIN_GARMENT_VALUE}-255", tone))
 
     size = shape[1:]
-    image = _fit_centred(stretched, size)
-    steps.append(Step("size", f"longer side brought to {max(size)} pixels, centred on black", _rgb(image)))
-    narrow = _fit_centred(
-        cv2.resize(image, (round(size[1] * NARROW_WIDTH), size[0]), interpolation=cv2.INTER_AREA), size
-    )
+    image = _fit_centred(tone, size)
+    steps.append(_step("size", f"longer side brought to {max(size)} pixels, centred on black", image))
+    narrow_size = round(size[1] * NARROW_WIDTH), size[0]
+    narrow = _fit_centred(cv2.resize(image, narrow_size, interpolation=cv2.INTER_AREA), size)
     note = f"answered for at {NARROW_WIDTH:.0%} of its width too, as clothes lie wider than they hang"
-    steps.append(Step("narrower", note, _rgb(narrow)))
+    steps.append(_step("narrower", note, narrow))
     return PreparedPhoto(np.repeat(np.stack([image, narrow])[:, None], shape[0], axis=1), tuple(steps))
 
 
-def _stretch_contrast(tone: ImageArray, low: float, high: float) -> ImageArray:
-    share = np.clip((tone.astype(np.float32) - low) / max(high - low, 40), 0, 1)  # 40: cloth of one colour stays so
-    stretched: ImageArray = (MIN_GARMENT_VALUE + share * (255 - MIN_GARMENT_VALUE)).astype(np.uint8)
-    return stretched
+def resize_photo(photo: Image.Image, shape: tuple[int, int, int]) -> PreparedPhoto:
+    """Return a photo only resized to `shape`, (C, H, W), without keeping its proportions."""
+    channels, height, width = shape
+    note = "taken as it is" if photo.size == (width, height) else f"shrunk to {width}x{height}, and nothing else"
+    small = to_8_bit(photo).convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
+    pixels = np.asarray(small)
+    return _prepared(pixels, [_step("size", note, pixels)])
 
 
-def is_grey(image: Image.Image) -> bool:
-    """Return whether all pixels of an image are grey."""
-    if image.mode == "L":
-        return True
-    pixels = np.asarray(image.convert("RGB"))
-    return bool((pixels == pixels[..., :1]).all())
+def _prepared(pixels: ImageArray, steps: Sequence[Step]) -> PreparedPhoto:
+    """Return the prepared photo with pixels (H, W) or (H, W, 3) as its only framing."""
+    return PreparedPhoto(np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))[None], tuple(steps))
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """Return an image in RGB, blended onto white where it is transparent."""
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+def _step(name: str, note: str, pixels: ImageArray) -> Step:
+    """Return a step whose image is pixels (H, W) or (H, W, 3), grey ones repeated in three channels."""
+    return Step(name, note, np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)))
 
 
 def _segment_garment(image: Image.Image, colour: ImageArray) -> tuple[Mask, str]:
@@ -219,14 +200,14 @@ def _segment_garment(image: Image.Image, colour: ImageArray) -> tuple[Mask, str]
 
 
 def _grab_cut(colour: ImageArray) -> Mask:
-    """Return the foreground that GrabCut finds, bool (H, W), from an ellipse in the centre; the border is background."""
+    """Return the foreground that GrabCut finds from an ellipse in the centre, bool (H, W); the border is background."""
     height, width = colour.shape[:2]
     border = max(1, round(0.03 * min(height, width)))
     rows, columns = np.mgrid[0:height, 0:width]
     ellipse = ((rows + 0.5) / height - 0.5) ** 2 + ((columns + 0.5) / width - 0.5) ** 2 < 0.45**2
-    labels = np.where(ellipse, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[:border] = labels[-border:] = cv2.GC_BGD
-    labels[:, :border] = labels[:, -border:] = cv2.GC_BGD
+    inner = slice(border, -border), slice(border, -border)
+    labels = np.full((height, width), cv2.GC_BGD, np.uint8)
+    labels[inner] = np.where(ellipse, cv2.GC_PR_FGD, cv2.GC_PR_BGD)[inner]
     if not (labels == cv2.GC_PR_FGD).any() or colour.reshape(-1, 3).std(axis=0).max() < 1:
         return np.zeros((height, width), bool)  # only a few pixels, or all of one colour: nothing to segment
     cv2.setRNGSeed(0)  # GrabCut's clusters start at random; the same photo must get the same prediction
@@ -243,14 +224,8 @@ def _plain_background(colour: ImageArray) -> Mask:
     GrabCut penalizes long outlines, so it fills concave corners, such as the one below a sleeve. This removes them
     again.
     """
-    border = np.concatenate(
-        [
-            colour[:2].reshape(-1, 3),
-            colour[-2:].reshape(-1, 3),
-            colour[:, :2].reshape(-1, 3),
-            colour[:, -2:].reshape(-1, 3),
-        ]
-    )
+    edges = colour[:2], colour[-2:], colour[:, :2], colour[:, -2:]
+    border = np.concatenate([edge.reshape(-1, 3) for edge in edges])
     median = np.median(border, axis=0)
     spread = float(np.percentile(np.abs(border - median).max(axis=1), 90))
     if spread > 10:
@@ -264,27 +239,28 @@ def _plain_background(colour: ImageArray) -> Mask:
 
 def _clean_mask(mask: Mask) -> Mask:
     """Return a mask without thin lines, gaps, pinholes, and components smaller than a tenth of the largest."""
-    smooth = cv2.morphologyEx(
-        mask.astype(np.uint8), cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    )
-    smooth = cv2.morphologyEx(smooth, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    _, components, stats, _ = cv2.connectedComponentsWithStats(smooth, connectivity=8)
-    areas = stats[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # component 0 is the background
-    large = (areas >= 0.1 * max(areas.max(), 1))[components]
-    _, holes, stats, _ = cv2.connectedComponentsWithStats((~large).astype(np.uint8), connectivity=4)
-    pinholes = (stats[:, cv2.CC_STAT_AREA] < 0.003 * mask.size)[holes]
-    cleaned: Mask = large | (pinholes & ~large)
-    return cleaned
+    smooth: ImageArray = mask.astype(np.uint8)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+    for operation in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
+        smooth = cv2.morphologyEx(smooth, operation, kernel)
+    areas = _component_areas(smooth, connectivity=8)
+    large: Mask = areas >= 0.1 * max(areas.max(), 1)
+    return large | (_component_areas(~large, connectivity=4) < 0.003 * mask.size)
+
+
+def _component_areas(mask: ImageArray, connectivity: int) -> npt.NDArray[np.int32]:
+    """Return for each pixel the area of its connected component in a mask, 0 outside of the mask."""
+    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
+    stats[0] = 0  # component 0 is the background
+    areas: npt.NDArray[np.int32] = stats[:, cv2.CC_STAT_AREA][components]
+    return areas
 
 
 def _is_negative(colour: ImageArray, mask: Mask) -> bool:
     """Return whether a photo is grey on plain black, as the dataset's images are; cloth on a dark floor is neither."""
     background = colour[~mask]
-    if not len(background):
-        return False
-    grey = int(np.ptp(colour.astype(np.int16), axis=2).max()) <= 24
-    return bool(grey and np.percentile(background, 90) <= 8)
+    grey = np.ptp(colour.astype(np.int16), axis=2).max() <= 24
+    return bool(grey and len(background) and np.percentile(background, 90) <= 8)
 
 
 def _fit_centred(tone: ImageArray, size: tuple[int, int]) -> ImageArray:
@@ -297,12 +273,3 @@ def _fit_centred(tone: ImageArray, size: tuple[int, int]) -> ImageArray:
     top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
     image[top : top + rows, left : left + columns] = cv2.resize(tone, (columns, rows), interpolation=interpolation)
     return image
-
-
-def _dim_background(colour: ImageArray, mask: Mask) -> ImageArray:
-    dimmed: ImageArray = np.where(mask[..., None], colour, (colour * 0.2).astype(np.uint8))
-    return dimmed
-
-
-def _rgb(grey: ImageArray) -> ImageArray:
-    return np.repeat(grey[..., None].astype(np.uint8), 3, axis=2)

@@ -161,18 +161,16 @@ class HealthMonitor(Callback):
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Check the history; after the first epoch also the model, and the labels if nothing is learned."""
-        recipe, model, history = trainer.recipe, trainer.model, trainer.history
-        evaluations = history.evaluations()
-        if evaluations and evaluations[-1] is not history.epochs[-1]:
+        recipe, train, epochs = trainer.recipe, trainer.train, trainer.history.epochs
+        evaluations = trainer.history.evaluations()
+        if evaluations and evaluations[-1] is not epochs[-1]:
             return  # little changes between two evaluations
-        losses = history.losses[: trainer.step].cpu()
-        issues = list(check_history(recipe, len(trainer.train), len(model.classes), losses, history.epochs, over=False))
+        losses = trainer.history.losses[: trainer.step].cpu()
+        issues = list(check_history(recipe, train, losses, epochs, over=False))
         stuck = any(issue.code == "stuck-loss" for issue in issues)
-        if len(history.epochs) == 1 or stuck:
-            issues = check_training(
-                model, recipe, trainer.train, losses, history.epochs, trainer.total_steps, over=False
-            )
-        self._report((list(check_labels(trainer.train, None)) if stuck else []) or issues)
+        if len(epochs) == 1 or stuck:
+            issues = check_training(trainer.model, recipe, train, losses, epochs, trainer.total_steps, over=False)
+        self._report((list(check_labels(train, None)) if stuck else []) or issues)
 
     def _report(self, issues: Iterable[Issue]) -> None:
         for issue in issues:

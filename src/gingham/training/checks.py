@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,10 +35,9 @@ def check_training(
     model: Classifier,
     recipe: Recipe,
     train: Split,
-    losses: torch.Tensor,
+    losses: Tensor,
     epochs: Sequence[dict[str, Any]],
     steps: int,
-    *,
     over: bool,
 ) -> list[Issue]:
     """Return the issues of model and losses together, without a stuck loss that another issue explains.
@@ -48,20 +47,22 @@ def check_training(
     """
     images, labels = _sample(train)
     causes = list(check_model(model, images, recipe))
+    chance, comparable = math.log(len(train.classes)), _comparable_losses(losses, recipe, train)
+    barely_learns = len(comparable) >= 10 and 0.6 * chance < _ending(comparable)[1] < 1.1 * chance
     # The length of Muon's steps is its learning rate, so the check needs no evidence from the losses.
-    if recipe.optimizer == "muon" or _barely_learns(losses, recipe, len(train), len(model.classes)):
+    if recipe.optimizer == "muon" or barely_learns:
         causes += check_rate(model, recipe, steps, images, labels)
     explained = any(cause.code in ("dead-relus", "double-softmax", "learning-rate-too-low") for cause in causes)
-    history_issues = check_history(recipe, len(train), len(model.classes), losses, epochs, over)
+    history_issues = check_history(recipe, train, losses, epochs, over)
     return [*causes, *(issue for issue in history_issues if not (explained and issue.code == "stuck-loss"))]
 
 
-def _sample(split: Split, count: int = SAMPLE_SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+def _sample(split: Split, count: int = SAMPLE_SIZE) -> tuple[Tensor, Tensor]:
     indices = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
     return split.images[indices], split.labels[indices]
 
 
-def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> Iterator[Issue]:
+def check_model(model: Classifier, images: Tensor, recipe: Recipe) -> Iterator[Issue]:
     """Yield the issues that a forward pass over uint8 images (N, C, H, W) shows: in pixels, ReLUs and outputs."""
     with _record_relus(model.network) as active:
         logits = model.logits(images) * float(model.temperature)
@@ -69,45 +70,37 @@ def check_model(model: Classifier, images: torch.Tensor, recipe: Recipe) -> Iter
     normalized = (pixels - model.mean) / model.std
     mean, std = float(normalized.mean()), float(normalized.std())
     if float(pixels.std()) > 0 and not (abs(mean) <= 1.5 and 0.4 <= std <= 2.5):
-        data_mean, data_std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
-        yield Issue(
-            "unnormalized-pixels",
-            "the pixels are not normalised",
-            f"after the recipe's mean {_numbers(model.mean)} and std {_numbers(model.std)} they have mean {mean:.2f} "
-            f"and standard deviation {std:.2f}, where about 0 and 1 are meant",
-            f"train with the data's own: --set mean={_numbers(data_mean)} --set std={_numbers(data_std)}",
-        )
+        mean_std = f"mean {_numbers(model.mean)} and std {_numbers(model.std)}"
+        evidence = f"with the recipe's {mean_std} they have mean {mean:.2f} and std {std:.2f}, not about 0 and 1"
+        data_mean, data_std = _numbers(pixels.mean((0, 2, 3))), _numbers(pixels.std((0, 2, 3)))
+        fix = f"train with the data's own: --set mean={data_mean} --set std={data_std}"
+        yield Issue("unnormalized-pixels", "the pixels are not normalised", evidence, fix)
     for name, channels in active.items():
         dead, total = int((~channels).sum()), len(channels)
         if dead >= DEAD_SHARE * total:
             yield Issue(
                 "dead-relus" if dead == total else "mostly-dead-relus",
                 f"{'all' if dead == total else 'most'} ReLUs are dead in layer {name}",
-                f"{dead} of its {total} channels ({dead / total:.0%}) are 0 at every position of {len(images)} pictures",
-                f"train again with a lower learning rate, such as --set learning_rate={recipe.learning_rate / 10:g}, or "
-                "with another --seed; BatchNorm before the ReLU keeps it alive",
+                f"{dead} of its {total} channels ({dead / total:.0%}) are 0 everywhere in {len(images)} pictures",
+                f"try --set learning_rate={recipe.learning_rate / 10:g}, another --seed, or BatchNorm before the ReLU",
             )
     if bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
-        yield Issue(
-            "double-softmax",
-            "softmax is applied twice",
-            f"the network's outputs are probabilities already (at least 0, summing to 1 for each of {len(images)} "
-            "pictures); the loss takes their softmax once more, which hides most of the gradient",
-            "let the network end in its last linear layer: remove its softmax",
-        )
+        evidence = f"for {len(images)} pictures the outputs are at least 0 and sum to 1; their softmax is taken again"
+        fix = "let the network end in its last linear layer: remove its softmax"
+        yield Issue("double-softmax", "softmax is applied twice", evidence, fix)
 
 
-def _numbers(values: torch.Tensor) -> str:
+def _numbers(values: Tensor) -> str:
     return ",".join(f"{x:.3g}" for x in values.flatten().tolist())
 
 
 @contextmanager
-def _record_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+def _record_relus(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Yield a dict that forward passes inside the block fill: for each ReLU, by name, which channels were ever above 0.
 
     A ReLU that is called as a function is named after the last module before it. The values are bool (channels,).
     """
-    active: dict[str, torch.Tensor] = {}
+    active: dict[str, Tensor] = {}
     names = {module: name or type(module).__name__ for name, module in network.named_modules()}
     relus = {names[module] for module in names if isinstance(module, (nn.ReLU, nn.ReLU6))}
     last, calls = "the input", Counter[str]()
@@ -140,75 +133,52 @@ def _record_relus(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
 
 
 def check_history(
-    recipe: Recipe,
-    num_images: int,
-    classes: int,
-    losses: torch.Tensor,
-    epochs: Sequence[dict[str, Any]],
-    over: bool = True,
+    recipe: Recipe, train: Split, losses: Tensor, epochs: Sequence[dict[str, Any]], over: bool
 ) -> Iterator[Issue]:
-    """Yield the issues that the losses so far, float (steps,), and the epochs' entries show; `over`: training has ended."""
-    chance = math.log(classes)
-    comparable = _all_image_losses(losses, recipe, num_images)
+    """Yield the issues that losses and epochs show; the arguments are those of `check_training`."""
+    classes = len(train.classes)
+    chance, comparable = math.log(classes), _comparable_losses(losses, recipe, train)
     if len(comparable) >= MIN_STEPS:
         tenth, ending = _ending(comparable)
+        may_start = len(comparable) < SLOW_START_STEPS
         highest = max(float(part.mean()) for part in torch.split(comparable, tenth))
         if ending > 1.1 * chance or highest > 1.5 * chance:
-            yield Issue(
-                "learning-rate-too-high",
-                "the learning rate is far too high",
-                f"the loss has risen to {highest:.3g} (the mean of {tenth} steps) and ended at {ending:.3g}, where "
-                f"guessing gives {chance:.3g} (ln {classes})",
-                f"lower it: --set learning_rate={recipe.learning_rate / 10:g}",
-            )
-        elif abs(ending - chance) < 0.02 * chance and (over or len(comparable) >= SLOW_START_STEPS):
-            yield Issue(
-                "stuck-loss",
-                f"the loss is stuck at ln {classes}",
-                f"over the last {tenth} of {len(comparable)} steps it is {ending:.3f}, and guessing gives ln "
-                f"{classes} = {chance:.3f}: nothing is learned",
-                "train for more steps"
-                if len(comparable) < SLOW_START_STEPS
-                else "see that labels and pictures belong together (gingham diagnose on the data), then try another "
-                "--seed and a lower learning rate",
-            )
+            evidence = f"the loss rises to {highest:.3g}, the mean of {tenth} steps, where guessing gives {chance:.3g}"
+            fix = f"lower it: --set learning_rate={recipe.learning_rate / 10:g}"
+            yield Issue("learning-rate-too-high", "the learning rate is far too high", evidence, fix)
+        elif abs(ending - chance) < 0.02 * chance and (over or not may_start):
+            evidence = f"it is {ending:.3f} over the last {tenth} steps, and guessing gives ln {classes} = {chance:.3f}"
+            search = "check the labels with gingham diagnose on the data, then try another --seed and a lower rate"
+            fix = "train for more steps" if may_start else search
+            yield Issue("stuck-loss", f"the loss is stuck at ln {classes}", evidence, fix)
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
     # With few validation images the loss varies between evaluations, and only the last one counts.
     conclusive = over or recipe.validation_images >= MIN_VALIDATION_IMAGES
     if conclusive and len(evaluations) >= 3 and len(losses) >= MIN_STEPS:
         best, end = min(evaluations, key=lambda entry: entry["validation_loss"]), evaluations[-1]
         rise = end["validation_loss"] / max(best["validation_loss"], 1e-9)
-        if end["train_accuracy"] - end["validation_accuracy"] > 0.03 and rise > 1.15:
-            yield Issue(
-                "over-fitting",
-                "the network over-fits",
-                f"since epoch {best['epoch']:.3g} the validation loss has risen from {best['validation_loss']:.3f} to "
-                f"{end['validation_loss']:.3f}, and {end['train_accuracy']:.1%} of the training pictures are right "
-                f"against {end['validation_accuracy']:.1%} of the validation pictures",
-                "train shorter (--set patience=3 stops by itself), or show every picture in more ways: --set "
-                "shift_pixels=1 --set flip=alternating",
+        gap = end["train_accuracy"] - end["validation_accuracy"]
+        if gap > 0.03 and rise > 1.15:
+            evidence = (
+                f"since epoch {best['epoch']:.3g} the validation loss has risen by {rise - 1:.0%}, and the accuracy on "
+                f"training pictures is {gap:.1%} above that on validation pictures"
             )
+            fix = "train shorter (--set patience=3), or augment: --set shift_pixels=1 --set flip=alternating"
+            yield Issue("over-fitting", "the network over-fits", evidence, fix)
 
 
-def _all_image_losses(losses: torch.Tensor, recipe: Recipe, num_images: int) -> torch.Tensor:
+def _comparable_losses(losses: Tensor, recipe: Recipe, train: Split) -> Tensor:
     """Return the losses of the steps that draw from all images: those of hard images alone are higher."""
-    return losses[: Sampler(recipe, num_images).first_epoch_steps] if recipe.hard_share < 1 else losses
+    return losses[: Sampler(recipe, len(train)).first_epoch_steps] if recipe.hard_share < 1 else losses
 
 
-def _ending(losses: torch.Tensor) -> tuple[int, float]:
+def _ending(losses: Tensor) -> tuple[int, float]:
     """Return a tenth of the number of losses, at least 10, and the mean of the last tenth."""
     tenth = max(10, len(losses) // 10)
     return tenth, float(losses[-tenth:].mean())
 
 
-def _barely_learns(losses: torch.Tensor, recipe: Recipe, num_images: int, classes: int) -> bool:
-    comparable = _all_image_losses(losses, recipe, num_images)
-    return len(comparable) >= 10 and 0.6 * math.log(classes) < _ending(comparable)[1] < 1.1 * math.log(classes)
-
-
-def check_rate(
-    model: Classifier, recipe: Recipe, steps: int, images: torch.Tensor, labels: torch.Tensor
-) -> Iterator[Issue]:
+def check_rate(model: Classifier, recipe: Recipe, steps: int, images: Tensor, labels: Tensor) -> Iterator[Issue]:
     """Yield an issue if the learning rate is far too low for a whole training of `steps` to change the weights.
 
     Compares the length of all steps together, at the present gradient on some images, with the size of the filters.
@@ -227,16 +197,12 @@ def check_rate(
     usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
     if usual <= recipe.learning_rate:
         usual = max(0.01, 10 * recipe.learning_rate)
-    yield Issue(
-        "learning-rate-too-low",
-        "the learning rate is far too low",
-        f"the {steps} steps of up to {recipe.learning_rate:g} together can move the weights by {movement:.1e} of their "
-        "size",
-        f"raise it: --set learning_rate={usual:g}",
-    )
+    evidence = f"{steps} steps of up to {recipe.learning_rate:g} can move the weights by {movement:.1e} of their size"
+    fix = f"raise it: --set learning_rate={usual:g}"
+    yield Issue("learning-rate-too-low", "the learning rate is far too low", evidence, fix)
 
 
-def _relative_gradient(model: Classifier, images: torch.Tensor, labels: torch.Tensor) -> float:
+def _relative_gradient(model: Classifier, images: Tensor, labels: Tensor) -> float:
     """Return the norm of the gradient on some images divided by that of the weights, without biases and scales."""
     device, was_training = model.mean.device, model.training
     model.eval()
@@ -260,13 +226,9 @@ def check_batches(recipe: Recipe, num_images: int, network: nn.Module) -> Iterat
         return
     larger = itertools.count(recipe.batch_size + 1)
     batch_size = next(size for size in larger if all(images == 1 or images % size != 1 for images in sizes))
-    yield Issue(
-        "single-image-batch",
-        "a batch of one picture goes through BatchNorm",
-        f"{single[0]:,} pictures an epoch in batches of {recipe.batch_size} leave a last batch of 1, and the statistics "
-        f"of {norms[0]}{f' and {len(norms) - 1} more' * (len(norms) > 1)} then come from one picture",
-        f"choose another batch size: --set batch_size={batch_size}",
-    )
+    evidence = f"{single[0]:,} pictures in batches of {recipe.batch_size} leave a last batch of 1 for {norms[0]}"
+    fix = f"choose another batch size: --set batch_size={batch_size}"
+    yield Issue("single-image-batch", "a batch of one picture goes through BatchNorm", evidence, fix)
 
 
 def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
@@ -287,10 +249,7 @@ def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
         counts = [torch.bincount(rows, minlength=len(train.classes)) for rows in (labels, base_labels)]
         chance = float((counts[0] * counts[1]).sum()) / (total * len(base))
         if share <= chance + 3 * math.sqrt(chance * (1 - chance) / total):
-            yield Issue(
-                "shuffled-labels",
-                f"the labels of the {split.name} pictures do not belong to them",
-                f"of {total:,} {split.name} pictures {share:.1%} share the label of the training picture most like "
-                f"them, and {chance:.1%} would by chance: labels and pictures are in different orders",
-                f"make the {split.name} labels anew, in the order of their pictures",
-            )
+            title = f"the labels of the {split.name} pictures do not belong to them"
+            evidence = f"{share:.1%} share the label of the training picture most like them; by chance {chance:.1%} do"
+            fix = f"make the {split.name} labels anew, in the order of their pictures"
+            yield Issue("shuffled-labels", title, evidence, fix)
