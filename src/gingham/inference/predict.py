@@ -98,8 +98,6 @@ def mean_probabilities(model: Classifier, prepared: Sequence[PreparedPhoto]) -> 
     if not prepared:
         return torch.empty(0, len(model.classes))
     probabilities = model.predict(np.concatenate([photo.framings for photo in prepared])).probabilities
-    if len(probabilities) == len(prepared):
-        return probabilities
     by_photo = torch.split(probabilities, [len(photo.framings) for photo in prepared])
     return torch.stack([rows.mean(dim=0) for rows in by_photo])
 

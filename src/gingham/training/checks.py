@@ -195,10 +195,9 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: Tensor, la
     if movement > smallest:
         return
     usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
-    if usual <= recipe.learning_rate:
-        usual = max(0.01, 10 * recipe.learning_rate)
+    higher = usual if usual > recipe.learning_rate else max(0.01, 10 * recipe.learning_rate)
     evidence = f"{steps} steps of up to {recipe.learning_rate:g} can move the weights by {movement:.1e} of their size"
-    fix = f"raise it: --set learning_rate={usual:g}"
+    fix = f"raise it: --set learning_rate={higher:g}"
     yield Issue("learning-rate-too-low", "the learning rate is far too low", evidence, fix)
 
 
