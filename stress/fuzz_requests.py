@@ -67,17 +67,43 @@ class Requests:
         images = [files[0] for files in valid_files().values()] + [valid_files()["PNG"][4], valid_files()["JPEG"][3]]
         self.bodies = [
             (FORM, form([(file_headers(b"a.png"), images[0])])),
-            (FORM, form([(file_headers(b"a.png"), images[0]), (file_headers(b"b.jpg"), images[1]), ([(b"Content-Disposition", b'form-data; name="x"')], b"1")])),
+            (
+                FORM,
+                form(
+                    [
+                        (file_headers(b"a.png"), images[0]),
+                        (file_headers(b"b.jpg"), images[1]),
+                        ([(b"Content-Disposition", b'form-data; name="x"')], b"1"),
+                    ]
+                ),
+            ),
             *((b"image/png", image) for image in images),
             (b"application/octet-stream", images[3]),
-        ]  # fmt: skip
+        ]
         small = st.binary(max_size=30)
-        types = st.sampled_from((
-            FORM, FORM, FORM, b"image/png", b"image/jpeg", b"application/octet-stream", b"application/json", b"", b"multipart/form-data",
-            b"multipart/form-data; boundary=", b"multipart/form-data; boundary=" + b"x" * 300, b'multipart/form-data; boundary="a b"',
-            b"multipart/form-data; boundary*=utf-8''%ff", b"multipart/form-data; boundary*0=a; boundary*1=b", b"image/;;;=", b"\xff\xfe", b"image/png; q=\xff",
-            b"MULTIPART/FORM-DATA; BOUNDARY=a-boundary", b"x" * 3000,
-        )) | small.map(lambda data: b"multipart/form-data; " + data)  # fmt: skip
+        types = st.sampled_from(
+            (
+                FORM,
+                FORM,
+                FORM,
+                b"image/png",
+                b"image/jpeg",
+                b"application/octet-stream",
+                b"application/json",
+                b"",
+                b"multipart/form-data",
+                b"multipart/form-data; boundary=",
+                b"multipart/form-data; boundary=" + b"x" * 300,
+                b'multipart/form-data; boundary="a b"',
+                b"multipart/form-data; boundary*=utf-8''%ff",
+                b"multipart/form-data; boundary*0=a; boundary*1=b",
+                b"image/;;;=",
+                b"\xff\xfe",
+                b"image/png; q=\xff",
+                b"MULTIPART/FORM-DATA; BOUNDARY=a-boundary",
+                b"x" * 3000,
+            )
+        ) | small.map(lambda data: b"multipart/form-data; " + data)
         names = st.sampled_from(
             (
                 b"a.png",
@@ -93,25 +119,85 @@ class Requests:
                 b"\xe2\x80\xa8",
             )
         )
-        disposition = names.map(lambda name: file_headers(name)[0][1]) | st.sampled_from((
-            b"form-data", b"form-data; filename", b"form-data; filename*=utf-8''%ff%0a", b"form-data; filename*=x", b"; filename=a", b"attachment",
-            b"form-data; filename*0=a; filename*1=b",
-        )) | small  # fmt: skip
-        part = st.tuples(st.lists(st.tuples(st.sampled_from((b"Content-Disposition",) * 4 + (b"content-type", b"", b"x" * 300, b"a b")), disposition), max_size=2),
-                         st.sampled_from(images) | small | EXAMPLES.map(png_or_text))  # fmt: skip
+        disposition = (
+            names.map(lambda name: file_headers(name)[0][1])
+            | st.sampled_from(
+                (
+                    b"form-data",
+                    b"form-data; filename",
+                    b"form-data; filename*=utf-8''%ff%0a",
+                    b"form-data; filename*=x",
+                    b"; filename=a",
+                    b"attachment",
+                    b"form-data; filename*0=a; filename*1=b",
+                )
+            )
+            | small
+        )
+        part = st.tuples(
+            st.lists(
+                st.tuples(
+                    st.sampled_from((b"Content-Disposition",) * 4 + (b"content-type", b"", b"x" * 300, b"a b")),
+                    disposition,
+                ),
+                max_size=2,
+            ),
+            st.sampled_from(images) | small | EXAMPLES.map(png_or_text),
+        )
         self.examples = st.tuples(
             st.sampled_from(("POST",) * 12 + ("GET", "PUT", "HEAD", "OPTIONS", "DELETE", "x")),
-            st.sampled_from(("/predict",) * 20 + (*PAGES, "/predict/", "//", "/../etc/passwd", "/a\nb\x1b", "/" + "x" * 3000, "/static-offline-docs/../../x"))
+            st.sampled_from(
+                ("/predict",) * 20
+                + (
+                    *PAGES,
+                    "/predict/",
+                    "//",
+                    "/../etc/passwd",
+                    "/a\nb\x1b",
+                    "/" + "x" * 3000,
+                    "/static-offline-docs/../../x",
+                )
+            )
             | st.text(st.characters(exclude_categories=["Cs"]), max_size=6).map("/".__add__),
-            st.sampled_from((b"", b"", b"explain=true", b"explain=perhaps", b"explain=1&explain=0", b"explain[]=", b"explain=%ff%00", b"&&&=", b"x=" + b"y" * 3000)),
+            st.sampled_from(
+                (
+                    b"",
+                    b"",
+                    b"explain=true",
+                    b"explain=perhaps",
+                    b"explain=1&explain=0",
+                    b"explain[]=",
+                    b"explain=%ff%00",
+                    b"&&&=",
+                    b"x=" + b"y" * 3000,
+                )
+            ),
             types,
             st.lists(part, max_size=3),
             st.sampled_from((1,) * 30 + (100, 400)),  # repetitions of the parts
             st.sampled_from((b"--\r\n", b"--\r\n", b"--\r\n", b"--", b"", b"\r\n", b"--\r\nepilogue", b"-")),
-            st.lists(st.tuples(st.sampled_from((b"content-length", b"host", b"range", b"accept", b"if-none-match", b"expect", b"transfer-encoding", b"cookie")),
-                               st.sampled_from((b"0", b"10", b"-1", b"\xb2", b"9" * 20, b"9" * 5000, b"1e9", b"\xff", b"bytes=0-1", b"chunked"))), max_size=2),
+            st.lists(
+                st.tuples(
+                    st.sampled_from(
+                        (
+                            b"content-length",
+                            b"host",
+                            b"range",
+                            b"accept",
+                            b"if-none-match",
+                            b"expect",
+                            b"transfer-encoding",
+                            b"cookie",
+                        )
+                    ),
+                    st.sampled_from(
+                        (b"0", b"10", b"-1", b"\xb2", b"9" * 20, b"9" * 5000, b"1e9", b"\xff", b"bytes=0-1", b"chunked")
+                    ),
+                ),
+                max_size=2,
+            ),
             st.integers(0, 6),
-        )  # fmt: skip
+        )
 
     def mutated_case(self, random: Random) -> Case:
         kind, body = random.choice(self.bodies)
@@ -166,10 +252,20 @@ class Requests:
             sent.append(message)
 
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http", "path": path,
-            "raw_path": path.encode(), "query_string": query, "root_path": "", "headers": list(headers), "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 8000), "state": {},
-        }  # fmt: skip
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query,
+            "root_path": "",
+            "headers": list(headers),
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 8000),
+            "state": {},
+        }
         self.loop.run_until_complete(self.applications[index](scope, receive, send))
         status = sent[0]["status"]
         response_type = dict(sent[0]["headers"]).get(b"content-type", b"")

@@ -29,7 +29,7 @@ COMPARED_FILES = ("model.safetensors", "history.jsonl")
 
 
 def start(folder: Path, *arguments: object, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    """Start `gingham train` in a folder, with the default handling of Ctrl-C, its output in the files out and err there."""
+    """Start `gingham train` in a folder, with the default handling of Ctrl-C and its output in out and err there."""
     command = [*launcher, sys.executable, "-m", "gingham"] if not launcher else [*launcher, "-m", "gingham"]
     with (folder / "out").open("w") as out, (folder / "err").open("a") as err:
         return subprocess.Popen(

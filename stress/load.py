@@ -1,4 +1,4 @@
-"""Load test of a server: good clients get correct responses beside misbehaving clients, and memory, threads and files do not grow.
+"""Load test of a server: beside misbehaving clients good ones get correct responses, and no resource grows.
 
 Runs `gingham serve` with the packaged model, the memory settings of docs/deploy.md and 1,024 file descriptors. 64 good
 clients send images and compare each response with the model's own predictions. Others send slowly, never read,
@@ -7,8 +7,8 @@ twice a second. There are fewer connections than the server's limit: disconnecti
 
 These count as lost:
 
-- a status of 500 or more other than 503, an error that is neither JSON with `error` on one line nor uvicorn's own refusal
-of malformed HTTP, or a status that does not fit the request;
+- a status of 500 or more other than 503, an error that is neither JSON with `error` on one line nor uvicorn's own
+refusal of malformed HTTP, or a status that does not fit the request;
 - a wrong response to a good request, or none. A busy server may close a connection or respond 503; a good client then
 retries for up to
   60 seconds, as it does when its connection was closed between two requests;
@@ -113,7 +113,7 @@ def find_issues(record: Record) -> list[str]:
 
 
 def growth(memory: list[float]) -> tuple[float, float] | None:
-    """Return the medians of the second and the last quarter if the last exceeds the second by more than a tenth and 50 MB."""
+    """Return the medians of the second and last quarter if the last is more than a tenth and 50 MB higher."""
     early, late = quarters(memory)
     if not early:
         return None
@@ -506,7 +506,10 @@ async def broken_http(session: LoadSession, rng: random.Random) -> None:
             b"GET /health HTTP/1.1\r\nHost: here\r\nX: \x00\x01\r\n\r\n",
             b"GET /health HTTP/1.1\r\nHost : here\r\n folded: x\r\n\r\n",
             b"POST /predict HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
-            b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n",
+            (
+                b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\nZZ\r\nabc\r\n"
+            ),
             b"POST /predict HTTP/1.1\r\nHost: here\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
             + b"F" * 30
             + b"\r\nabc",
@@ -525,15 +528,49 @@ async def odd_request(session: LoadSession, rng: random.Random) -> None:
         (b"GET", b"PUT", b"DELETE", b"HEAD", b"TRACE", b"BREW", b"post", b"PATCH", b"A" * 900, b"!#$%&'*+")
     )
     path = rng.choice(
-        (b"/", b"//", b"/predict", b"/predict/", b"/health", b"/model?a=b&&=", b"/../../etc/passwd", b"/%2e%2e/%2e%2e/etc/passwd", b"/%00", b"/%ff%fe",
-         b"/%ED%A0%80", b"/docs/../model", b"/predict?explain=%00", b"/predict?explain=" + b"1" * 9000, b"/predict?explain=true&explain=x", b"/openapi.json?" + b"a=b&" * 500,
-         b"/static-offline-docs/../../secret", b"/static-offline-docs/%2e%2e%2f%2e%2e%2fsetup.py", b"/static-offline-docs/%00", b"/static-offline-docs/" + b"a" * 3000, b"/docs", b"*", b"/\x7f", b"/a b")
-    )  # fmt: skip
+        (
+            b"/",
+            b"//",
+            b"/predict",
+            b"/predict/",
+            b"/health",
+            b"/model?a=b&&=",
+            b"/../../etc/passwd",
+            b"/%2e%2e/%2e%2e/etc/passwd",
+            b"/%00",
+            b"/%ff%fe",
+            b"/%ED%A0%80",
+            b"/docs/../model",
+            b"/predict?explain=%00",
+            b"/predict?explain=" + b"1" * 9000,
+            b"/predict?explain=true&explain=x",
+            b"/openapi.json?" + b"a=b&" * 500,
+            b"/static-offline-docs/../../secret",
+            b"/static-offline-docs/%2e%2e%2f%2e%2e%2fsetup.py",
+            b"/static-offline-docs/%00",
+            b"/static-offline-docs/" + b"a" * 3000,
+            b"/docs",
+            b"*",
+            b"/\x7f",
+            b"/a b",
+        )
+    )
     header = rng.choice(
-        (b"", b"Content-Type: \xff\xfe\r\n", b"Content-Type: " + b";" * 3000 + b"\r\n", b'Content-Type: multipart/form-data; boundary="\r\n', b"Expect: 100-continue\r\n",
-         b"Upgrade: websocket\r\nConnection: Upgrade\r\n", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n", b"Range: bytes=0-0,1-1,-9\r\n", b"If-Modified-Since: never\r\n",
-         b"Cookie: " + b"a=b;" * 500 + b"\r\n", b"Accept-Encoding: \x80\r\n", b"X-Forwarded-For: \xf0, 1\r\nX-Forwarded-Proto: \xf0\r\n")
-    )  # fmt: skip
+        (
+            b"",
+            b"Content-Type: \xff\xfe\r\n",
+            b"Content-Type: " + b";" * 3000 + b"\r\n",
+            b'Content-Type: multipart/form-data; boundary="\r\n',
+            b"Expect: 100-continue\r\n",
+            b"Upgrade: websocket\r\nConnection: Upgrade\r\n",
+            b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+            b"Range: bytes=0-0,1-1,-9\r\n",
+            b"If-Modified-Since: never\r\n",
+            b"Cookie: " + b"a=b;" * 500 + b"\r\n",
+            b"Accept-Encoding: \x80\r\n",
+            b"X-Forwarded-For: \xf0, 1\r\nX-Forwarded-Proto: \xf0\r\n",
+        )
+    )
     request = method + b" " + path + b" HTTP/1.1\r\nHost: here\r\n" + header + b"Connection: close\r\n\r\n"
     session.record.tried["an odd request"] += 1
     connection = await Connection.open(session.port)
@@ -604,9 +641,20 @@ async def crowd(session: LoadSession, rng: random.Random) -> None:
 
 # The number of concurrent clients of each kind; of slow clients there are many.
 BAD_CLIENTS: list[tuple[Client, int]] = [
-    (slow_head, 60), (slow_body, 20), (never_reads, 8), (goes_away, 4), (too_large, 1), (wrong_length, 2), (broken_form, 2), (broken_http, 2),
-    (odd_request, 2), (hostile_image, 1), (largest_image, 1), (pipelined, 1), (crowd, 1),
-]  # fmt: skip
+    (slow_head, 60),
+    (slow_body, 20),
+    (never_reads, 8),
+    (goes_away, 4),
+    (too_large, 1),
+    (wrong_length, 2),
+    (broken_form, 2),
+    (broken_http, 2),
+    (odd_request, 2),
+    (hostile_image, 1),
+    (largest_image, 1),
+    (pipelined, 1),
+    (crowd, 1),
+]
 
 
 async def repeat(client: Client, session: LoadSession, rng: random.Random) -> None:

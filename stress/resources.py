@@ -314,7 +314,7 @@ def full_cache(bench: Bench) -> None:
 
 
 def full_cache_beyond_memory(bench: Bench) -> None:
-    """The same for images that exceed memory: they need the cache, so the command fails with a message, not a signal."""
+    """The same for images that exceed memory: they need the cache, so the command fails with a message."""
     image_folder = bench.folder / "images"
     if not image_folder.exists():
         write_image_folder(image_folder)

@@ -87,9 +87,16 @@ def test_invalid_record_is_refused_before_training(root, monkeypatch, capsys, ar
 def test_record_saves_predictions_and_overwrites_no_other(root):
     predictions = [torch.tensor([1, 2, 3]), torch.tensor([3, 2, 1])]
     values = {
-        "target": 0.9, "accuracies": [0.9, 0.92], "train_seconds": [1.0, 2.0], "wall_seconds": [3.0, 4.0], "commit": COMMIT, "command": "x",
-        "environment": {"hardware": "an abacus", "torch": "2"}, "recipe": {"name": "short"}, "extra": {"members": 3},
-    }  # fmt: skip
+        "target": 0.9,
+        "accuracies": [0.9, 0.92],
+        "train_seconds": [1.0, 2.0],
+        "wall_seconds": [3.0, 4.0],
+        "commit": COMMIT,
+        "command": "x",
+        "environment": {"hardware": "an abacus", "torch": "2"},
+        "recipe": {"name": "short"},
+        "extra": {"members": 3},
+    }
     folders = [records.write_record("short", **values, predictions=predictions) for _ in range(2)]
     assert folders[1].name == f"{folders[0].name}-2"
     for folder in folders:

@@ -15,8 +15,21 @@ from gingham.io import locked
 
 
 def test_train_writes_a_run_and_prints_its_results(command, trained):
-    keys = {"run", "recipe", "seed", "device", "precision", "parameters", "train_images", "epochs", "steps", "train_seconds",
-            "wall_seconds", "validation_accuracy", "resumed_from_step"}  # fmt: skip
+    keys = {
+        "run",
+        "recipe",
+        "seed",
+        "device",
+        "precision",
+        "parameters",
+        "train_images",
+        "epochs",
+        "steps",
+        "train_seconds",
+        "wall_seconds",
+        "validation_accuracy",
+        "resumed_from_step",
+    }
     assert keys <= set(trained)
     assert trained["run"] == "runs/article-0"
     assert (trained["recipe"], trained["seed"], trained["train_images"], trained["steps"]) == ("article", 0, 260, 18)
@@ -124,7 +137,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_resume(command, quadrants):
     def restore_ctrl_c():  # background jobs of a shell, such as in CI, start with Ctrl-C ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    process = subprocess.Popen(line, cwd=command.folder, stderr=subprocess.PIPE, text=True, preexec_fn=restore_ctrl_c)  # noqa: PLW1509
+    process = subprocess.Popen(line, cwd=command.folder, stderr=subprocess.PIPE, text=True, preexec_fn=restore_ctrl_c)
     deadline = time.monotonic() + 60
     while not list(command.folder.glob("run/checkpoint/step-*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)

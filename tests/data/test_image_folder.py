@@ -69,18 +69,42 @@ def test_folders_of_any_depth_are_listed(shoes):
 INVALID_FOLDERS = {
     "nothing": (lambda d: d.mkdir(), "holds no class folders with pictures in them"),
     "loose": (lambda d: save_image(d / "a.png"), "holds no class folders with pictures in them"),
-    "no classes": (lambda d: (save_image(d / "train/a.png"), save_image(d / "test/b.png")), "holds no class folders with pictures in them"),
-    "no train": (lambda d: make_image_folder(d / "test", {"a": 3, "b": 3}), "has class folders in test and none in train"),
-    "unsorted": (lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), save_image(d / "test/b.png")), "holds pictures in test beside the split"),
-    "both": (lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d, {"b": 3})), "holds pictures in b beside the split folder train"),
+    "no classes": (
+        lambda d: (save_image(d / "train/a.png"), save_image(d / "test/b.png")),
+        "holds no class folders with pictures in them",
+    ),
+    "no train": (
+        lambda d: make_image_folder(d / "test", {"a": 3, "b": 3}),
+        "has class folders in test and none in train",
+    ),
+    "unsorted": (
+        lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), save_image(d / "test/b.png")),
+        "holds pictures in test beside the split",
+    ),
+    "both": (
+        lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d, {"b": 3})),
+        "holds pictures in b beside the split folder train",
+    ),
     "one class": (lambda d: make_image_folder(d, {"a": 9}), "has 1 classes; allowed: 2 to 10,000"),
     "few": (lambda d: make_image_folder(d, {"a": 9, "b": 2}), "the class b of .* has 2 training pictures, too few"),
-    "empty": (lambda d: (make_image_folder(d, {"a": 9, "b": 9}), (d / "c").mkdir()), "the class folder c of .* is empty"),
-    "test lacks": (lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "test", {"a": 3})), "the test split of .* no picture of b"),
-    "train lacks": (lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d / "test", {"a": 3, "b": 3})), "the train split of .* of b"),
-    "val lacks": (lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "val", {"b": 3})), "the validation split of .* of a"),
+    "empty": (
+        lambda d: (make_image_folder(d, {"a": 9, "b": 9}), (d / "c").mkdir()),
+        "the class folder c of .* is empty",
+    ),
+    "test lacks": (
+        lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "test", {"a": 3})),
+        "the test split of .* no picture of b",
+    ),
+    "train lacks": (
+        lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d / "test", {"a": 3, "b": 3})),
+        "the train split of .* of b",
+    ),
+    "val lacks": (
+        lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "val", {"b": 3})),
+        "the validation split of .* of a",
+    ),
     "name": (lambda d: make_image_folder(d, {"a": 9, "b\nc": 9}), "has a class of the name"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", INVALID_FOLDERS)

@@ -55,8 +55,12 @@ def test_a_mapped_file_is_never_changed(quadrants, mapped_packs):
 
 def test_a_model_trains_on_a_mapped_dataset(quadrants, mapped_packs):
     data = load_data(str(quadrants), validation=40)
-    run = gingham.fit(gingham.RECIPES["article"].replace(epochs=6, batch_size=16, learning_rate=0.05), data.train, data.validation,
-                      progress=False)  # fmt: skip
+    run = gingham.fit(
+        gingham.RECIPES["article"].replace(epochs=6, batch_size=16, learning_rate=0.05),
+        data.train,
+        data.validation,
+        progress=False,
+    )
     assert run.metrics["validation_accuracy"] > 0.9
 
 

@@ -62,8 +62,10 @@ def test_text_labels_are_sorted_unless_classes_are_named(tmp_path):
         image.numpy().tobytes(): named.classes[label]
         for image, label in zip(named.train.images, named.train.labels, strict=True)
     }
-    assert all(data.classes[label] == class_by_image.get(image.numpy().tobytes(), data.classes[label])
-               for image, label in zip(data.train.images, data.train.labels, strict=True))  # fmt: skip
+    assert all(
+        data.classes[label] == class_by_image.get(image.numpy().tobytes(), data.classes[label])
+        for image, label in zip(data.train.images, data.train.labels, strict=True)
+    )
 
 
 def test_labels_may_start_at_1_and_exceed_255(tmp_path):
@@ -82,26 +84,53 @@ VALID = {"images": random_images(12, 8, 8), "labels": np.arange(12) % 2}
 INVALID = {
     "names": ({"data": random_images(9, 8, 8)}, "holds data; it needs x_train and y_train"),
     "half": ({"images": random_images(9, 8, 8)}, "holds images and no labels"),
-    "floats": (VALID | {"images": random_images(12, 8, 8) / 255}, "images of .* holds float64 of the shape .12, 8, 8.; allowed: .*uint8"),
+    "floats": (
+        VALID | {"images": random_images(12, 8, 8) / 255},
+        "images of .* holds float64 of the shape .12, 8, 8.; allowed: .*uint8",
+    ),
     "shape": (VALID | {"images": random_images(12, 8, 8, 4)}, r"of the shape \(12, 8, 8, 4\); allowed"),
     "flat": (VALID | {"images": random_images(12, 64)}, r"of the shape \(12, 64\); allowed"),
-    "count": (VALID | {"labels": np.arange(11) % 2}, r"train images of the shape \(12, 1, 8, 8\) and 11 labels; allowed: a label for each image"),
+    "count": (
+        VALID | {"labels": np.arange(11) % 2},
+        r"train images of the shape \(12, 1, 8, 8\) and 11 labels; allowed: a label for each image",
+    ),
     "one-hot": (VALID | {"labels": np.eye(2, dtype=int)[np.arange(12) % 2]}, r"such as labels.argmax\(axis=1\)"),
     "float labels": (VALID | {"labels": np.arange(12) / 2}, "holds float64 of the shape"),
     "negative": (VALID | {"labels": np.arange(12) % 2 - 1}, "has labels down to -1"),
     "few names": (VALID | {"labels": np.arange(12) % 3, "classes": np.array(["a", "b"])}, "0 to 1"),
-    "other names": (VALID | {"labels": np.array(["a", "c"] * 6), "classes": np.array(["a", "b"])}, "has the label 'c' where its 2 classes are named; allowed: their names"),
+    "other names": (
+        VALID | {"labels": np.array(["a", "c"] * 6), "classes": np.array(["a", "b"])},
+        "has the label 'c' where its 2 classes are named; allowed: their names",
+    ),
     "one name twice": (VALID | {"classes": np.array(["a", "a"])}, "gives one name to two classes"),
     "objects": (VALID | {"labels": np.array([{}] * 12, object)}, "Object arrays cannot be loaded"),
-    "nothing": (VALID | {"images": random_images(0, 8, 8), "labels": np.arange(0)}, r"of the shape \(0, 8, 8\); allowed: one or more images"),
-    "test lacks": (VALID | {"x_test": random_images(3, 8, 8), "y_test": np.zeros(3, int)}, "the test split of .* no picture of 1"),
-    "other size": (VALID | {"x_test": random_images(2, 9, 9), "y_test": np.arange(2)}, r"test images of the shape \(2, 1, 9, 9\) .* in all splits, here \(1, 8, 8\)"),
+    "nothing": (
+        VALID | {"images": random_images(0, 8, 8), "labels": np.arange(0)},
+        r"of the shape \(0, 8, 8\); allowed: one or more images",
+    ),
+    "test lacks": (
+        VALID | {"x_test": random_images(3, 8, 8), "y_test": np.zeros(3, int)},
+        "the test split of .* no picture of 1",
+    ),
+    "other size": (
+        VALID | {"x_test": random_images(2, 9, 9), "y_test": np.arange(2)},
+        r"test images of the shape \(2, 1, 9, 9\) .* in all splits, here \(1, 8, 8\)",
+    ),
     "class lacks": (VALID | {"classes": np.array(["a", "b", "c"])}, "the train split of .* has no picture of c"),
     "one class": (VALID | {"labels": np.zeros(12, int)}, "has 1 classes; allowed: 2 to 10,000"),
-    "no letters": (VALID | {"labels": np.frombuffer(b"\xff" * 96, "U2")}, "cannot read .*utf-8.* save it anew with np.savez"),
-    "half a letter": (VALID | {"classes": np.array(["a", "\ud800"])}, "cannot read .*surrogates not allowed.* save it anew"),
-    "names of another encoding": (VALID | {"classes": np.array([b"a", b"\xff"])}, "cannot read .* save it anew with np.savez"),
-}  # fmt: skip
+    "no letters": (
+        VALID | {"labels": np.frombuffer(b"\xff" * 96, "U2")},
+        "cannot read .*utf-8.* save it anew with np.savez",
+    ),
+    "half a letter": (
+        VALID | {"classes": np.array(["a", "\ud800"])},
+        "cannot read .*surrogates not allowed.* save it anew",
+    ),
+    "names of another encoding": (
+        VALID | {"classes": np.array([b"a", b"\xff"])},
+        "cannot read .* save it anew with np.savez",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", INVALID)
@@ -128,8 +157,11 @@ HEADER = b"\x93NUMPY\x01\x00"
 INVALID_MEMBERS = {
     "no array": (b"plain text", "cannot read .*labels is no array.; save it anew"),
     "truncated header": (HEADER + b"\x0a\x00{'shape': ( \n", "cannot read"),
-    "a huge shape": (HEADER + b"\x50\x00{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,), }     \n", "cannot read"),
-}  # fmt: skip
+    "a huge shape": (
+        HEADER + b"\x50\x00{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,), }     \n",
+        "cannot read",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", [*INVALID_MEMBERS, "encrypted"])

@@ -148,12 +148,28 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
 @pytest.mark.parametrize(
     ("name", "file", "message"),
     [
-        ("kmnist", IDX_FILES[0], r"train-images-idx3-ubyte.gz is missing; put it there as it is published.* with --data"),
-        ("qmnist", "qmnist-train-images-idx3-ubyte", r"qmnist-train-images-idx3-ubyte.gz is missing; put it there as it is published"),
-        ("emnist-digits", "emnist-digits-train-images-idx3-ubyte.gz", r"gzip.zip is missing; put it there as it is published"),
-        ("cifar-10", "data_batch_1.bin", r"cifar-10-binary.tar.gz is missing; put it there .*, or use what is there, unverified, with --data"),
+        (
+            "kmnist",
+            IDX_FILES[0],
+            r"train-images-idx3-ubyte.gz is missing; put it there as it is published.* with --data",
+        ),
+        (
+            "qmnist",
+            "qmnist-train-images-idx3-ubyte",
+            r"qmnist-train-images-idx3-ubyte.gz is missing; put it there as it is published",
+        ),
+        (
+            "emnist-digits",
+            "emnist-digits-train-images-idx3-ubyte.gz",
+            r"gzip.zip is missing; put it there as it is published",
+        ),
+        (
+            "cifar-10",
+            "data_batch_1.bin",
+            r"cifar-10-binary.tar.gz is missing; put it there .*, or use what is there, unverified, with --data",
+        ),
     ],
-)  # fmt: skip
+)
 def test_files_without_a_published_checksum_are_an_error(data_dir, name, file, message):
     (data_dir / REGISTRY[name].folder).mkdir()
     (data_dir / REGISTRY[name].folder / file).write_bytes(b"whatever")
@@ -209,13 +225,28 @@ def rewrite(folder, file, change):
     ("damage", "message"),
     [
         (lambda folder: (folder / f"{IDX_FILES[1]}.gz").unlink(), r"train-labels-idx1-ubyte is missing"),
-        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1]), r"t10k-labels-idx1-ubyte .its header announces 10000 bytes; 9999 follow"),
-        (lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""), r"t10k-labels-idx1-ubyte.gz .it is not an IDX file"),
-        (lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"), r"t10k-labels.* is not fashion-mnist: its checksum begins"),
-        (lambda folder: shutil.copy(folder / f"{IDX_FILES[3]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"train-labels.* is not fashion-mnist: its checksum begins"),
-        (lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"), r"in 3 dimensions, not 0x08 in 1"),
+        (
+            lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1]),
+            r"t10k-labels-idx1-ubyte .its header announces 10000 bytes; 9999 follow",
+        ),
+        (
+            lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""),
+            r"t10k-labels-idx1-ubyte.gz .it is not an IDX file",
+        ),
+        (
+            lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"),
+            r"t10k-labels.* is not fashion-mnist: its checksum begins",
+        ),
+        (
+            lambda folder: shutil.copy(folder / f"{IDX_FILES[3]}.gz", folder / f"{IDX_FILES[1]}.gz"),
+            r"train-labels.* is not fashion-mnist: its checksum begins",
+        ),
+        (
+            lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"),
+            r"in 3 dimensions, not 0x08 in 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_damaged_files_are_an_error_of_one_line(fashion_mnist_copy, damage, message):
     damage(fashion_mnist_copy)
     with pytest.raises(DataError, match=message) as caught:

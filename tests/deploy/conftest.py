@@ -40,7 +40,11 @@ def port(packaged):
 def process(tmp_path):
     """`gingham serve` as a user starts it, and its port."""
     # Restore Ctrl-C: if the tests run in the background, it is ignored, and child processes inherit this.
-    script = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); runpy.run_module('gingham', run_name='__main__')"
+    script = (
+        "import signal, runpy\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runpy.run_module('gingham', run_name='__main__')"
+    )
     started = subprocess.Popen(
         [sys.executable, "-c", script, "serve", "--port", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
     )

@@ -193,7 +193,12 @@ def test_the_example_predicts_as_the_library_does_without_torch(tmp_path, fashio
     draw_garment_photo((200, 40, 40), (150, 150, 150), texture=6)[0].save(tmp_path / "other.jpg")
     Image.fromarray(fashion_mnist.train.images[0, 0].numpy()).save(tmp_path / "own.png")
     files = ["shirt.png", "other.jpg", "own.png"]
-    script = "import runpy, sys; sys.modules['torch'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    script = (
+        "import runpy, sys\n"
+        "sys.modules['torch'] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     example = ROOT / "examples" / "onnx_predict.py"
     done = subprocess.run(
         [sys.executable, "-c", script, example, "model.onnx", *files],

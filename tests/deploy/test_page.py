@@ -1,4 +1,4 @@
-"""The page in a real browser, from a server and as a file from disk: predictions, explanations and the user interface."""
+"""The page in a real browser, from a server and from disk: predictions, explanations and the user interface."""
 
 import base64
 import io
@@ -153,8 +153,10 @@ def test_a_pasted_or_dropped_image_gets_a_prediction(page, event, tmp_path):
     page.evaluate(
         """([event, content]) => {
           const data = new DataTransfer();
-          data.items.add(new File([Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0))], 'shirt.png', { type: 'image/png' }));
-          document.dispatchEvent(event === 'drop' ? new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })
+          const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+          data.items.add(new File([bytes], 'shirt.png', { type: 'image/png' }));
+          document.dispatchEvent(event === 'drop'
+            ? new DragEvent('drop', { dataTransfer: data, bubbles: true, cancelable: true })
             : new ClipboardEvent('paste', { clipboardData: data, bubbles: true }));
         }""",
         [event, content],

@@ -1,4 +1,4 @@
-"""photos.js in a browser against inference/preprocess.py: both must turn a file into the same images and the same notes."""
+"""photos.js in a browser against inference/preprocess.py: the same images and the same notes for each file."""
 
 import base64
 from pathlib import Path
@@ -19,7 +19,11 @@ GARMENT = {"input_shape": [1, 28, 28], "garments": True, "background": None}
 # Before version 13 Pillow always resampled the width first, so that intermediate rounding may differ.
 ROUNDING = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
 SCRIPT = """async ([model, steps]) => {
-  const bytes = (data) => { let text = ''; for (const value of data) text += String.fromCharCode(value); return btoa(text); };
+  const bytes = (data) => {
+    let text = '';
+    for (const value of data) text += String.fromCharCode(value);
+    return btoa(text);
+  };
   try {
     const photo = await GinghamPhotos.openPhoto(document.querySelector('input').files[0]);
     const result = GinghamPhotos.preprocess(await cv, photo, model);
@@ -190,10 +194,17 @@ def test_photos_are_rotated_as_their_exif_data_says(page, tmp_path, orientation)
 @pytest.mark.parametrize(
     ("mode", "file"),
     [
-        ("L", "photo.jpg"), ("CMYK", "photo.jpg"), ("RGB", "photo.webp"), ("RGBA", "photo.webp"), ("P", "photo.gif"),
-        ("RGB", "photo.bmp"), ("1", "photo.png"), ("P", "photo.png"), ("LA", "photo.png"),
+        ("L", "photo.jpg"),
+        ("CMYK", "photo.jpg"),
+        ("RGB", "photo.webp"),
+        ("RGBA", "photo.webp"),
+        ("P", "photo.gif"),
+        ("RGB", "photo.bmp"),
+        ("1", "photo.png"),
+        ("P", "photo.png"),
+        ("LA", "photo.png"),
     ],
-)  # fmt: skip
+)
 def test_all_file_formats_and_modes(page, tmp_path, mode, file):
     draw_garment_photo((40, 60, 120), (200, 180, 150), texture=6)[0].convert(mode).save(tmp_path / file)
     check_equal(page, tmp_path / file)
@@ -235,12 +246,15 @@ def test_unreadable_files_give_a_one_line_error(page, tmp_path):
 
 
 def test_resampling_equals_that_of_pillow(page):
-    """Random sizes, shrunk and enlarged, with and without a first reduction by an integer factor, opaque and transparent."""
+    """Random sizes, shrunk and enlarged, with and without a first integer reduction, opaque and transparent."""
     random = np.random.default_rng(0)
     script = """([data, transparent, width, height, size, filter, gap]) => {
-      const image = { width, height, channels: 4, transparent, data: Uint8ClampedArray.from(atob(data), (c) => c.charCodeAt(0)) };
+      const pixels = Uint8ClampedArray.from(atob(data), (c) => c.charCodeAt(0));
+      const image = { width, height, channels: 4, transparent, data: pixels };
       const { thumbnail, resize } = GinghamPhotos;
-      const small = size === null ? thumbnail(image, 160) : resize(image, ...size, GinghamPhotos[filter], gap ?? undefined);
+      const small = size === null
+        ? thumbnail(image, 160)
+        : resize(image, ...size, GinghamPhotos[filter], gap ?? undefined);
       return [small.width, small.height, btoa(String.fromCharCode(...small.data))];
     }"""
     for number in range(60):

@@ -1,4 +1,4 @@
-"""The server gives the predictions of `predict`, a one-line error for anything else, and finishes requests before it ends."""
+"""The server gives the predictions of `predict` or a one-line error, and finishes requests before it ends."""
 
 import asyncio
 import base64
@@ -151,8 +151,17 @@ def test_any_content_length_gets_a_response(packaged, length):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/predict",
-             "raw_path": b"/predict", "query_string": b"", "headers": [(b"content-length", length.encode("latin-1"))]}  # fmt: skip
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/predict",
+        "raw_path": b"/predict",
+        "query_string": b"",
+        "headers": [(b"content-length", length.encode("latin-1"))],
+    }
     asyncio.run(serving.create_app(packaged)(scope, receive, send))
     assert sent[0]["status"] == 415
 
@@ -408,7 +417,12 @@ def test_signals_end_the_server_after_the_requests_in_progress(process, signal_n
 
 @pytest.mark.slow
 def test_a_request_that_exceeds_the_grace_period_gets_an_error(tmp_path):
-    script = "import gingham.deploy.server as s; s.GRACE_SECONDS = 1; from gingham.cli.app import main; main(['serve', '--port', '0'])"
+    script = (
+        "import gingham.deploy.server as s\n"
+        "s.GRACE_SECONDS = 1\n"
+        "from gingham.cli.app import main\n"
+        "main(['serve', '--port', '0'])"
+    )
     started = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     port = int(re.search(r":(\d+)/ ", started.stderr.readline())[1])
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:

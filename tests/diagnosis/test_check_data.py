@@ -152,8 +152,13 @@ def test_odd_files_are_listed_with_their_reasons(folder, command):
     _, odd_files = load_unchecked(folder)
     reasons = dict(odd_files)
     assert reasons["train/Boots/empty.png"] == "cannot be read: it is empty"
-    assert set(reasons) == {"train/Boots/empty.png", "train/Boots/notes.txt", "train/bags/truncated.png", "train/bags/wide.png",
-                            "train/bags/really.gif"}  # fmt: skip
+    assert set(reasons) == {
+        "train/Boots/empty.png",
+        "train/Boots/notes.txt",
+        "train/bags/truncated.png",
+        "train/bags/wide.png",
+        "train/bags/really.gif",
+    }
     assert "is a PNG file, whatever its name says" in reasons["train/bags/really.gif"]
     assert "far from square" in reasons["train/bags/wide.png"]
     output = command("diagnose", folder).stdout

@@ -52,7 +52,7 @@ def test_comparing_runs_with_trials_or_on_different_images_is_an_error(trial_pai
 
 
 def simulate_correct(seeds, difficulty, accuracy, generator, spread=0.002):
-    """Return which images networks get right, bool (S, N): all find the same images difficult, and they differ by seed."""
+    """Return which images networks get right, bool (S, N): all find the same ones difficult, and differ by seed."""
     rows = []
     for _ in range(seeds):
         seed_accuracy = accuracy + spread * float(torch.randn(1, generator=generator))
@@ -63,7 +63,7 @@ def simulate_correct(seeds, difficulty, accuracy, generator, spread=0.002):
 
 @pytest.mark.slow
 def test_the_bootstrap_has_few_false_positives_and_high_power():
-    """Of 20 comparisons, at most 2 of equal recipes are significant, and at least 18 with a recipe that is a point worse."""
+    """Of 20 comparisons, at most 2 of equal recipes are significant, and at least 18 of one a point worse."""
     generator = torch.Generator().manual_seed(1)
     false_positives = true_positives = 0
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Make the golden run of this release: `python tests/golden/make.py`. A golden run, once released, is never made anew."""
+"""Make the golden run of this release: `python tests/golden/make.py`. A released one is never made anew."""
 
 import json
 import sys

@@ -83,52 +83,88 @@ DAMAGE = {
     "newer format": (lambda f: change(f, format=99), "of format 99, newer than 2.*update gingham"),
     "older format": (lambda f: change(f, format=1), "of format 1, from before the release 0.1.0, .*train again"),
     "format that is no number": (lambda f: change(f, format="x"), "format is 'x', a whole number from 1 is needed"),
-    "unknown "
-    "network": (lambda f: change(f, recipe={"network": "os:system"}), ("is a run of your own network os:system; give it "
-                                                                      "again")),
+    "unknown network": (
+        lambda f: change(f, recipe={"network": "os:system"}),
+        ("is a run of your own network os:system; give it again"),
+    ),
     "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),
     "recipe of another type": (lambda f: change(f, recipe=[1]), "does not describe a run"),
     "no classes": (lambda f: change(f, classes=[]), r"classes is \[\], a list of 1 to 10000 different names"),
-    "oversized shape": (lambda f: change(f, input_shape=[1, 10**9, 10**9]), r"input_shape is \[1, 1000000000, 1000000000\]"),
+    "oversized shape": (
+        lambda f: change(f, input_shape=[1, 10**9, 10**9]),
+        r"input_shape is \[1, 1000000000, 1000000000\]",
+    ),
     "another shape": (lambda f: change(f, input_shape=[1, 20, 20]), "does not describe a run"),
-    "other classes": (lambda f: change(f, classes=["a", "b"]), "does not fit the network .*size mismatch for network.conv8.weight"),
-    "test openings of another type": (lambda f: change(f, test_openings="none"), "test_openings is 'none', a list of objects is needed"),
+    "other classes": (
+        lambda f: change(f, classes=["a", "b"]),
+        "does not fit the network .*size mismatch for network.conv8.weight",
+    ),
+    "test openings of another type": (
+        lambda f: change(f, test_openings="none"),
+        "test_openings is 'none', a list of objects is needed",
+    ),
     "duplicate class": (lambda f: change(f, classes=["0", "1", "1", "3"]), "a list of 1 to 10000 different names"),
     "missing key": (lambda f: remove(f, "classes"), "classes is missing"),
     "not JSON": (lambda f: (f / "model.json").write_text("{"), "is not whole JSON"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot read .*model.safetensors"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot read"),
     "truncated weights": (
-        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]), "cannot read"),
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+        "cannot read",
+    ),
     "random weights file": (lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 5000), "cannot read"),
-    "missing tensor": (lambda f: edit_weights(f, lambda t: t.pop(WEIGHT)), f"does not fit the network .*Missing key.*{WEIGHT}"),
-    "wrong "
-    "shape": (lambda f: edit_weights(f, lambda t: t.update({WEIGHT: torch.zeros(2)})), f"does not fit the network .*size mismatch for {WEIGHT}"),
-    "wrong type": (lambda f: edit_weights(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})), "says weights_sha256 .* where the recipe and weights beside it say"),
-    "empty temperature": (lambda f: edit_weights(f, lambda t: t.update(temperature=torch.zeros(0))), "does not fit the network"),
-    "extra "
-    "tensor": (lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))), "does not fit the network .*Unexpected key.*extra"),
-    "NaN "
-    "weights": (lambda f: edit_weights(f, lambda t: t[WEIGHT].fill_(float("nan"))), "values in .* that no training gives"),
-    "flipped "
-    "bit": (lambda f: edit_weights(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)), "says weights_sha256 .* where the recipe and weights beside it say"),
-    "edited "
-    "mean": (lambda f: change(f, mean=[0.4]), r"says mean \[0.4\] where the recipe and weights beside it say \[0.5\]"),
+    "missing tensor": (
+        lambda f: edit_weights(f, lambda t: t.pop(WEIGHT)),
+        f"does not fit the network .*Missing key.*{WEIGHT}",
+    ),
+    "wrong shape": (
+        lambda f: edit_weights(f, lambda t: t.update({WEIGHT: torch.zeros(2)})),
+        f"does not fit the network .*size mismatch for {WEIGHT}",
+    ),
+    "wrong type": (
+        lambda f: edit_weights(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})),
+        "says weights_sha256 .* where the recipe and weights beside it say",
+    ),
+    "empty temperature": (
+        lambda f: edit_weights(f, lambda t: t.update(temperature=torch.zeros(0))),
+        "does not fit the network",
+    ),
+    "extra tensor": (
+        lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))),
+        "does not fit the network .*Unexpected key.*extra",
+    ),
+    "NaN weights": (
+        lambda f: edit_weights(f, lambda t: t[WEIGHT].fill_(float("nan"))),
+        "values in .* that no training gives",
+    ),
+    "flipped bit": (
+        lambda f: edit_weights(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)),
+        "says weights_sha256 .* where the recipe and weights beside it say",
+    ),
+    "edited mean": (
+        lambda f: change(f, mean=[0.4]),
+        r"says mean \[0.4\] where the recipe and weights beside it say \[0.5\]",
+    ),
     "no temperature": (lambda f: remove(f, "temperature"), "says temperature None where"),
-    "no checksum": (lambda f: remove(f, "weights_sha256"), "says weights_sha256 .* where the recipe and weights beside it say"),
+    "no checksum": (
+        lambda f: remove(f, "weights_sha256"),
+        "says weights_sha256 .* where the recipe and weights beside it say",
+    ),
     "lone surrogate": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not whole JSON"),
-    "class name with a line "
-    "break": (lambda f: change(f, classes=["0", "1", "2", "a\nb"]), "different names in plain letters"),
+    "class name with a line break": (
+        lambda f: change(f, classes=["0", "1", "2", "a\nb"]),
+        "different names in plain letters",
+    ),
     "too many channels": (lambda f: change(f, input_shape=[4096, 28, 28]), "up to 64 channels"),
     "NaN metric": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is no number of JSON"),
-    "zero "
-    "temperature": (lambda f: edit_weights(f, lambda t: t["temperature"].zero_()), ("in temperature that no training "
-                                                                                   "gives")),
-    "zero standard "
-    "deviation": (lambda f: edit_weights(f, lambda t: t["std"].zero_()), "in std that no training gives"),
+    "zero temperature": (
+        lambda f: edit_weights(f, lambda t: t["temperature"].zero_()),
+        ("in temperature that no training gives"),
+    ),
+    "zero standard deviation": (lambda f: edit_weights(f, lambda t: t["std"].zero_()), "in std that no training gives"),
     "history of other types": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
     "malformed history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -6,17 +6,23 @@ import gingham
 from gingham import RunError
 
 METADATA = {
-    "a text instead of a "
-    "number": ({"metrics": {"parameters": "x"}}, "parameters in metrics is 'x', a number from 0 up is needed"),
+    "a text instead of a number": (
+        {"metrics": {"parameters": "x"}},
+        "parameters in metrics is 'x', a number from 0 up is needed",
+    ),
     "a negative number": ({"metrics": {"train_seconds": -3}}, "train_seconds in metrics is -3, a number from 0 up"),
-    "an accuracy above "
-    "1": ({"metrics": {"validation_accuracy": 93}}, "validation_accuracy in metrics is 93, a number from 0 to 1"),
+    "an accuracy above 1": (
+        {"metrics": {"validation_accuracy": 93}},
+        "validation_accuracy in metrics is 93, a number from 0 to 1",
+    ),
     "a number instead of a text": ({"environment": {"hardware": 3}}, "hardware in environment is 3, a text is needed"),
     "test openings of another type": ({"test_openings": [1]}, r"test_openings is \[1\], a list of objects is needed"),
-    "teachers of another type": ({"data": {"teachers": ["x"]}}, r"teachers in data is \['x'\], a list of objects is needed"),
-    "a number out of "
-    "range": ({"metrics": {"steps": 10**30}}, "steps in metrics is 10{30}, a number from 0 up"),
-}  # fmt: skip
+    "teachers of another type": (
+        {"data": {"teachers": ["x"]}},
+        r"teachers in data is \['x'\], a list of objects is needed",
+    ),
+    "a number out of range": ({"metrics": {"steps": 10**30}}, "steps in metrics is 10{30}, a number from 0 up"),
+}
 HISTORY = {
     "a step without a loss": ('{"step": 1, "accuracy": 1, "learning_rate": 0.1}', "loss is missing in line 1"),
     "an epoch that is a text": (

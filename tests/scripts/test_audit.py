@@ -16,8 +16,11 @@ packages = [line.strip().split("==") for line in open(arguments[arguments.index(
 if "REACHED" not in os.environ:
     sys.exit("ConnectionError: no way to it")
 known = {{"pillow 9.0.0": {{"vulns": [{{"id": "PYSEC-1"}}]}}}}
-known |= {{f"{{name}} {{version}}": json.loads(os.environ["KNOWN"])[name] for name, version in packages if name in json.loads(os.environ["KNOWN"])}}
-results = [{{"name": name, **known.get(f"{{name}} {{version}}", {{"version": version, "vulns": []}})}} for name, version in packages]
+advisories = json.loads(os.environ["KNOWN"])
+known |= {{f"{{name}} {{version}}": advisories[name] for name, version in packages if name in advisories}}
+results = []
+for name, version in packages:
+    results.append({{"name": name, **known.get(f"{{name}} {{version}}", {{"version": version, "vulns": []}})}})
 json.dump({{"dependencies": results}}, open(arguments[arguments.index("--output") + 1], "w"))
 """
 

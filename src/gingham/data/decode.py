@@ -150,7 +150,7 @@ class DecodedImages:
 
 
 def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> DecodedImages:
-    """Decode image files into the first rows of `images`, uint8 (N, 3, S, S), in order, with a progress bar on a terminal.
+    """Decode image files into the first rows of `images`, uint8 (N, 3, S, S), in order, behind a progress bar.
 
     A file that cannot be read is left out and becomes an issue whose reason starts with UNREADABLE. Other issues are a
     format that differs from the file name, several frames, a shape far from square, and images smaller than S.

@@ -22,8 +22,8 @@ def list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
     if split_dirs:
         if others := [path.name for path in folders if path not in split_dirs and _holds_images(path)]:
             raise DataError(
-                f"{folder} holds pictures in {', '.join(others[:3])} beside the split folder {split_dirs[0].name}; move "
-                "them into class folders in train, validation or test, or elsewhere"
+                f"{folder} holds pictures in {', '.join(others[:3])} beside the split folder {split_dirs[0].name}; "
+                "move them into class folders in train, validation or test, or elsewhere"
             )
         if training and not any(SPLIT_NAMES[path.name.lower()] == "train" for path in split_dirs):
             raise DataError(f"{folder} has class folders in {split_dirs[0].name} and none in train; {remedy}")

@@ -159,8 +159,8 @@ def _require_all_classes(raw: RawDataset, path: Path) -> None:
         present = {*labels.tolist()}
         if missing := [label for k, label in enumerate(raw.classes) if k not in present]:
             raise DataError(
-                f"the {split_name} split of {path} has no picture of {', '.join(missing[:9])}; add some for each of its "
-                f"{len(raw.classes)} classes, or take the class out of every split"
+                f"the {split_name} split of {path} has no picture of {', '.join(missing[:9])}; add some for each of "
+                f"its {len(raw.classes)} classes, or take the class out of every split"
             )
 
 

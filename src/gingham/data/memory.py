@@ -15,7 +15,7 @@ LARGEST_BYTES = 1 << 40
 
 
 def free_memory() -> int:
-    """Return how many bytes of memory this process can still allocate, within the limits of the system and its container."""
+    """Return how many bytes this process can still allocate, within the limits of the system and its container."""
     free = [LARGEST_BYTES]
     with contextlib.suppress(OSError):  # not Linux
         free += [1024 * int(size) for size in re.findall(r"MemAvailable: *(\d+)", Path("/proc/meminfo").read_text())]

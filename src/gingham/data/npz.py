@@ -24,7 +24,7 @@ KNOWN_NAMES = {*CLASS_NAMES, *(name for pairs in NPZ_NAMES.values() for pair in 
 
 
 def read_npz(path: Path) -> RawDataset:
-    """Return the images and labels in a `.npz` file whose arrays are named as in Keras, in MedMNIST or plainly (NPZ_NAMES).
+    """Return the images and labels in a `.npz` file with array names of Keras, MedMNIST or plain ones (NPZ_NAMES).
 
     Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; labels are integers or text, (N,) or (N, 1).
     The array `classes` or `class_names` names the classes 0 to K-1; without it, the labels are the names.

@@ -67,7 +67,7 @@ def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> Dec
 
 
 def _pack_name(path: Path, listing: Listing, size: int) -> str:
-    """Return the file name of a listing's pack: a hash of its path and the image size, and a hash of the files' state."""
+    """Return the name of a listing's pack: a hash of its path and the image size, and a hash of the files' state."""
     state_hash = hashlib.sha256(f"{PACK_FORMAT}\0{size}".encode())
     for entry in listing.entries:
         try:

@@ -43,7 +43,7 @@ class RawDataset:
 
 
 def raw_from_arrays(arrays: Sequence[Pixels], classes: tuple[str, ...], origin: object) -> RawDataset:
-    """Return a RawDataset of four arrays: training images (N, H, W) or (N, C, H, W) and labels (N,), then those of the test set.
+    """Return a RawDataset of training images (N, H, W) or (N, C, H, W), labels (N,), and the same of the test set.
 
     Raises
         DataError: see `join_splits`.
@@ -65,8 +65,8 @@ def join_splits(splits: Mapping[str, tuple[Pixels, Labels]], classes: tuple[str,
     for name, (images, labels) in splits.items():
         if len(images) != len(labels) or images.shape[1:] != shape:
             raise DataError(
-                f"{origin} has {name} images of the shape {images.shape} and {len(labels)} labels; allowed: a label for "
-                f"each image, and images of one shape in all splits, here {shape}"
+                f"{origin} has {name} images of the shape {images.shape} and {len(labels)} labels; allowed: a label "
+                f"for each image, and images of one shape in all splits, here {shape}"
             )
     parts = [splits[name] for name in ("train", "validation") if name in splits]
     images, labels = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))

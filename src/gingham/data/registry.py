@@ -94,7 +94,7 @@ def _read_emnist(path: Path, name: str) -> list[Pixels]:
 
 
 def read_registered(name: str) -> tuple[RawDataset, Path]:
-    """Return a published dataset, verified, and the folder it was read from; it is downloaded if it is not on this machine.
+    """Return a published dataset, verified and downloaded if need be, and the folder it was read from.
 
     Raises
         DataError: a file is missing, damaged, without a checksum, or of another dataset; the download failed.
@@ -145,14 +145,14 @@ def _md5(path: Path) -> str:
 
 
 def _require_checksum(name: str, path: Path, checksum: str, expected: str) -> None:
-    """Raise a DataError if a checksum differs; it names the dataset a file belongs to, as several use the same names."""
+    """Raise a DataError if a checksum differs; it names the dataset that the file belongs to, if it is known."""
     if checksum == expected:
         return
     other = next((key for key, spec in REGISTRY.items() if checksum in (*spec.sha256, *spec.md5.values())), None)
     reason = f"a file of {other}, whose files have the same names" if other else "altered, or of another release"
     raise DataError(
-        f"{path} is not {name}: its checksum begins {checksum[:12]}, not {expected[:12]} ({reason}); remove it and load "
-        f"again, or use it as it is with --data {path.parent}"
+        f"{path} is not {name}: its checksum begins {checksum[:12]}, not {expected[:12]} ({reason}); remove it and "
+        f"load again, or use it as it is with --data {path.parent}"
     )
 
 

@@ -121,7 +121,7 @@ def make_split(split_name: str, images: Pixels, labels: Labels, files: tuple[str
 
 
 def _copy_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
-    """Return a copy of some rows of `images`, ascending. Rows of images on disk are copied to a file of the name `pack`."""
+    """Return a copy of some rows of `images`, ascending. Images on disk are copied to a file named `pack`."""
     if isinstance(images, np.memmap):
         return memory_map_rows(images, rows, cache_folder() / "packs" / pack)
     return images[rows]
@@ -145,7 +145,7 @@ def _indices_by_class(labels: Labels) -> Sequence[Rows]:
 
 
 def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[Rows, Rows]:
-    """Return the indices of the training and the test images: the lowest hashes of class and file name in each class."""
+    """Return the indices of the training and the test images, by the lowest hashes of class and file name."""
     counts = np.bincount(raw.labels[:num_train], minlength=len(raw.classes))
     if len(rare := np.flatnonzero((counts > 0) & (counts < 3))):
         label = int(rare[0])
@@ -164,7 +164,7 @@ def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[Rows, Ro
 
 
 def _stratify(labels: Labels, validation: int, name: str) -> tuple[Rows, Rows]:
-    """Return the indices of the training and the held-out images; the largest remainders of the classes are rounded up."""
+    """Return the indices of the training and held-out images; the largest remainders by class are rounded up."""
     if not 0 <= validation < len(labels):
         raise DataError(
             f"{validation} validation pictures were asked of the {len(labels)} training pictures of {name}; "

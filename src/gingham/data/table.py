@@ -12,7 +12,7 @@ COLUMN_NAMES = {"path": ("path", "file", "image"), "label": ("label", "class"), 
 
 
 def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
-    """Return the entries of a `.csv` table of paths and labels, and an empty list: a table has no empty class folders."""
+    """Return the entries of a `.csv` table of paths and labels, and the empty list of empty class folders."""
     required = "a first line with the columns path (or file, image) and label (or class), and, if you like, split"
     try:
         text = path.read_text(encoding="utf-8-sig")
