@@ -137,7 +137,8 @@ def test_ctrl_c_exits_with_130_and_says_how_to_resume(command, quadrants):
     def restore_ctrl_c():  # background jobs of a shell, such as in CI, start with Ctrl-C ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    process = subprocess.Popen(line, cwd=command.folder, stderr=subprocess.PIPE, text=True, preexec_fn=restore_ctrl_c)
+    pipes = {"cwd": command.folder, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, **pipes, preexec_fn=restore_ctrl_c)  # noqa: PLW1509
     deadline = time.monotonic() + 60
     while not list(command.folder.glob("run/checkpoint/step-*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
