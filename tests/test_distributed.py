@@ -2,39 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from gingham.data.augment import augment
 from gingham.device import choose_device
 from gingham.distributed import SINGLE_PROCESS, DistributedContext, from_env, init_distributed, is_restart
 from gingham.errors import GinghamError
-from gingham.recipe import Recipe
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 64])
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_mean_of_weighted_shard_losses_is_the_batch_loss(count, size):
-    losses = torch.rand(count, dtype=torch.float64)
-    shares = [
-        losses[DistributedContext(rank, size).shard(count)].mean() * DistributedContext(rank, size).weight(count)
-        for rank in range(size)
-    ]
-    assert torch.stack(shares).mean() == pytest.approx(float(losses.mean()))
-    assert all(
-        len(losses[DistributedContext(rank, size).shard(count)]) for rank in range(size)
-    )  # no process is without a picture
-
-
-@pytest.mark.parametrize("flip", ["random", "alternating"])
-@pytest.mark.parametrize("size", [2, 3])
-def test_augmentation_does_not_depend_on_the_number_of_processes(size, flip):
-    recipe = Recipe(flip=flip, shift_pixels=2, seed=5)
-    images = torch.randint(256, (11, 1, 28, 28), dtype=torch.uint8)
-    indices = torch.randperm(11)
-    whole = augment(images, indices, recipe, 1, 9)
-    for rank in range(size):
-        part = DistributedContext(rank, size).shard(11)
-        assert torch.equal(augment(images[part], indices[part], recipe, 1, 9, part, 11), whole[part])
 
 
 def test_single_process_returns_every_input_unchanged():
@@ -46,7 +17,6 @@ def test_single_process_returns_every_input_unchanged():
     assert SINGLE_PROCESS.map_sharded(lambda pictures: pictures * 2, values).equal(values * 2)
     module = torch.nn.Linear(2, 2)
     assert SINGLE_PROCESS.wrap(module, unused=False) is module
-    assert SINGLE_PROCESS.weight(7) == 1.0
     SINGLE_PROCESS.require_same("recipe", "any")
     with SINGLE_PROCESS.main_first():
         pass
@@ -108,13 +78,3 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch):
     assert choose_device("auto", 5) == torch.device("cpu")
     with pytest.raises(GinghamError, match="has no GPU of its own"):
         choose_device("cuda", 0)
-
-
-def test_loss_weight_is_exact_for_uneven_shards():
-    # 5 pictures in two processes: 3 and 2, whose means count as 3/5 and 2/5.
-    logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
-    whole = F.cross_entropy(logits, labels)
-    halves = [
-        F.cross_entropy(logits[rank::2], labels[rank::2]) * DistributedContext(rank, 2).weight(5) for rank in range(2)
-    ]
-    assert sum(halves) / 2 == pytest.approx(float(whole))

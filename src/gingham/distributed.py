@@ -40,18 +40,6 @@ class DistributedContext:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def shard(self, count: int) -> slice:
-        """Return which images of a batch of `count` this process takes: every `size`-th, or another's if too few.
-
-        >>> DistributedContext(1, 2).shard(5), DistributedContext(2, 3).shard(2)
-        (slice(1, None, 2), slice(0, None, 3))
-        """
-        return slice(self.rank % count, None, self.size)
-
-    def weight(self, count: int) -> float:
-        """Return the factor for the mean loss over `shard` that makes the mean over processes that over the batch."""
-        return len(range(self.rank, count, self.size)) * self.size / count
-
     def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
         """Return the model with gradients averaged over processes. `unused`: some parameters get no gradient."""
         if self.size == 1:

@@ -6,6 +6,7 @@ import pytest
 
 import gingham
 from gingham import GinghamError
+from gingham.training.trainer import Trainer
 from helpers import fit
 
 ARTICLE = gingham.RECIPES["article"]
@@ -43,5 +44,29 @@ def test_tensorboard_gets_the_whole_history(quadrants, tmp_path):
         assert [event.value for event in events.Scalars(name)] == pytest.approx([entry[key] for entry in steps])
     evaluations = [entry["validation_accuracy"] for entry in run.history if "epoch" in entry]
     assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(evaluations)
-    with pytest.raises(GinghamError, match="--track got 'wandb'; allowed: tensorboard"):
+    with pytest.raises(GinghamError, match="track is 'wandb'; allowed: tensorboard"):
         fit(ARTICLE.replace(epochs=0.1), data, folder=tmp_path, track="wandb")
+    with pytest.raises(GinghamError, match="track is tensorboard, and there is no folder to write to; give folder="):
+        fit(ARTICLE.replace(epochs=0.1), data, track="tensorboard")
+
+
+def test_tensorboard_has_every_step_after_a_resume_within_an_epoch(quadrants, tmp_path, monkeypatch):
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=2, batch_size=32, checkpoint_seconds=0)
+    record = Trainer.record
+
+    def interrupt_in_the_second_epoch(trainer, batch, output):
+        if trainer.step == 12:
+            raise KeyboardInterrupt
+        record(trainer, batch, output)
+
+    monkeypatch.setattr(Trainer, "record", interrupt_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, data, tmp_path, track="tensorboard")
+    monkeypatch.undo()
+    run = fit(recipe, data, tmp_path, resume=True, track="tensorboard")
+    assert run.metrics["resumed_from_step"] == 12
+    events = loading.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 19))

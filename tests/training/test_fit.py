@@ -216,3 +216,9 @@ def test_patience_without_validation_split_is_an_error(quadrants):
     data = gingham.load_data(str(quadrants), validation=0)
     with pytest.raises(GinghamError, match="patience is 3, and no validation split is held out"):
         gingham.fit(ARTICLE.replace(patience=3), data.train, progress=False)
+
+
+def test_resume_without_a_folder_is_an_error(quadrants):
+    data = gingham.load_data(str(quadrants), validation=0)
+    with pytest.raises(GinghamError, match="resume is True, and there is no folder to resume from; give folder="):
+        gingham.fit(ARTICLE, data.train, resume=True, progress=False)

@@ -1,6 +1,6 @@
 """Draw the batch of each step: sample, augment, mix, and take this process's shard."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,15 @@ def shard_of(count: int, rank: int, world_size: int) -> slice:
     return slice(rank % count, None, world_size)
 
 
+def shard_weight(count: int, rank: int, world_size: int) -> float:
+    """Return the factor for a shard's mean loss that makes the mean over the processes that over the batch.
+
+    >>> shard_weight(5, rank=1, world_size=2), shard_weight(2, rank=2, world_size=3)
+    (0.8, 0.0)
+    """
+    return len(range(rank, count, world_size)) * world_size / count
+
+
 class BatchLoader:
     """The batches of a training. Every draw is made for the whole batch, and each process then takes its shard.
 
@@ -82,16 +91,16 @@ class BatchLoader:
         self.train, self.recipe, self.sampler, self.device = train, recipe, sampler, device
         self.rank, self.world_size, self.mask_photos = rank, world_size, mask_photos
 
-    def shard_sizes(self, batch_sizes: set[int]) -> list[int]:
-        """Return the sizes of this process's shards of batches, each once, ascending."""
-        return sorted({len(range(size)[shard_of(size, self.rank, self.world_size)]) for size in batch_sizes})
+    def shard_sizes(self, batch_sizes: Iterable[int]) -> list[int]:
+        """Return the sizes of this process's shards of batches of these sizes, in order."""
+        return [len(range(size)[shard_of(size, self.rank, self.world_size)]) for size in batch_sizes]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `start` up to `stop`."""
         # uint8; images that are on disk or too many for the GPU are copied batch by batch instead.
         images = self.train.images.to(self.device) if _fits(self.train, self.device) else self.train.images
         labels = self.train.labels.to(self.device)
-        # What is drawn for a batch on the CPU, simulated photos and CutMix, would wait for the GPU.
+        # Photos and CutMix are drawn on the CPU for each whole batch, so there is nothing to gain for them.
         plain = not self.recipe.photo_share and not self.recipe.cutmix
         if images.is_cuda and self.world_size == 1 and plain:
             yield from self._draw_together(images, labels, start, stop)
@@ -120,20 +129,18 @@ class BatchLoader:
         recipe, count = self.recipe, len(indices)
         epoch, _ = self.sampler.position(step)
         shard = shard_of(count, self.rank, self.world_size)
-        weight = (
-            1.0 if self.world_size == 1 else len(range(self.rank, count, self.world_size)) * self.world_size / count
-        )
+        weight = shard_weight(count, self.rank, self.world_size)
         # Which images become photos, and which are mixed with which, depends on the whole batch.
-        whole = recipe.photo_share > 0 or recipe.cutmix > 0
-        needed, part = (indices, slice(None)) if whole else (indices[shard], shard)
+        needs_whole_batch = recipe.photo_share > 0 or recipe.cutmix > 0
+        needed, part = (indices, slice(None)) if needs_whole_batch else (indices[shard], shard)
         drawn = augment(images[needed.to(images.device)].to(self.device), needed, recipe, epoch, step, part, count)
         mixed_labels = mix_weight = distill_mask = None
         if recipe.photo_share:
             drawn = simulate_photos(drawn, labels[indices], self.train.classes, recipe, step)[shard]
-            if self.mask_photos:
+            if self.mask_photos:  # the first images of a batch became photos
                 is_photo = torch.arange(count, device=self.device) < num_simulated(count, recipe)
                 distill_mask = (~is_photo).float()[shard]
-        elif recipe.cutmix:
+        elif recipe.cutmix:  # no recipe has both
             drawn, partners, mix_weight = apply_cutmix(drawn, recipe, step)
             drawn, mixed_labels, mix_weight = drawn[shard], labels[indices[partners]][shard], mix_weight[shard]
         indices = indices[shard]
@@ -141,7 +148,7 @@ class BatchLoader:
 
 
 def _fits(split: Split, device: torch.device) -> bool:
-    """Return whether the device can keep the images: not if they are on disk or take over half of a GPU's memory."""
+    """Return whether the device can keep the images: not if they are on disk or take over half of its free memory."""
     if device.type != "cuda":
         return split.block == 1
     return split.block == 1 and split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2

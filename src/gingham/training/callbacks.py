@@ -8,7 +8,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gingham.errors import GinghamError
 from gingham.models.classifier import Classifier
 from gingham.training.checks import check_batches, check_history, check_labels, check_training
 from gingham.training.issue import Issue
@@ -33,7 +32,7 @@ class Callback:
         """Run at the end, also after an error."""
 
 
-class Callbacks(Callback):
+class Callbacks:
     """Callbacks that run one after the other, in the order given. `warn` prints a warning where one is shown."""
 
     def __init__(self, callbacks: Sequence[Callback], warn: Callable[[str], None]) -> None:
@@ -41,14 +40,12 @@ class Callbacks(Callback):
 
     @contextlib.contextmanager
     def running(self, trainer: Trainer) -> Iterator[None]:
-        """Call `on_fit_start` before the block, and `on_fit_end` after it even if it raises."""
-        try:
+        """Call `on_fit_start` before the block, and `on_fit_end` after it even if something raises."""
+        with contextlib.ExitStack() as stack:
             for callback in self.callbacks:
+                stack.callback(callback.on_fit_end, trainer)
                 callback.on_fit_start(trainer)
             yield
-        finally:
-            for callback in self.callbacks:
-                callback.on_fit_end(trainer)
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Run all."""
@@ -63,6 +60,8 @@ class Callbacks(Callback):
 
 class ProgressBar(Callback):
     """Shows progress on stderr: a tqdm bar on a terminal, else a line for each epoch and one every ten seconds."""
+
+    bar: Any = None  # a tqdm
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Show the bar, and where a resumed training continues."""
@@ -104,7 +103,7 @@ class ProgressBar(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Remove the bar."""
-        if hasattr(self, "bar"):
+        if self.bar is not None:
             self.bar.close()
 
 
@@ -115,17 +114,13 @@ class TensorBoardLogger(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Open the event file."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise GinghamError(
-                "--track tensorboard needs the package tensorboard; install it with pip install 'gingham[track]'"
-            ) from error
-        if trainer.folder is None:
-            raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
-        self.written = trainer.step
-        # Steps that a killed training wrote after its last checkpoint are written again, so the old ones are hidden.
-        purge_step = self.written + 1 if self.written else None
+        from torch.utils.tensorboard import SummaryWriter
+
+        assert trainer.folder is not None
+        epochs = trainer.history.epochs
+        self.written = epochs[-1]["step"] if epochs else 0  # by the training that is resumed, epoch by epoch
+        # What a killed training wrote after its last checkpoint is written again, so the old steps are hidden.
+        purge_step = self.written + 1 if trainer.step else None
         self.writer = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=purge_step)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
@@ -164,13 +159,14 @@ class HealthMonitor(Callback):
         recipe, train, epochs = trainer.recipe, trainer.train, trainer.history.epochs
         evaluations = trainer.history.evaluations()
         if evaluations and evaluations[-1] is not epochs[-1]:
-            return  # little changes between two evaluations
+            return  # this epoch was not evaluated, and little changes between two evaluations
         losses = trainer.history.losses[: trainer.step].cpu()
         issues = list(check_history(recipe, train, losses, epochs, over=False))
         stuck = any(issue.code == "stuck-loss" for issue in issues)
         if len(epochs) == 1 or stuck:
             issues = check_training(trainer.model, recipe, train, losses, epochs, trainer.total_steps, over=False)
-        self._report((list(check_labels(train, None)) if stuck else []) or issues)
+        wrong_labels = list(check_labels(train, None)) if stuck else []  # which explain all other issues
+        self._report(wrong_labels or issues)
 
     def _report(self, issues: Iterable[Issue]) -> None:
         for issue in issues:
@@ -198,12 +194,6 @@ def print_line(line: str) -> None:
         tqdm.write(line, file=sys.stderr)
 
 
-def validate_tracker(track: str | None) -> None:
-    """Raise a GinghamError for anything but "tensorboard" and None."""
-    if track not in (None, "tensorboard"):
-        raise GinghamError(f"--track got {track!r}; allowed: tensorboard")
-
-
 def create_callbacks(options: FitOptions, *, progress: bool, is_main: bool) -> Callbacks:
     """Return the callbacks of a training in this process. `progress` says whether progress and warnings are printed."""
 
@@ -211,7 +201,6 @@ def create_callbacks(options: FitOptions, *, progress: bool, is_main: bool) -> C
         if progress and is_main:
             print_line(f"warning: {line}")
 
-    validate_tracker(options.track)
     callbacks: list[Callback] = []
     if progress and is_main:
         callbacks += [ProgressBar(), HealthMonitor(warn)]

@@ -8,8 +8,8 @@ import torch
 class Clock:
     """Counts `seconds` of training: from raw images in memory and fresh weights to the final weights.
 
-    Imports, reading, compilation, warm-up and the final evaluation are outside. A resumed training adds the seconds
-    `before` it. Once stopped, the clock keeps its time.
+    Imports, reading, compilation, warm-up and the final evaluation are outside. Evaluations, checkpoints and callbacks
+    before the last step are inside. A resumed training adds the seconds `before` it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -18,11 +18,12 @@ class Clock:
         self.stopped: float | None = None
 
     def start(self) -> None:
-        """Start counting."""
+        """Start counting, when the device has finished its warm-up."""
+        self._synchronize()
         self.started = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop at the present time, also if the clock was stopped earlier."""
+        """Stop now, or move an earlier stop to now."""
         self.stopped = None
         self.stopped = self.seconds
 
@@ -33,6 +34,9 @@ class Clock:
             return self.stopped
         if self.started is None:
             return self.before
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # kernels that are still queued belong to the training
+        self._synchronize()  # kernels that are still queued belong to the training
         return self.before + time.perf_counter() - self.started
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

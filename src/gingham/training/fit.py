@@ -16,7 +16,7 @@ from gingham.training.optimizer import lr_at, set_learning_rate
 from gingham.training.options import FitOptions
 from gingham.training.stop_request import deferred_signals
 from gingham.training.trainer import Trainer
-from gingham.training.validate import resolve_recipe
+from gingham.training.validate import resolve_recipe, validate_folder
 
 
 def fit(
@@ -34,15 +34,15 @@ def fit(
     With a validation split, the model's temperature and its threshold for "unsure" are fitted to it at the end. With
     the recipe's `patience` it also stops the training early, and the weights are those of the best evaluation.
 
-    With a `folder`, a checkpoint is saved there every `checkpoint_seconds` and at the end of each epoch, and `resume`
-    continues from it to the same weights (byte for byte on the same CPU and thread count). Ctrl-C and SIGTERM take
-    effect between steps; with a `folder` the state is saved first.
+    With a `folder`, a checkpoint is saved there every `checkpoint_seconds` and at the end of each epoch, at most once a
+    second, and `resume` continues from it to the same weights (byte for byte on the same CPU and thread count). Ctrl-C
+    and SIGTERM take effect between steps; with a `folder` the state is saved first.
 
     Unless `progress` is False, stderr shows a progress bar on a terminal and plain lines elsewhere, and warnings of the
     issues that `training/checks.py` finds. `options` has the device, a network of your own, teachers and more.
 
-    In processes started by torchrun each takes its shard of every batch and returns the same Run; only the first writes
-    checkpoints, and only the first should save.
+    In processes started by torchrun, call `fit` with the same arguments in each. Each takes its shard of every batch
+    and returns the same Run; only the first writes checkpoints, and only the first should save.
 
         run = gingham.fit(recipe, data.train, data.validation)
 
@@ -55,34 +55,39 @@ def fit(
         TrainingError: a loss that is no longer finite.
         KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after the state was saved in the folder.
     """
-    recipe = resolve_recipe(recipe, train, validation, options)
     folder = None if folder is None else Path(folder)
+    validate_folder(folder, resume, options.track)
+    recipe = resolve_recipe(recipe, train, validation, options)
     with init_distributed() as context, contextlib.ExitStack() as stack:
         # Build the model, its optimizer and everything else that changes while it trains.
         trainer = Trainer(recipe, train, validation, options, folder, context)
         callbacks = create_callbacks(options, progress=progress, is_main=context.is_main)
-        if resume:
+        if resume:  # before the step is prepared, which may capture the optimizer's state in a CUDA graph
             trainer.resume(warn=callbacks.warn)
         # Prepare the device and compile the step, outside the training time.
-        stack.enter_context(torch.random.fork_rng(enabled=options.network is not None))  # its dropout draws from it
         stack.enter_context(cudnn_benchmark(trainer.device))
         stack.enter_context(retain_freed_memory())
+        if options.network is not None:  # it may draw from torch's global generator; the caller's state is restored
+            stack.enter_context(torch.random.fork_rng(trainer.seeded_devices))
         stack.enter_context(callbacks.running(trainer))
         train_step = trainer.create_train_step(warn=callbacks.warn)
-        trainer.stop_request = stack.enter_context(deferred_signals(ignore_repeats=context.size > 1))
-        trainer.clock.start()
-        for batch in trainer.batches():
-            set_learning_rate(trainer.optimizer, lr_at(trainer.step, trainer.total_steps, recipe))
-            output = train_step(batch)  # forward, loss, backward, optimizer.step()
-            trainer.record(batch, output)  # history, hard images, EMA
-            callbacks.on_step_end(trainer)
-            if trainer.epoch_ended:
-                with trainer.evaluation_weights():
-                    trainer.evaluate()
-                    callbacks.on_epoch_end(trainer)
-            trainer.checkpoint_if_due()
-            if trainer.should_stop:
-                break
+        # From here on Ctrl-C waits for the end of a step. torchrun repeats the signals that it gets to its processes.
+        with deferred_signals(ignore_repeats=context.size > 1) as trainer.stop_request:
+            trainer.start_clock()
+            for batch in trainer.batches():
+                set_learning_rate(trainer.optimizer, lr_at(trainer.step, trainer.total_steps, recipe))
+                output = train_step(batch)  # forward, loss, backward, optimizer.step()
+                trainer.record(batch, output)  # history, hard images, EMA
+                trainer.agree()  # with the other processes, whether to stop and to save
+                callbacks.on_step_end(trainer)
+                if trainer.epoch_ended:
+                    with trainer.evaluation_weights():
+                        trainer.evaluate()
+                        callbacks.on_epoch_end(trainer)
+                trainer.checkpoint_if_due()
+                if trainer.should_stop:  # last step, patience, Ctrl-C or SIGTERM in any process
+                    break
+        trainer.raise_if_interrupted()
         run = trainer.finish()
         if validation is not None:
             calibrate(run, validation, context)

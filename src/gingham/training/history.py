@@ -27,7 +27,6 @@ class History:
         ]
         self.sizes = torch.tensor(sizes, dtype=torch.float32, device=device)
         self.epochs: list[dict[str, Any]] = []
-        self.steps = sampler.steps  # fewer once the training stops early
 
     def record(self, step: int, loss: torch.Tensor, correct: torch.Tensor) -> None:
         """Record a step, counted from 0: its mean loss and its number of correct predictions, both scalars."""
@@ -101,12 +100,12 @@ class History:
             f"--set learning_rate={rate / 10:g}"
         )
 
-    def entries(self) -> list[dict[str, Any]]:
-        """Return the lines of `history.jsonl`: an entry for each step, and one for each epoch after its last step."""
+    def entries(self, done: int) -> list[dict[str, Any]]:
+        """Return the lines of `history.jsonl`: an entry for each of `done` steps, and for each epoch after its last."""
         ends = {entry["step"]: entry for entry in self.epochs}
         entries: list[dict[str, Any]] = []
         accuracies = self.correct / self.sizes
-        values = zip(self.losses[: self.steps].tolist(), accuracies[: self.steps].tolist(), strict=True)
+        values = zip(self.losses[:done].tolist(), accuracies[:done].tolist(), strict=True)
         for step, (loss, accuracy) in enumerate(values, 1):
             rate = lr_at(step - 1, self.sampler.steps, self.recipe)
             entries.append({"step": step, "loss": loss, "accuracy": accuracy, "learning_rate": rate})

@@ -9,7 +9,8 @@ from gingham.training.batches import Batch
 class CrossEntropyLoss:
     """The cross-entropy to the labels, smoothed by `label_smoothing`.
 
-    It is the article's log-softmax and NLL, for any network: log_softmax leaves log-probabilities as they are.
+    The network of the beginner's article ends in log-softmax and is trained with NLL. That is the same loss:
+    log-softmax leaves log-probabilities as they are.
 
         loss = CrossEntropyLoss(label_smoothing=0.1)
         loss(logits, batch)        # float (B, K) -> scalar
@@ -17,6 +18,11 @@ class CrossEntropyLoss:
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
+
+    @property
+    def label_loss(self) -> "CrossEntropyLoss":
+        """The part of the loss that depends on the labels: all of it."""
+        return self
 
     def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the mean over the batch, a scalar."""

@@ -16,7 +16,8 @@ class FitOptions:
     your own in place of the recipe's: float (N, C, H, W) in, logits (N, K) out. `teachers` are runs, trained on the
     same split, from whose predictions the network learns beside the labels, with the recipe's `distillation_weight`.
     With `track` "tensorboard" the history is also written for TensorBoard, to `tensorboard/` in the folder.
-    `on_epoch(model, epoch)` is called after each epoch, counted from 1, with the model as it is then.
+    `on_epoch(model, epoch)` is called in every process after each whole epoch, counted from 1, with the weights that
+    are evaluated: the EMA where the recipe has one.
 
         run = gingham.fit(recipe, data.train, options=gingham.FitOptions(network=MyNetwork, device="cpu"))
     """

@@ -26,8 +26,9 @@ Loss = CrossEntropyLoss | DistillationLoss
 class StepOutput:
     """The result of a step, computed with the weights before it, on the device.
 
-    `loss` is the mean loss to the labels, without the teachers' part, and `correct` the number of correct predictions,
-    both scalars. `losses`, float (B,), has the cross-entropy of each image where the step was asked for it, else None.
+    `loss` is the mean loss to the labels, without the teachers' part, times the batch's weight, and `correct` the
+    number of correct predictions, both scalars. `losses`, float (B,), has the cross-entropy of each image, without
+    smoothing, where the step was asked for it, else None.
     """
 
     loss: torch.Tensor
@@ -62,8 +63,8 @@ class EagerStep:
         self.optimizer.step()
 
         loss, logits = loss.detach(), logits.detach()
-        if isinstance(self.loss, DistillationLoss):
-            # The history has the loss to the labels, which is comparable between runs.
+        if self.loss is not self.loss.label_loss:
+            # The history has the loss to the labels, which is comparable between runs with and without teachers.
             loss = self._weighted(self.loss.label_loss, logits, batch)
         correct = (logits.argmax(dim=1) == batch.main_labels()).sum()
         losses = F.cross_entropy(logits, batch.labels, reduction="none") if self.with_losses else None
@@ -72,7 +73,7 @@ class EagerStep:
     @staticmethod
     def _weighted(loss: Loss, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         value = loss(logits, batch)
-        return value if batch.weight == 1 else value * batch.weight
+        return value if batch.weight == 1 else value * batch.weight  # most batches: a kernel less
 
 
 class CUDAGraphStep:
@@ -146,7 +147,7 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
     """
     twin = copy.deepcopy(model).train()
     twin_step = replace(step, model=twin, optimizer=build_optimizer(twin, recipe))
-    for batch in (*batches, batches[-1]):
+    for batch in (*batches, batches[-1]):  # cuDNN chooses its kernels when it sees a size for the second time
         try:
             twin_step(batch)
         except Exception as error:
@@ -160,7 +161,7 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
             )
             raise ModelError(
                 f"the network {recipe.network} cannot learn from a batch of {size}{alone}: {type(error).__name__}, "
-                f"{one_line(error)}; mend its forward"
+                f"{one_line(error)}; fix its forward"
                 + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" * (size == 1))
             ) from error
     if num_predicted:

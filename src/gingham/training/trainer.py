@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ MIN_CHECKPOINT_SECONDS = 1.0  # between checkpoints at the ends of epochs, as a 
 class Trainer:
     """Everything that changes while a network trains: model, optimizer, sampler, history, EMA, step and clock.
 
-    Its methods are called by `fit`, in every process at the same step: they agree on resuming, stopping and
-    checkpoints.
+    `fit` calls its methods in every process at the same step, the constructor included: there they check that they
+    train the same, and agree on resuming, stopping and checkpoints.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class Trainer:
         self.options, self.folder, self.context = options, folder, context
         self.device = choose_device(options.device, context.local_rank if context.size > 1 else None)
         self.precision = choose_precision(recipe.precision, self.device)
-        self.environment = state.numeric_environment(self.device, self.precision, context.size)
-        with torch.random.fork_rng():  # the caller's random numbers stay as they are
+        self.numeric_environment = state.numeric_environment(self.device, self.precision, context.size)
+        self.seeded_devices = [self.device] if self.device.type == "cuda" else []  # beside the CPU
+        with torch.random.fork_rng(self.seeded_devices):  # the caller's random numbers stay as they are
             torch.manual_seed(recipe.seed)
             self.model = _build_model(recipe, train, options.network).to(self.device)
         self.optimizer = build_optimizer(self.model, recipe)
@@ -79,21 +80,18 @@ class Trainer:
         self.best: dict[str, torch.Tensor] = {}  # the weights of the best evaluation, with patience
         self.step = self.first_step = 0  # steps done, and those that this process did not do itself
         self.total_steps = self.sampler.steps
-        self.stop_request = StopRequest()
+        self.stop_step = self.total_steps  # earlier once patience has run out
+        self.stop_request = StopRequest()  # `fit` sets the one that receives signals
         self.interrupted = False  # whether any process was asked to stop
         self.checkpoint_due = False
         self.clock = Clock(self.device)
         self.last_checkpoint = 0.0  # by time.monotonic()
         self.steps_gathered = 0  # steps whose records are of whole batches, and not of this process's shards
 
-        self.loss: Loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
-        # Teachers that were not trained on simulated photos know nothing of them.
-        ask_of_photos = all(teacher.recipe.photo_share for teacher in options.teachers)
-        self.mask_photos = recipe.photo_share > 0 and not ask_of_photos
-        if options.teachers:
-            models = [teacher.model for teacher in options.teachers]
-            teachers = TeacherEnsemble(models, recipe.distillation_temperature).to(self.device)
-            self.loss = DistillationLoss(self.loss, teachers, recipe.distillation_weight, self.precision)
+        self.loss = _build_loss(recipe, options.teachers, self.device, self.precision)
+        # Teachers that were not trained on simulated photos are not asked about them.
+        trained_on_photos = all(teacher.recipe.photo_share for teacher in options.teachers)  # true without teachers
+        self.mask_photos = recipe.photo_share > 0 and not trained_on_photos
         self.loader = BatchLoader(
             train, recipe, self.sampler, self.device, context.rank, context.size, self.mask_photos
         )
@@ -109,8 +107,7 @@ class Trainer:
 
     def resume(self, warn: Callable[[str], None]) -> None:
         """Continue from the last checkpoint in the main process's folder, if there is one."""
-        if self.folder is None:
-            return
+        assert self.folder is not None
         data = b""
         if self.context.is_main and has_checkpoint(self.folder):
             data, torn = read_checkpoint(self.folder)
@@ -128,45 +125,55 @@ class Trainer:
             raise RunError(
                 f"the checkpoint in {self.folder} does not fit ({one_line(error)}); remove {path} to start over"
             ) from error
-        if warning := state.resume_warning(checkpoint.metadata.get("environment"), self.environment):
+        if warning := state.resume_warning(checkpoint.metadata.get("environment"), self.numeric_environment):
             warn(warning)
 
     def create_train_step(self, warn: Callable[[str], None]) -> TrainStep:
         """Return the fastest step for this device: eager, compiled if the recipe says so, a CUDA graph on a GPU."""
         recipe = self.recipe
-        sizes = self.loader.shard_sizes({int(size) for size in self.history.sizes.tolist()})
+        # A dummy batch for each batch size: as many, and in the same order, in every process, as compiled steps
+        # communicate.
+        sizes = self.loader.shard_sizes(sorted({int(size) for size in self.history.sizes.tolist()}))
         batches = [dummy_batch(size, self.model, recipe, self.mask_photos) for size in sizes]
-        step = EagerStep(self.model, self.optimizer, self.loss, self.precision, with_losses=recipe.hard_share < 1)
-        num_predicted = min(len(self.validation), 500) if self.validation else 0
-        unused = warm_up(self.model, step, batches, recipe, num_predicted)
-        step = replace(step, model=self.context.wrap(self.model.train(), unused=unused))
+        self.model.train()
+        train_step = EagerStep(self.model, self.optimizer, self.loss, self.precision, recipe.hard_share < 1)
+        num_predicted = min(len(self.validation), 500) if self.validation else 0  # at a time, by Classifier.logits
+        has_unused_parameters = warm_up(self.model, train_step, batches, recipe, num_predicted)
+        train_step = replace(train_step, model=self.context.wrap(self.model, unused=has_unused_parameters))
         if recipe.compile:
-            step = compile_step(step, batches, recipe.network)
+            train_step = compile_step(train_step, batches, recipe.network)
         # The forward of a user's network may do what cannot be captured.
         if self.device.type == "cuda" and self.options.network is None and self.context.size == 1:
             try:
-                return CUDAGraphStep(step, batches)
+                return CUDAGraphStep(train_step, batches)
             except RuntimeError as error:
-                warn(f"the steps cannot be recorded for the GPU and take longer ({one_line(error)})")
-        return step
+                warn(f"the steps could not be captured as a CUDA graph and take longer ({one_line(error)})")
+        return train_step
+
+    def start_clock(self) -> None:
+        """Start the training time, and the time to the first checkpoint."""
+        self.clock.start()
+        self.last_checkpoint = time.monotonic()
 
     # --- the steps
 
     def batches(self) -> Iterator[Batch]:
         """Yield this process's shard of each remaining batch."""
-        self.last_checkpoint = time.monotonic()
-        for batch in self.loader.batches(self.step, self.history.steps):
+        for batch in self.loader.batches(self.step, self.stop_step):
             if self.options.network is not None:
-                # Dropout draws from torch's generator. It is seeded by the step, so that training can resume at any;
-                # processes that share a batch drop different activations.
+                # Dropout in a user's network draws from torch's global generator. It is seeded by the step, so that
+                # training can resume at any step; processes that share a batch drop different activations.
                 rank = f" {self.context.rank}" if self.context.rank else ""
                 torch.manual_seed(zlib.crc32(f"{self.recipe.seed} {self.step}{rank}".encode()))
             yield batch
 
     def record(self, batch: Batch, output: StepOutput) -> None:
-        """Record a step that was taken, and agree with the other processes on what comes next."""
+        """Record a step that was taken: in the history, the images' losses and the EMA."""
         correct = output.correct
-        if self.context.size > 1:  # of this process's shard; an estimate for the whole batch until `_gather_records`
+        if self.context.size > 1:
+            # Loss and accuracy of this process's shard estimate those of the batch until `_gather_records`. The weight
+            # is 0 for a shard that repeats an image of another, when the batch has fewer images than there are
+            # processes.
             correct = correct * self.context.size * (batch.weight > 0)
         self.history.record(self.step, output.loss, correct)
         if output.losses is not None and batch.indices is not None:
@@ -174,21 +181,23 @@ class Trainer:
         if self.recipe.ema_decay:
             update_ema(self.ema, self.model, self.step, self.recipe.ema_decay)
         self.step += 1
-        self._agree()
+        if self.step == self.total_steps:
+            self.clock.stop()  # the weights are final; what follows evaluates and saves them
 
-    def _agree(self) -> None:
-        """Agree with the other processes whether to stop and whether to save: the one collective of a step."""
+    def agree(self) -> None:
+        """Agree with the other processes whether to stop and to save; check the losses before either, and every epoch.
+
+        This is the only collective of most steps beside those of DistributedDataParallel.
+        """
         seconds = time.monotonic() - self.last_checkpoint
         due = seconds >= self.recipe.checkpoint_seconds or (self.epoch_ended and seconds >= MIN_CHECKPOINT_SECONDS)
         self.interrupted, self.checkpoint_due = self.context.any(bool(self.stop_request), due)
         if self.epoch_ended or self.checkpoint_due or self.interrupted:
             self._gather_records()
             self.history.require_finite(self.step, self.model)
-        if self.step == self.total_steps:
-            self.clock.stop()  # the weights are final; what follows evaluates and saves them
 
     def _gather_records(self) -> None:
-        """Turn the records of this process's shards into those of whole batches."""
+        """Turn the records of this process's shards, which are all of one epoch, into those of whole batches."""
         if self.context.size == 1:
             return
         history, sampler, steps = self.history, self.sampler, slice(self.steps_gathered, self.step)
@@ -210,7 +219,7 @@ class Trainer:
     @property
     def should_stop(self) -> bool:
         """Whether training is over: after the last step, when patience ran out, or when a process was interrupted."""
-        return self.interrupted or self.step >= self.history.steps
+        return self.interrupted or self.step >= self.stop_step
 
     # --- the end of an epoch
 
@@ -222,7 +231,7 @@ class Trainer:
         """Add the epoch to the history, and evaluate the model on the validation split if that is due."""
         loss = accuracy = None
         if self.validation is not None and self.history.evaluation_due(self.step):
-            self.context.broadcast(self.model.buffers())  # each process has BatchNorm statistics of its own shards
+            self.context.broadcast(self.model.buffers())  # BatchNorm statistics of the last step differ by shard
             logits = self.context.map_sharded(self.model.logits, self.validation.images)
             labels = self.validation.labels
             loss = float(F.cross_entropy(logits, labels))
@@ -233,7 +242,7 @@ class Trainer:
             if since_best == 0:
                 self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             if since_best >= self.recipe.patience:
-                self.history.steps = self.step  # which ends the training
+                self.stop_step = self.step
             if self.should_stop:
                 self.clock.stop()  # only now is it known which weights are final
 
@@ -246,7 +255,7 @@ class Trainer:
                 "step": self.step,
                 "train_seconds": self.clock.seconds,
                 "epochs": self.history.epochs,
-                "environment": self.environment,
+                "environment": self.numeric_environment,
                 "dataset": self.train.dataset,
                 **self.settings,
             }
@@ -283,17 +292,20 @@ class Trainer:
         self.history.correct[: self.step] = tensors["history.correct"]
         self.history.epochs = metadata["epochs"]
         if self.recipe.patience and self.history.evaluations_since_best() >= self.recipe.patience:
-            self.history.steps = self.step  # training had just stopped early
+            self.stop_step = self.step  # training had just stopped early
         if self.should_stop:
             self.clock.stop()
 
     # --- after the last step
 
-    def finish(self) -> Run:
-        """Return the run with its final weights, or raise KeyboardInterrupt or Terminated after an interruption."""
-        if self.interrupted:
+    def raise_if_interrupted(self) -> None:
+        """Raise KeyboardInterrupt, or Terminated if SIGTERM came to this process, if any process was interrupted."""
+        if self.interrupted or (self.stop_request and self.context.size == 1):  # also after the last step
             self.stop_request.stop()
-        copy_weights(self.model, self.best or self.ema)
+
+    def finish(self) -> Run:
+        """Return the run with its final weights."""
+        copy_weights(self.model, self.best or self.ema)  # `best` already holds EMA weights
         self.context.broadcast(self.model.buffers())
         self.model.eval()
         train, history = self.train, self.history
@@ -311,22 +323,22 @@ class Trainer:
                 for teacher, checksum in zip(self.options.teachers, self.settings["teachers"], strict=True)
             ]
         environment = describe_environment(self.device)
-        return Run(self.model, self.recipe, history.entries(), self._metrics(), data, environment)
+        return Run(self.model, self.recipe, history.entries(self.step), self._metrics(), data, environment)
 
     def _metrics(self) -> dict[str, Any]:
         history, seconds = self.history, self.clock.seconds
-        images_seen = int(history.sizes[: history.steps].sum())
+        images_seen = int(history.sizes[: self.step].sum())
         chosen = history.chosen_epoch()  # the last one unless patience chose another
         return {
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
-            "device": self.environment["device"],
+            "device": self.numeric_environment["device"],
             "precision": self.precision,
             "processes": self.context.size,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "train_images": len(self.train),
-            "epochs": self.sampler.epochs(history.steps),
-            "steps": history.steps,
+            "epochs": self.sampler.epochs(self.step),
+            "steps": self.step,
             "images_seen": images_seen,
             "images_per_second_per_process": images_seen / seconds / self.context.size if seconds else None,
             "train_seconds": seconds,
@@ -335,6 +347,14 @@ class Trainer:
             "chosen_epoch": chosen["epoch"],
             "resumed_from_step": self.first_step or None,
         }
+
+
+def _build_loss(recipe: Recipe, teachers: Sequence[Run], device: torch.device, precision: str) -> Loss:
+    label_loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
+    if not teachers:
+        return label_loss
+    ensemble = TeacherEnsemble([teacher.model for teacher in teachers], recipe.distillation_temperature).to(device)
+    return DistillationLoss(label_loss, ensemble, recipe.distillation_weight, precision)
 
 
 def _build_model(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Classifier:

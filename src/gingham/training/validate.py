@@ -1,5 +1,8 @@
 """Check what `fit` was given, before anything is built."""
 
+import importlib.util
+from pathlib import Path
+
 from gingham.data.augment_photos import simulate_photos
 from gingham.data.splits import Split
 from gingham.errors import DataError, GinghamError
@@ -7,6 +10,24 @@ from gingham.models.registry import factory_name
 from gingham.recipe import Recipe
 from gingham.training.distillation import validate_teachers
 from gingham.training.options import FitOptions
+
+
+def validate_folder(folder: Path | None, resume: bool, track: str | None) -> None:
+    """Check that there is a folder where one is needed, and that a tracker can be used.
+
+    Raises
+        GinghamError: no folder to resume from or to write to, an unknown tracker, or one that is not installed.
+    """
+    if resume and folder is None:
+        raise GinghamError("resume is True, and there is no folder to resume from; give folder=")
+    if track is None:
+        return
+    if track != "tensorboard":
+        raise GinghamError(f"track is {track!r}; allowed: tensorboard")
+    if folder is None:
+        raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
+    if importlib.util.find_spec("tensorboard") is None:
+        raise GinghamError("track needs the package tensorboard; install it with pip install 'gingham[track]'")
 
 
 def resolve_recipe(recipe: Recipe, train: Split, validation: Split | None, options: FitOptions) -> Recipe:
