@@ -62,6 +62,9 @@ def test_photos_get_the_same_predictions_together_and_alone(packaged):
         alone = gingham.predict(packaged, [photo])[0]
         assert alone.label == prediction.label
         assert list(alone.probabilities.values()) == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+        without_steps = gingham.predict(packaged, [photo], keep_steps=False)[0]
+        assert without_steps.probabilities == alone.probabilities
+        assert without_steps.to_dict()["steps"] == []
     assert mean_probabilities(packaged.model, []).shape == (0, 10)
 
 

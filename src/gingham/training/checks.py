@@ -249,8 +249,6 @@ def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
         chance = float((counts[0] * counts[1]).sum()) / (total * len(base))
         if share <= chance + 3 * math.sqrt(chance * (1 - chance) / total):
             title = f"the labels of the {split.name} pictures do not belong to them"
-            evidence = (
-                f"{share:.1%} of {total:,} have the label of the nearest training picture, {chance:.1%} by chance"
-            )
+            evidence = f"{share:.1%} of {total:,} have their nearest training picture's label, {chance:.1%} by chance"
             fix = f"make the {split.name} labels anew, in the order of their pictures"
             yield Issue("shuffled-labels", title, evidence, fix)
