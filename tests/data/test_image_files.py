@@ -201,7 +201,7 @@ def test_twenty_images_per_class_train_without_a_warning(command, tmp_path, fash
         "34 of the 170 training pictures are held out for validation, a fifth, not 5000",
         (
             "136 training pictures are few for fast: batch_size 17, epochs 63, hard_share 1 in place of 256, 21, 0.3 "
-            "(set any of these, and all stay)"
+            "(set any of these to keep the recipe's own values)"
         ),
     ]
     assert parse_json(command("evaluate", "runs/fast-0", "--split", "test", "--json"))["accuracy"] > 0.5
