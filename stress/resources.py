@@ -30,7 +30,7 @@ from PIL import Image
 from stress.outcomes import Check, Outcome
 
 TIMEOUT_SECONDS = 120  # against hangs
-WEIGHTS_FILE, METADATA_FILE = "model.safetensors", "model.json"
+WEIGHTS_FILE, METADATA_FILE, LOCK_FILE = "model.safetensors", "model.json", ".lock"
 SETTINGS = ("--recipe", "fast-85", "--epochs", "4", "--set", "batch_size=50", "--set", "validation_images=40")
 SETTINGS += ("--set", "patience=0", "--set", "checkpoint_seconds=0")
 # The child limits itself, then runs gingham. Background processes ignore Ctrl-C and their children inherit that, so it
@@ -270,7 +270,7 @@ def full_disk(bench: Bench) -> None:
 
 
 def leftovers(out: Path) -> list[str]:
-    return [file.name for file in out.rglob(".*")] + [file.name for file in checkpoints(out)]
+    return [file.name for file in out.rglob(".*") if file.name != LOCK_FILE] + [file.name for file in checkpoints(out)]
 
 
 def fill(disk: Path, filler: Path, leave: int) -> None:
