@@ -47,7 +47,7 @@ def test_to_dict_has_the_documented_keys():
 def test_rows_match_the_arithmetic_of_fields():
     field = Field()
     for layer in summarize(gingham.NETWORKS["article"](1, 10), (1, 28, 28)).layers:
-        if layer.windows:
-            window = layer.windows.height.window
+        if layer.slides:
+            window = layer.slides[0].window
             field = field.through(Window(window.kernel, window.stride, window.padding, window.dilation))
             assert (field.size, field.jump) == (layer.receptive_field, layer.jump)

@@ -302,7 +302,6 @@ def test_window_arithmetic_matches_traced_fields():
         (EXAMPLES["dilation"], (2, 64, 48)),
     ):
         for layer in summarize(network, shape).layers:
-            if layer.windows:
-                slides = (layer.windows.height, layer.windows.width)
-                fields = tuple(slide.before.through(slide.window).size for slide in slides)
+            if layer.slides:
+                fields = tuple(slide.before.through(slide.window).size for slide in layer.slides)
                 assert fields == as_pair(layer.receptive_field)

@@ -1,6 +1,7 @@
 """The Classifier: a network with its preprocessing, temperature and threshold."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,15 +107,24 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
         """Return float32 logits (N, K) on the CPU, in evaluation mode and without gradients."""
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
         cudnn = torch.backends.cudnn
         allowed_tf32, cudnn.allow_tf32 = cudnn.allow_tf32, False  # on a GPU "float32" convolutions may round to 10 bits
         try:
             device = self.mean.device
-            logits = [self(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)]
+            with evaluation_mode(self):
+                logits = [self(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)]
             return torch.cat(logits) if logits else torch.empty(0, len(self.classes))
         finally:
             cudnn.allow_tf32 = allowed_tf32
-            for module, mode in modes.items():
-                module.training = mode
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Temporarily put a network in evaluation mode; afterwards each module has its own mode back."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -10,6 +10,11 @@ from gingham.text import count, render_table
 Pixels = int | list[int] | str | None  # an int, [height, width] if they differ, "all", or None if unknown
 
 
+_SIZE = "((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1"
+_FIELD = "field before + dilation (kernel − 1) × jump before"
+_JUMP = "jump before × stride"
+
+
 @dataclass(frozen=True)
 class Slide:
     """A sliding window along one axis: the size of its input and the receptive field of each input position."""
@@ -17,7 +22,7 @@ class Slide:
     window: Window
     size: int
     before: Field | None
-    ceil_mode: bool = False
+    ceil_mode: bool
 
     @property
     def out_size(self) -> int:
@@ -26,6 +31,20 @@ class Slide:
     @property
     def rounding(self) -> str:
         return "ceil" if self.ceil_mode else "floor"
+
+    def arithmetic(self, compact: bool) -> list[str]:
+        """Return the formulas of output size, field and jump with their numbers; the size alone for an unknown field."""
+        window, before = self.window, self.before
+        taps, times = (f"{window.kernel - 1}", "×") if compact else (f"({window.kernel} − 1)", " × ")
+        padding = 2 * window.padding if compact else f"2·{window.padding}"
+        span = f"{window.dilation}·{taps}"
+        steps = f"({self.size} + {padding} − {span} − 1) / {window.stride}"
+        size = f"{self.rounding}({steps}) + 1 = {self.out_size}"
+        if before is None:
+            return [size]
+        after = before.through(window)
+        field_size = f"{before.size} + {span}{times}{before.jump} = {after.size}"
+        return [size, field_size, f"{before.jump}{times}{window.stride} = {after.jump}"]
 
 
 @dataclass(frozen=True)
@@ -37,22 +56,14 @@ class Filters:
     biased: bool
 
 
-@dataclass(frozen=True)
-class Windows:
-    """What slides over both axes in a layer; `filters` for a convolution, None for a pooling."""
-
-    height: Slide
-    width: Slide
-    filters: Filters | None = None
-
-
 @dataclass
 class Layer:
     """One row of the table: a module without inner modules, or an operation between modules that joins or reshapes.
 
     `output_shape` has no batch dimension. `receptive_field` is in input pixels: an int, [height, width] if they differ,
     "all" for the whole image whatever its size, None if unknown. `beside_global` marks a field that leaves out a side
-    branch which sees everything. `flops` counts a multiply-add as two.
+    branch which sees everything. `flops` counts a multiply-add as two. `slides` has what slides along height and width
+    in a convolution or pooling, and `filters` a convolution's weight.
     """
 
     name: str
@@ -66,11 +77,13 @@ class Layer:
     receptive_field: Pixels
     jump: Pixels
     beside_global: bool
-    windows: Windows | None = field(default=None, repr=False)
+    slides: list[Slide] = field(default_factory=list, repr=False)
+    filters: Filters | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON values."""
-        values = {key: value for key, value in vars(self).items() if key not in ("windows", "beside_global")}
+        left_out = ("slides", "filters", "beside_global")
+        values = {key: value for key, value in vars(self).items() if key not in left_out}
         return {**values, "global": self.beside_global}
 
 
@@ -109,7 +122,7 @@ class Summary:
             ModelError: there is no such layer.
         """
         if name == "all":
-            return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.windows)
+            return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.slides)
         for layer in self.layers:
             if layer.name == name:
                 return _explain(layer, self)
@@ -126,24 +139,20 @@ class Summary:
             for layer in self.layers
         ]  # fmt: skip
         columns = ["layer", "kind<", "kernel", "output", "params", "FLOPs", "memory", "field", "jump"]
-        lines = [render_table(columns, rows), ""]
-        frozen, unused = (
-            self.parameters - self.trainable_parameters,
-            self.parameters - sum(row.parameters for row in self.layers),
-        )
+        frozen = self.parameters - self.trainable_parameters
+        unused = self.parameters - sum(layer.parameters for layer in self.layers)
         unused_note = f"; {unused:,} of them not used by this pass" if unused else ""
-        lines.append(
-            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} "
-            f"not{unused_note})"
-        )
         shape = "x".join(map(str, self.input_shape))
-        lines.append(f"receptive field   {self._describe_field()} (the picture: {shape})")
-        lines.append(f"FLOPs             {self.flops:,} a picture (a multiply-add is two)")
-        lines.append(
-            f"memory            {count(self.memory_bytes, 'B')} a picture in float32: input "
-            f"{count(self.input_bytes, 'B')}, activations {count(self.activation_bytes, 'B')}, parameters "
-            f"{count(self.parameter_bytes, 'B')}"
-        )
+        sizes = {"input": self.input_bytes, "activations": self.activation_bytes, "parameters": self.parameter_bytes}
+        memory = ", ".join(f"{name} {count(size, 'B')}" for name, size in sizes.items())
+        lines = [
+            render_table(columns, rows),
+            "",
+            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} not{unused_note})",
+            f"receptive field   {self._describe_field()} (the picture: {shape})",
+            f"FLOPs             {self.flops:,} a picture (a multiply-add is two)",
+            f"memory            {count(self.memory_bytes, 'B')} a picture in float32: {memory}",
+        ]
         if any(layer.beside_global for layer in self.layers):
             lines.append("* beside a global side branch (a gate or a statistic over all positions), which is left out")
         return "\n".join(lines)
@@ -161,18 +170,21 @@ class Summary:
 
     def formulas(self) -> str:
         """Return the formulas of output size and receptive field, and the numbers of each convolution and pooling in them."""
-        windows = [layer for layer in self.layers if layer.windows]
-        shown = windows if len(windows) <= 12 else [*windows[:3], *windows[-1:]]
+        sliding = [layer for layer in self.layers if layer.slides]
+        shown = sliding if len(sliding) <= 12 else [*sliding[:3], *sliding[-1:]]
         lines = [
-            "output size       out   = floor((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
-            "receptive field   field = field before + dilation (kernel − 1) × jump before; it starts at 1",
-            "jump              jump  = jump before × stride; it starts at 1",
+            f"output size       out   = floor{_SIZE}",
+            f"receptive field   field = {_FIELD}; it starts at 1",
+            f"jump              jump  = {_JUMP}; it starts at 1",
             "",
         ]
         width = max((len(layer.name) for layer in shown), default=0)
-        lines += [f"{layer.name:<{width}}  {_layer_arithmetic(layer)}" for layer in shown]
-        if len(shown) < len(windows):
-            lines.append(f"... {len(windows) - len(shown)} more: --explain all")
+        for layer in shown:
+            size, *rest = layer.slides[0].arithmetic(compact=True)
+            numbers = f"{size:<38}  field {rest[0]:<18}  jump {rest[1]}" if rest else size
+            lines.append(f"{layer.name:<{width}}  out {numbers}")
+        if len(shown) < len(sliding):
+            lines.append(f"... {len(sliding) - len(shown)} more: --explain all")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -183,52 +195,33 @@ def _format(value: Pixels) -> str:
     return "-" if value is None else "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _layer_arithmetic(layer: Layer) -> str:
-    assert layer.windows
-    slide, window = layer.windows.height, layer.windows.height.window
-    inner = f"({slide.size} + {2 * window.padding} − {window.dilation}·{window.kernel - 1} − 1) / {window.stride}"
-    size = f"{slide.rounding}({inner}) + 1 = {slide.out_size}"
-    if slide.before is None:
-        return f"out {size}"
-    before, after = slide.before, slide.before.through(window)
-    reach = f"{before.size} + {window.dilation}·{window.kernel - 1}×{before.jump} = {after.size}"
-    return f"out {size:<38}  field {reach:<18}  jump {before.jump}×{window.stride} = {after.jump}"
-
-
 def _explain(layer: Layer, summary: Summary) -> str:
     shape = "x".join(map(str, layer.output_shape))
     title = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
-    if layer.windows is None:
+    if not layer.slides:
         texts = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
         pixels = _format(layer.receptive_field)
         return f"{title}\n  no window slides here: each output {texts.get(pixels, f'sees {pixels} pixels, as its input does')}"
     lines = [title]
-    height, width = layer.windows.height, layer.windows.width
-    for slide, axis, extent in (
-        [(height, "", summary.input_shape[1])]
-        if height == width
-        else [(height, "  height", summary.input_shape[1]), (width, "  width", summary.input_shape[2])]
-    ):
-        lines += ([axis] if axis else []) + _explain_slide(slide, extent)
-    if layer.windows.filters:
-        lines += _explain_filters(layer.windows.filters, height.out_size * width.out_size, layer.flops)
+    height, width = layer.slides
+    if height == width:
+        lines += _explain_slide(height, summary.input_shape[1])
+    else:
+        lines += ["  height", *_explain_slide(height, summary.input_shape[1])]
+        lines += ["  width", *_explain_slide(width, summary.input_shape[2])]
+    if layer.filters:
+        lines += _explain_filters(layer.filters, height.out_size * width.out_size, layer.flops)
     return "\n".join(lines)
 
 
 def _explain_slide(slide: Slide, extent: int) -> list[str]:
-    window = slide.window
-    kernel, stride, padding, dilation = window.kernel, window.stride, window.padding, window.dilation
-    worked = f"{slide.rounding}(({slide.size} + 2·{padding} − {dilation}·({kernel} − 1) − 1) / {stride}) + 1"
-    lines = [
-        f"  output size      {slide.rounding}((in + 2 padding − dilation (kernel − 1) − 1) / stride) + 1",
-        f"                 = {worked} = {slide.out_size}",
-    ]
-    if slide.before:
-        size, jump, after = slide.before.size, slide.before.jump, slide.before.through(window)
+    size, *rest = slide.arithmetic(compact=False)
+    lines = [f"  output size      {slide.rounding}{_SIZE}", f"                 = {size}"]
+    if rest:
         lines += [
-            "  receptive field  field before + dilation (kernel − 1) × jump before",
-            f"                 = {size} + {dilation}·({kernel} − 1) × {jump} = {after.size} of {extent} pixels",
-            f"  jump             jump before × stride = {jump} × {stride} = {after.jump}",
+            f"  receptive field  {_FIELD}",
+            f"                 = {rest[0]} of {extent} pixels",
+            f"  jump             {_JUMP} = {rest[1]}",
         ]
     return lines
 
@@ -238,10 +231,8 @@ def _explain_filters(filters: Filters, positions: int, flops: int) -> list[str]:
     weights = out_channels * in_channels * height * width
     bias, total = (f" + {out_channels} biases", weights + out_channels) if filters.biased else (", no bias", weights)
     grouping = f" (of {in_channels * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
+    channels = f"{in_channels} channels{grouping}"
     return [
-        (
-            f"  parameters       {out_channels} filters × {in_channels} channels{grouping} × {height}×{width}{bias} = "
-            f"{total:,}"
-        ),
+        f"  parameters       {out_channels} filters × {channels} × {height}×{width}{bias} = {total:,}",
         f"  FLOPs            2 × {weights:,} weights × {positions:,} positions = {flops:,}",
     ]

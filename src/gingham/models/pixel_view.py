@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -35,8 +35,8 @@ class View:
     """
 
     dims: tuple[Dimension, ...]
-    low: tuple[Number, Number]
-    high: tuple[Number, Number]
+    low: tuple[Number, ...]
+    high: tuple[Number, ...]
     beside_global: bool = False
     before_pooling: "View | None" = None
     attended: bool = False
@@ -44,23 +44,36 @@ class View:
     @property
     def sees_all(self) -> bool:
         """Return whether no dimension is spatial any more."""
-        return not any(atom.axis is not None for dim in self.dims for atom in dim)
+        return not any(map(is_spatial, self.dims))
 
     @property
     def size(self) -> tuple[int, int]:
         """Return the receptive field in pixels, height and width."""
-        return (math.floor(self.high[0] - self.low[0]) + 1, math.floor(self.high[1] - self.low[1]) + 1)
+        height, width = (math.floor(high - low) + 1 for low, high in zip(self.low, self.high, strict=True))
+        return height, width
 
     @property
-    def jump(self) -> tuple[Number, Number] | None:
+    def jump(self) -> tuple[int, int] | None:
         """Return the pixels between neighbouring positions, or None without a regular grid (after flattening)."""
         jumps = []
         for axis in (0, 1):
             grids = [dim for dim in self.dims if any(atom.axis == axis for atom in dim)]
             if len(grids) != 1 or len(grids[0]) != 1:
                 return None
-            jumps.append(grids[0][0].jump)
+            jumps.append(abs(round(grids[0][0].jump)))  # negative where the map is flipped
         return jumps[0], jumps[1]
+
+    def with_dim(self, index: int, *dims: Dimension) -> "View":
+        """Return the view with other dimensions, or none, in place of one."""
+        index %= len(self.dims)
+        return replace(self, dims=(*self.dims[:index], *dims, *self.dims[index + 1 :]))
+
+    def stretched(self, axis: int, *moves: Number) -> "View":
+        """Return the view that sees, along an axis, all that it sees when it is moved by each of some distances."""
+        low, high = list(self.low), list(self.high)
+        low[axis] += min(moves)
+        high[axis] += max(moves)
+        return replace(self, low=tuple(low), high=tuple(high))
 
 
 UNKNOWN = View((), (0, 0), (0, 0))  # the view of a tensor that could not be traced
@@ -73,8 +86,13 @@ class UntraceableError(Exception):
 def input_view(shape: Sequence[int]) -> View:
     """Return the view of an input of shape (N, C, H, W), in which each position sees its own pixel."""
     batch, channels, height, width = shape
-    dims = ((Atom(batch),), (Atom(channels),), (Atom(height, 0, 1),), (Atom(width, 1, 1),))
+    dims = (feature_dim(batch), feature_dim(channels), (Atom(height, 0, 1),), (Atom(width, 1, 1),))
     return View(dims, (0, 0), (0, 0))
+
+
+def feature_dim(size: int) -> Dimension:
+    """Return a dimension that is not spatial."""
+    return (Atom(size),)
 
 
 def dim_size(dim: Dimension) -> int:
@@ -87,31 +105,20 @@ def is_spatial(dim: Dimension) -> bool:
     return any(atom.axis is not None for atom in dim)
 
 
-def widen(view: View, atoms: Iterable[Atom]) -> View:
-    """Return the view after an operation over all positions of these atoms."""
-    low, high = list(view.low), list(view.high)
-    for atom in atoms:
-        if atom.axis is not None:
-            reach = atom.jump * (atom.size - 1)
-            low[atom.axis] += min(reach, 0)
-            high[atom.axis] += max(reach, 0)
-    return replace(view, low=(low[0], low[1]), high=(high[0], high[1]))
-
-
 def mix(view: View, dims: Iterable[int]) -> View:
     """Return the view after all positions along these dimensions were mixed, so that they are no longer spatial."""
-    mixed = {dim % len(view.dims) for dim in dims}
-    wide = widen(view, (atom for dim in mixed for atom in view.dims[dim]))
-    new_dims = tuple((Atom(dim_size(dim)),) if index in mixed else dim for index, dim in enumerate(view.dims))
-    result = replace(wide, dims=new_dims)
-    if result.sees_all != view.sees_all:
-        result = replace(result, before_pooling=view.before_pooling or view)
-    return result
+    mixed = view
+    for index in {dim % len(view.dims) for dim in dims}:
+        for atom in view.dims[index]:
+            if atom.axis is not None:
+                mixed = mixed.stretched(atom.axis, 0, atom.jump * (atom.size - 1))
+        mixed = mixed.with_dim(index, feature_dim(dim_size(view.dims[index])))
+    return mixed if mixed.sees_all == view.sees_all else replace(mixed, before_pooling=view.before_pooling or view)
 
 
 def features(view: View, shape: Sequence[int]) -> View:
     """Return the view of a tensor without spatial dimensions that sees the same pixels."""
-    return replace(view, dims=tuple((Atom(size),) for size in shape))
+    return replace(view, dims=tuple(map(feature_dim, shape)))
 
 
 def join(operands: Sequence[View], shape: Sequence[int]) -> View:
@@ -122,59 +129,42 @@ def join(operands: Sequence[View], shape: Sequence[int]) -> View:
     local = [view for view in operands if not view.sees_all]
     beside_global = any(view.beside_global for view in operands) or 0 < len(local) < len(operands)
     if not local:
-        return replace(operands[0], dims=tuple((Atom(size),) for size in shape), beside_global=beside_global)
+        return replace(features(operands[0], shape), beside_global=beside_global)
     dims: list[Dimension] = []
-    for index, size in enumerate(shape):
-        candidates = set()
-        for view in local:
-            dim_index = index - (len(shape) - len(view.dims))
-            if dim_index >= 0 and is_spatial(view.dims[dim_index]):
-                dim = view.dims[dim_index]
-                if dim_size(dim) == size:
-                    candidates.add(dim)
-                else:  # one position is broadcast to many, like a gate
-                    beside_global = True
+    for index, size in enumerate(shape, start=-len(shape)):
+        spatial = {view.dims[index] for view in local if len(view.dims) >= -index and is_spatial(view.dims[index])}
+        candidates = {dim for dim in spatial if dim_size(dim) == size}
         if len(candidates) > 1:
             raise UntraceableError("branches whose positions lie at different distances")
-        dims.append(candidates.pop() if candidates else (Atom(size),))
+        if candidates != spatial:  # one position is broadcast to many, like a gate
+            beside_global = True
+        dims.append(candidates.pop() if candidates else feature_dim(size))
     low = tuple(min(view.low[axis] for view in local) for axis in (0, 1))
     high = tuple(max(view.high[axis] for view in local) for axis in (0, 1))
-    return View(tuple(dims), (low[0], low[1]), (high[0], high[1]), beside_global, local[0].before_pooling)
+    return View(tuple(dims), low, high, beside_global, local[0].before_pooling)
 
 
-def remap(view: View, shape: Sequence[int], steps: Mapping[int, tuple[Number, Number, Number]]) -> View:
-    """Return the view after some dimensions were resampled by windows, slices, padding or upsampling.
+def resample(view: View, dim: int, size: int, factor: Number, first: Number, last: Number) -> View:
+    """Return the view after a dimension was resampled to `size` by windows, slices, padding or upsampling.
 
-    For each dimension `steps` has the factor of its jump, and how far the first and the last pixel seen move, in jumps.
-    `shape` has the new sizes.
+    `factor` multiplies its jump; the first and the last pixel seen move by `first` and `last` jumps.
     """
-    dims, low, high = list(view.dims), list(view.low), list(view.high)
-    for dim_index, (factor, first, last) in steps.items():
-        index = dim_index % len(dims)
-        if not is_spatial(dims[index]):
-            dims[index] = (Atom(shape[index]),)
-            continue
-        if len(dims[index]) != 1:
-            raise UntraceableError("an operation along folded positions")
-        ((axis, jump),) = [(atom.axis, atom.jump) for atom in dims[index]]
-        assert axis is not None
-        ends = (jump * first, jump * last)  # a mirrored map has a negative jump
-        low[axis] += min(ends)
-        high[axis] += max(ends)
-        new_jump = jump * factor
-        dims[index] = (Atom(shape[index], axis, int(new_jump) if new_jump == int(new_jump) else new_jump),)
-    return replace(view, dims=tuple(dims), low=(low[0], low[1]), high=(high[0], high[1]), before_pooling=None)
+    view = replace(view, before_pooling=None)
+    if not is_spatial(view.dims[dim]):
+        return view.with_dim(dim, feature_dim(size))
+    if len(view.dims[dim]) != 1:
+        raise UntraceableError("an operation along folded positions")
+    (atom,) = view.dims[dim]
+    assert atom.axis is not None
+    jump = atom.jump * factor
+    resampled = Atom(size, atom.axis, int(jump) if jump == int(jump) else jump)
+    return view.stretched(atom.axis, atom.jump * first, atom.jump * last).with_dim(dim, (resampled,))
 
 
 def narrow(view: View, dim: int, start: int, step: int, size: int) -> View:
     """Return the view of every `step`-th of `size` positions along a dimension, from `start`."""
-    atoms = view.dims[dim]
-    if size == dim_size(atoms):
+    if size == dim_size(view.dims[dim]):
         return view
-    if len(atoms) > 1 and is_spatial(atoms):
+    if len(view.dims[dim]) > 1:
         view = mix(view, [dim])
-    return remap(
-        view,
-        [*map(dim_size, view.dims[:dim]), size, *map(dim_size, view.dims[dim + 1 :])],
-        {dim: (step, start, start)},
-    )
+    return resample(view, dim, size, step, start, start)

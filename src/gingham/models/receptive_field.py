@@ -4,30 +4,73 @@
 joining branches, reshapes, patches, strided slices, global pooling. `pixel_view.py` has the views that it traces.
 """
 
-import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from gingham.models.conv_arithmetic import Window
 from gingham.models.pixel_view import (
     UNKNOWN,
     Atom,
     Dimension,
-    Number,
     UntraceableError,
     View,
     dim_size,
+    feature_dim,
     features,
     is_spatial,
     join,
     mix,
     narrow,
-    remap,
+    resample,
 )
+
+HEIGHT_AND_WIDTH = (-2, -1)  # the spatial dimensions of a feature map
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An aten operation with one of its outputs.
+
+    `views` has the views of its arguments by their id, of those tensors that depend on the image. `shape` is the
+    output's, `earlier_shapes` are those of the outputs before it.
+    """
+
+    name: str
+    args: Sequence[Any]
+    views: dict[int, View]
+    shape: tuple[int, ...]
+    earlier_shapes: Sequence[tuple[int, ...]] = ()
+
+    def arg(self, index: int, default: Any) -> Any:
+        """Return a positional argument, or the default if it is missing or None."""
+        value = self.args[index] if len(self.args) > index else None
+        return default if value is None else value
+
+    def dims(self, index: int, num_dims: int) -> list[int]:
+        """Return the dimensions that an argument names, by default all, in order."""
+        value = self.arg(index, [])
+        named = [value] if isinstance(value, int) else value
+        return sorted({dim % num_dims for dim in named}) or list(range(num_dims))
+
+    @property
+    def windows(self) -> tuple[Window, Window] | None:
+        """Return what a convolution or pooling slides along height and width, None for other operations."""
+        numbers: tuple[Any, ...]
+        if self.name == "convolution":
+            numbers = (self.args[1].shape[2:], *self.args[3:6])
+        elif self.name in ("max_pool2d_with_indices", "avg_pool2d"):
+            dilation = self.arg(4, 1) if self.name == "max_pool2d_with_indices" else 1
+            numbers = (self.args[1], self.arg(2, []) or self.args[1], self.arg(3, 0), dilation)
+        else:
+            return None
+        pairs = [[number] if isinstance(number, int) else number for number in numbers]
+        return Window(*(pair[0] for pair in pairs)), Window(*(pair[-1] for pair in pairs))
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:
@@ -35,330 +78,298 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if torch.is_tensor(leaf)]
 
 
-def trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
-    """Return the view of one output of the aten operation `name`, or None if no argument depends on the image.
+def trace(operation: Operation) -> View | None:
+    """Return the view of an operation's output, or None if no argument depends on the image.
 
     The view is UNKNOWN if the operation mixes positions in a way that is not traced, or if an argument's view is
     UNKNOWN.
     """
+    views = list(operation.views.values())
+    if not views:
+        return None
+    if any(view is UNKNOWN for view in views):
+        return UNKNOWN
     try:
-        view = _trace(name, args, out, view_of)
+        view = _trace(operation, views)
     except (UntraceableError, ValueError, IndexError):
         return UNKNOWN
-    shape_agrees = view is None or view is UNKNOWN or tuple(map(dim_size, view.dims)) == tuple(out.shape)
-    return view if shape_agrees else UNKNOWN
+    return view if tuple(map(dim_size, view.dims)) == operation.shape else UNKNOWN
 
 
-def _trace(name: str, args: Sequence[Any], out: torch.Tensor, view_of: Callable[[Any], View | None]) -> View | None:
-    inputs = [(tensor, view) for tensor in tensors_in(args) if (view := view_of(tensor)) is not None]
-    if not inputs:
-        return None
-    shape = tuple(out.shape)
-    first = inputs[0][1]
-    if any(view is UNKNOWN for _, view in inputs):
-        return UNKNOWN
-    if name in _TRACERS and torch.is_tensor(args[0]) and view_of(args[0]) is not None:
-        return _TRACERS[name](first, args, shape)
-    if name in ("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"):
-        return _matmul(inputs, args, shape, name)
-    if name.startswith("_scaled_dot_product"):
-        return _attention(first, shape)
-    if name == "cat":
-        return _concatenate(inputs, args, shape)
-    if name == "stack":
-        dim = (args[1] if len(args) > 1 else 0) % len(shape)
-        merged = join([view for _, view in inputs], shape[:dim] + shape[dim + 1 :])
-        return replace(merged, dims=(*merged.dims[:dim], (Atom(shape[dim]),), *merged.dims[dim:]))
-    if name in _UNSUPPORTED:
+def _trace(operation: Operation, views: Sequence[View]) -> View:
+    name, shape = operation.name, operation.shape
+    if name in _JOINERS:
+        return _JOINERS[name](operation)
+    if name in _TRACERS and id(operation.args[0]) in operation.views:
+        return _TRACERS[name](views[0], operation)
+    if name.startswith("scaled_dot_product"):
+        return _attention(views[0], shape)
+    if name in _UNSUPPORTED or not all(_broadcasts(view, shape) for view in views):
         raise UntraceableError(name)
-    if all(_broadcasts(tuple(tensor.shape), shape) for tensor, _ in inputs):
-        return join([view for _, view in inputs], shape)
-    raise UntraceableError(name)
+    return join(views, shape)
 
 
 # Operations that keep the shape but are not element-wise.
 _UNSUPPORTED = {
-    "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "_fft_r2c", "_fft_c2c", "gather", "index", "grid_sampler_2d",
+    "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "fft_r2c", "fft_c2c", "gather", "index", "grid_sampler_2d",
 }  # fmt: skip
 
 
-def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
-    tail = target[len(target) - len(shape) :] if len(shape) else ()
-    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape, tail, strict=True))
+def _broadcasts(view: View, shape: Sequence[int]) -> bool:
+    sizes = map(dim_size, reversed(view.dims))
+    return len(view.dims) <= len(shape) and all(a in (1, b) for a, b in zip(sizes, reversed(shape), strict=False))
 
 
 def _attention(view: View, shape: Sequence[int]) -> View:
     return replace(features(mix(view, range(len(view.dims))), shape), attended=True)
 
 
-def _concatenate(inputs: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], shape: Sequence[int]) -> View:
-    dim = (args[1] if len(args) > 1 else 0) % len(shape)
-    operands = [view for _, view in inputs]
+def _concatenate(operation: Operation) -> View:
+    dim = operation.arg(1, 0) % len(operation.shape)
+    return _join_along(list(operation.views.values()), dim, operation.shape)
+
+
+def _stack(operation: Operation) -> View:
+    dim = operation.arg(1, 0) % len(operation.shape)
+    return _join_along([_insert(view, dim) for view in operation.views.values()], dim, operation.shape)
+
+
+def _insert(view: View, dim: int) -> View:
+    return replace(view, dims=(*view.dims[:dim], feature_dim(1), *view.dims[dim:]))
+
+
+def _join_along(operands: Sequence[View], dim: int, shape: tuple[int, ...]) -> View:
     if any(is_spatial(view.dims[dim]) for view in operands):
         # Along a spatial dimension, as for a class token beside patches: no regular grid is left.
         operands = [mix(view, [dim]) for view in operands]
-    shared = [replace(view, dims=(*view.dims[:dim], (Atom(1),), *view.dims[dim + 1 :])) for view in operands]
+    shared = [view.with_dim(dim, feature_dim(1)) for view in operands]
     merged = join(shared, (*shape[:dim], 1, *shape[dim + 1 :]))
-    return replace(merged, dims=(*merged.dims[:dim], (Atom(shape[dim]),), *merged.dims[dim + 1 :]))
+    return merged.with_dim(dim, feature_dim(shape[dim]))
 
 
-def _matmul(inputs: Sequence[tuple[torch.Tensor, View]], args: Sequence[Any], shape: Sequence[int], name: str) -> View:
-    left, right = (args[1], args[2]) if name.startswith(("add", "badd")) else (args[0], args[1])
-    operands = [(tensor, view) for tensor, view in inputs if tensor is left or tensor is right]
-    if len(operands) > 1:  # attention: every position sees every other
-        return _attention(operands[0][1], shape)
-    if not operands:
-        raise UntraceableError(name)
-    tensor, view = operands[0]
-    if tensor is left:
-        mixed = mix(view, [-1])
-        return replace(mixed, dims=(*mixed.dims[: len(shape) - 1], (Atom(shape[-1]),))[: len(shape)])
-    mixed = mix(view, [-2])
-    return replace(mixed, dims=(*mixed.dims[:-2], (Atom(shape[-2]),), mixed.dims[-1]))
+def _matmul(operation: Operation) -> View:
+    first = 1 if operation.name.startswith(("add", "badd")) else 0
+    left, right = (operation.views.get(id(factor)) for factor in operation.args[first : first + 2])
+    if left is not None and right is not None:  # attention: every position sees every other
+        return _attention(left, operation.shape)
+    if left is not None:
+        kept = [feature_dim(operation.shape[-1])] if len(operation.shape) == len(left.dims) else []
+        return mix(left, [-1]).with_dim(-1, *kept)
+    if right is not None:
+        return mix(right, [-2]).with_dim(-2, feature_dim(operation.shape[-2]))
+    raise UntraceableError(operation.name)
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """Return (height, width) of an argument that may be one number or two."""
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
-    return (int(values[0]), int(values[-1]))
-
-
-def _convolve(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    _, weight, _, *numbers, transposed = args[:7]
-    if len(shape) != 4:
+def _convolve(view: View, operation: Operation) -> View:
+    windows, transposed = operation.windows, operation.args[6]
+    if len(operation.shape) != 4 or windows is None:
         raise UntraceableError("a convolution that is not two-dimensional")
-    mixed = mix(view, [1])  # too wide for grouped channels that hold folded positions
-    mixed = replace(mixed, dims=(mixed.dims[0], (Atom(shape[1]),), *mixed.dims[2:]))
-    steps: dict[int, tuple[Number, Number, Number]] = {}
-    for dim_index, kernel in ((-2, weight.shape[-2]), (-1, weight.shape[-1])):
-        stride, padding, dilation = (pair(number)[dim_index] for number in numbers)
-        span = dilation * (kernel - 1)
-        if transposed:
-            # Outputs between inputs see different numbers of them: take the largest, at the centre of the middle one.
-            middle, reach = Fraction(2 * padding - span, 2 * stride), Fraction(span // stride, 2)
-            steps[dim_index] = (Fraction(1, stride), middle - reach, middle + reach)
-        else:
-            steps[dim_index] = (stride, -padding, span - padding)
-    return remap(mixed, shape, steps)
+    # Too wide for grouped channels that hold folded positions.
+    view = mix(view, [1]).with_dim(1, feature_dim(operation.shape[1]))
+    for dim, window in zip(HEIGHT_AND_WIDTH, windows, strict=True):
+        if not transposed:
+            view = _slide(view, dim, window, operation)
+            continue
+        # Outputs between inputs see different numbers of them: take the largest, at the centre of the middle one.
+        span = window.span - 1
+        middle = Fraction(2 * window.padding - span, 2 * window.stride)
+        reach = Fraction(span // window.stride, 2)
+        view = resample(view, dim, operation.shape[dim], Fraction(1, window.stride), middle - reach, middle + reach)
+    return view
 
 
-def _pool(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
+def _slide(view: View, dim: int, window: Window, operation: Operation) -> View:
+    last = window.span - 1 - window.padding
+    return resample(view, dim, operation.shape[dim], window.stride, -window.padding, last)
+
+
+def _pool(view: View, operation: Operation) -> View:
     """Trace max or average pooling; a window over the whole map is global pooling."""
-    kernel = pair(args[1])
-    stride = pair(args[2]) if len(args) > 2 and args[2] else kernel
-    padding = pair(args[3]) if len(args) > 3 else (0, 0)
-    dilation = pair(args[4]) if len(args) > 4 else (1, 1)
-    sizes = [dim_size(dim) for dim in view.dims[-2:]]
-    if tuple(shape[-2:]) == (1, 1) and kernel[0] >= sizes[0] and kernel[1] >= sizes[1] and sizes != [1, 1]:
-        return _global_pool(view, shape)
-    steps = {k: (stride[k], -padding[k], dilation[k] * (kernel[k] - 1) - padding[k]) for k in (-2, -1)}
-    return remap(view, shape, steps)
+    windows = operation.windows
+    assert windows is not None
+    sizes = [dim_size(view.dims[dim]) for dim in HEIGHT_AND_WIDTH]
+    covers = all(window.kernel >= size for window, size in zip(windows, sizes, strict=True))
+    if operation.shape[-2:] == (1, 1) and covers and sizes != [1, 1]:
+        return _collapse(view, HEIGHT_AND_WIDTH, keep=True)
+    for dim, window in zip(HEIGHT_AND_WIDTH, windows, strict=True):
+        view = _slide(view, dim, window, operation)
+    return view
 
 
-def _global_pool(view: View, shape: Sequence[int]) -> View:
-    mixed = mix(view, (-2, -1))
-    return replace(mixed, dims=(*mixed.dims[:-2], (Atom(1),), (Atom(1),)))
-
-
-def _adaptive_pool(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
+def _adaptive_pool(view: View, operation: Operation) -> View:
     """Trace adaptive pooling: output i of n is over inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
-    if tuple(shape[-2:]) == (1, 1):
-        return _global_pool(view, shape)
-    steps = {}
-    for dim_index in (-2, -1):
-        size, new_size = dim_size(view.dims[dim_index]), shape[dim_index]
+    if operation.shape[-2:] == (1, 1):
+        return _collapse(view, HEIGHT_AND_WIDTH, keep=True)
+    pooled = view
+    for dim in HEIGHT_AND_WIDTH:
+        size, new_size = dim_size(view.dims[dim]), operation.shape[dim]
         largest = max(-(-(i + 1) * size // new_size) - i * size // new_size for i in range(new_size))
-        steps[dim_index] = (Fraction(size, new_size), 0, largest - 1)
-    return replace(remap(view, shape, steps), before_pooling=view)
+        pooled = resample(pooled, dim, new_size, Fraction(size, new_size), 0, largest - 1)
+    return replace(pooled, before_pooling=view)
 
 
-def _reduce(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    all_dims = range(len(view.dims))
-    argument = args[1] if len(args) > 1 and isinstance(args[1], (int, list, tuple)) else None
-    reduced = {dim % len(view.dims) for dim in ([argument] if isinstance(argument, int) else argument or all_dims)}
-    mixed = mix(view, reduced)
-    keep = len(shape) == len(view.dims)
-    dims = [
-        (Atom(1),) if index in reduced else dim for index, dim in enumerate(mixed.dims) if keep or index not in reduced
-    ]
-    return replace(mixed, dims=tuple(dims))
+def _reduce(view: View, operation: Operation, index: int = 1) -> View:
+    keep = len(operation.shape) == len(view.dims)
+    return _collapse(view, operation.dims(index, len(view.dims)), keep)
 
 
-def _reshape(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
+def _collapse(view: View, dims: Sequence[int], keep: bool) -> View:
+    mixed = mix(view, dims)
+    for dim in reversed(dims):
+        mixed = mixed.with_dim(dim, *([feature_dim(1)] if keep else []))
+    return mixed
+
+
+def _reshape(view: View, operation: Operation) -> View:
     """Trace a reshape: distribute the atoms of the old dimensions over the new ones, in order."""
-    if tuple(dim_size(dim) for dim in view.dims) == tuple(shape):
+    shape = operation.shape
+    if tuple(map(dim_size, view.dims)) == shape:
         return view
     remaining = [atom for dim in view.dims for atom in dim if atom.size > 1 or atom.axis is not None]
     dims: list[Dimension] = []
     for index, size in enumerate(shape):
         last, rest = index == len(shape) - 1, size
-        dim: list[Atom] = []
-        while remaining and (rest > 1 or last or (size == 1 and remaining[0].size == 1 and not dim)):
+        atoms: list[Atom] = []
+        while remaining and (rest > 1 or last or (size == 1 and remaining[0].size == 1 and not atoms)):
             atom = remaining.pop(0)
-            if rest <= 1 < atom.size:
-                raise UntraceableError("a reshape of another number of elements")
-            if atom.size > rest:
-                inner, remainder = divmod(atom.size, rest)
-                if remainder:
-                    raise UntraceableError("a reshape that cuts unevenly")
-                remaining.insert(0, Atom(inner, atom.axis, atom.jump))
-                atom = Atom(rest, atom.axis, atom.jump * inner)
-            elif rest % atom.size:
+            taken = min(atom.size, rest)
+            if max(atom.size, rest) % taken or rest <= 1 < atom.size:
                 raise UntraceableError("a reshape that cuts unevenly")
-            rest //= atom.size
-            dim.append(atom)
-        num_features = math.prod(atom.size for atom in dim if atom.axis is None)
-        dims.append(tuple(dim) if any(atom.axis is not None for atom in dim) else (Atom(num_features),))
+            inner = atom.size // taken
+            if inner > 1:
+                remaining.insert(0, replace(atom, size=inner))
+            atoms.append(Atom(taken, atom.axis, atom.jump * inner))
+            rest //= taken
+        dim = tuple(atoms)
+        dims.append(dim if is_spatial(dim) else feature_dim(dim_size(dim)))
     return replace(view, dims=tuple(dims))
 
 
-def _slice(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    dim = (args[1] if len(args) > 1 else 0) % len(view.dims)
-    length = dim_size(view.dims[dim])
-    start, step = (args[2] if len(args) > 2 else 0) or 0, args[4] if len(args) > 4 else 1
-    start = min(max(start + length if start < 0 else start, 0), length)
-    return narrow(view, dim, start, step, shape[dim])
+def _slice(view: View, operation: Operation) -> View:
+    dim = operation.arg(1, 0) % len(view.dims)
+    start, _, step = slice(operation.arg(2, 0), None, operation.arg(4, 1)).indices(dim_size(view.dims[dim]))
+    return narrow(view, dim, start, step, operation.shape[dim])
 
 
-def _select(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    dim = args[1] % len(view.dims)
-    index = args[2] % dim_size(view.dims[dim])
-    cut = narrow(view, dim, index, 1, 1)
-    return replace(cut, dims=(*cut.dims[:dim], *cut.dims[dim + 1 :]))
+def _split(view: View, operation: Operation) -> View:
+    dim = operation.arg(2, 0) % len(view.dims)
+    start = sum(shape[dim] for shape in operation.earlier_shapes)
+    return narrow(view, dim, start, 1, operation.shape[dim])
 
 
-def _pad(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    return remap(view, shape, {-1 - dim_index: (1, -before, -before) for dim_index, before in enumerate(args[1][::2])})
+def _select(view: View, dim: int, index: int) -> View:
+    dim %= len(view.dims)
+    return narrow(view, dim, index % dim_size(view.dims[dim]), 1, 1).with_dim(dim)
 
 
-def _upsample(view: View, shape: Sequence[int], extra_steps: int) -> View:
-    """Trace interpolation: the field grows by `extra_steps` (nearest 0, bilinear 1, bicubic 3).
+def _pad(view: View, operation: Operation) -> View:
+    for dim, before in enumerate(operation.args[1][::2], start=1):
+        view = resample(view, -dim, operation.shape[-dim], 1, -before, -before)
+    return view
+
+
+def _upsample(view: View, operation: Operation, extra_steps: int) -> View:
+    """Trace interpolation: the field grows by `extra_steps`.
 
     Its position is accurate to half a step of the smaller map, because the phase differs from position to position.
     """
-    steps = {}
-    for dim_index in (-2, -1):
-        scale = Fraction(dim_size(view.dims[dim_index]), shape[dim_index])
+    for dim in HEIGHT_AND_WIDTH:
+        size = operation.shape[dim]
+        scale = Fraction(dim_size(view.dims[dim]), size)
         shift, reach = (scale - 1) / 2, Fraction(extra_steps, 2)
-        steps[dim_index] = (scale, shift - reach, shift + reach)
-    return remap(view, shape, steps)
+        view = resample(view, dim, size, scale, shift - reach, shift + reach)
+    return view
 
 
-def _permute(view: View, order: Sequence[int]) -> View:
-    return replace(view, dims=tuple(view.dims[index % len(view.dims)] for index in order))
+def _permute(view: View, operation: Operation) -> View:
+    return replace(view, dims=tuple(view.dims[index] for index in operation.args[1]))
 
 
-def _transpose(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    order = list(range(len(view.dims)))
-    first, second = (args[1], args[2]) if len(args) > 2 else (0, len(order) - 1)
-    order[first], order[second] = order[second], order[first]
-    return _permute(view, order)
+def _transpose(view: View, operation: Operation) -> View:
+    dims = list(view.dims)
+    first, second = operation.arg(1, 0), operation.arg(2, -1)
+    dims[first], dims[second] = dims[second], dims[first]
+    return replace(view, dims=tuple(dims))
 
 
-def _squeeze(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    argument = args[1] if len(args) > 1 else range(len(view.dims))
-    squeezed = {dim % len(view.dims) for dim in ([argument] if isinstance(argument, int) else argument)}
-    dims = [dim for index, dim in enumerate(view.dims) if index not in squeezed or dim_size(dim) != 1]
-    removed = [atom for index, dim in enumerate(view.dims) if index in squeezed and dim_size(dim) == 1 for atom in dim]
-    # A map of one position keeps its location in the image, in the last remaining dimension.
-    if dims and (positions := tuple(atom for atom in removed if atom.axis is not None)):
+def _squeeze(view: View, operation: Operation) -> View:
+    squeezed = [dim for dim in operation.dims(1, len(view.dims)) if dim_size(view.dims[dim]) == 1]
+    dims = [dim for index, dim in enumerate(view.dims) if index not in squeezed]
+    if dims:  # a map of one position keeps its location in the image, in the last remaining dimension
+        positions = [atom for dim in squeezed for atom in view.dims[dim] if atom.axis is not None]
         dims[-1] = (*dims[-1], *positions)
     return replace(view, dims=tuple(dims))
 
 
-def _unsqueeze(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    dim = args[1] % (len(view.dims) + 1)
-    return replace(view, dims=(*view.dims[:dim], (Atom(1),), *view.dims[dim:]))
+def _flip(view: View, operation: Operation) -> View:
+    for dim in operation.args[1]:
+        size = operation.shape[dim]
+        view = resample(view, dim, size, -1, size - 1, size - 1)
+    return view
 
 
-def _flip(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    return remap(
-        view, shape, {dim: (-1, shape[dim] - 1, shape[dim] - 1) for dim in args[1] if is_spatial(view.dims[dim])}
-    )
-
-
-def _unfold(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
+def _unfold(view: View, operation: Operation) -> View:
     """Trace Tensor.unfold: windows along one dimension, their content in a new last one."""
-    dim, size, step = args[1] % len(view.dims), args[2], args[3]
-    windows = remap(view, shape, {dim: (step, 0, 0)})
+    dim, size, step = operation.args[1] % len(view.dims), *operation.args[2:4]
+    windows = resample(view, dim, operation.shape[dim], step, 0, 0)
     return replace(windows, dims=(*windows.dims, tuple(replace(atom, size=size) for atom in view.dims[dim])))
 
 
-def _pixel_unshuffle(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
+def _pixel_unshuffle(view: View, operation: Operation) -> View:
     """Trace space to depth: each block of pixels becomes channels."""
-    block = args[1]
+    block = operation.args[1]
     batch, channels, *grid = view.dims
     if any(len(dim) != 1 for dim in grid):
         raise UntraceableError("space to depth over folded positions")
-    inner = tuple(Atom(block, dim[0].axis, dim[0].jump) for dim in grid)
-    outer = tuple((Atom(dim[0].size // block, dim[0].axis, dim[0].jump * block),) for dim in grid)
+    inner = [replace(dim[0], size=block) for dim in grid]
+    outer = [(Atom(dim[0].size // block, dim[0].axis, dim[0].jump * block),) for dim in grid]
     return replace(view, dims=(batch, (*channels, *inner), *outer))
 
 
 def _statistic(view: View, mixed: Iterable[int]) -> View:
-    """Trace an element-wise operation with a statistic over the mixed dimensions: over positions, a global side branch."""
+    """Trace an element-wise operation with a statistic over some dimensions: over positions, a global side branch."""
     positions = any(atom.axis is not None and atom.size > 1 for dim in mixed for atom in view.dims[dim])
     return replace(view, beside_global=view.beside_global or positions)
 
 
-def _batch_norm(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
-    training = args[5] if len(args) > 5 and isinstance(args[5], bool) else False
-    return _statistic(view, range(len(view.dims)) if training else ())
+# Operations on several tensors, any of which may depend on the image.
+_JOINERS: dict[str, Callable[[Operation], View]] = {
+    "cat": _concatenate,
+    "stack": _stack,
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"), _matmul),
+}
 
-
-_TRACERS: dict[str, Callable[[View, Sequence[Any], Sequence[int]], View]] = {
+# Operations on their first argument. All others are element-wise if the shapes allow it.
+_TRACERS: dict[str, Callable[[View, Operation], View]] = {
     "convolution": _convolve,
-    "_convolution": _convolve,
-    "max_pool2d_with_indices": _pool,
-    "avg_pool2d": lambda view, args, shape: _pool(view, args[:4], shape),  # its fifth argument is ceil_mode
-    "_adaptive_avg_pool2d": _adaptive_pool,
-    "adaptive_max_pool2d": _adaptive_pool,
+    **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d"), _pool),
+    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
     **dict.fromkeys(
         ("mean", "sum", "amax", "amin", "max", "min", "logsumexp", "prod", "std", "var", "any", "all"), _reduce
     ),
-    "linalg_vector_norm": lambda view, args, shape: _reduce(view, [args[0], *args[2:]], shape),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _reshape),
+    "linalg_vector_norm": partial(_reduce, index=2),
+    **dict.fromkeys(("view", "unsafe_view", "reshape", "reshape_alias"), _reshape),
     "slice": _slice,
-    "select": _select,
+    **dict.fromkeys(("split", "split_with_sizes"), _split),
+    "select": lambda view, operation: _select(view, *operation.args[1:3]),
+    "unbind": lambda view, operation: _select(view, operation.arg(1, 0), len(operation.earlier_shapes)),
     **dict.fromkeys(("constant_pad_nd", "reflection_pad2d", "replication_pad2d"), _pad),
-    "upsample_nearest2d": lambda view, args, shape: _upsample(view, shape, 0),
-    "upsample_bilinear2d": lambda view, args, shape: _upsample(view, shape, 1),
-    "_upsample_bilinear2d_aa": lambda view, args, shape: _upsample(view, shape, 1),
-    "upsample_bicubic2d": lambda view, args, shape: _upsample(view, shape, 3),
-    "permute": lambda view, args, shape: _permute(view, args[1]),
-    "transpose": _transpose,
-    "t": _transpose,
+    "upsample_nearest2d": partial(_upsample, extra_steps=0),
+    **dict.fromkeys(("upsample_bilinear2d", "upsample_bilinear2d_aa"), partial(_upsample, extra_steps=1)),
+    "upsample_bicubic2d": partial(_upsample, extra_steps=3),
+    "permute": _permute,
+    **dict.fromkeys(("transpose", "t"), _transpose),
     "squeeze": _squeeze,
-    "unsqueeze": _unsqueeze,
-    "expand": lambda view, args, shape: join([view], shape),
+    "unsqueeze": lambda view, operation: _insert(view, operation.args[1] % len(operation.shape)),
     "flip": _flip,
     "unfold": _unfold,
     "pixel_unshuffle": _pixel_unshuffle,
-    "channel_shuffle": lambda view, args, shape: view,
-    "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit_no_training": lambda view, args, shape: view,
-    "native_group_norm": lambda view, args, shape: _statistic(view, range(1, len(view.dims))),
-    "native_layer_norm": lambda view, args, shape: _statistic(
-        view, range(len(view.dims) - len(args[1]), len(view.dims))
+    "native_batch_norm": lambda view, operation: _statistic(view, range(len(view.dims)) if operation.args[5] else ()),
+    "native_group_norm": lambda view, operation: _statistic(view, range(1, len(view.dims))),
+    "native_layer_norm": lambda view, operation: _statistic(
+        view, range(len(view.dims) - len(operation.args[1]), len(view.dims))
     ),
     **dict.fromkeys(
-        ("_softmax", "_log_softmax", "_safe_softmax"), lambda view, args, shape: _statistic(view, [args[1]])
+        ("softmax", "log_softmax", "safe_softmax"), lambda view, operation: _statistic(view, [operation.args[1]])
     ),
 }
-
-
-def trace_parts(view: View, name: str, args: Sequence[Any], outs: Sequence[torch.Tensor]) -> list[View]:
-    """Return the views of the outputs of split, chunk or unbind."""
-    if view is UNKNOWN:
-        return [UNKNOWN] * len(outs)
-    dim = (
-        args[2] if name.startswith("split") and len(args) > 2 else args[1] if name == "unbind" and len(args) > 1 else 0
-    )
-    dim %= len(view.dims)
-    parts, start = [], 0
-    for out in outs:
-        size = 1 if name == "unbind" else out.shape[dim]
-        part = narrow(view, dim, start, 1, size)
-        parts.append(replace(part, dims=(*part.dims[:dim], *part.dims[dim + 1 :])) if name == "unbind" else part)
-        start += size
-    return parts
