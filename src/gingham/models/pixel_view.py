@@ -24,6 +24,21 @@ class Atom:
 Dimension = tuple[Atom, ...]
 
 
+def feature_dim(size: int) -> Dimension:
+    """Return a dimension that is not spatial."""
+    return (Atom(size),)
+
+
+def dim_size(dim: Dimension) -> int:
+    """Return the number of positions along a dimension."""
+    return math.prod(atom.size for atom in dim)
+
+
+def is_spatial(dim: Dimension) -> bool:
+    """Return whether different positions along a dimension see different pixels."""
+    return any(atom.axis is not None for atom in dim)
+
+
 @dataclass(frozen=True)
 class View:
     """The image pixels that a tensor sees. The position with atom indices i sees, along each axis, the pixels from
@@ -47,6 +62,11 @@ class View:
         return not any(map(is_spatial, self.dims))
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the tensor."""
+        return tuple(map(dim_size, self.dims))
+
+    @property
     def size(self) -> tuple[int, int]:
         """Return the receptive field in pixels, height and width."""
         height, width = (math.floor(high - low) + 1 for low, high in zip(self.low, self.high, strict=True))
@@ -68,12 +88,52 @@ class View:
         index %= len(self.dims)
         return replace(self, dims=(*self.dims[:index], *dims, *self.dims[index + 1 :]))
 
-    def stretched(self, axis: int, *moves: Number) -> "View":
+    def stretch(self, axis: int, *moves: Number) -> "View":
         """Return the view that sees, along an axis, all that it sees when it is moved by each of some distances."""
         low, high = list(self.low), list(self.high)
         low[axis] += min(moves)
         high[axis] += max(moves)
         return replace(self, low=tuple(low), high=tuple(high))
+
+    def mix(self, dims: Iterable[int], size: int | None = None) -> "View":
+        """Return the view after all positions along these dimensions were mixed, so that they are no longer spatial.
+
+        Each of them then has `size` positions, by default as many as before.
+        """
+        mixed = self
+        for index in {dim % len(self.dims) for dim in dims}:
+            for atom in self.dims[index]:
+                if atom.axis is not None:
+                    mixed = mixed.stretch(atom.axis, 0, atom.jump * (atom.size - 1))
+            mixed = mixed.with_dim(index, feature_dim(self.shape[index] if size is None else size))
+        return mixed if mixed.sees_all == self.sees_all else replace(mixed, before_pooling=self.before_pooling or self)
+
+    def resample(self, dim: int, size: int, factor: Number, first: Number, last: Number) -> "View":
+        """Return the view after a dimension was resampled to `size` by windows, slices, padding or upsampling.
+
+        `factor` multiplies its jump; the first and the last pixel seen move by `first` and `last` jumps.
+        """
+        view = replace(self, before_pooling=None)
+        if not is_spatial(view.dims[dim]):
+            return view.with_dim(dim, feature_dim(size))
+        if len(view.dims[dim]) != 1:
+            raise UntraceableError("an operation along folded positions")
+        (atom,) = view.dims[dim]
+        assert atom.axis is not None
+        jump = atom.jump * factor
+        resampled = Atom(size, atom.axis, int(jump) if jump == int(jump) else jump)
+        return view.stretch(atom.axis, atom.jump * first, atom.jump * last).with_dim(dim, (resampled,))
+
+    def narrow(self, dim: int, start: int, step: int, size: int) -> "View":
+        """Return the view of every `step`-th of `size` positions along a dimension, from `start`."""
+        if size == self.shape[dim]:
+            return self
+        view = self.mix([dim]) if len(self.dims[dim]) > 1 else self
+        return view.resample(dim, size, step, start, start)
+
+    def features(self, shape: Sequence[int]) -> "View":
+        """Return the view of a tensor without spatial dimensions that sees the same pixels."""
+        return replace(self, dims=tuple(map(feature_dim, shape)))
 
 
 UNKNOWN = View((), (0, 0), (0, 0))  # the view of a tensor that could not be traced
@@ -90,46 +150,15 @@ def input_view(shape: Sequence[int]) -> View:
     return View(dims, (0, 0), (0, 0))
 
 
-def feature_dim(size: int) -> Dimension:
-    """Return a dimension that is not spatial."""
-    return (Atom(size),)
-
-
-def dim_size(dim: Dimension) -> int:
-    """Return the number of positions along a dimension."""
-    return math.prod(atom.size for atom in dim)
-
-
-def is_spatial(dim: Dimension) -> bool:
-    """Return whether different positions along a dimension see different pixels."""
-    return any(atom.axis is not None for atom in dim)
-
-
-def mix(view: View, dims: Iterable[int]) -> View:
-    """Return the view after all positions along these dimensions were mixed, so that they are no longer spatial."""
-    mixed = view
-    for index in {dim % len(view.dims) for dim in dims}:
-        for atom in view.dims[index]:
-            if atom.axis is not None:
-                mixed = mixed.stretched(atom.axis, 0, atom.jump * (atom.size - 1))
-        mixed = mixed.with_dim(index, feature_dim(dim_size(view.dims[index])))
-    return mixed if mixed.sees_all == view.sees_all else replace(mixed, before_pooling=view.before_pooling or view)
-
-
-def features(view: View, shape: Sequence[int]) -> View:
-    """Return the view of a tensor without spatial dimensions that sees the same pixels."""
-    return replace(view, dims=tuple(map(feature_dim, shape)))
-
-
 def join(operands: Sequence[View], shape: Sequence[int]) -> View:
     """Return the view of an element-wise combination of broadcast operands."""
     for view in operands:
         if view.attended:  # unlike a gate this cannot be left out: every position sees everything
-            return features(view, shape)
+            return view.features(shape)
     local = [view for view in operands if not view.sees_all]
     beside_global = any(view.beside_global for view in operands) or 0 < len(local) < len(operands)
     if not local:
-        return replace(features(operands[0], shape), beside_global=beside_global)
+        return replace(operands[0].features(shape), beside_global=beside_global)
     dims: list[Dimension] = []
     for index, size in enumerate(shape, start=-len(shape)):
         spatial = {view.dims[index] for view in local if len(view.dims) >= -index and is_spatial(view.dims[index])}
@@ -142,29 +171,3 @@ def join(operands: Sequence[View], shape: Sequence[int]) -> View:
     low = tuple(min(view.low[axis] for view in local) for axis in (0, 1))
     high = tuple(max(view.high[axis] for view in local) for axis in (0, 1))
     return View(tuple(dims), low, high, beside_global, local[0].before_pooling)
-
-
-def resample(view: View, dim: int, size: int, factor: Number, first: Number, last: Number) -> View:
-    """Return the view after a dimension was resampled to `size` by windows, slices, padding or upsampling.
-
-    `factor` multiplies its jump; the first and the last pixel seen move by `first` and `last` jumps.
-    """
-    view = replace(view, before_pooling=None)
-    if not is_spatial(view.dims[dim]):
-        return view.with_dim(dim, feature_dim(size))
-    if len(view.dims[dim]) != 1:
-        raise UntraceableError("an operation along folded positions")
-    (atom,) = view.dims[dim]
-    assert atom.axis is not None
-    jump = atom.jump * factor
-    resampled = Atom(size, atom.axis, int(jump) if jump == int(jump) else jump)
-    return view.stretched(atom.axis, atom.jump * first, atom.jump * last).with_dim(dim, (resampled,))
-
-
-def narrow(view: View, dim: int, start: int, step: int, size: int) -> View:
-    """Return the view of every `step`-th of `size` positions along a dimension, from `start`."""
-    if size == dim_size(view.dims[dim]):
-        return view
-    if len(view.dims[dim]) > 1:
-        view = mix(view, [dim])
-    return resample(view, dim, size, step, start, start)

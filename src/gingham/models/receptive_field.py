@@ -22,12 +22,8 @@ from gingham.models.pixel_view import (
     View,
     dim_size,
     feature_dim,
-    features,
     is_spatial,
     join,
-    mix,
-    narrow,
-    resample,
 )
 
 HEIGHT_AND_WIDTH = (-2, -1)  # the spatial dimensions of a feature map
@@ -78,36 +74,37 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if torch.is_tensor(leaf)]
 
 
-def trace(operation: Operation) -> View | None:
-    """Return the view of an operation's output, or None if no argument depends on the image.
+def trace(operation: Operation) -> View:
+    """Return the view of the output of an operation of which at least one argument depends on the image.
 
     The view is UNKNOWN if the operation mixes positions in a way that is not traced, or if an argument's view is
     UNKNOWN.
     """
-    views = list(operation.views.values())
-    if not views:
-        return None
-    if any(view is UNKNOWN for view in views):
+    if any(view is UNKNOWN for view in operation.views.values()):
         return UNKNOWN
     try:
-        view = _trace(operation, views)
+        view = _trace(operation, list(operation.views.values()))
     except (UntraceableError, ValueError, IndexError):
         return UNKNOWN
-    return view if tuple(map(dim_size, view.dims)) == operation.shape else UNKNOWN
+    return view if view.shape == operation.shape else UNKNOWN
 
 
 def _trace(operation: Operation, views: Sequence[View]) -> View:
     name, shape = operation.name, operation.shape
-    if name in _JOINERS:
-        return _JOINERS[name](operation)
-    if name in _TRACERS and id(operation.args[0]) in operation.views:
-        return _TRACERS[name](views[0], operation)
+    if name in ("cat", "stack"):
+        return _concatenate(views, operation)
+    if name in _MATRIX_PRODUCTS:
+        return _matmul(operation)
     if name.startswith("scaled_dot_product"):
         return _attention(views[0], shape)
-    if name in _UNSUPPORTED or not all(_broadcasts(view, shape) for view in views):
+    if name in _TRACERS and id(operation.args[0]) in operation.views:
+        return _TRACERS[name](views[0], operation)
+    if name in _UNSUPPORTED or not all(_broadcasts(view.shape, shape) for view in views):
         raise UntraceableError(name)
     return join(views, shape)
 
+
+_MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"}
 
 # Operations that keep the shape but are not element-wise.
 _UNSUPPORTED = {
@@ -115,115 +112,98 @@ _UNSUPPORTED = {
 }  # fmt: skip
 
 
-def _broadcasts(view: View, shape: Sequence[int]) -> bool:
-    sizes = map(dim_size, reversed(view.dims))
-    return len(view.dims) <= len(shape) and all(a in (1, b) for a, b in zip(sizes, reversed(shape), strict=False))
+def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
+    sizes = zip(reversed(shape), reversed(target), strict=False)
+    return len(shape) <= len(target) and all(size in (1, new_size) for size, new_size in sizes)
 
 
 def _attention(view: View, shape: Sequence[int]) -> View:
-    return replace(features(mix(view, range(len(view.dims))), shape), attended=True)
+    return replace(view.mix(range(len(view.dims))).features(shape), attended=True)
 
 
-def _concatenate(operation: Operation) -> View:
-    dim = operation.arg(1, 0) % len(operation.shape)
-    return _join_along(list(operation.views.values()), dim, operation.shape)
-
-
-def _stack(operation: Operation) -> View:
-    dim = operation.arg(1, 0) % len(operation.shape)
-    return _join_along([_insert(view, dim) for view in operation.views.values()], dim, operation.shape)
+def _concatenate(views: Sequence[View], operation: Operation) -> View:
+    shape = operation.shape
+    dim = operation.arg(1, 0) % len(shape)
+    if operation.name == "stack":
+        views = [_insert(view, dim) for view in views]
+    # Along a spatial dimension, as for a class token beside patches, no regular grid is left.
+    merged = join([view.mix([dim], 1) for view in views], (*shape[:dim], 1, *shape[dim + 1 :]))
+    return merged.with_dim(dim, feature_dim(shape[dim]))
 
 
 def _insert(view: View, dim: int) -> View:
     return replace(view, dims=(*view.dims[:dim], feature_dim(1), *view.dims[dim:]))
 
 
-def _join_along(operands: Sequence[View], dim: int, shape: tuple[int, ...]) -> View:
-    if any(is_spatial(view.dims[dim]) for view in operands):
-        # Along a spatial dimension, as for a class token beside patches: no regular grid is left.
-        operands = [mix(view, [dim]) for view in operands]
-    shared = [view.with_dim(dim, feature_dim(1)) for view in operands]
-    merged = join(shared, (*shape[:dim], 1, *shape[dim + 1 :]))
-    return merged.with_dim(dim, feature_dim(shape[dim]))
-
-
 def _matmul(operation: Operation) -> View:
-    first = 1 if operation.name.startswith(("add", "badd")) else 0
+    first, shape = 1 if operation.name.startswith(("add", "badd")) else 0, operation.shape
     left, right = (operation.views.get(id(factor)) for factor in operation.args[first : first + 2])
     if left is not None and right is not None:  # attention: every position sees every other
-        return _attention(left, operation.shape)
+        return _attention(left, shape)
     if left is not None:
-        kept = [feature_dim(operation.shape[-1])] if len(operation.shape) == len(left.dims) else []
-        return mix(left, [-1]).with_dim(-1, *kept)
+        mixed = left.mix([-1], shape[-1])
+        return replace(mixed, dims=mixed.dims[: len(shape)])  # a vector's product has no last dimension
     if right is not None:
-        return mix(right, [-2]).with_dim(-2, feature_dim(operation.shape[-2]))
+        return right.mix([-2], shape[-2])
     raise UntraceableError(operation.name)
 
 
 def _convolve(view: View, operation: Operation) -> View:
-    windows, transposed = operation.windows, operation.args[6]
-    if len(operation.shape) != 4 or windows is None:
+    windows, shape, transposed = operation.windows, operation.shape, operation.args[6]
+    if len(shape) != 4 or windows is None:
         raise UntraceableError("a convolution that is not two-dimensional")
-    # Too wide for grouped channels that hold folded positions.
-    view = mix(view, [1]).with_dim(1, feature_dim(operation.shape[1]))
+    mixed = view.mix([1], shape[1])  # too wide for grouped channels that hold folded positions
+    if not transposed:
+        return _slide(mixed, windows, shape)
     for dim, window in zip(HEIGHT_AND_WIDTH, windows, strict=True):
-        if not transposed:
-            view = _slide(view, dim, window, operation)
-            continue
         # Outputs between inputs see different numbers of them: take the largest, at the centre of the middle one.
         span = window.span - 1
         middle = Fraction(2 * window.padding - span, 2 * window.stride)
         reach = Fraction(span // window.stride, 2)
-        view = resample(view, dim, operation.shape[dim], Fraction(1, window.stride), middle - reach, middle + reach)
+        mixed = mixed.resample(dim, shape[dim], Fraction(1, window.stride), middle - reach, middle + reach)
+    return mixed
+
+
+def _slide(view: View, windows: Sequence[Window], shape: Sequence[int]) -> View:
+    for dim, window in zip(HEIGHT_AND_WIDTH, windows, strict=True):
+        view = view.resample(dim, shape[dim], window.stride, -window.padding, window.span - 1 - window.padding)
     return view
-
-
-def _slide(view: View, dim: int, window: Window, operation: Operation) -> View:
-    last = window.span - 1 - window.padding
-    return resample(view, dim, operation.shape[dim], window.stride, -window.padding, last)
 
 
 def _pool(view: View, operation: Operation) -> View:
     """Trace max or average pooling; a window over the whole map is global pooling."""
-    windows = operation.windows
+    windows, sizes = operation.windows, view.shape[-2:]
     assert windows is not None
-    sizes = [dim_size(view.dims[dim]) for dim in HEIGHT_AND_WIDTH]
     covers = all(window.kernel >= size for window, size in zip(windows, sizes, strict=True))
-    if operation.shape[-2:] == (1, 1) and covers and sizes != [1, 1]:
-        return _collapse(view, HEIGHT_AND_WIDTH, keep=True)
-    for dim, window in zip(HEIGHT_AND_WIDTH, windows, strict=True):
-        view = _slide(view, dim, window, operation)
-    return view
+    if operation.shape[-2:] == (1, 1) and covers and sizes != (1, 1):
+        return view.mix(HEIGHT_AND_WIDTH, 1)
+    return _slide(view, windows, operation.shape)
 
 
 def _adaptive_pool(view: View, operation: Operation) -> View:
     """Trace adaptive pooling: output i of n is over inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
     if operation.shape[-2:] == (1, 1):
-        return _collapse(view, HEIGHT_AND_WIDTH, keep=True)
+        return view.mix(HEIGHT_AND_WIDTH, 1)
     pooled = view
     for dim in HEIGHT_AND_WIDTH:
-        size, new_size = dim_size(view.dims[dim]), operation.shape[dim]
+        size, new_size = view.shape[dim], operation.shape[dim]
         largest = max(-(-(i + 1) * size // new_size) - i * size // new_size for i in range(new_size))
-        pooled = resample(pooled, dim, new_size, Fraction(size, new_size), 0, largest - 1)
+        pooled = pooled.resample(dim, new_size, Fraction(size, new_size), 0, largest - 1)
     return replace(pooled, before_pooling=view)
 
 
 def _reduce(view: View, operation: Operation, index: int = 1) -> View:
-    keep = len(operation.shape) == len(view.dims)
-    return _collapse(view, operation.dims(index, len(view.dims)), keep)
-
-
-def _collapse(view: View, dims: Sequence[int], keep: bool) -> View:
-    mixed = mix(view, dims)
-    for dim in reversed(dims):
-        mixed = mixed.with_dim(dim, *([feature_dim(1)] if keep else []))
-    return mixed
+    reduced = operation.dims(index, len(view.dims))
+    mixed = view.mix(reduced, 1)
+    if len(operation.shape) == len(view.dims):
+        return mixed
+    return replace(mixed, dims=tuple(dim for index, dim in enumerate(mixed.dims) if index not in reduced))
 
 
 def _reshape(view: View, operation: Operation) -> View:
     """Trace a reshape: distribute the atoms of the old dimensions over the new ones, in order."""
     shape = operation.shape
-    if tuple(map(dim_size, view.dims)) == shape:
+    if view.shape == shape:
         return view
     remaining = [atom for dim in view.dims for atom in dim if atom.size > 1 or atom.axis is not None]
     dims: list[Dimension] = []
@@ -247,24 +227,24 @@ def _reshape(view: View, operation: Operation) -> View:
 
 def _slice(view: View, operation: Operation) -> View:
     dim = operation.arg(1, 0) % len(view.dims)
-    start, _, step = slice(operation.arg(2, 0), None, operation.arg(4, 1)).indices(dim_size(view.dims[dim]))
-    return narrow(view, dim, start, step, operation.shape[dim])
+    start, _, step = slice(operation.arg(2, 0), None, operation.arg(4, 1)).indices(view.shape[dim])
+    return view.narrow(dim, start, step, operation.shape[dim])
 
 
 def _split(view: View, operation: Operation) -> View:
     dim = operation.arg(2, 0) % len(view.dims)
     start = sum(shape[dim] for shape in operation.earlier_shapes)
-    return narrow(view, dim, start, 1, operation.shape[dim])
+    return view.narrow(dim, start, 1, operation.shape[dim])
 
 
 def _select(view: View, dim: int, index: int) -> View:
     dim %= len(view.dims)
-    return narrow(view, dim, index % dim_size(view.dims[dim]), 1, 1).with_dim(dim)
+    return view.narrow(dim, index % view.shape[dim], 1, 1).with_dim(dim)
 
 
 def _pad(view: View, operation: Operation) -> View:
     for dim, before in enumerate(operation.args[1][::2], start=1):
-        view = resample(view, -dim, operation.shape[-dim], 1, -before, -before)
+        view = view.resample(-dim, operation.shape[-dim], 1, -before, -before)
     return view
 
 
@@ -275,9 +255,9 @@ def _upsample(view: View, operation: Operation, extra_steps: int) -> View:
     """
     for dim in HEIGHT_AND_WIDTH:
         size = operation.shape[dim]
-        scale = Fraction(dim_size(view.dims[dim]), size)
+        scale = Fraction(view.shape[dim], size)
         shift, reach = (scale - 1) / 2, Fraction(extra_steps, 2)
-        view = resample(view, dim, size, scale, shift - reach, shift + reach)
+        view = view.resample(dim, size, scale, shift - reach, shift + reach)
     return view
 
 
@@ -293,7 +273,7 @@ def _transpose(view: View, operation: Operation) -> View:
 
 
 def _squeeze(view: View, operation: Operation) -> View:
-    squeezed = [dim for dim in operation.dims(1, len(view.dims)) if dim_size(view.dims[dim]) == 1]
+    squeezed = [dim for dim in operation.dims(1, len(view.dims)) if view.shape[dim] == 1]
     dims = [dim for index, dim in enumerate(view.dims) if index not in squeezed]
     if dims:  # a map of one position keeps its location in the image, in the last remaining dimension
         positions = [atom for dim in squeezed for atom in view.dims[dim] if atom.axis is not None]
@@ -304,14 +284,14 @@ def _squeeze(view: View, operation: Operation) -> View:
 def _flip(view: View, operation: Operation) -> View:
     for dim in operation.args[1]:
         size = operation.shape[dim]
-        view = resample(view, dim, size, -1, size - 1, size - 1)
+        view = view.resample(dim, size, -1, size - 1, size - 1)
     return view
 
 
 def _unfold(view: View, operation: Operation) -> View:
     """Trace Tensor.unfold: windows along one dimension, their content in a new last one."""
     dim, size, step = operation.args[1] % len(view.dims), *operation.args[2:4]
-    windows = resample(view, dim, operation.shape[dim], step, 0, 0)
+    windows = view.resample(dim, operation.shape[dim], step, 0, 0)
     return replace(windows, dims=(*windows.dims, tuple(replace(atom, size=size) for atom in view.dims[dim])))
 
 
@@ -332,33 +312,24 @@ def _statistic(view: View, mixed: Iterable[int]) -> View:
     return replace(view, beside_global=view.beside_global or positions)
 
 
-# Operations on several tensors, any of which may depend on the image.
-_JOINERS: dict[str, Callable[[Operation], View]] = {
-    "cat": _concatenate,
-    "stack": _stack,
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"), _matmul),
-}
-
 # Operations on their first argument. All others are element-wise if the shapes allow it.
-_TRACERS: dict[str, Callable[[View, Operation], View]] = {
+_TRACERS_BY_NAMES: dict[str, Callable[[View, Operation], View]] = {
     "convolution": _convolve,
-    **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d"), _pool),
-    **dict.fromkeys(("adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive_pool),
-    **dict.fromkeys(
-        ("mean", "sum", "amax", "amin", "max", "min", "logsumexp", "prod", "std", "var", "any", "all"), _reduce
-    ),
+    "max_pool2d_with_indices avg_pool2d": _pool,
+    "adaptive_avg_pool2d adaptive_max_pool2d": _adaptive_pool,
+    "mean sum amax amin max min logsumexp prod std var any all": _reduce,
     "linalg_vector_norm": partial(_reduce, index=2),
-    **dict.fromkeys(("view", "unsafe_view", "reshape", "reshape_alias"), _reshape),
+    "view unsafe_view reshape reshape_alias": _reshape,
     "slice": _slice,
-    **dict.fromkeys(("split", "split_with_sizes"), _split),
+    "split split_with_sizes": _split,
     "select": lambda view, operation: _select(view, *operation.args[1:3]),
     "unbind": lambda view, operation: _select(view, operation.arg(1, 0), len(operation.earlier_shapes)),
-    **dict.fromkeys(("constant_pad_nd", "reflection_pad2d", "replication_pad2d"), _pad),
+    "constant_pad_nd reflection_pad2d replication_pad2d": _pad,
     "upsample_nearest2d": partial(_upsample, extra_steps=0),
-    **dict.fromkeys(("upsample_bilinear2d", "upsample_bilinear2d_aa"), partial(_upsample, extra_steps=1)),
+    "upsample_bilinear2d upsample_bilinear2d_aa": partial(_upsample, extra_steps=1),
     "upsample_bicubic2d": partial(_upsample, extra_steps=3),
     "permute": _permute,
-    **dict.fromkeys(("transpose", "t"), _transpose),
+    "transpose t": _transpose,
     "squeeze": _squeeze,
     "unsqueeze": lambda view, operation: _insert(view, operation.args[1] % len(operation.shape)),
     "flip": _flip,
@@ -366,10 +337,7 @@ _TRACERS: dict[str, Callable[[View, Operation], View]] = {
     "pixel_unshuffle": _pixel_unshuffle,
     "native_batch_norm": lambda view, operation: _statistic(view, range(len(view.dims)) if operation.args[5] else ()),
     "native_group_norm": lambda view, operation: _statistic(view, range(1, len(view.dims))),
-    "native_layer_norm": lambda view, operation: _statistic(
-        view, range(len(view.dims) - len(operation.args[1]), len(view.dims))
-    ),
-    **dict.fromkeys(
-        ("softmax", "log_softmax", "safe_softmax"), lambda view, operation: _statistic(view, [operation.args[1]])
-    ),
+    "native_layer_norm": lambda view, operation: _statistic(view, range(-len(operation.args[1]), 0)),
+    "softmax log_softmax safe_softmax": lambda view, operation: _statistic(view, [operation.args[1]]),
 }
+_TRACERS = {name: tracer for names, tracer in _TRACERS_BY_NAMES.items() for name in names.split()}

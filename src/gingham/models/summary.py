@@ -99,7 +99,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.classifier_input = UNKNOWN  # the last input of a global pooling or a linear layer
         self.counted_parameters: set[int] = set()
         # Holds the tensors as well, so that no id is reused.
-        self.traced: dict[int, tuple[torch.Tensor, View | None]] = {id(image): (image, input_view(image.shape))}
+        self.traced: dict[int, tuple[torch.Tensor, View]] = {id(image): (image, input_view(image.shape))}
         self.parameters = set(map(id, network.parameters()))
         self.hooks = []
         for name, module in network.named_modules():
@@ -110,8 +110,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         for hook in self.hooks:
             hook.remove()
 
-    def view_of(self, tensor: torch.Tensor) -> View | None:
-        return self.traced[id(tensor)][1] if id(tensor) in self.traced else None
+    def view_of(self, tensor: torch.Tensor) -> View:
+        return self.traced.get(id(tensor), (tensor, UNKNOWN))[1]
 
     def _pre_hook(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.calls:
@@ -143,7 +143,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         flops: int,
         sliding: _Sliding,
     ) -> None:
-        view = self.view_of(out) or UNKNOWN
+        view = self.view_of(out)
         slides, filters = sliding
         input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
         self.times_named[name] += 1
@@ -168,7 +168,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Looked up before the operation, which may work in place.
-        views = {id(tensor): view for tensor in tensors_in(args) if (view := self.view_of(tensor)) is not None}
+        views = {id(tensor): self.view_of(tensor) for tensor in tensors_in(args) if id(tensor) in self.traced}
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
@@ -177,16 +177,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         shapes = [tuple(tensor.shape) for tensor in outputs]
         name = packet.__name__.strip("_")
         operations = [Operation(name, args, views, shape, shapes[:index]) for index, shape in enumerate(shapes)]
-        from_map = any(not view.sees_all for view in views.values())
-        for operation, tensor in zip(operations, outputs, strict=True):
-            view = trace(operation)
-            self.traced[id(tensor)] = (tensor, view)
-            if from_map and view is not None and view.sees_all and view.before_pooling is not None:
-                self.classifier_input = view.before_pooling
+        if views:
+            self._trace(operations, outputs)
         if self.calls and outputs:
             self.calls[-1].flops += flops
             self._record_operation(operations[0], outputs[0], flops)
         return out
+
+    def _trace(self, operations: Sequence[Operation], outputs: Sequence[torch.Tensor]) -> None:
+        for operation, tensor in zip(operations, outputs, strict=True):
+            view = trace(operation)
+            self.traced[id(tensor)] = (tensor, view)
+            pools = view.sees_all and not all(source.sees_all for source in operation.views.values())
+            if pools and view.before_pooling is not None:
+                self.classifier_input = view.before_pooling
 
     def _record_operation(self, operation: Operation, out: torch.Tensor, flops: int) -> None:
         """Add a row for an operation that is not inside a module of its own."""
@@ -229,7 +233,7 @@ def _field(view: View) -> Pixels:
 
 
 def _network_field(recorder: _Recorder, outputs: Sequence[torch.Tensor]) -> Pixels:
-    view = (recorder.view_of(outputs[0]) if outputs else None) or UNKNOWN
+    view = recorder.view_of(outputs[0]) if outputs else UNKNOWN
     if view is UNKNOWN or view.attended:
         return _field(view)
     return _field(recorder.classifier_input if view.sees_all else view.before_pooling or view)
