@@ -1,9 +1,7 @@
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gingham import GinghamError
 from gingham.models.conv_arithmetic import Field, Window, output_size
 
 windows = st.builds(Window, st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3))
@@ -15,8 +13,7 @@ def test_output_size_matches_conv1d(size, window):
     try:
         expected = layer(torch.zeros(1, 1, size)).shape[-1]
     except RuntimeError:
-        with pytest.raises(GinghamError, match="does not fit an input of"):
-            output_size(size, window)
+        assert output_size(size, window) < 1
     else:
         assert output_size(size, window) == expected
 

@@ -21,11 +21,11 @@ def test_networks_that_do_not_fit_are_an_error():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("own_networks.py:Plain", "write its module, as in own_networks:Plain"),
+        ("own_networks.py:Plain", "write package.module:Class, such as own_networks:Plain"),
         ("own_networks", "write package.module:Class"),
         ("no_such_module:Net", "No module named"),
-        ("own_networks:Missing", "has no 'Missing'; known: Plain"),
-        ("own_networks:NOT_CALLABLE", "is a int; name a class"),
+        ("own_networks:Missing", "has no class or function 'Missing'; known: Plain"),
+        ("own_networks:NOT_CALLABLE", "has no class or function 'NOT_CALLABLE'"),
     ],
 )
 def test_importing_anything_but_a_network_is_an_error(name, message):

@@ -99,7 +99,7 @@ class Classifier(nn.Module):
         probabilities = logits.softmax(dim=1)
         if not bool(probabilities.isfinite().all()):
             raise ModelError(
-                "the model's answers are not finite numbers; restore its weights from a copy, or train again"
+                "the model's answers are not finite numbers; restore its weights from a copy or retrain it"
             )
         confidence, labels = probabilities.max(dim=1)
         return Predictions(labels, probabilities, confidence < self.threshold.cpu(), self.classes)

@@ -5,8 +5,6 @@ Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networ
 
 from dataclasses import dataclass
 
-from gingham.errors import GinghamError
-
 
 @dataclass(frozen=True)
 class Window:
@@ -45,15 +43,9 @@ def output_size(size: int, window: Window, ceil_mode: bool = False) -> int:
     >>> output_size(28, Window(kernel=3)), output_size(22, Window(kernel=2, stride=2))
     (26, 11)
 
-    Raises
-        GinghamError: the dilated window is wider than the padded input.
+    It is below 1 if the dilated window is wider than the padded input.
     """
     last_start = size + 2 * window.padding - window.span
-    if last_start < 0:
-        raise GinghamError(
-            f"a window of {window.span} positions does not fit an input of {size} with padding {window.padding}; "
-            f"the input must be at least {window.span - 2 * window.padding}"
-        )
     steps = -(-last_start // window.stride) if ceil_mode else last_start // window.stride
     # With ceil_mode the last window must start inside the input or its left padding (as in torch.nn.MaxPool2d).
     if ceil_mode and steps * window.stride >= size + window.padding:

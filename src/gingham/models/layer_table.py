@@ -82,9 +82,8 @@ class Layer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON values."""
-        left_out = ("slides", "filters", "beside_global")
-        values = {key: value for key, value in vars(self).items() if key not in left_out}
-        return {**values, "global": self.beside_global}
+        values = {**vars(self), "global": self.beside_global}
+        return {key: value for key, value in values.items() if key not in ("slides", "filters", "beside_global")}
 
 
 @dataclass
@@ -123,10 +122,10 @@ class Summary:
         """
         if name == "all":
             return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.slides)
-        for layer in self.layers:
-            if layer.name == name:
-                return _explain(layer, self)
-        raise ModelError(f"no layer {name!r} in {self.name}{suggest(name, [layer.name for layer in self.layers])}")
+        layers = {layer.name: layer for layer in self.layers}
+        if name not in layers:
+            raise ModelError(f"no layer {name!r} in {self.name}{suggest(name, layers)}")
+        return _explain(layers[name], self)
 
     def table(self) -> str:
         """Return the layer table and the totals as text."""

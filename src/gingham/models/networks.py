@@ -86,15 +86,12 @@ def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blo
 
     stages: list[tuple[str, nn.Module]] = []
     in_channels = channels
-    for number, (width, num_blocks) in enumerate(zip(widths, blocks, strict=True), 1):
+    for number, (width, depth) in enumerate(zip(widths, blocks, strict=True), 1):
         stages.append((f"stage{number}", convolution(in_channels, width, 5 if number == 1 else 3, stride=2)))
-        stages += [
-            (f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, num_blocks + 1)
-        ]
+        stages += [(f"stage{number}_block{k}", Residual(convolution(width, width, 3, 1))) for k in range(1, depth + 1)]
         in_channels = width
-    return nn.Sequential(
-        OrderedDict([*stages, ("pool", MeanPool()), ("linear", nn.Linear(in_channels, classes, bias=False))])
-    )
+    stages += [("pool", MeanPool()), ("linear", nn.Linear(in_channels, classes, bias=False))]
+    return nn.Sequential(OrderedDict(stages))
 
 
 class WideBlock(nn.Module):
@@ -130,9 +127,8 @@ def wide_residual(channels: int = 1, classes: int = 10, *, depth: int, widen: in
     in_channels = 16
     for number, width in enumerate((16, 32, 64), 1):
         for k in range(1, (depth - 4) // 6 + 1):
-            layers.append(
-                (f"stage{number}_block{k}", WideBlock(in_channels, width * widen, 2 if number > 1 and k == 1 else 1))
-            )
+            stride = 2 if number > 1 and k == 1 else 1
+            layers.append((f"stage{number}_block{k}", WideBlock(in_channels, width * widen, stride)))
             in_channels = width * widen
     layers += [("norm", nn.BatchNorm2d(in_channels)), ("relu", nn.ReLU(inplace=True)), ("pool", MeanPool())]
     return nn.Sequential(OrderedDict([*layers, ("linear", nn.Linear(in_channels, classes))]))

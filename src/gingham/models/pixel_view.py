@@ -34,7 +34,7 @@ def dim_size(dim: Dimension) -> int:
     return math.prod(atom.size for atom in dim)
 
 
-def is_spatial(dim: Dimension) -> bool:
+def is_spatial(dim: Iterable[Atom]) -> bool:
     """Return whether different positions along a dimension see different pixels."""
     return any(atom.axis is not None for atom in dim)
 
@@ -116,9 +116,7 @@ class View:
         view = replace(self, before_pooling=None)
         if not is_spatial(view.dims[dim]):
             return view.with_dim(dim, feature_dim(size))
-        if len(view.dims[dim]) != 1:
-            raise UntraceableError("an operation along folded positions")
-        (atom,) = view.dims[dim]
+        (atom,) = view.dims[dim]  # a ValueError along folded positions, which is not traced
         assert atom.axis is not None
         jump = atom.jump * factor
         resampled = Atom(size, atom.axis, int(jump) if jump == int(jump) else jump)
@@ -137,10 +135,6 @@ class View:
 
 
 UNKNOWN = View((), (0, 0), (0, 0))  # the view of a tensor that could not be traced
-
-
-class UntraceableError(Exception):
-    """An operation whose output cannot be traced: ends the tracing of one tensor, whose view is then UNKNOWN."""
 
 
 def input_view(shape: Sequence[int]) -> View:
@@ -164,7 +158,7 @@ def join(operands: Sequence[View], shape: Sequence[int]) -> View:
         spatial = {view.dims[index] for view in local if len(view.dims) >= -index and is_spatial(view.dims[index])}
         candidates = {dim for dim in spatial if dim_size(dim) == size}
         if len(candidates) > 1:
-            raise UntraceableError("branches whose positions lie at different distances")
+            raise ValueError("branches whose positions lie at different distances")
         if candidates != spatial:  # one position is broadcast to many, like a gate
             beside_global = True
         dims.append(candidates.pop() if candidates else feature_dim(size))

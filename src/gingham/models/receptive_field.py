@@ -14,17 +14,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from gingham.models.conv_arithmetic import Window
-from gingham.models.pixel_view import (
-    UNKNOWN,
-    Atom,
-    Dimension,
-    UntraceableError,
-    View,
-    dim_size,
-    feature_dim,
-    is_spatial,
-    join,
-)
+from gingham.models.pixel_view import UNKNOWN, Atom, Dimension, View, feature_dim, is_spatial, join
 
 HEIGHT_AND_WIDTH = (-2, -1)  # the spatial dimensions of a feature map
 
@@ -48,21 +38,14 @@ class Operation:
         value = self.args[index] if len(self.args) > index else None
         return default if value is None else value
 
-    def dims(self, index: int, num_dims: int) -> list[int]:
-        """Return the dimensions that an argument names, by default all, in order."""
-        value = self.arg(index, [])
-        named = [value] if isinstance(value, int) else value
-        return sorted({dim % num_dims for dim in named}) or list(range(num_dims))
-
     @property
     def windows(self) -> tuple[Window, Window] | None:
         """Return what a convolution or pooling slides along height and width, None for other operations."""
-        numbers: tuple[Any, ...]
         if self.name == "convolution":
-            numbers = (self.args[1].shape[2:], *self.args[3:6])
+            numbers = [self.args[1].shape[2:], *self.args[3:6]]
         elif self.name in ("max_pool2d_with_indices", "avg_pool2d"):
             dilation = self.arg(4, 1) if self.name == "max_pool2d_with_indices" else 1
-            numbers = (self.args[1], self.arg(2, []) or self.args[1], self.arg(3, 0), dilation)
+            numbers = [self.args[1], self.arg(2, []) or self.args[1], self.arg(3, 0), dilation]
         else:
             return None
         pairs = [[number] if isinstance(number, int) else number for number in numbers]
@@ -80,11 +63,10 @@ def trace(operation: Operation) -> View:
     The view is UNKNOWN if the operation mixes positions in a way that is not traced, or if an argument's view is
     UNKNOWN.
     """
-    if any(view is UNKNOWN for view in operation.views.values()):
-        return UNKNOWN
+    views = list(operation.views.values())
     try:
-        view = _trace(operation, list(operation.views.values()))
-    except (UntraceableError, ValueError, IndexError):
+        view = UNKNOWN if any(view is UNKNOWN for view in views) else _trace(operation, views)
+    except (ValueError, IndexError):  # not traced
         return UNKNOWN
     return view if view.shape == operation.shape else UNKNOWN
 
@@ -100,7 +82,7 @@ def _trace(operation: Operation, views: Sequence[View]) -> View:
     if name in _TRACERS and id(operation.args[0]) in operation.views:
         return _TRACERS[name](views[0], operation)
     if name in _UNSUPPORTED or not all(_broadcasts(view.shape, shape) for view in views):
-        raise UntraceableError(name)
+        raise ValueError(name)
     return join(views, shape)
 
 
@@ -145,13 +127,13 @@ def _matmul(operation: Operation) -> View:
         return replace(mixed, dims=mixed.dims[: len(shape)])  # a vector's product has no last dimension
     if right is not None:
         return right.mix([-2], shape[-2])
-    raise UntraceableError(operation.name)
+    raise ValueError(operation.name)
 
 
 def _convolve(view: View, operation: Operation) -> View:
     windows, shape, transposed = operation.windows, operation.shape, operation.args[6]
     if len(shape) != 4 or windows is None:
-        raise UntraceableError("a convolution that is not two-dimensional")
+        raise ValueError("a convolution that is not two-dimensional")
     mixed = view.mix([1], shape[1])  # too wide for grouped channels that hold folded positions
     if not transposed:
         return _slide(mixed, windows, shape)
@@ -193,16 +175,16 @@ def _adaptive_pool(view: View, operation: Operation) -> View:
 
 
 def _reduce(view: View, operation: Operation, index: int = 1) -> View:
-    reduced = operation.dims(index, len(view.dims))
+    named, num_dims = operation.arg(index, []), len(view.dims)
+    reduced = {dim % num_dims for dim in ([named] if isinstance(named, int) else named)} or set(range(num_dims))
     mixed = view.mix(reduced, 1)
-    if len(operation.shape) == len(view.dims):
+    if len(operation.shape) == num_dims:
         return mixed
     return replace(mixed, dims=tuple(dim for index, dim in enumerate(mixed.dims) if index not in reduced))
 
 
-def _reshape(view: View, operation: Operation) -> View:
+def _reshape(view: View, shape: Sequence[int]) -> View:
     """Trace a reshape: distribute the atoms of the old dimensions over the new ones, in order."""
-    shape = operation.shape
     if view.shape == shape:
         return view
     remaining = [atom for dim in view.dims for atom in dim if atom.size > 1 or atom.axis is not None]
@@ -213,15 +195,14 @@ def _reshape(view: View, operation: Operation) -> View:
         while remaining and (rest > 1 or last or (size == 1 and remaining[0].size == 1 and not atoms)):
             atom = remaining.pop(0)
             taken = min(atom.size, rest)
-            if max(atom.size, rest) % taken or rest <= 1 < atom.size:
-                raise UntraceableError("a reshape that cuts unevenly")
+            if rest <= 1 < atom.size or max(atom.size, rest) % taken:
+                raise ValueError("a reshape that cuts unevenly")
             inner = atom.size // taken
             if inner > 1:
                 remaining.insert(0, replace(atom, size=inner))
             atoms.append(Atom(taken, atom.axis, atom.jump * inner))
             rest //= taken
-        dim = tuple(atoms)
-        dims.append(dim if is_spatial(dim) else feature_dim(dim_size(dim)))
+        dims.append(tuple(atoms) if is_spatial(atoms) else feature_dim(size))
     return replace(view, dims=tuple(dims))
 
 
@@ -261,23 +242,14 @@ def _upsample(view: View, operation: Operation, extra_steps: int) -> View:
     return view
 
 
-def _permute(view: View, operation: Operation) -> View:
-    return replace(view, dims=tuple(view.dims[index] for index in operation.args[1]))
+def _permute(view: View, order: Sequence[int]) -> View:
+    return replace(view, dims=tuple(view.dims[index] for index in order))
 
 
 def _transpose(view: View, operation: Operation) -> View:
     dims = list(view.dims)
     first, second = operation.arg(1, 0), operation.arg(2, -1)
     dims[first], dims[second] = dims[second], dims[first]
-    return replace(view, dims=tuple(dims))
-
-
-def _squeeze(view: View, operation: Operation) -> View:
-    squeezed = [dim for dim in operation.dims(1, len(view.dims)) if view.shape[dim] == 1]
-    dims = [dim for index, dim in enumerate(view.dims) if index not in squeezed]
-    if dims:  # a map of one position keeps its location in the image, in the last remaining dimension
-        positions = [atom for dim in squeezed for atom in view.dims[dim] if atom.axis is not None]
-        dims[-1] = (*dims[-1], *positions)
     return replace(view, dims=tuple(dims))
 
 
@@ -297,13 +269,10 @@ def _unfold(view: View, operation: Operation) -> View:
 
 def _pixel_unshuffle(view: View, operation: Operation) -> View:
     """Trace space to depth: each block of pixels becomes channels."""
+    batch, channels, height, width = view.shape
     block = operation.args[1]
-    batch, channels, *grid = view.dims
-    if any(len(dim) != 1 for dim in grid):
-        raise UntraceableError("space to depth over folded positions")
-    inner = [replace(dim[0], size=block) for dim in grid]
-    outer = [(Atom(dim[0].size // block, dim[0].axis, dim[0].jump * block),) for dim in grid]
-    return replace(view, dims=(batch, (*channels, *inner), *outer))
+    blocks = _reshape(view, (batch, channels, height // block, block, width // block, block))
+    return _reshape(_permute(blocks, (0, 1, 3, 5, 2, 4)), operation.shape)
 
 
 def _statistic(view: View, mixed: Iterable[int]) -> View:
@@ -319,7 +288,7 @@ _TRACERS_BY_NAMES: dict[str, Callable[[View, Operation], View]] = {
     "adaptive_avg_pool2d adaptive_max_pool2d": _adaptive_pool,
     "mean sum amax amin max min logsumexp prod std var any all": _reduce,
     "linalg_vector_norm": partial(_reduce, index=2),
-    "view unsafe_view reshape reshape_alias": _reshape,
+    "view unsafe_view reshape reshape_alias squeeze": lambda view, operation: _reshape(view, operation.shape),
     "slice": _slice,
     "split split_with_sizes": _split,
     "select": lambda view, operation: _select(view, *operation.args[1:3]),
@@ -328,9 +297,8 @@ _TRACERS_BY_NAMES: dict[str, Callable[[View, Operation], View]] = {
     "upsample_nearest2d": partial(_upsample, extra_steps=0),
     "upsample_bilinear2d upsample_bilinear2d_aa": partial(_upsample, extra_steps=1),
     "upsample_bicubic2d": partial(_upsample, extra_steps=3),
-    "permute": _permute,
+    "permute": lambda view, operation: _permute(view, operation.args[1]),
     "transpose t": _transpose,
-    "squeeze": _squeeze,
     "unsqueeze": lambda view, operation: _insert(view, operation.args[1] % len(operation.shape)),
     "flip": _flip,
     "unfold": _unfold,

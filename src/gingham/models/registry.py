@@ -32,13 +32,11 @@ def create_network(network: str, factory: NetworkFactory | None, channels: int =
     """
     if factory is None and network not in NETWORKS:
         raise ModelError(f"unknown network {network!r}{suggest(network, NETWORKS)}")
+    create: NetworkFactory = NETWORKS[network] if factory is None else factory
+    available = {"channels": channels, "classes": classes}
     try:
-        create: NetworkFactory = factory if factory is not None else NETWORKS[network]
         parameters = inspect.signature(create).parameters
-        arguments = {
-            name: value for name, value in (("channels", channels), ("classes", classes)) if name in parameters
-        }
-        created: Any = create(**arguments)
+        created: Any = create(**{name: value for name, value in available.items() if name in parameters})
     except Exception as error:
         raise ModelError(
             f"cannot make {network} ({type(error).__name__}: {one_line(error)}); it must be a torch.nn.Module that "
@@ -67,34 +65,27 @@ def build_classifier(
         ModelError: no network has that name, or it does not fit the images or the number of classes.
     """
     created = create_network(network, factory, input_shape[0], len(classes))
-    model = Classifier(created, classes, input_shape, mean, std, tta)
-    # Built-in networks take any size or a small one, so a large `input_shape` from an untrusted file need not be
-    # allocated.
     channels, height, width = input_shape
-    trial_shape = (
-        input_shape if factory is not None else (channels, min(height, MAX_TRIAL_SIDE), min(width, MAX_TRIAL_SIDE))
-    )
+    # Built-in networks take any size or a small one, so a large shape from an untrusted file need not be allocated.
+    limit = MAX_TRIAL_SIDE if factory is None else max(height, width)
+    trial_shape = (channels, min(height, limit), min(width, limit))
     shape = "x".join(map(str, trial_shape))
-    failures: type[Exception] = RuntimeError if factory is None else Exception  # a user's forward may fail in any way
+    model = Classifier(created, classes, trial_shape, mean, std, tta)
     try:
-        model.input_shape = trial_shape
         output_shape = tuple(model.logits(torch.zeros(1, *trial_shape, dtype=torch.uint8)).shape)
-        model.input_shape = input_shape
-    except failures as error:
+    except Exception as error:  # a user's forward may fail in any way
         raise ModelError(
             f"the network {network!r} cannot take pictures of {shape} ({one_line(error)}); "
             f"gingham summary {network} --input {shape} names the layer"
         ) from error
-    if output_shape != (1, len(classes)) and factory is not None:
-        raise ModelError(
-            f"the network {network!r} turns one picture of {shape} into {output_shape}, where (1, {len(classes)}) "
-            f"logits are needed; let it end in {len(classes)} outputs a picture, such as nn.Linear(..., {len(classes)})"
-        )
-    if output_shape != (1, len(classes)):
-        raise ModelError(
-            f"the network {network!r} turns one picture of {shape} into {output_shape}, where (1, {len(classes)}) "
-            "logits are needed; choose another network or pictures of the size it was made for (article: 28x28)"
-        )
+    needed = (1, len(classes))
+    if output_shape != needed:
+        remedy = f"let it end in {len(classes)} outputs a picture, such as nn.Linear(..., {len(classes)})"
+        if factory is None:
+            remedy = "choose another network or pictures of the size it was made for (article: 28x28)"
+        turns = f"the network {network!r} turns one picture of {shape} into {output_shape}"
+        raise ModelError(f"{turns}, where {needed} logits are needed; {remedy}")
+    model.input_shape = input_shape
     return model
 
 
@@ -122,16 +113,10 @@ def import_network(name: str) -> NetworkFactory:
     Raises
         ModelError: the name has another form, or there is no such module or class.
     """
-    module_name, colon, class_name = name.partition(":")
-    if module_name.endswith(".py"):
-        raise ModelError(
-            f"got the file {module_name}; write its module, as in "
-            f"{module_name[:-3].replace('/', '.')}:{class_name or 'Class'}"
-        )
-    if not colon or not module_name or not class_name:
-        raise ModelError(
-            f"--model got {name!r}; write package.module:Class, such as mynet:Net for the class Net in mynet.py"
-        )
+    module_name, _, class_name = name.partition(":")
+    if module_name.endswith(".py") or not module_name or not class_name:
+        example = f"{module_name.removesuffix('.py').replace('/', '.') or 'mynet'}:{class_name or 'Net'}"
+        raise ModelError(f"--model got {name!r}; write package.module:Class, such as {example}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules in the current folder, as with `python -m`
     try:
@@ -141,12 +126,8 @@ def import_network(name: str) -> NetworkFactory:
             f"cannot import {module_name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, "
             "importable from here"
         ) from error
-    if not hasattr(module, class_name):
-        known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
-        raise ModelError(f"{module_name} has no {class_name!r}{suggest(class_name, known)}")
-    imported = getattr(module, class_name)
+    imported = getattr(module, class_name, None)
     if not callable(imported):
-        raise ModelError(
-            f"{name} is a {type(imported).__name__}; name a class, or a function, that makes a torch.nn.Module"
-        )
+        known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
+        raise ModelError(f"{module_name} has no class or function {class_name!r}{suggest(class_name, known)}")
     return cast(NetworkFactory, imported)

@@ -1,7 +1,7 @@
 """Summarize a network by running it once and recording every layer."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -47,7 +47,8 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
     except Exception as error:
         raise ModelError(_describe_failure(recorder, error, name, tuple(input_shape))) from error
     finally:
-        recorder.remove_hooks()
+        for hook in recorder.hooks:
+            hook.remove()
         torch.backends.mha.set_fastpath_enabled(fastpath_enabled)
     parameters = list(network.parameters())
     return Summary(
@@ -56,7 +57,7 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
         parameters=sum(p.numel() for p in parameters),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
         receptive_field=_network_field(recorder, tensors_in(out)),
-        flops=recorder.flops,
+        flops=recorder.calls[0].flops,
         input_bytes=image.nbytes,
         activation_bytes=sum(layer.memory_bytes for layer in recorder.layers),
         parameter_bytes=sum(t.nbytes for t in [*parameters, *network.buffers()]),
@@ -66,19 +67,19 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
 
 @dataclass
 class _Call:
-    """A module's forward in progress."""
+    """A module's forward in progress, or an operation between modules."""
 
     name: str
-    module: nn.Module
+    kind: str
     inputs: list[torch.Tensor]
-    first_row: int
+    module: nn.Module | None = None
+    first_row: int = 0
+    first_counted: int = 0
     called_inner: bool = False
     flops: int = 0
-    sliding: list["_Sliding"] = field(default_factory=list)
-    counted_parameters: set[int] = field(default_factory=set)  # those in the rows of the call's own operations
+    slides: list[Slide] = field(default_factory=list)  # those along height and width of each operation
+    filters: Filters | None = None
 
-
-_Sliding = tuple[list[Slide], Filters | None]
 
 # Operations between modules that get a row in the table: they join branches, slide, mix or reshape.
 _TABLE_OPERATIONS = {
@@ -94,10 +95,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[Layer] = []
         self.times_named: Counter[str] = Counter()  # a module that is called twice has two rows
-        self.calls: list[_Call] = []
-        self.flops = 0
+        self.calls = [_Call("", type(network).__name__, [image])]  # the first counts what happens in all others
         self.classifier_input = UNKNOWN  # the last input of a global pooling or a linear layer
-        self.counted_parameters: set[int] = set()
+        self.counted: list[int] = []  # the ids of the parameters in the rows, each once
         # Holds the tensors as well, so that no id is reused.
         self.traced: dict[int, tuple[torch.Tensor, View]] = {id(image): (image, input_view(image.shape))}
         self.parameters = set(map(id, network.parameters()))
@@ -106,62 +106,46 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             self.hooks.append(module.register_forward_pre_hook(partial(self._pre_hook, name), with_kwargs=True))
             self.hooks.append(module.register_forward_hook(self._post_hook))
 
-    def remove_hooks(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
     def view_of(self, tensor: torch.Tensor) -> View:
         return self.traced.get(id(tensor), (tensor, UNKNOWN))[1]
 
+    def uncounted(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the parameters that are in no row yet."""
+        return [x for x in tensors if id(x) in self.parameters and id(x) not in self.counted]
+
     def _pre_hook(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.calls:
-            self.calls[-1].called_inner = True
-        self.calls.append(_Call(name, module, tensors_in((args, kwargs)), len(self.layers)))
+        self.calls[-1].called_inner = True
+        inputs = tensors_in((args, kwargs))
+        self.calls.append(_Call(name, type(module).__name__, inputs, module, len(self.layers), len(self.counted)))
 
     def _post_hook(self, module: nn.Module, _args: Any, out: Any) -> None:
         call = self.calls.pop()
-        if self.calls:
-            self.calls[-1].flops += call.flops
         outputs = tensors_in(out)
-        if call.called_inner or not outputs:
-            return
-        del self.layers[call.first_row :]  # a module without inner modules is one row
-        self.counted_parameters -= call.counted_parameters
-        parameters = [p for p in module.parameters() if id(p) not in self.counted_parameters]
-        self.counted_parameters.update(map(id, parameters))
-        sliding = call.sliding[0] if len(call.sliding) == 1 else ([], None)
-        kind = type(module).__name__
-        self._add_row(call.name or kind, kind, outputs[0], call.inputs, parameters, call.flops, sliding)
+        if not call.called_inner and outputs:  # a module without inner modules is one row
+            del self.layers[call.first_row :], self.counted[call.first_counted :]
+            self._add_row(call, outputs[0], self.uncounted(module.parameters()))
 
-    def _add_row(
-        self,
-        name: str,
-        kind: str,
-        out: torch.Tensor,
-        inputs: Sequence[torch.Tensor],
-        parameters: Sequence[torch.Tensor],
-        flops: int,
-        sliding: _Sliding,
-    ) -> None:
-        view = self.view_of(out)
-        slides, filters = sliding
-        input_storages = {tensor.untyped_storage()._cdata for tensor in inputs}
+    def _add_row(self, call: _Call, out: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
+        view, name = self.view_of(out), call.name or call.kind
+        slides = call.slides if len(call.slides) == 2 else []
+        input_storages = {tensor.untyped_storage()._cdata for tensor in call.inputs}
         self.times_named[name] += 1
+        self.counted += map(id, parameters)
         self.layers.append(
             Layer(
                 name=name if self.times_named[name] == 1 else f"{name}#{self.times_named[name]}",
-                kind=kind,
+                kind=call.kind,
                 kernel="x".join(str(slide.window.kernel) for slide in slides),
                 output_shape=list(out.shape[1:]),
                 parameters=sum(p.numel() for p in parameters),
                 trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-                flops=flops,
+                flops=call.flops,
                 memory_bytes=0 if out.untyped_storage()._cdata in input_storages else out.nbytes,
                 receptive_field=_field(view),
                 jump=_pixels(view.jump) if view.jump else None,
                 beside_global=view.beside_global and not view.sees_all,
                 slides=slides,
-                filters=filters,
+                filters=call.filters if slides else None,
             )
         )
 
@@ -172,15 +156,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        self.flops += flops
+        for call in self.calls:
+            call.flops += flops
         outputs = tensors_in(out)
         shapes = [tuple(tensor.shape) for tensor in outputs]
         name = packet.__name__.strip("_")
         operations = [Operation(name, args, views, shape, shapes[:index]) for index, shape in enumerate(shapes)]
         if views:
             self._trace(operations, outputs)
-        if self.calls and outputs:
-            self.calls[-1].flops += flops
+        if outputs:
             self._record_operation(operations[0], outputs[0], flops)
         return out
 
@@ -194,20 +178,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
     def _record_operation(self, operation: Operation, out: torch.Tensor, flops: int) -> None:
         """Add a row for an operation that is not inside a module of its own."""
-        call, inputs, name = self.calls[-1], tensors_in(operation.args), operation.name
-        slides = _slides(operation)
-        filters = None
+        call, name, args = self.calls[-1], operation.name, operation.args
+        slides, filters = _slides(operation), None
         if slides and name == "convolution":
-            filters = Filters(tuple(operation.args[1].shape), operation.args[8], operation.args[2] is not None)
-        if slides:
-            call.sliding.append((slides, filters))
-        joins_branches = len(operation.views) > 1
-        parameters = [x for x in inputs if id(x) in self.parameters and id(x) not in self.counted_parameters]
-        if name in _TABLE_OPERATIONS or parameters or (joins_branches and name in ("add", "mul", "sub")):
-            self.counted_parameters.update(map(id, parameters))
-            call.counted_parameters.update(map(id, parameters))
+            filters = Filters(tuple(args[1].shape), args[8], args[2] is not None)
+        call.slides += slides
+        call.filters = filters or call.filters
+        inputs = tensors_in(args)
+        parameters = self.uncounted(inputs)
+        joins_branches = len(operation.views) > 1 and name in ("add", "mul", "sub")
+        if name in _TABLE_OPERATIONS or parameters or joins_branches:
             row_name = f"{call.name}.{name}".lstrip(".")
-            self._add_row(row_name, name, out, inputs, parameters, flops, (slides, filters))
+            row = _Call(row_name, name, inputs, flops=flops, slides=slides, filters=filters)
+            self._add_row(row, out, parameters)
 
 
 def _slides(operation: Operation) -> list[Slide]:
@@ -241,37 +224,20 @@ def _network_field(recorder: _Recorder, outputs: Sequence[torch.Tensor]) -> Pixe
 
 def _describe_failure(recorder: _Recorder, error: Exception, name: str, input_shape: tuple[int, ...]) -> str:
     shape = "x".join(map(str, input_shape))
-    if not recorder.calls:
-        return f"{name} cannot take a picture of {shape} ({one_line(error)}); give another --input"
     call = recorder.calls[-1]
-    module, layer = call.module, f"{call.name or name} ({type(call.module).__name__})"
-    got = call.inputs[0].shape if call.inputs else None
-    size = "nothing" if got is None else "x".join(map(str, got[1:]))
-    taken, suited = None, "another size"
-    if isinstance(module, nn.Linear) and got:
-        given, taken, unit, remedy = (
-            got[-1],
-            module.in_features,
-            "features",
-            f"Linear({got[-1]}, {module.out_features})",
-        )
-    elif isinstance(module, nn.Conv2d) and got:
-        given, taken, unit, remedy = (
-            got[1],
-            module.in_channels,
-            "channels",
-            f"Conv2d({got[1]}, {module.out_channels}, ...)",
-        )
-        suited = f"{taken}x{input_shape[1]}x{input_shape[2]}"
-    if taken is not None and given != taken:
-        return (
-            f"a picture of {shape} reaches {layer} with {given} {unit}, it takes {taken}; make it {remedy}, or give "
-            f"pictures of {suited}"
-        )
+    layer = f"{call.name or name} ({call.kind})"
+    got = call.inputs[0].shape if call.inputs else ()
+    size = "x".join(map(str, got[1:])) if call.inputs else "nothing"
+    for kind, unit, axis, more in ((nn.Linear, "features", -1, ""), (nn.Conv2d, "channels", 1, ", ...")):
+        if got and isinstance(call.module, kind) and got[axis] != (taken := getattr(call.module, f"in_{unit}")):
+            layer_that_fits = f"{kind.__name__}({got[axis]}, {getattr(call.module, f'out_{unit}')}{more})"
+            suited = "another size" if kind is nn.Linear else "x".join(map(str, (taken, *input_shape[1:])))
+            return (
+                f"a picture of {shape} reaches {layer} with {got[axis]} {unit}, it takes {taken}; make it "
+                f"{layer_that_fits}, or give pictures of {suited}"
+            )
     signs = ("Kernel size can't be greater", "too small", "output size is", "Output size")
     if any(sign in str(error) for sign in signs):
         return f"a picture of {shape} is too small: it ran out at {layer}, which got {size}; give a larger --input"
-    return (
-        f"{name} cannot take a picture of {shape}: {layer}, which got {size}, failed ({one_line(error)}); "
-        "give another --input"
-    )
+    failure = f"{layer}, which got {size}, failed ({one_line(error)})"
+    return f"{name} cannot take a picture of {shape}: {failure}; give another --input"
