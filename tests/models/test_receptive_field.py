@@ -118,6 +118,14 @@ class Mirrored(nn.Module):
         return self.conv(x.flip(-1)).flip(-1)
 
 
+class Parts(nn.Module):
+    """Take a map apart and put it together again, without its first rows."""
+
+    def forward(self, x):
+        first, second = x.split([4, x.shape[2] - 4], dim=2)[1].split(1, dim=1)
+        return torch.stack([first.squeeze(1), second.unbind(1)[0]], dim=1)
+
+
 EXAMPLES = {
     "stack": nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 5, stride=2), nn.AvgPool2d(2), nn.Conv2d(3, 3, 3)),
     "dilation": nn.Sequential(nn.Conv2d(2, 3, 3, dilation=3, padding=1), nn.Conv2d(3, 3, 3, dilation=2)),
@@ -136,6 +144,7 @@ EXAMPLES = {
     "channels last": nn.Sequential(nn.Conv2d(2, 2, 3), ChannelsLast(), nn.Conv2d(4, 2, 3)),
     "adaptive": nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.AdaptiveAvgPool2d(16), nn.Conv2d(3, 3, 3)),
     "patches": nn.Sequential(nn.Conv2d(2, 2, 3), Patches()),
+    "parts": nn.Sequential(nn.Conv2d(2, 2, 3, stride=2), Parts(), nn.Conv2d(2, 3, 3)),
     "mirrored": nn.Sequential(Mirrored(), nn.Conv2d(3, 2, 3)),
     "norms": nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.GELU(), nn.Conv2d(4, 2, 3)),
     "transposed": nn.Sequential(nn.Conv2d(2, 4, 3, stride=4), nn.ConvTranspose2d(4, 2, 2, stride=2)),

@@ -23,7 +23,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Field:
-    """The receptive field of an output position: `size` input pixels, `jump` pixels away from the next position's field."""
+    """The receptive field of an output position: `size` input pixels, `jump` pixels from the next position's field."""
 
     size: int = 1
     jump: int = 1

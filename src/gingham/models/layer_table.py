@@ -22,18 +22,14 @@ class Slide:
     window: Window
     size: int
     before: Field | None
-    ceil_mode: bool
+    rounding: str  # of the output size: "floor" or "ceil"
 
     @property
     def out_size(self) -> int:
-        return output_size(self.size, self.window, self.ceil_mode)
-
-    @property
-    def rounding(self) -> str:
-        return "ceil" if self.ceil_mode else "floor"
+        return output_size(self.size, self.window, self.rounding == "ceil")
 
     def arithmetic(self, compact: bool) -> list[str]:
-        """Return the formulas of output size, field and jump with their numbers; the size alone for an unknown field."""
+        """Return the formulas of output size, field and jump with their numbers; only the size for an unknown field."""
         window, before = self.window, self.before
         taps, times = (f"{window.kernel - 1}", "×") if compact else (f"({window.kernel} − 1)", " × ")
         padding = 2 * window.padding if compact else f"2·{window.padding}"
@@ -131,24 +127,23 @@ class Summary:
         """Return the layer table and the totals as text."""
         rows = [
             [
-                layer.name, layer.kind, layer.kernel, "x".join(map(str, layer.output_shape)) or "1", count(layer.parameters),
+                layer.name, layer.kind, layer.kernel, _format(layer.output_shape) or "1", count(layer.parameters),
                 count(layer.flops), count(layer.memory_bytes, "B"),
                 _format(layer.receptive_field) + "*" * layer.beside_global, _format(layer.jump),
             ]
             for layer in self.layers
         ]  # fmt: skip
         columns = ["layer", "kind<", "kernel", "output", "params", "FLOPs", "memory", "field", "jump"]
-        frozen = self.parameters - self.trainable_parameters
+        trainable, frozen = self.trainable_parameters, self.parameters - self.trainable_parameters
         unused = self.parameters - sum(layer.parameters for layer in self.layers)
         unused_note = f"; {unused:,} of them not used by this pass" if unused else ""
-        shape = "x".join(map(str, self.input_shape))
         sizes = {"input": self.input_bytes, "activations": self.activation_bytes, "parameters": self.parameter_bytes}
         memory = ", ".join(f"{name} {count(size, 'B')}" for name, size in sizes.items())
         lines = [
             render_table(columns, rows),
             "",
-            f"parameters        {self.parameters:,} ({self.trainable_parameters:,} trainable, {frozen:,} not{unused_note})",
-            f"receptive field   {self._describe_field()} (the picture: {shape})",
+            f"parameters        {self.parameters:,} ({trainable:,} trainable, {frozen:,} not{unused_note})",
+            f"receptive field   {self._describe_field()} (the picture: {_format([*self.input_shape])})",
             f"FLOPs             {self.flops:,} a picture (a multiply-add is two)",
             f"memory            {count(self.memory_bytes, 'B')} a picture in float32: {memory}",
         ]
@@ -163,12 +158,13 @@ class Summary:
             return "all of the picture"
         height, width = self.receptive_field if isinstance(self.receptive_field, list) else [self.receptive_field] * 2
         covers = height >= self.input_shape[1] and width >= self.input_shape[2]
-        pixels = f"{_format(self.receptive_field)} pixels, {'which covers the picture' if covers else 'less than the picture'}"
+        verdict = "which covers the picture" if covers else "less than the picture"
+        pixels = f"{_format(self.receptive_field)} pixels, {verdict}"
         pooled_later = any(layer.receptive_field == "all" for layer in self.layers)
         return f"{pixels}; the classifier behind sees all of it" if pooled_later and not covers else pixels
 
     def formulas(self) -> str:
-        """Return the formulas of output size and receptive field, and the numbers of each convolution and pooling in them."""
+        """Return the formulas of output size and receptive field, and each convolution and pooling in numbers."""
         sliding = [layer for layer in self.layers if layer.slides]
         shown = sliding if len(sliding) <= 12 else [*sliding[:3], *sliding[-1:]]
         lines = [
@@ -195,12 +191,13 @@ def _format(value: Pixels) -> str:
 
 
 def _explain(layer: Layer, summary: Summary) -> str:
-    shape = "x".join(map(str, layer.output_shape))
+    shape = _format(layer.output_shape)
     title = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
     if not layer.slides:
-        texts = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
         pixels = _format(layer.receptive_field)
-        return f"{title}\n  no window slides here: each output {texts.get(pixels, f'sees {pixels} pixels, as its input does')}"
+        texts = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
+        seen = texts.get(pixels, f"sees {pixels} pixels, as its input does")
+        return f"{title}\n  no window slides here: each output {seen}"
     lines = [title]
     height, width = layer.slides
     if height == width:
@@ -226,12 +223,11 @@ def _explain_slide(slide: Slide, extent: int) -> list[str]:
 
 
 def _explain_filters(filters: Filters, positions: int, flops: int) -> list[str]:
-    out_channels, in_channels, height, width = filters.shape
-    weights = out_channels * in_channels * height * width
-    bias, total = (f" + {out_channels} biases", weights + out_channels) if filters.biased else (", no bias", weights)
-    grouping = f" (of {in_channels * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
-    channels = f"{in_channels} channels{grouping}"
+    number, channels, height, width = filters.shape
+    weights = number * channels * height * width
+    bias, total = (f" + {number} biases", weights + number) if filters.biased else (", no bias", weights)
+    grouping = f" (of {channels * filters.groups} in {filters.groups} groups)" if filters.groups > 1 else ""
     return [
-        f"  parameters       {out_channels} filters × {channels} × {height}×{width}{bias} = {total:,}",
+        f"  parameters       {number} filters × {channels} channels{grouping} × {height}×{width}{bias} = {total:,}",
         f"  FLOPs            2 × {weights:,} weights × {positions:,} positions = {flops:,}",
     ]

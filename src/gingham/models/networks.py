@@ -95,7 +95,10 @@ def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blo
 
 
 class WideBlock(nn.Module):
-    """A shortcut beside two 3x3 convolutions after BatchNorm and ReLU: float (N, C, H, W) -> (N, K, H / stride, W / stride)."""
+    """A shortcut beside two 3x3 convolutions after BatchNorm and ReLU.
+
+    It takes float (N, C, H, W) and returns (N, K, H / stride, W / stride).
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

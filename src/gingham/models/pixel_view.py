@@ -114,13 +114,11 @@ class View:
         `factor` multiplies its jump; the first and the last pixel seen move by `first` and `last` jumps.
         """
         view = replace(self, before_pooling=None)
-        if not is_spatial(view.dims[dim]):
-            return view.with_dim(dim, feature_dim(size))
         (atom,) = view.dims[dim]  # a ValueError along folded positions, which is not traced
-        assert atom.axis is not None
-        jump = atom.jump * factor
-        resampled = Atom(size, atom.axis, int(jump) if jump == int(jump) else jump)
-        return view.stretch(atom.axis, atom.jump * first, atom.jump * last).with_dim(dim, (resampled,))
+        if atom.axis is None:
+            return view.with_dim(dim, feature_dim(size))
+        moved = view.stretch(atom.axis, atom.jump * first, atom.jump * last)
+        return moved.with_dim(dim, (Atom(size, atom.axis, atom.jump * factor),))
 
     def narrow(self, dim: int, start: int, step: int, size: int) -> "View":
         """Return the view of every `step`-th of `size` positions along a dimension, from `start`."""

@@ -23,13 +23,13 @@ HEIGHT_AND_WIDTH = (-2, -1)  # the spatial dimensions of a feature map
 class Operation:
     """An aten operation with one of its outputs.
 
-    `views` has the views of its arguments by their id, of those tensors that depend on the image. `shape` is the
+    `traced` has the views of its arguments by their id, of those tensors that depend on the image. `shape` is the
     output's, `earlier_shapes` are those of the outputs before it.
     """
 
     name: str
     args: Sequence[Any]
-    views: dict[int, View]
+    traced: dict[int, View]
     shape: tuple[int, ...]
     earlier_shapes: Sequence[tuple[int, ...]] = ()
 
@@ -39,17 +39,17 @@ class Operation:
         return default if value is None else value
 
     @property
-    def windows(self) -> tuple[Window, Window] | None:
-        """Return what a convolution or pooling slides along height and width, None for other operations."""
+    def windows(self) -> list[Window]:
+        """Return what a convolution or pooling slides along height and width, nothing for other operations."""
         if self.name == "convolution":
             numbers = [self.args[1].shape[2:], *self.args[3:6]]
         elif self.name in ("max_pool2d_with_indices", "avg_pool2d"):
             dilation = self.arg(4, 1) if self.name == "max_pool2d_with_indices" else 1
             numbers = [self.args[1], self.arg(2, []) or self.args[1], self.arg(3, 0), dilation]
         else:
-            return None
+            return []
         pairs = [[number] if isinstance(number, int) else number for number in numbers]
-        return Window(*(pair[0] for pair in pairs)), Window(*(pair[-1] for pair in pairs))
+        return [Window(*(pair[axis] for pair in pairs)) for axis in (0, -1)]
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:
@@ -63,27 +63,27 @@ def trace(operation: Operation) -> View:
     The view is UNKNOWN if the operation mixes positions in a way that is not traced, or if an argument's view is
     UNKNOWN.
     """
-    views = list(operation.views.values())
+    operands = list(operation.traced.values())
     try:
-        view = UNKNOWN if any(view is UNKNOWN for view in views) else _trace(operation, views)
+        view = UNKNOWN if any(view is UNKNOWN for view in operands) else _trace(operation, operands)
     except (ValueError, IndexError):  # not traced
         return UNKNOWN
     return view if view.shape == operation.shape else UNKNOWN
 
 
-def _trace(operation: Operation, views: Sequence[View]) -> View:
+def _trace(operation: Operation, operands: Sequence[View]) -> View:
     name, shape = operation.name, operation.shape
     if name in ("cat", "stack"):
-        return _concatenate(views, operation)
+        return _concatenate(operands, operation)
     if name in _MATRIX_PRODUCTS:
         return _matmul(operation)
     if name.startswith("scaled_dot_product"):
-        return _attention(views[0], shape)
-    if name in _TRACERS and id(operation.args[0]) in operation.views:
-        return _TRACERS[name](views[0], operation)
-    if name in _UNSUPPORTED or not all(_broadcasts(view.shape, shape) for view in views):
+        return _attention(operands[0], shape)
+    if name in _TRACERS and id(operation.args[0]) in operation.traced:
+        return _TRACERS[name](operands[0], operation)
+    if name in _UNSUPPORTED or not all(_broadcasts(view.shape, shape) for view in operands):
         raise ValueError(name)
-    return join(views, shape)
+    return join(operands, shape)
 
 
 _MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"}
@@ -103,13 +103,13 @@ def _attention(view: View, shape: Sequence[int]) -> View:
     return replace(view.mix(range(len(view.dims))).features(shape), attended=True)
 
 
-def _concatenate(views: Sequence[View], operation: Operation) -> View:
+def _concatenate(operands: Sequence[View], operation: Operation) -> View:
     shape = operation.shape
     dim = operation.arg(1, 0) % len(shape)
     if operation.name == "stack":
-        views = [_insert(view, dim) for view in views]
+        operands = [_insert(view, dim) for view in operands]
     # Along a spatial dimension, as for a class token beside patches, no regular grid is left.
-    merged = join([view.mix([dim], 1) for view in views], (*shape[:dim], 1, *shape[dim + 1 :]))
+    merged = join([view.mix([dim], 1) for view in operands], (*shape[:dim], 1, *shape[dim + 1 :]))
     return merged.with_dim(dim, feature_dim(shape[dim]))
 
 
@@ -119,7 +119,7 @@ def _insert(view: View, dim: int) -> View:
 
 def _matmul(operation: Operation) -> View:
     first, shape = 1 if operation.name.startswith(("add", "badd")) else 0, operation.shape
-    left, right = (operation.views.get(id(factor)) for factor in operation.args[first : first + 2])
+    left, right = (operation.traced.get(id(factor)) for factor in operation.args[first : first + 2])
     if left is not None and right is not None:  # attention: every position sees every other
         return _attention(left, shape)
     if left is not None:
@@ -132,7 +132,7 @@ def _matmul(operation: Operation) -> View:
 
 def _convolve(view: View, operation: Operation) -> View:
     windows, shape, transposed = operation.windows, operation.shape, operation.args[6]
-    if len(shape) != 4 or windows is None:
+    if len(shape) != 4:
         raise ValueError("a convolution that is not two-dimensional")
     mixed = view.mix([1], shape[1])  # too wide for grouped channels that hold folded positions
     if not transposed:
@@ -155,7 +155,6 @@ def _slide(view: View, windows: Sequence[Window], shape: Sequence[int]) -> View:
 def _pool(view: View, operation: Operation) -> View:
     """Trace max or average pooling; a window over the whole map is global pooling."""
     windows, sizes = operation.windows, view.shape[-2:]
-    assert windows is not None
     covers = all(window.kernel >= size for window, size in zip(windows, sizes, strict=True))
     if operation.shape[-2:] == (1, 1) and covers and sizes != (1, 1):
         return view.mix(HEIGHT_AND_WIDTH, 1)

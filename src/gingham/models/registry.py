@@ -122,10 +122,8 @@ def import_network(name: str) -> NetworkFactory:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"cannot import {module_name} ({type(error).__name__}: {one_line(error)}); write package.module:Class, "
-            "importable from here"
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ModelError(f"cannot import {module_name} ({reason}); it must be importable from here") from error
     imported = getattr(module, class_name, None)
     if not callable(imported):
         known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]

@@ -83,8 +83,8 @@ class _Call:
 
 # Operations between modules that get a row in the table: they join branches, slide, mix or reshape.
 _TABLE_OPERATIONS = {
-    "convolution", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean", "amax",
-    "cat", "addmm", "mm", "bmm", "upsample_nearest2d", "upsample_bilinear2d", "pixel_unshuffle",
+    "convolution", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
+    "amax", "cat", "addmm", "mm", "bmm", "upsample_nearest2d", "upsample_bilinear2d", "pixel_unshuffle",
 }  # fmt: skip
 
 
@@ -152,7 +152,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         # Looked up before the operation, which may work in place.
-        views = {id(tensor): self.view_of(tensor) for tensor in tensors_in(args) if id(tensor) in self.traced}
+        traced = {id(tensor): self.view_of(tensor) for tensor in tensors_in(args) if id(tensor) in self.traced}
         out = func(*args, **kwargs)
         packet = func._overloadpacket
         flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
@@ -161,8 +161,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         outputs = tensors_in(out)
         shapes = [tuple(tensor.shape) for tensor in outputs]
         name = packet.__name__.strip("_")
-        operations = [Operation(name, args, views, shape, shapes[:index]) for index, shape in enumerate(shapes)]
-        if views:
+        operations = [Operation(name, args, traced, shape, shapes[:index]) for index, shape in enumerate(shapes)]
+        if traced:
             self._trace(operations, outputs)
         if outputs:
             self._record_operation(operations[0], outputs[0], flops)
@@ -172,7 +172,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         for operation, tensor in zip(operations, outputs, strict=True):
             view = trace(operation)
             self.traced[id(tensor)] = (tensor, view)
-            pools = view.sees_all and not all(source.sees_all for source in operation.views.values())
+            pools = view.sees_all and not all(source.sees_all for source in operation.traced.values())
             if pools and view.before_pooling is not None:
                 self.classifier_input = view.before_pooling
 
@@ -186,24 +186,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         call.filters = filters or call.filters
         inputs = tensors_in(args)
         parameters = self.uncounted(inputs)
-        joins_branches = len(operation.views) > 1 and name in ("add", "mul", "sub")
+        joins_branches = len(operation.traced) > 1 and name in ("add", "mul", "sub")
         if name in _TABLE_OPERATIONS or parameters or joins_branches:
-            row_name = f"{call.name}.{name}".lstrip(".")
-            row = _Call(row_name, name, inputs, flops=flops, slides=slides, filters=filters)
+            row = _Call(f"{call.name}.{name}".lstrip("."), name, inputs, flops=flops, slides=slides, filters=filters)
             self._add_row(row, out, parameters)
 
 
 def _slides(operation: Operation) -> list[Slide]:
     """Return what a convolution or pooling slides along height and width, nothing for other operations."""
     windows, is_convolution = operation.windows, operation.name == "convolution"
-    if windows is None or len(operation.shape) != 4 or (is_convolution and operation.args[6]):  # transposed
+    if not windows or len(operation.shape) != 4 or (is_convolution and operation.args[6]):  # transposed
         return []
-    ceil_mode = not is_convolution and bool(operation.arg(4 if operation.name == "avg_pool2d" else 5, False))
-    view = operation.views.get(id(operation.args[0]), UNKNOWN)
+    ceil_mode = not is_convolution and operation.arg(4 if operation.name == "avg_pool2d" else 5, False)
+    view = operation.traced.get(id(operation.args[0]), UNKNOWN)
     slides = []
     for axis, window in enumerate(windows):
         before = Field(view.size[axis], view.jump[axis]) if view.jump else None
-        slides.append(Slide(window, operation.args[0].shape[2 + axis], before, ceil_mode))
+        slides.append(Slide(window, operation.args[0].shape[2 + axis], before, "ceil" if ceil_mode else "floor"))
     return slides
 
 
@@ -229,13 +228,14 @@ def _describe_failure(recorder: _Recorder, error: Exception, name: str, input_sh
     got = call.inputs[0].shape if call.inputs else ()
     size = "x".join(map(str, got[1:])) if call.inputs else "nothing"
     for kind, unit, axis, more in ((nn.Linear, "features", -1, ""), (nn.Conv2d, "channels", 1, ", ...")):
-        if got and isinstance(call.module, kind) and got[axis] != (taken := getattr(call.module, f"in_{unit}")):
-            layer_that_fits = f"{kind.__name__}({got[axis]}, {getattr(call.module, f'out_{unit}')}{more})"
-            suited = "another size" if kind is nn.Linear else "x".join(map(str, (taken, *input_shape[1:])))
-            return (
-                f"a picture of {shape} reaches {layer} with {got[axis]} {unit}, it takes {taken}; make it "
-                f"{layer_that_fits}, or give pictures of {suited}"
-            )
+        if not got or not isinstance(call.module, kind):
+            continue
+        given, taken = got[axis], getattr(call.module, f"in_{unit}")
+        if given != taken:
+            reached = f"a picture of {shape} reaches {layer} with {given} {unit}, it takes {taken}"
+            fitting = f"{kind.__name__}({given}, {getattr(call.module, f'out_{unit}')}{more})"
+            size_taken = "another size" if kind is nn.Linear else "x".join(map(str, (taken, *input_shape[1:])))
+            return f"{reached}; make it {fitting}, or give pictures of {size_taken}"
     signs = ("Kernel size can't be greater", "too small", "output size is", "Output size")
     if any(sign in str(error) for sign in signs):
         return f"a picture of {shape} is too small: it ran out at {layer}, which got {size}; give a larger --input"
