@@ -91,7 +91,13 @@ def list_differences(differences: Sequence[str]) -> str:
 
 def is_exhausted(error: BaseException | None) -> bool:
     """Return whether an error, or a cause of it, means that memory or threads ran out, in the words of any library."""
-    signs = ("memory", "bad_alloc", "can't start new thread", "resource temporarily unavailable")
+    signs = (
+        "memory",
+        "bad_alloc",
+        "can't start new thread",
+        "resource temporarily unavailable",
+        "could not create a primitive",  # oneDNN
+    )
     while error is not None:
         message = str(error).lower()
         if isinstance(error, MemoryError) or (

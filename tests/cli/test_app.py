@@ -51,6 +51,7 @@ def test_user_errors_print_one_line_and_exit_with_2(command, name):
         RuntimeError("std::bad_alloc"),
         RuntimeError("can't start new thread"),
         RuntimeError("Resource temporarily unavailable"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_all_out_of_memory_errors_print_one_line(train, monkeypatch, error):

@@ -12,7 +12,7 @@ from gingham import summarize
 
 
 def gradient_field(network, shape, layer=None):
-    """Return height and width of the box of input pixels that affect the centre of a feature map, measured by the gradient.
+    """Return height and width of the box of input pixels that affect the centre of a feature map, by the gradient.
 
     Weights are made positive and max-pooling averages, so that no path is hidden by a sign or by another pixel's
     maximum.
@@ -129,16 +129,24 @@ class Parts(nn.Module):
 EXAMPLES = {
     "stack": nn.Sequential(nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 5, stride=2), nn.AvgPool2d(2), nn.Conv2d(3, 3, 3)),
     "dilation": nn.Sequential(nn.Conv2d(2, 3, 3, dilation=3, padding=1), nn.Conv2d(3, 3, 3, dilation=2)),
-    "uneven": nn.Sequential(nn.Conv2d(2, 3, (1, 7), stride=(1, 2), padding=(0, 3)), nn.Conv2d(3, 3, (3, 1), stride=(3, 1))),
+    "uneven": nn.Sequential(
+        nn.Conv2d(2, 3, (1, 7), stride=(1, 2), padding=(0, 3)), nn.Conv2d(3, 3, (3, 1), stride=(3, 1))
+    ),
     "same padding": nn.Sequential(nn.Conv2d(2, 2, 4, padding="same"), nn.Conv2d(2, 2, 3, padding="same", dilation=2)),
     "groups": nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(4, 4, 5, groups=4), Shuffle(), nn.Conv2d(4, 8, 1)),
-    "ceil": nn.Sequential(nn.MaxPool2d(3, 2, ceil_mode=True), nn.Conv2d(2, 3, 3), nn.AvgPool2d(3, 2, 1, ceil_mode=True)),
-    "residual": nn.Sequential(nn.Conv2d(2, 4, 3), Residual(nn.Sequential(nn.Conv2d(4, 4, 5, padding=2), nn.ReLU(inplace=True)))),
-    "branches": nn.Sequential(
-        Branches(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=5, dilation=5)), nn.Conv2d(6, 2, 3)
+    "ceil": nn.Sequential(
+        nn.MaxPool2d(3, 2, ceil_mode=True), nn.Conv2d(2, 3, 3), nn.AvgPool2d(3, 2, 1, ceil_mode=True)
     ),
-    "lopsided "
-    "branches": Branches(nn.Conv2d(2, 2, 2), nn.Sequential(nn.ZeroPad2d((0, 0, 1, 1)), nn.Conv2d(2, 2, (4, 2)))),
+    "residual": nn.Sequential(
+        nn.Conv2d(2, 4, 3), Residual(nn.Sequential(nn.Conv2d(4, 4, 5, padding=2), nn.ReLU(inplace=True)))
+    ),
+    "branches": nn.Sequential(
+        Branches(nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=5, dilation=5)),
+        nn.Conv2d(6, 2, 3),
+    ),
+    "lopsided branches": Branches(
+        nn.Conv2d(2, 2, 2), nn.Sequential(nn.ZeroPad2d((0, 0, 1, 1)), nn.Conv2d(2, 2, (4, 2)))
+    ),
     "focus": nn.Sequential(Focus(), nn.Conv2d(8, 4, 3, padding=1)),
     "space to depth": nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(32, 4, 3, padding=1), nn.Conv2d(4, 4, 1)),
     "channels last": nn.Sequential(nn.Conv2d(2, 2, 3), ChannelsLast(), nn.Conv2d(4, 2, 3)),
@@ -148,7 +156,7 @@ EXAMPLES = {
     "mirrored": nn.Sequential(Mirrored(), nn.Conv2d(3, 2, 3)),
     "norms": nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.GELU(), nn.Conv2d(4, 2, 3)),
     "transposed": nn.Sequential(nn.Conv2d(2, 4, 3, stride=4), nn.ConvTranspose2d(4, 2, 2, stride=2)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

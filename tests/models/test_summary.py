@@ -14,9 +14,15 @@ from gingham import ModelError, summarize
 def test_article_network_totals_match_hand_computed_ones():
     summary = summarize(gingham.NETWORKS["article"](1, 10), (1, 28, 28))
     flops = 2 * (
-        26**2 * 16 * 9 + 24**2 * 32 * 16 * 9 + 22**2 * 64 * 32 * 9 + 11**2 * 32 * 64 + 9**2 * 32 * 32 * 9
-        + 7**2 * 32 * 32 * 9 + 7**2 * 10 * 32 + 10 * 10 * 49
-    )  # fmt: skip
+        26**2 * 16 * 9
+        + 24**2 * 32 * 16 * 9
+        + 22**2 * 64 * 32 * 9
+        + 11**2 * 32 * 64
+        + 9**2 * 32 * 32 * 9
+        + 7**2 * 32 * 32 * 9
+        + 7**2 * 10 * 32
+        + 10 * 10 * 49
+    )
     assert summary.flops == flops == sum(layer.flops for layer in summary.layers)
     assert summary.parameter_bytes == 4 * 48884
     assert summary.input_bytes == 4 * 784

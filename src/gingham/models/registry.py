@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gingham.errors import ModelError, one_line, suggest
+from gingham.errors import ModelError, is_exhausted, one_line, suggest
 from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 
@@ -74,6 +74,8 @@ def build_classifier(
     try:
         output_shape = tuple(model.logits(torch.zeros(1, *trial_shape, dtype=torch.uint8)).shape)
     except Exception as error:  # a user's forward may fail in any way
+        if is_exhausted(error):
+            raise
         raise ModelError(
             f"the network {network!r} cannot take pictures of {shape} ({one_line(error)}); "
             f"gingham summary {network} --input {shape} names the layer"
