@@ -93,7 +93,8 @@ def test_wrong_linear_size_is_an_error_with_the_right_size():
 def test_wrong_channels_are_an_error_with_the_right_number():
     with pytest.raises(
         ModelError,
-        match=r"reaches conv1 \(Conv2d\) with 3 channels, it takes 1; make it Conv2d\(3, 16, ...\), or give pictures of 1x",
+        match=r"reaches conv1 \(Conv2d\) with 3 channels, it takes 1; "
+        r"make it Conv2d\(3, 16, ...\), or give pictures of 1x28x28",
     ):
         summarize(gingham.NETWORKS["article"](1, 10), (3, 28, 28))
 
