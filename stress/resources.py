@@ -289,22 +289,20 @@ def file_limit(bench: Bench) -> None:
     bench.require_result(out)
 
 
+def train_on_images(bench: Bench, epochs: int, *settings: str) -> tuple[str | Path, ...]:
+    """Return the arguments of a training on image files, which are made on first use."""
+    folder = bench.folder / "images"
+    if not folder.exists():
+        write_image_folder(folder)
+    arguments: tuple[str | Path, ...] = ("train", "--data", folder, "--recipe", "fast-85", "--epochs", str(epochs))
+    for setting in ("validation_images=20", *settings):
+        arguments += ("--set", setting)
+    return arguments
+
+
 def full_cache(bench: Bench) -> None:
     """The user's cache is on a full disk: training on image files is slower and gives the same weights."""
-    image_folder = bench.folder / "images"
-    if not image_folder.exists():
-        write_image_folder(image_folder)
-    arguments = (
-        "train",
-        "--data",
-        image_folder,
-        "--recipe",
-        "fast-85",
-        "--epochs",
-        "2",
-        "--set",
-        "validation_images=20",
-    )
+    arguments = train_on_images(bench, 2)
     bench.run(*arguments, "--out", bench.folder / "cached").require_success()
     cache = bench.mount_tmpfs(0.2)
     fill(cache, cache / "filler", 50_000)  # room for the beginning of a pack
@@ -531,23 +529,8 @@ def no_threads(bench: Bench) -> None:
 
 def cache_deleted(bench: Bench) -> None:
     """The cache is deleted during a training on image files, and again before it resumes."""
-    image_folder, cache = bench.folder / "images", bench.folder / "deleted-cache"
-    if not image_folder.exists():
-        write_image_folder(image_folder)
-    arguments = (
-        "train",
-        "--data",
-        image_folder,
-        "--recipe",
-        "fast-85",
-        "--epochs",
-        "300",
-        "--set",
-        "validation_images=20",
-        "--set",
-        "checkpoint_seconds=0",
-    )
-    arguments += ("--set", "patience=0", "--set", "batch_size=50")
+    cache = bench.folder / "deleted-cache"
+    arguments = train_on_images(bench, 300, "checkpoint_seconds=0", "patience=0", "batch_size=50")
     reference, out = bench.folder / "reference", bench.folder / "without-cache"
     bench.run(*arguments, "--out", reference, XDG_CACHE_HOME=cache).require_success()
     process = bench.start(*arguments, "--out", out, XDG_CACHE_HOME=cache)

@@ -56,6 +56,12 @@ def fit(recipe: Recipe, data: DataSplits, folder: Path | None = None, *, resume:
     )
 
 
+def train_arguments(data: Path, epochs: float) -> tuple[object, ...]:
+    """Return the arguments of a short `gingham train` of the article's recipe into the folder `run`."""
+    settings = ("--epochs", epochs, "--set", "validation_images=40")
+    return ("train", "--recipe", "article", "--data", data, *settings, "--out", "run")
+
+
 class CommandResult:
     """How a command ended: its exit code and what it printed."""
 

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from helpers import train_arguments
+
 pytestmark = pytest.mark.slow
 
 
@@ -34,18 +36,7 @@ def train_in_processes(folder, *argument_lists):
 
 
 def test_processes_started_without_torchrun_train_together_or_report_what_differs(quadrants, tmp_path):
-    arguments = [
-        "--data",
-        quadrants,
-        "--recipe",
-        "article",
-        "--epochs",
-        0.5,
-        "--set",
-        "validation_images=40",
-        "--out",
-        "run",
-    ]
+    arguments = train_arguments(quadrants, 0.5)[1:]
     (first, _), (second, second_stderr) = train_in_processes(tmp_path, arguments, arguments)
     assert (first, second, second_stderr) == (0, 0, "")
     assert (tmp_path / "run" / "model.json").exists()

@@ -6,23 +6,11 @@ import pytest
 import gingham
 from gingham.cli.export import export as export_command
 from gingham.inference.neighbours import GALLERY_SIZE
-from helpers import make_dataset
+from helpers import make_dataset, train_arguments
 
 
 def test_export_writes_a_file_and_prints_its_comparison(quadrants, command, run_json):
-    command(
-        "train",
-        "--recipe",
-        "article",
-        "--data",
-        quadrants,
-        "--epochs",
-        0.5,
-        "--set",
-        "validation_images=40",
-        "--out",
-        "run",
-    )
+    command(*train_arguments(quadrants, 0.5))
     done = command("export", "model.onnx", "--run", "run")
     assert done.stdout.startswith("model.onnx: ")
     assert "answers 40 of 40 validation pictures as the model does" in done.stdout

@@ -15,7 +15,7 @@ import gingham
 from gingham.deploy.page import model_metadata
 from gingham.models.networks import NETWORKS
 from gingham.models.registry import build_classifier
-from helpers import ROOT, draw_garment_photo, make_dataset
+from helpers import ROOT, draw_garment_photo, make_dataset, train_arguments
 
 
 def predict_onnx(file, images):
@@ -215,19 +215,7 @@ def test_the_example_predicts_as_the_library_does_without_torch(tmp_path, fashio
 
 
 def test_the_file_contains_no_path_of_this_machine(quadrants, command):
-    command(
-        "train",
-        "--recipe",
-        "article",
-        "--data",
-        quadrants,
-        "--epochs",
-        0.2,
-        "--set",
-        "validation_images=40",
-        "--out",
-        "run",
-    )
+    command(*train_arguments(quadrants, 0.2))
     command("export", "model.onnx", "--run", "run")
     assert read_metadata(command.folder / "model.onnx")["dataset"] == "quadrants"
     assert str(quadrants.parent).encode() not in (command.folder / "model.onnx").read_bytes()
