@@ -10,8 +10,10 @@ USER_ERRORS = {
     "command": (["trian"], "No such command 'trian'"),
     "option": (["train", "--sed", "1"], "No such option: --sed"),
     "recipe": (["train", "--recipe", "articel"], "unknown recipe 'articel'; did you mean 'article'?"),
-    "field": (["train", "--set", "lerning_rate=1"], ("unknown recipe field 'lerning_rate'; did you mean "
-                                                    "'learning_rate'?")),
+    "field": (
+        ["train", "--set", "lerning_rate=1"],
+        ("unknown recipe field 'lerning_rate'; did you mean 'learning_rate'?"),
+    ),
     "value": (["train", "--set", "learning_rate=fast"], "learning_rate got 'fast'; allowed: a number from 0 to 10000"),
     "no equals": (["train", "--set", "learning_rate"], "write FIELD=VALUE"),
     "epochs": (["train", "--epochs", "0"], "epochs got 0.0; allowed: a number above 0"),
@@ -20,18 +22,19 @@ USER_ERRORS = {
     "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
     "no run": (["evaluate", "runs/nothing"], "there is no folder runs/nothing"),
     "no argument": (["evaluate"], "Missing argument 'run'"),
-    "split": (["evaluate", "runs/nothing", "--split", "tset"], "'tset' is not one of 'validation', 'test'"),
+    "split": (["evaluate", "runs/nothing", "--split", "tset"], "'--split': 'tset' is not one of 'validation', 'test'"),
     "model": (["summary", "articel"], "unknown model 'articel'"),
     "zoo": (["summary", "torchvision:vgg17"], "torchvision has no model 'vgg17'; did you mean 'vgg1"),
     "input": (["summary", "article", "--input", "28"], "--input got '28'; write CHANNELSxHEIGHTxWIDTH"),
-    "small "
-    "input": (["summary", "article", "--input", "1x20x20"], ("too small: it ran out at conv8 (Conv2d), which got "
-                                                            "10x3x3")),
+    "small input": (
+        ["summary", "article", "--input", "1x20x20"],
+        ("too small: it ran out at conv8 (Conv2d), which got 10x3x3"),
+    ),
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
     "folder": (["show", "."], "holds no class folders with pictures in them; put the pictures of each class"),
     "long name": (["evaluate", "x" * 300], "(File name too long); check that there is room, the path"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", USER_ERRORS)

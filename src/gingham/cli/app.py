@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except usage_error as error:
-        _fail(error.format_message())
+        _fail(error.format_message().replace("Value error, ", ""))  # words of a library below typer
     except OSError as error:
         what, reason = error.filename or "a file or the output", error.strerror or one_line(error)
         _fail(f"cannot use {what} ({reason}); check that there is room, the path and its permissions")
