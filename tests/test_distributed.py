@@ -16,7 +16,7 @@ def test_single_process_returns_every_input_unchanged():
     assert SINGLE_PROCESS.broadcast_bytes(data) is data
     assert SINGLE_PROCESS.map_sharded(lambda pictures: pictures * 2, values).equal(values * 2)
     module = torch.nn.Linear(2, 2)
-    assert SINGLE_PROCESS.wrap(module, unused=False) is module
+    assert SINGLE_PROCESS.data_parallel(module, unused=False) is module
     SINGLE_PROCESS.require_same("recipe", "any")
     with SINGLE_PROCESS.main_first():
         pass

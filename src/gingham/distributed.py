@@ -40,7 +40,7 @@ class DistributedContext:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module, *, unused: bool) -> nn.Module:
+    def data_parallel(self, model: nn.Module, *, unused: bool) -> nn.Module:
         """Return the model with gradients averaged over processes. `unused`: some parameters get no gradient."""
         if self.size == 1:
             return model

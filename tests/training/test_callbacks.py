@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 import gingham
 from gingham import GinghamError
@@ -70,3 +71,12 @@ def test_tensorboard_has_every_step_after_a_resume_within_an_epoch(quadrants, tm
     events = loading.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 19))
+
+
+def test_training_mode_is_restored_after_on_epoch(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(network="small", epochs=2, batch_size=32)  # has BatchNorm
+    usual = fit(recipe, data, on_epoch=lambda model, epoch: None)
+    evaluated = fit(recipe, data, on_epoch=lambda model, epoch: model.eval())
+    for name, tensor in usual.model.state_dict().items():
+        assert torch.equal(tensor, evaluated.model.state_dict()[name]), name

@@ -1,4 +1,6 @@
 import pytest
+import torch
+from torch import nn
 
 import gingham
 from gingham import GinghamError
@@ -34,3 +36,21 @@ def test_infinite_loss_is_an_error_that_names_the_step(quadrants):
     data = gingham.load_data(str(quadrants), validation=0)
     with pytest.raises(GinghamError, match=r"no longer finite since step \d+ .*--set learning_rate=1000"):
         gingham.fit(ARTICLE.replace(learning_rate=1e4), data.train, progress=False)
+
+
+class InfiniteWhenEvaluated(nn.Module):
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(channels * 28 * 28, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.flatten(1)) * (1.0 if self.training else float("inf"))
+
+
+def test_infinite_validation_loss_is_an_error_that_names_the_step(quadrants, tmp_path):
+    data = gingham.load_data(str(quadrants), validation=40)
+    options = gingham.FitOptions(network=InfiniteWhenEvaluated)
+    with pytest.raises(
+        gingham.TrainingError, match=r"validation loss is not finite after step \d+, .*--set learning_rate"
+    ):
+        gingham.fit(ARTICLE.replace(epochs=1), data.train, data.validation, folder=tmp_path, options=options)

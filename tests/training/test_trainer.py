@@ -31,7 +31,7 @@ def weights(run):
 @pytest.fixture
 def short_epochs(monkeypatch):
     """Epochs of milliseconds end in a checkpoint too, so that there is one soon."""
-    monkeypatch.setattr("gingham.training.trainer.MIN_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("gingham.training.trainer.MIN_CHECKPOINT_AGE", 0.0)
 
 
 class Stop(Exception):  # noqa: N818  # not an error of anyone's

@@ -15,7 +15,7 @@ from gingham.models.registry import factory_name
 from gingham.recipe import Recipe
 from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load, save
 from gingham.text import duration
-from gingham.training.distillation import validate_teachers
+from gingham.training.distillation import teacher_checksums, validate_teachers
 from gingham.training.fit import fit
 from gingham.training.options import FitOptions
 
@@ -135,10 +135,10 @@ def trials(
     chosen = _choose_split(data, split, recipe)
     if options.network is not None:
         recipe = recipe.replace(network=factory_name(options.network))
-    teacher_checksums = validate_teachers(options.teachers, recipe, data.train, data.validation)
+    validate_teachers(options.teachers, recipe, data.train, data.validation)
     require_writable(folder)
     with locked(folder, wait=False):
-        _write_or_check_manifest(folder, recipe, data, teacher_checksums)
+        _write_or_check_manifest(folder, recipe, data, teacher_checksums(options.teachers))
         failed: dict[int, str] = {}
         for seed in seeds:
             seed_folder = folder / f"seed-{seed}"
@@ -168,12 +168,12 @@ def _choose_split(data: DataSplits, name: str, recipe: Recipe) -> Split:
     return chosen
 
 
-def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, teachers: Sequence[str]) -> None:
+def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, teachers: list[str]) -> None:
     """Write the recipe, data and teachers of the trials in a folder, or check that they are the same as before."""
     held_out = len(data.validation) if data.validation else 0
     settings = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
     settings |= {"seed": None, "checkpoint_seconds": None}
-    identity = {"data": data.name, "fingerprint": data.fingerprint, "teachers": list(teachers)}
+    identity = {"data": data.name, "fingerprint": data.fingerprint, "teachers": teachers}
     if not (folder / TRIALS_FILE).exists():
         if any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
             raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
@@ -182,7 +182,7 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
     before = {"teachers": [], **read_json(folder / TRIALS_FILE)}
     before |= Recipe().to_dict()  # defaults for fields that did not exist yet
     before |= before["recipe"] if isinstance(before.get("recipe"), dict) else {}
-    wanted = {**settings, "fingerprint": data.fingerprint, "teachers": list(teachers)}
+    wanted = {**settings, "fingerprint": data.fingerprint, "teachers": teachers}
     changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
     if changed:
         raise GinghamError(f"{folder} holds trials with {list_differences(changed)}; give another --out")

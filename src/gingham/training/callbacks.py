@@ -186,6 +186,7 @@ class OnEpoch(Callback):
         epoch, epoch_step = trainer.sampler.position(trainer.step)
         if epoch_step == 0:  # the last epoch of a training may be a part of one
             self.function(trainer.model, epoch)
+            trainer.model.train()  # the function may have set evaluation mode
 
 
 def print_line(line: str) -> None:

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gingham.data.sampler import Sampler
 from gingham.data.similarity import normalized_vectors
 from gingham.data.splits import Split
-from gingham.models.classifier import Classifier
+from gingham.models.classifier import Classifier, evaluation_mode
 from gingham.presets import RECIPES
 from gingham.recipe import Recipe
 from gingham.training.issue import Issue
@@ -203,13 +203,11 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: Tensor, la
 
 def _relative_gradient(model: Classifier, images: Tensor, labels: Tensor) -> float:
     """Return the norm of the gradient on some images divided by that of the weights, without biases and scales."""
-    device, was_training = model.mean.device, model.training
-    model.eval()
-    with torch.enable_grad():
+    device = model.mean.device
+    with evaluation_mode(model), torch.enable_grad():
         loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
         weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-    model.train(was_training)
     gradient = get_total_norm([g for g in gradients if g is not None])
     return float(gradient / get_total_norm([weight.detach() for weight in weights]))
 

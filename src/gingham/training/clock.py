@@ -38,5 +38,5 @@ class Clock:
         return self.before + time.perf_counter() - self.started
 
     def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)

@@ -59,10 +59,8 @@ class DistillationLoss:
         return ((1 - weight) * self.label_loss.per_image(logits, batch) + weight * divergence).mean()
 
 
-def validate_teachers(
-    teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None
-) -> tuple[str, ...]:
-    """Check that runs can be teachers for a recipe on a split, and return the checksums of their weights.
+def validate_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None) -> None:
+    """Check that runs can be teachers for a recipe on a split.
 
     Raises
         GinghamError: the recipe does not listen to teachers, or two of them are the same.
@@ -87,12 +85,10 @@ def validate_teachers(
                 f"and not on these {len(train)} of {train.dataset} with {held_out} held out: it may know what is held "
                 "out here; train it on the same split"
             )
-    checksums = teacher_checksums(teachers)
-    if len(set(checksums)) < len(checksums):
-        raise GinghamError(f"two of {len(checksums)} teachers have the same weights; name each once")
-    return checksums
+    if len(set(teacher_checksums(teachers))) < len(teachers):
+        raise GinghamError(f"two of {len(teachers)} teachers have the same weights; name each once")
 
 
-def teacher_checksums(teachers: Sequence[Run]) -> tuple[str, ...]:
+def teacher_checksums(teachers: Sequence[Run]) -> list[str]:
     """Return the SHA-256 sums of the weights of runs."""
-    return tuple(tensors_sha256(run.model.state_dict()) for run in teachers)
+    return [tensors_sha256(run.model.state_dict()) for run in teachers]

@@ -34,9 +34,9 @@ def fit(
     With a validation split, the model's temperature and its threshold for "unsure" are fitted to it at the end. With
     the recipe's `patience` it also stops the training early, and the weights are those of the best evaluation.
 
-    With a `folder`, a checkpoint is saved there every `checkpoint_seconds` and at the end of each epoch, at most once a
-    second, and `resume` continues from it to the same weights (byte for byte on the same CPU and thread count). Ctrl-C
-    and SIGTERM take effect between steps; with a `folder` the state is saved first.
+    With a `folder`, a checkpoint is saved there every `checkpoint_seconds`, and at the end of an epoch if the last one
+    is a second old. `resume` continues from it to the same weights (byte for byte on the same CPU and thread count).
+    Ctrl-C and SIGTERM take effect between steps; with a `folder` the state is saved first.
 
     Unless `progress` is False, stderr shows a progress bar on a terminal and plain lines elsewhere, and warnings of the
     issues that `training/checks.py` finds. `options` has the device, a network of your own, teachers and more.
@@ -57,34 +57,37 @@ def fit(
     """
     folder = None if folder is None else Path(folder)
     validate_folder(folder, resume, options.track)
-    recipe = resolve_recipe(recipe, train, validation, options)
+    recipe = resolve_recipe(recipe, train, validation, options)  # also checks the splits and the teachers
     with init_distributed() as context, contextlib.ExitStack() as stack:
         # Build the model, its optimizer and everything else that changes while it trains.
         trainer = Trainer(recipe, train, validation, options, folder, context)
         callbacks = create_callbacks(options, progress=progress, is_main=context.is_main)
-        if resume:  # before the step is prepared, which may capture the optimizer's state in a CUDA graph
+        if context.any(resume)[
+            0
+        ]:  # before the step is prepared, which may capture the optimizer's state in a CUDA graph
             trainer.resume(warn=callbacks.warn)
         # Prepare the device and compile the step, outside the training time.
         stack.enter_context(cudnn_benchmark(trainer.device))
-        stack.enter_context(retain_freed_memory())
+        stack.enter_context(retain_freed_memory())  # malloc keeps freed pages for the next step
         if options.network is not None:  # it may draw from torch's global generator; the caller's state is restored
-            stack.enter_context(torch.random.fork_rng(trainer.seeded_devices))
+            stack.enter_context(torch.random.fork_rng(trainer.rng_devices))
         stack.enter_context(callbacks.running(trainer))
         train_step = trainer.create_train_step(warn=callbacks.warn)
-        # From here on Ctrl-C waits for the end of a step. torchrun repeats the signals that it gets to its processes.
+        # From here on Ctrl-C waits for the end of a step. A second one ends the process at once, except under torchrun,
+        # which sends each process the same Ctrl-C again.
         with deferred_signals(ignore_repeats=context.size > 1) as trainer.stop_request:
             trainer.start_clock()
             for batch in trainer.batches():
                 set_learning_rate(trainer.optimizer, lr_at(trainer.step, trainer.total_steps, recipe))
                 output = train_step(batch)  # forward, loss, backward, optimizer.step()
-                trainer.record(batch, output)  # history, hard images, EMA
-                trainer.agree()  # with the other processes, whether to stop and to save
+                trainer.record(batch, output)  # counts the step; history, losses by image, EMA
+                trainer.agree_on_stop_and_save()  # in all processes; raises an error if a loss is not finite
                 callbacks.on_step_end(trainer)
                 if trainer.epoch_ended:
                     with trainer.evaluation_weights():
-                        trainer.evaluate()
+                        trainer.evaluate()  # adds the epoch to the history, with validation results if due
                         callbacks.on_epoch_end(trainer)
-                trainer.checkpoint_if_due()
+                trainer.checkpoint_if_due()  # has the epoch's entry, and the weights that training goes on with
                 if trainer.should_stop:  # last step, patience, Ctrl-C or SIGTERM in any process
                     break
         trainer.raise_if_interrupted()

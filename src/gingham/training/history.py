@@ -1,5 +1,6 @@
 """The History: loss and accuracy of every step and every epoch."""
 
+import math
 from typing import Any
 
 import torch
@@ -99,6 +100,14 @@ class History:
             f"training pictures {some}; learning rate {rate:g}); try a lower one and another --out, such as "
             f"--set learning_rate={rate / 10:g}"
         )
+
+    def require_finite_validation(self, done: int, loss: float) -> None:
+        """Raise a TrainingError if the validation loss after `done` steps is not finite."""
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss is not finite after step {done}, though the training losses are; try a lower "
+                f"rate and another --out, such as --set learning_rate={self.recipe.learning_rate / 10:g}"
+            )
 
     def entries(self, done: int) -> list[dict[str, Any]]:
         """Return the lines of `history.jsonl`: an entry for each of `done` steps, and for each epoch after its last."""

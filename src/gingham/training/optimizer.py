@@ -115,20 +115,19 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
-        fused = bool(parameters) and all(
-            one.is_cuda for one in parameters
-        )  # the one way that takes a rate that is a tensor
+        # On a GPU the learning rate is a tensor, which the fused kernels alone take.
+        fused = bool(parameters) and all(parameter.is_cuda for parameter in parameters)
         return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused)
-    matrices = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the classifier, last in a network
+    classifier = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the last matrix of a network
     filters = [
-        parameter for parameter in parameters if parameter.ndim > 1 and not any(parameter is one for one in matrices)
+        parameter for parameter in parameters if parameter.ndim > 1 and all(parameter is not c for c in classifier)
     ]
     vectors = [
         parameter for parameter in parameters if parameter.ndim < 2
-    ]  # biases and scales: decay would serve nothing
+    ]  # biases and scales: no decay, it gains nothing
     groups = [
         {"params": filters, "scale": recipe.filter_lr_scale, "filters": True},
-        {"params": matrices, "scale": 1.0, "weight_decay": decay},
+        {"params": classifier, "scale": 1.0, "weight_decay": decay},
         {"params": vectors, "scale": 1.0},
     ]
     return Muon([group for group in groups if group["params"]], rate, momentum)

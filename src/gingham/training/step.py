@@ -92,10 +92,12 @@ class CUDAGraphStep:
     def __init__(self, step: EagerStep, batches: Sequence[Batch]) -> None:
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, StepOutput]] = {}
         make_capturable(step.optimizer)
+        # Without a stream torch captures on the current GPU, which may be another.
+        stream = torch.cuda.Stream(batches[0].images.device)  # type: ignore[no-untyped-call]
         pool = None
         for batch in batches:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
                 output = step(batch)
             pool = graph.pool()  # one memory pool for all, as they never run at once
             self.graphs[len(batch)] = (graph, batch, output)
@@ -153,16 +155,11 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
         except Exception as error:
             if recipe.network in NETWORKS or is_exhausted(error):
                 raise
-            size = len(batch)
-            alone = (
-                " (BatchNorm cannot learn from one value a channel)"
-                if size == 1 and "per channel" in str(error)
-                else ""
-            )
+            size, reason, fix = len(batch), f"{type(error).__name__}, {one_line(error)}", "fix its forward"
+            if size == 1:
+                fix += f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}"
             raise ModelError(
-                f"the network {recipe.network} cannot learn from a batch of {size}{alone}: {type(error).__name__}, "
-                f"{one_line(error)}; fix its forward"
-                + (f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}" * (size == 1))
+                f"the network {recipe.network} cannot learn from a batch of {size}: {reason}; {fix}"
             ) from error
     if num_predicted:
         twin.logits(dummy_batch(num_predicted, model, recipe).images)

@@ -45,14 +45,14 @@ from gingham.training.step import (
 )
 from gingham.training.stop_request import StopRequest
 
-MIN_CHECKPOINT_SECONDS = 1.0  # between checkpoints at the ends of epochs, as a GPU does dozens of epochs a second
+MIN_CHECKPOINT_AGE = 1.0  # seconds, at the end of an epoch: a GPU may do dozens of epochs a second
 
 
 class Trainer:
     """Everything that changes while a network trains: model, optimizer, sampler, history, EMA, step and clock.
 
-    `fit` calls its methods in every process at the same step, the constructor included: there they check that they
-    train the same, and agree on resuming, stopping and checkpoints.
+    `fit` calls its methods in every process at the same step, as some of them communicate. The constructor checks that
+    all processes train the same.
     """
 
     def __init__(
@@ -68,38 +68,41 @@ class Trainer:
         self.options, self.folder, self.context = options, folder, context
         self.device = choose_device(options.device, context.local_rank if context.size > 1 else None)
         self.precision = choose_precision(recipe.precision, self.device)
+        # What rounding depends on: resuming in another one gives a warning.
         self.numeric_environment = state.numeric_environment(self.device, self.precision, context.size)
-        self.seeded_devices = [self.device] if self.device.type == "cuda" else []  # beside the CPU
-        with torch.random.fork_rng(self.seeded_devices):  # the caller's random numbers stay as they are
+        # `fork_rng` restores the generators of these devices and of the CPU for the caller.
+        self.rng_devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(self.rng_devices):
             torch.manual_seed(recipe.seed)
             self.model = _build_model(recipe, train, options.network).to(self.device)
         self.optimizer = build_optimizer(self.model, recipe)
         self.sampler = Sampler(recipe, len(train), self.device, train.block)
         self.history = History(recipe, self.sampler, self.device)
-        self.ema: EMA = {}  # where the recipe has an `ema_decay`
+        self.ema: EMA = {}  # averaged weights by name; stays empty without an `ema_decay`
         self.best: dict[str, torch.Tensor] = {}  # the weights of the best evaluation, with patience
-        self.step = self.first_step = 0  # steps done, and those that this process did not do itself
+        self.step = self.first_step = 0  # steps done, and the step resumed from
         self.total_steps = self.sampler.steps
         self.stop_step = self.total_steps  # earlier once patience has run out
-        self.stop_request = StopRequest()  # `fit` sets the one that receives signals
-        self.interrupted = False  # whether any process was asked to stop
-        self.checkpoint_due = False
+        self.stop_request = StopRequest()  # to this process; `fit` sets the one that receives signals
+        self.interrupted = False  # whether any process had such a request, as last agreed
+        self.checkpoint_due = False  # as last agreed
         self.clock = Clock(self.device)
         self.last_checkpoint = 0.0  # by time.monotonic()
         self.steps_gathered = 0  # steps whose records are of whole batches, and not of this process's shards
 
         self.loss = _build_loss(recipe, options.teachers, self.device, self.precision)
-        # Teachers that were not trained on simulated photos are not asked about them.
+        # If any teacher was not trained on simulated photos, none is asked about them.
         trained_on_photos = all(teacher.recipe.photo_share for teacher in options.teachers)  # true without teachers
         self.mask_photos = recipe.photo_share > 0 and not trained_on_photos
         self.loader = BatchLoader(
             train, recipe, self.sampler, self.device, context.rank, context.size, self.mask_photos
         )
+        # What must be the same in every process, and in a checkpoint to resume from.
         self.settings: dict[str, Any] = {
             "recipe": recipe.to_dict(),
             "fingerprint": train.fingerprint,
             "train_images": len(train),
-            "teachers": list(teacher_checksums(options.teachers)),
+            "teachers": teacher_checksums(options.teachers),
         }
         context.require_same("recipe and data", json.dumps(self.settings))
 
@@ -136,13 +139,17 @@ class Trainer:
         sizes = self.loader.shard_sizes(sorted({int(size) for size in self.history.sizes.tolist()}))
         batches = [dummy_batch(size, self.model, recipe, self.mask_photos) for size in sizes]
         self.model.train()
-        train_step = EagerStep(self.model, self.optimizer, self.loss, self.precision, recipe.hard_share < 1)
-        num_predicted = min(len(self.validation), 500) if self.validation else 0  # at a time, by Classifier.logits
+        with_losses = recipe.hard_share < 1
+        train_step = EagerStep(self.model, self.optimizer, self.loss, self.precision, with_losses)
+        # Warm up with a copy of the model, also for evaluations, which take 500 images at a time. This shows whether
+        # parameters get no gradient, of which DistributedDataParallel must know.
+        num_predicted = min(len(self.validation), 500) if self.validation else 0
         has_unused_parameters = warm_up(self.model, train_step, batches, recipe, num_predicted)
-        train_step = replace(train_step, model=self.context.wrap(self.model, unused=has_unused_parameters))
+        train_step = replace(train_step, model=self.context.data_parallel(self.model, unused=has_unused_parameters))
         if recipe.compile:
             train_step = compile_step(train_step, batches, recipe.network)
-        # The forward of a user's network may do what cannot be captured.
+        # A graph repeats the kernels of one step. It runs none of the Python in a user's network, and cannot repeat
+        # the communication of several processes.
         if self.device.type == "cuda" and self.options.network is None and self.context.size == 1:
             try:
                 return CUDAGraphStep(train_step, batches)
@@ -159,6 +166,7 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """Yield this process's shard of each remaining batch."""
+        # `stop_step` is before the end where a resumed training had already stopped early.
         for batch in self.loader.batches(self.step, self.stop_step):
             if self.options.network is not None:
                 # Dropout in a user's network draws from torch's global generator. It is seeded by the step, so that
@@ -168,12 +176,11 @@ class Trainer:
             yield batch
 
     def record(self, batch: Batch, output: StepOutput) -> None:
-        """Record a step that was taken: in the history, the images' losses and the EMA."""
+        """Count a step, and record it in the history, the losses by image and the EMA."""
         correct = output.correct
         if self.context.size > 1:
-            # Loss and accuracy of this process's shard estimate those of the batch until `_gather_records`. The weight
-            # is 0 for a shard that repeats an image of another, when the batch has fewer images than there are
-            # processes.
+            # Until `_gather_records`, the loss and the number of correct predictions of this shard stand for those of
+            # the batch. The loss is already times the weight, which is 0 for a shard that repeats another's image.
             correct = correct * self.context.size * (batch.weight > 0)
         self.history.record(self.step, output.loss, correct)
         if output.losses is not None and batch.indices is not None:
@@ -184,20 +191,25 @@ class Trainer:
         if self.step == self.total_steps:
             self.clock.stop()  # the weights are final; what follows evaluates and saves them
 
-    def agree(self) -> None:
-        """Agree with the other processes whether to stop and to save; check the losses before either, and every epoch.
+    def agree_on_stop_and_save(self) -> None:
+        """Agree with the other processes whether to stop and to save.
 
-        This is the only collective of most steps beside those of DistributedDataParallel.
+        Before either, and at the end of each epoch, check that losses and weights are finite. This is the only
+        collective of most steps beside those of DistributedDataParallel.
         """
         seconds = time.monotonic() - self.last_checkpoint
-        due = seconds >= self.recipe.checkpoint_seconds or (self.epoch_ended and seconds >= MIN_CHECKPOINT_SECONDS)
-        self.interrupted, self.checkpoint_due = self.context.any(bool(self.stop_request), due)
+        due = seconds >= self.recipe.checkpoint_seconds or (self.epoch_ended and seconds >= MIN_CHECKPOINT_AGE)
+        # The main process alone saves, so its time counts.
+        self.interrupted, self.checkpoint_due = self.context.any(bool(self.stop_request), due and self.context.is_main)
         if self.epoch_ended or self.checkpoint_due or self.interrupted:
             self._gather_records()
             self.history.require_finite(self.step, self.model)
 
     def _gather_records(self) -> None:
-        """Turn the records of this process's shards, which are all of one epoch, into those of whole batches."""
+        """Turn the records of this process's shards since the last call into those of whole batches.
+
+        They must be of the current epoch, the only one whose order the sampler knows.
+        """
         if self.context.size == 1:
             return
         history, sampler, steps = self.history, self.sampler, slice(self.steps_gathered, self.step)
@@ -228,13 +240,20 @@ class Trainer:
         return ema_weights(self.model, self.ema)
 
     def evaluate(self) -> None:
-        """Add the epoch to the history, and evaluate the model on the validation split if that is due."""
+        """Add the epoch to the history, with results on the validation split if they are due.
+
+        Call it inside `evaluation_weights`, as it keeps the weights of the best evaluation.
+
+        Raises
+            TrainingError: the validation loss is not finite.
+        """
         loss = accuracy = None
         if self.validation is not None and self.history.evaluation_due(self.step):
             self.context.broadcast(self.model.buffers())  # BatchNorm statistics of the last step differ by shard
             logits = self.context.map_sharded(self.model.logits, self.validation.images)
             labels = self.validation.labels
             loss = float(F.cross_entropy(logits, labels))
+            self.history.require_finite_validation(self.step, loss)
             accuracy = float((logits.argmax(dim=1) == labels).double().mean())
         self.history.end_epoch(self.step, loss, accuracy)
         if self.recipe.patience and accuracy is not None:
@@ -243,8 +262,8 @@ class Trainer:
                 self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             if since_best >= self.recipe.patience:
                 self.stop_step = self.step
-            if self.should_stop:
-                self.clock.stop()  # only now is it known which weights are final
+            if self.step >= self.stop_step:
+                self.clock.stop()  # again: only this evaluation shows which weights are final
 
     def checkpoint_if_due(self) -> None:
         """Save a checkpoint, in the main process, if it is time to or the training stops."""
@@ -255,15 +274,19 @@ class Trainer:
                 "step": self.step,
                 "train_seconds": self.clock.seconds,
                 "epochs": self.history.epochs,
-                "environment": self.numeric_environment,
+                "environment": self.numeric_environment,  # which is not the Run's
                 "dataset": self.train.dataset,
                 **self.settings,
             }
             save_checkpoint(self.folder, self.step, self._state_tensors(), metadata)
-        self.last_checkpoint = time.monotonic()
+        self.last_checkpoint = time.monotonic()  # also without a folder, so that nothing is due at every step
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of a checkpoint. Every other random draw follows from the seed and the step."""
+        """Return the tensors of a checkpoint.
+
+        The order of the epoch is among them because it may depend on past losses. Every other random draw follows from
+        the seed and the step.
+        """
         parts = {
             "model": self.model.state_dict(),
             "optimizer": state.optimizer_tensors(self.optimizer),
@@ -300,12 +323,14 @@ class Trainer:
 
     def raise_if_interrupted(self) -> None:
         """Raise KeyboardInterrupt, or Terminated if SIGTERM came to this process, if any process was interrupted."""
-        if self.interrupted or (self.stop_request and self.context.size == 1):  # also after the last step
+        # A single process also obeys a signal that came after it last agreed. Several would have to agree again.
+        if self.interrupted or (self.stop_request and self.context.size == 1):
             self.stop_request.stop()
 
     def finish(self) -> Run:
         """Return the run with its final weights."""
-        copy_weights(self.model, self.best or self.ema)  # `best` already holds EMA weights
+        # The best ones with patience, which are those of the EMA already; else the EMA, else the model's own.
+        copy_weights(self.model, self.best or self.ema)
         self.context.broadcast(self.model.buffers())
         self.model.eval()
         train, history = self.train, self.history
@@ -332,7 +357,7 @@ class Trainer:
         return {
             "recipe": self.recipe.name,
             "seed": self.recipe.seed,
-            "device": self.numeric_environment["device"],
+            "device": str(self.device),
             "precision": self.precision,
             "processes": self.context.size,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
