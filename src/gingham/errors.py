@@ -1,10 +1,14 @@
 """Errors that a user can fix. Each message says what was given, what is allowed and what to do next."""
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable, Sequence
 
 MAX_LENGTH = 1500  # characters of a message; a longer one is cut in the middle, because its end says what to do
+EXHAUSTED = re.compile(  # in the words of Python, C++, the system and oneDNN
+    "(?i)memory|bad_alloc|can't start new thread|resource temporarily unavailable|could not create a primitive"
+)
 
 
 class GinghamError(Exception):
@@ -24,14 +28,11 @@ class GinghamError(Exception):
 
 def format_message(message: str) -> str:
     """Return a message as `GinghamError` shows it: one line, printable characters only, at most MAX_LENGTH of them."""
-    message = _shorten(message)
-    return message if message.isprintable() else _shorten("".join(map(_escape, message)))
-
-
-def _shorten(message: str) -> str:
-    return (
-        message if len(message) <= MAX_LENGTH else f"{message[: MAX_LENGTH // 2]} ... {message[5 - MAX_LENGTH // 2 :]}"
-    )
+    if not message.isprintable():
+        message = "".join(map(_escape, message))
+    if len(message) > MAX_LENGTH:
+        message = f"{message[: MAX_LENGTH // 2]} ... {message[5 - MAX_LENGTH // 2 :]}"
+    return message
 
 
 def _escape(character: str) -> str:
@@ -74,35 +75,23 @@ def suggest(word: str, known: Iterable[str]) -> str:
     "; did you mean 'fashion-mnist'? (known: fashion-mnist)"
     """
     names = list(known)
-    close = difflib.get_close_matches(word, names, n=1)
-    listing = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    close, listing = difflib.get_close_matches(word, names, n=1), list_first(names, 20)
     return f"; did you mean {close[0]!r}? (known: {listing})" if close else f"; known: {listing}"
 
 
-def list_differences(differences: Sequence[str]) -> str:
-    """Return the first three differences and the number of the others.
+def list_first(texts: Sequence[str], limit: int, joint: str = ", ") -> str:
+    """Return the first texts of a sequence, and the number of the others if there are more than `limit`.
 
-    >>> list_differences(["seed 1, not 0", "epochs 2, not 3"]), list_differences(list("abcde"))
-    ('seed 1, not 0 and epochs 2, not 3', 'a and b and c and 2 more differences')
+    >>> list_first(["a", "b"], 3), list_first(["a", "b", "c", "d", "e"], 3)
+    ('a, b', 'a, b, c and 2 more')
     """
-    more = f" and {len(differences) - 3} more differences" if len(differences) > 3 else ""
-    return " and ".join(differences[:3]) + more
+    return joint.join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
 
 
 def is_exhausted(error: BaseException | None) -> bool:
     """Return whether an error, or a cause of it, means that memory or threads ran out, in the words of any library."""
-    signs = (
-        "memory",
-        "bad_alloc",
-        "can't start new thread",
-        "resource temporarily unavailable",
-        "could not create a primitive",  # oneDNN
-    )
     while error is not None:
-        message = str(error).lower()
-        if isinstance(error, MemoryError) or (
-            isinstance(error, RuntimeError) and any(sign in message for sign in signs)
-        ):
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and EXHAUSTED.search(str(error))):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from gingham.errors import RecipeError, suggest
+from gingham.errors import RecipeError, list_first, suggest
 
 SMALL_DATASET_IMAGES, MIN_STEPS = 10_000, 500  # with fewer of both, a recipe for tens of thousands of images is adapted
 
@@ -57,9 +57,7 @@ class Recipe:
     batch_size: int = _number(64, 1, 1 << 20)
     optimizer: str = _choice("sgd", "muon")
     learning_rate: float = _number(0.01, 0, 10_000)
-    filter_lr_scale: float = _number(
-        0.4, 0, 1e4, "a number from 0 to 10000: Muon's rate for filters, in learning rates"
-    )
+    filter_lr_scale: float = _number(0.4, 0, 1e4, "from 0 to 10000: Muon's rate for filters, in learning rates")
     warmup: float = _share(0.0, "the steps over which the learning rate rises")
     schedule: str = _choice("constant", "linear", "cosine")
     momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 up to, but not, 1")
@@ -80,9 +78,7 @@ class Recipe:
     compile: bool = _flag("true or false: torch.compile takes a minute, then saves time")
     mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
     std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
-    size: int = _number(
-        0, 0, 4096, "the side of the images in pixels, up to 4096; 0 keeps a common one up to 64, or is 28"
-    )
+    size: int = _number(0, 0, 4096, "the images' side in pixels, up to 4096; 0 keeps a common one up to 64, or is 28")
     validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
     validate_every: int = _number(1, 1, 10**6, "from 1 up: evaluate when the training split's size was seen that often")
     patience: int = _number(0, 0, 10**6, "how many evaluations may pass without a better one; 0 trains to the end")
@@ -172,6 +168,23 @@ def _convert(kind: type, value: Any) -> Any:
     if kind is int and value != int(value):
         raise ValueError
     return kind(value)
+
+
+def describe_changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return how the settings of a training differ from those stored earlier, or an empty string if they do not.
+
+    Both are JSON values: a `recipe`, and beside it the fingerprint of the data and the checksums of the teachers.
+
+    >>> describe_changes({"recipe": {"seed": 1}, "fingerprint": "a"}, {"recipe": {"seed": 2}, "fingerprint": "b"})
+    'fingerprint a, not b and seed 1, not 2'
+    """
+    recipe = stored.get("recipe")
+    before = {"teachers": [], **stored, **Recipe().to_dict(), **(recipe if isinstance(recipe, dict) else {})}
+    now = {**settings, **settings["recipe"]}
+    for key in ("recipe", "checkpoint_seconds"):  # the first is compared field by field; the second changes no weight
+        now.pop(key, None)
+    changes = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
+    return list_first(changes, 3, " and ")
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:

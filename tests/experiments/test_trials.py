@@ -109,7 +109,7 @@ def test_trials_of_another_recipe_or_without_validation_images_are_errors(trial_
     without_validation = gingham.DataSplits(
         data.name, data.train, None, data.test, data.classes, data.fingerprint, data.source
     )
-    with pytest.raises(GinghamError, match="no pictures out"):
+    with pytest.raises(GinghamError, match="no pictures are held out"):
         gingham.trials(recipe, without_validation, range(1), good.folder, progress=False)
 
 

@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from gingham.data.decode import UNREADABLE
 from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
 from gingham.data.splits import DataSplits, Split
+from gingham.errors import list_first
 from gingham.evaluation.metrics import fit_temperature
 from gingham.presets import RECIPES
 from gingham.training.checks import check_labels
@@ -21,7 +22,7 @@ MAX_IMBALANCE = 10  # ratio of the most common class to the rarest
 MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class and of a label that is likely wrong
 MAX_LISTED = 40  # images, or groups of them, that an issue lists
 ImageIndex = tuple[str, int]  # a split's name and an image's index in it
-Groups = list[list[ImageIndex]]
+Groups = list[tuple[ImageIndex, ...]]
 
 
 def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> list[Issue]:
@@ -60,7 +61,7 @@ def _check_files(odd_files: Sequence[tuple[str, str]]) -> Iterator[Issue]:
         (odd, "odd-files", "odd", "see whether they are what they should be"),
     ):
         if rows:
-            evidence = _join([" ".join(row) for row in rows], 8)
+            evidence = list_first([" ".join(row) for row in rows], 8)
             yield Issue(code, f"{_count_are(len(rows), 'file')} {title}", evidence, fix)
 
 
@@ -68,7 +69,7 @@ def _check_classes(data: DataSplits, splits: Sequence[Split]) -> Iterator[Issue]
     for split in splits:
         missing = [name for name, count in split.counts().items() if not count]
         if missing:
-            names = _join(missing)
+            names = list_first(missing, 4)
             title = f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes"
             fix = f"add pictures of {names} to it, or cut the splits anew"
             yield Issue("missing-classes", title, f"it has no picture of {names}", fix)
@@ -98,7 +99,7 @@ def _exact_duplicates(splits: Sequence[Split]) -> Groups:
     for split in splits:
         for index, image in enumerate(split.images.numpy()):
             by_hash[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((split.name, index))
-    return [group for group in by_hash.values() if len(group) > 1]
+    return [tuple(group) for group in by_hash.values() if len(group) > 1]
 
 
 def _near_duplicates(splits: Sequence[Split], exact: Groups) -> Groups:
@@ -116,7 +117,7 @@ def _near_duplicates(splits: Sequence[Split], exact: Groups) -> Groups:
     groups: dict[int, list[ImageIndex]] = defaultdict(list)
     for k in dict.fromkeys(pairs.flatten().tolist()):
         groups[components[k]].append(images[k])
-    return list(groups.values())
+    return [tuple(group) for group in groups.values()]
 
 
 def _check_duplicates(data: DataSplits, splits: Sequence[Split], groups: Groups, kind: str) -> Iterator[Issue]:
@@ -141,8 +142,7 @@ def _check_duplicates(data: DataSplits, splits: Sequence[Split], groups: Groups,
             first_labels = " and ".join(dict.fromkeys(labels[image] for image in found[0]))
             such_as = f"such as {_image_names(splits, found[0])}, labelled {first_labels}"
             evidence = f"{_count(len(found), 'group')} of pictures with {alike}, {such_as}"
-            images = tuple(tuple(group) for group in found[:MAX_LISTED])
-            yield Issue(f"{kind}-duplicates-{code}", title, evidence, fix, images)
+            yield Issue(f"{kind}-duplicates-{code}", title, evidence, fix, tuple(found[:MAX_LISTED]))
 
 
 def _leaks(group: Sequence[ImageIndex]) -> int:
@@ -206,11 +206,7 @@ def _image_indices(splits: Sequence[Split]) -> list[ImageIndex]:
 
 def _image_names(splits: Sequence[Split], images: Sequence[ImageIndex]) -> str:
     files = {split.name: split.files for split in splits}
-    return _join([files[name][k] if files[name] else f"{name} picture {k}" for name, k in images])
-
-
-def _join(names: Sequence[str], limit: int = 4) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return list_first([files[name][k] if files[name] else f"{name} picture {k}" for name, k in images], 4)
 
 
 def _count(number: int, noun: str) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gingham.data.splits import Split
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, list_first
 from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
@@ -136,8 +136,8 @@ def _logits(run: Run, split: Split) -> torch.Tensor:
     if shape != model.input_shape or split.classes != model.classes:
         raise DataError(
             f"{split.dataset} has pictures of {'x'.join(map(str, shape))} in {len(split.classes)} classes "
-            f"({_abbreviate(split.classes)}), the model was trained on {'x'.join(map(str, model.input_shape))} in "
-            f"{len(model.classes)} ({_abbreviate(model.classes)}); evaluate it on data of its own kind"
+            f"({list_first(split.classes, 3)}), the model was trained on {'x'.join(map(str, model.input_shape))} in "
+            f"{len(model.classes)} ({list_first(model.classes, 3)}); evaluate it on data of its own kind"
         )
     if not len(split):
         raise DataError(f"the {split.name} split of {split.dataset} is empty; choose another split")
@@ -184,7 +184,3 @@ def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationRe
         sure_error=sure_error,
         test_openings=list(run.test_openings),
     )
-
-
-def _abbreviate(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

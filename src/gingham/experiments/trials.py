@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from gingham.data.splits import DataSplits, Split
-from gingham.errors import GinghamError, RunError, TrainingError, list_differences
+from gingham.errors import GinghamError, RunError, TrainingError
 from gingham.evaluation.evaluate import correct_predictions, evaluate
 from gingham.evaluation.metrics import mean_interval, proportion_interval
-from gingham.io import locked, read_json, require_writable, write_json
+from gingham.io import locked, read_json, write_json
 from gingham.models.registry import factory_name
-from gingham.recipe import Recipe
+from gingham.recipe import Recipe, describe_changes
 from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load, save
 from gingham.text import duration
 from gingham.training.distillation import teacher_checksums, validate_teachers
@@ -69,17 +69,17 @@ class Trials:
         }
 
     def __str__(self) -> str:
-        values, seeds, spread = self.to_dict(), _format_seeds(self.seeds), self.std
-        lines = [f"{self.mean:.2%} on the {self.split} pictures, one seed alone says nothing of the spread: {seeds}"]
-        if spread is not None and self.interval is not None:
-            low, high = self.interval
-            mean = f"{self.mean:.2%} ± {spread:.2%} on the {self.split} pictures"
+        values, seeds = self.to_dict(), _format_seeds(self.seeds)
+        if self.interval is None:
             lines = [
-                f"{mean}, mean and standard deviation over {seeds}",
-                f"interval  {low:.2%} to {high:.2%} (95 %, of the mean over seeds)",
+                f"{self.mean:.2%} on the {self.split} pictures, one seed alone says nothing of the spread: {seeds}"
             ]
-        for name in ("best", "worst"):
-            lines.append(f"{name:<9} {values[name]['accuracy']:.2%}, seed {values[name]['seed']}")
+        else:
+            low, high = self.interval
+            mean = f"{self.mean:.2%} ± {self.std:.2%} on the {self.split} pictures"
+            lines = [f"{mean}, mean and standard deviation over {seeds}"]
+            lines.append(f"interval  {low:.2%} to {high:.2%} (95 %, of the mean over seeds)")
+        lines += [f"{key:<9} {values[key]['accuracy']:.2%}, seed {values[key]['seed']}" for key in ("best", "worst")]
         if self.dead:
             lines.append(f"dead      {_format_seeds(self.dead)}: no better than always naming the commonest class")
         lines += [f"failed    seed {seed}, not in the mean: {reason}" for seed, reason in self.failed.items()]
@@ -132,11 +132,10 @@ def trials(
     folder, seeds = Path(folder), list(dict.fromkeys(seeds))
     if not seeds:
         raise GinghamError("trials got no seeds; give at least one, better ten")
-    chosen = _choose_split(data, split, recipe)
+    chosen = _choose_split(data, split)
     if options.network is not None:
         recipe = recipe.replace(network=factory_name(options.network))
     validate_teachers(options.teachers, recipe, data.train, data.validation)
-    require_writable(folder)
     with locked(folder, wait=False):
         _write_or_check_manifest(folder, recipe, data, teacher_checksums(options.teachers))
         failed: dict[int, str] = {}
@@ -156,40 +155,32 @@ def trials(
         return _summarize(recipe, folder, trained, failed, chosen, options)
 
 
-def _choose_split(data: DataSplits, name: str, recipe: Recipe) -> Split:
+def _choose_split(data: DataSplits, name: str) -> Split:
     if name not in ("validation", "test"):
         raise GinghamError(f"--split got {name!r}; allowed: validation, test")
     chosen = data.test if name == "test" else data.validation
     if chosen is None:
-        raise GinghamError(
-            f"the recipe {recipe.name} holds no pictures out (validation_images=0), so only the test split is left to "
-            "measure on; say --split test, or hold some out with --set validation_images=5000"
-        )
+        raise GinghamError("no pictures are held out to measure on; say --split test, or --set validation_images=5000")
     return chosen
 
 
 def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, teachers: list[str]) -> None:
     """Write the recipe, data and teachers of the trials in a folder, or check that they are the same as before."""
     held_out = len(data.validation) if data.validation else 0
-    settings = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
-    settings |= {"seed": None, "checkpoint_seconds": None}
-    identity = {"data": data.name, "fingerprint": data.fingerprint, "teachers": teachers}
-    if not (folder / TRIALS_FILE).exists():
-        if any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
-            raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
-        write_json(folder / TRIALS_FILE, {"recipe": settings, **identity})
-        return
-    before = {"teachers": [], **read_json(folder / TRIALS_FILE)}
-    before |= Recipe().to_dict()  # defaults for fields that did not exist yet
-    before |= before["recipe"] if isinstance(before.get("recipe"), dict) else {}
-    wanted = {**settings, "fingerprint": data.fingerprint, "teachers": teachers}
-    changed = [f"{key} {before.get(key)}, not {value}" for key, value in wanted.items() if before.get(key) != value]
-    if changed:
-        raise GinghamError(f"{folder} holds trials with {list_differences(changed)}; give another --out")
+    fields = recipe.replace(validation_images=held_out, size=data.train.size).to_dict()
+    fields |= {"seed": None, "checkpoint_seconds": None}
+    settings = {"recipe": fields, "fingerprint": data.fingerprint, "teachers": teachers}
+    manifest = folder / TRIALS_FILE
+    if manifest.exists():
+        if changes := describe_changes(read_json(manifest), settings):
+            raise GinghamError(f"{folder} holds trials with {changes}; give another --out")
+    elif any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
+        raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
+    else:
+        write_json(manifest, {**settings, "data": data.name})
 
 
 def _run_seed(recipe: Recipe, data: DataSplits, folder: Path, progress: bool, options: FitOptions) -> Run:
-    require_writable(folder)
     with locked(folder, wait=False):  # gingham train may write to the same folder
         if (folder / METADATA_FILE).exists():
             return load(folder, options.network)
@@ -210,9 +201,7 @@ def _summarize(
         correct = correct_predictions(run, split)
         accuracies.append(float(correct.double().mean()))
         if (seconds := run.metrics.get("train_seconds")) is None:
-            raise RunError(
-                f"{run.folder} does not say how long it trained (train_seconds); remove it to train that seed again"
-            )
+            raise RunError(f"{run.folder} does not say its train_seconds; remove it to train that seed again")
         train_seconds.append(float(seconds))
         if proportion_interval(int(correct.sum()), len(correct))[0] <= majority_share:
             dead.append(seed)

@@ -8,8 +8,8 @@ import torch
 
 from gingham.data.sampler import Sampler
 from gingham.device import processor
-from gingham.errors import RunError, list_differences
-from gingham.recipe import Recipe
+from gingham.errors import RunError
+from gingham.recipe import describe_changes
 from gingham.runs.checkpoint import resume_options
 
 Tensors = Mapping[str, torch.Tensor]
@@ -33,15 +33,9 @@ def require_same_settings(metadata: Mapping[str, Any], settings: Mapping[str, An
     Raises
         RunError: some differ; the message names them and the `folder`.
     """
-    recipe = metadata.get("recipe")
-    before = {"teachers": [], **metadata, **Recipe().to_dict(), **(recipe if isinstance(recipe, dict) else {})}
-    now = {**settings, **settings["recipe"]}
-    for key in ("recipe", "checkpoint_seconds"):  # the first is compared field by field; the second changes no weight
-        del now[key]
-    changed = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
-    if changed:
+    if changes := describe_changes(metadata, settings):
         raise RunError(
-            f"the checkpoint in {folder} was made with {list_differences(changed)}; resume with the same settings "
+            f"the checkpoint in {folder} was made with {changes}; resume with the same settings "
             f"({resume_options(metadata)}), or give another --out"
         )
 
