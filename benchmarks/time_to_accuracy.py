@@ -213,10 +213,10 @@ def evaluate_on_test(outcomes: list[dict[str, Any]]) -> list[torch.Tensor]:
         run = gingham.load(outcome["folder"])
         run.model.to(choose_device("auto"))
         outcome["accuracy"] = gingham.evaluate(run, test).accuracy
-        stored = load_predictions(run, "test", test.fingerprint)
+        stored = load_predictions(run, test)
         if stored is None:
             sys.exit(f"the predictions of {outcome['folder']} could not be kept")
-        predictions.append(stored["predicted"])
+        predictions.append(stored)
     return predictions
 
 

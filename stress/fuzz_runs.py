@@ -107,12 +107,13 @@ class RunFolder:
         )
         gingham.save(run, self.folder)
         logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
-        save_predictions(run, "validation", "f", logits, torch.arange(6) % 3)
         self.run = run
         images = torch.randint(256, (12, 1, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
         self.splits = [
             gingham.Split(name, images, torch.arange(12) % 3, CLASSES, "pets", "f") for name in ("train", "validation")
         ]
+        self.predicted_split = gingham.Split("validation", images[:6], torch.arange(6) % 3, CLASSES, "pets", "f")
+        save_predictions(run, self.predicted_split, logits)
         self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
         write_report(
             run, *self.splits, None, judge.folder / "report.html"
@@ -264,19 +265,11 @@ class Weights(RunFolder):
         return self.read
 
     def predictions(self) -> None:
-        predictions = load_predictions(self.run, "validation", "f")
-        if predictions is not None:
-            assert set(predictions) == {"predicted", "confidence", "labels"}
-            assert len({tuple(tensor.shape) for tensor in predictions.values()}) == 1
-            assert predictions["labels"].dim() == 1
-            for name in ("predicted", "labels"):
-                assert predictions[name].dtype == torch.int64
-                assert ((predictions[name] >= 0) & (predictions[name] < len(CLASSES))).all(), (
-                    "a class that there is not"
-                )
-            assert ((predictions["confidence"] >= 0) & (predictions["confidence"] <= 1.001)).all(), (
-                "a confidence that is none"
-            )
+        predicted = load_predictions(self.run, self.predicted_split)
+        if predicted is not None:
+            assert predicted.shape == self.predicted_split.labels.shape
+            assert predicted.dtype == torch.int64
+            assert ((predicted >= 0) & (predicted < len(CLASSES))).all(), "a class that there is not"
 
     def generated_case(self, example: Any) -> Case:
         kind, values = example

@@ -122,10 +122,9 @@ def correct_predictions(run: Run, split: Split) -> torch.Tensor:
     Raises
         DataError, GinghamError: as `evaluate`.
     """
-    cached = load_predictions(run, split.name, split.fingerprint)
-    predicted = (
-        cached["predicted"] if cached and len(cached["labels"]) == len(split) else _logits(run, split).argmax(dim=1)
-    )
+    predicted = load_predictions(run, split)
+    if predicted is None:
+        predicted = _logits(run, split).argmax(dim=1)
     return predicted == split.labels.cpu()
 
 
@@ -147,7 +146,7 @@ def _logits(run: Run, split: Split) -> torch.Tensor:
     logits = model.logits(split.images)
     if run.folder is not None and split.fingerprint == run.data.get("fingerprint"):
         with contextlib.suppress(GinghamError):  # a run in a read-only folder can be evaluated all the same
-            save_predictions(run, split.name, split.fingerprint, logits, split.labels)
+            save_predictions(run, split, logits)
     return logits
 
 

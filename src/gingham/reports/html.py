@@ -125,10 +125,10 @@ def _mistakes(split: Split, logits: torch.Tensor) -> list[dict[str, Any]]:
 
 def _test_result(run: Run, test: Split) -> dict[str, Any] | None:
     """Return the accuracy that the predictions of an earlier evaluation give, or None if there was none."""
-    predictions = load_predictions(run, "test", test.fingerprint)
-    if predictions is None:
+    predicted = load_predictions(run, test)
+    if predicted is None:
         return None
-    correct, total = int((predictions["predicted"] == predictions["labels"]).sum()), len(predictions["labels"])
+    correct, total = int((predicted == test.labels).sum()), len(test)
     return {"accuracy": correct / total, "interval": proportion_interval(correct, total), "total": total}
 
 
