@@ -41,7 +41,7 @@ def main() -> None:
         )
     run.folder = None  # the rounded model is evaluated, with its own test openings
     run.test_openings = []
-    halve(run.model)
+    run.model.load_state_dict(halve(run.model.state_dict()))
     calibrate(run, data.validation)
     new = scores(run, data, arguments.photos)
     if (PACKAGED / METADATA_FILE).exists():

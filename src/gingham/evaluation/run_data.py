@@ -26,8 +26,7 @@ def load_run_data(
         raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
     if is_original and name not in REGISTRY and not Path(name).exists():
         raise DataError(
-            f"{name}, which {folder} was trained on, is not there any more; put it back (evaluate and export take "
-            "another place with --data)"
+            f"{name}, which {folder} was trained on, is gone; put it back (evaluate and export also take --data)"
         )
     # A folder of IDX files has only class numbers, so the names are the model's.
     _, height, width = run.model.input_shape

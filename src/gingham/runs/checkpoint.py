@@ -9,9 +9,8 @@ import hashlib
 import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +29,7 @@ NUM_KEPT = 2
 METADATA_KEY = "metadata"  # a tensor with the metadata as JSON bytes, so that one checksum covers everything
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """The state that a training resumes from: tensors by name, and metadata as JSON values."""
 
     tensors: dict[str, torch.Tensor]
@@ -122,9 +120,7 @@ def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
     try:
         tensors = load(data)
         metadata = json.loads(tensors.pop(METADATA_KEY).numpy().tobytes())
-        if not isinstance(metadata, dict):
-            raise ValueError(f"its facts are a {type(metadata).__name__}, not an object")
-        return Checkpoint(tensors, metadata)
+        return Checkpoint(tensors, dict(metadata))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise RunError(
             f"{folder / FOLDER} holds no checkpoint of gingham ({one_line(error)}); remove it to start over"
@@ -164,9 +160,8 @@ def _manifests(folder: Path) -> list[Path]:
 
 
 def _remove_except(folder: Path, names: set[str]) -> None:
-    for suffix in ("json", "safetensors"):  # manifests first, so that no manifest lacks its state
-        for path in (folder / FOLDER).glob(f"step-*.{suffix}"):
+    # Manifests first, so that no manifest lacks its state, and last the files of a process killed while writing.
+    for pattern in ("step-*.json", "step-*.safetensors", ".step-*"):
+        for path in (folder / FOLDER).glob(pattern):
             if path.stem not in names:
                 path.unlink(missing_ok=True)
-    for temporary in (folder / FOLDER).glob(".step-*"):  # of a process killed while writing
-        temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from gingham.errors import GinghamError, RunError, one_line
 from gingham.io import (
     locked,
-    parse_json,
     read_json,
     read_tensors,
     require_regular_file,
@@ -24,7 +24,7 @@ from gingham.models.classifier import Classifier
 from gingham.models.registry import NetworkFactory, build_classifier, factory_name
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint, load_checkpoint, remove_checkpoints, resume_options
-from gingham.runs.schema import require_format, validate_history_entry, validate_metadata
+from gingham.runs.schema import parse_history_entry, require_format, validate_metadata
 
 SECTIONS = ("data", "metrics", "environment", "test_openings")  # of model.json, as in the Run
 FORMAT = 2  # 1 was used before the first release
@@ -79,8 +79,8 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     """Write a run folder and return its path: `model.safetensors`, `history.jsonl`, and last `model.json`, which marks
     the run as finished. Then remove the checkpoints of the training.
 
-    With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Call `halve`
-    first, so that the saved model is the one that was measured.
+    With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Load what
+    `halve` returns into the model first, so that the saved model is the one that was measured.
 
         gingham.save(run, "runs/fast")
 
@@ -92,9 +92,7 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     if (folder / METADATA_FILE).exists() and run.folder != folder:
         raise RunError(f"{folder} already holds a finished run; choose another folder")
     tensors = run.model.state_dict()
-    if halved:
-        tensors = {name: tensor.half() if _is_filter(tensor) else tensor for name, tensor in tensors.items()}
-    write_tensors(folder / WEIGHTS_FILE, tensors)
+    write_tensors(folder / WEIGHTS_FILE, halve(tensors) if halved else tensors)
     write_text(folder / HISTORY_FILE, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
     run.folder = folder
     write_json(folder / METADATA_FILE, {**run.metadata(), "weights_sha256": sha256(folder / WEIGHTS_FILE)})
@@ -102,12 +100,9 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     return folder
 
 
-def halve(model: Classifier) -> None:
-    """Round a model's filters and matrices to 16-bit floats, in place, for `save` with `halved`."""
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if _is_filter(tensor):
-                tensor.copy_(tensor.half().float())
+def halve(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model, with its filters and matrices as 16-bit floats."""
+    return {name: tensor.half() if _is_filter(tensor) else tensor for name, tensor in tensors.items()}
 
 
 def _is_filter(tensor: torch.Tensor) -> bool:
@@ -190,12 +185,11 @@ def _explain_missing_run(folder: Path) -> str:
 
 
 def _require_network(folder: Path, name: str, factory: NetworkFactory | None) -> None:
-    is_own = ":" in name
-    if factory is None and is_own:
-        raise RunError(f"{folder} is a run of your own network {name}; give it again with --model {name}")
-    if factory is not None and factory_name(factory) != name:
-        remedy = f"give --model {name}" if is_own else "leave --model out"
-        raise RunError(f"{folder} is a run of the network {name}, not of {factory_name(factory)}; {remedy}")
+    given = None if factory is None else factory_name(factory)
+    needed = name if ":" in name else None
+    if given != needed:
+        remedy = f"give --model {name}" if needed else "leave --model out"
+        raise RunError(f"{folder} is a run of the network {name}, not of {given or 'a built-in one'}; {remedy}")
 
 
 def _load_weights(model: Classifier, path: Path) -> None:
@@ -214,10 +208,8 @@ def _load_weights(model: Classifier, path: Path) -> None:
 def _read_history(path: Path) -> list[dict[str, Any]]:
     try:
         require_regular_file(path)
-        entries = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for number, entry in enumerate(entries, 1):
-            validate_history_entry(entry, number)
-        return entries
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [parse_history_entry(line, number) for number, line in enumerate(lines, 1)]
     except FileNotFoundError:
         return []  # a model can be used without its training history
     except (OSError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gingham.errors import RunError
+from gingham.io import parse_json
 from gingham.text import is_plain_name
 
 MAX_NUMBER, MAX_INTEGER = 3.5e38, 2**53  # the range of float32, and that of the integers exact in float64
@@ -74,14 +75,11 @@ class FormatError(RunError):
 
 def require_format(path: Path, version: Any, known: int, remedy: str) -> None:
     """Raise a FormatError if the file at `path` says that it has an older or newer format than the `known` one."""
-    if isinstance(version, int) and version > known:
-        raise FormatError(
-            f"{path} is of format {version}, newer than {known}, the newest this gingham reads; update gingham"
-        )
-    if isinstance(version, int) and version < known:
-        raise FormatError(
-            f"{path} is of format {version}, from before the release 0.1.0, and is not read any more; {remedy}"
-        )
+    if isinstance(version, int) and version != known:
+        reason = f"newer than {known}, the newest this gingham reads; update gingham"
+        if version < known:
+            reason = f"from before the release 0.1.0, and is not read any more; {remedy}"
+        raise FormatError(f"{path} is of format {version}, {reason}")
 
 
 def validate_metadata(metadata: Mapping[str, Any]) -> None:
@@ -97,25 +95,26 @@ def validate_metadata(metadata: Mapping[str, Any]) -> None:
         _require(metadata[section], present, f" in {section}")
 
 
-def validate_history_entry(entry: Any, number: int) -> None:
-    """Raise a ValueError unless the history entry on line `number`, of a step or an epoch, has the numbers of a curve.
+def parse_history_entry(line: str, number: int) -> dict[str, Any]:
+    """Return the history entry on line `number`, of a step or an epoch. What an epoch lacks of EVALUATION is None.
 
-    Set the validation loss and accuracy that an epoch's entry lacks to None.
-
-    >>> validate_history_entry({"step": 1, "learning_rate": 0.1, "accuracy": 0.5}, 1)
+    >>> parse_history_entry('{"step": 1, "learning_rate": 0.1, "accuracy": 0.5}', 1)
     Traceback (most recent call last):
     ValueError: loss is missing in line 1
+
+    Raises
+        ValueError: it is not a JSON object, or has not the numbers of a curve.
     """
+    entry = parse_json(line)
     if not isinstance(entry, dict):
         raise ValueError(f"line {number} is not a JSON object")
-    if "learning_rate" in entry:
-        _require(entry, STEP, f" in line {number}")
+    rules = STEP if "learning_rate" in entry else {}
     if "epoch" in entry:
-        _require(entry, EPOCH, f" in line {number}")
-        for key in EVALUATION:
-            entry.setdefault(key, None)
-        if any(entry[key] is not None for key in EVALUATION):
-            _require(entry, EVALUATION, f" in line {number}")
+        entry = {**entry, **{key: entry.get(key) for key in EVALUATION}}
+        is_evaluated = any(entry[key] is not None for key in EVALUATION)
+        rules = {**rules, **EPOCH, **(EVALUATION if is_evaluated else {})}
+    _require(entry, rules, f" in line {number}")
+    return entry
 
 
 def _require(values: Mapping[str, Any], rules: Mapping[str, Rule], where: str = "") -> None:
