@@ -71,42 +71,38 @@ def compare(
     survey data" (1988), for resampling one seed fewer than there are.
     """
     folders = [Path(a), Path(b)]
-    for folder in folders:
-        if not folder.is_dir():
-            raise GinghamError(f"there is no folder {folder}; give two run folders, or two folders of trials")
+    sides = [_load_runs(folder, networks) for folder in folders]
     is_trials, other_is_trials = ((folder / TRIALS_FILE).exists() for folder in folders)
     if is_trials != other_is_trials:
-        raise GinghamError(
-            f"one of {a} and {b} is a single run and the other a set of trials; compare two of a kind: gingham trials "
-            "trains a recipe over seeds"
-        )
-    measured = []
-    for folder in folders:
-        runs = [_load(path, networks) for path in (_seed_folders(folder) if is_trials else [folder])]
-        split = splits(runs[0])
-        measured.append((split, torch.stack([correct_predictions(run, split) for run in runs])))
-    (split_a, correct_a), (split_b, correct_b) = measured
+        raise GinghamError(f"one of {a} and {b} is a single run and the other a set of trials; compare two of a kind")
+    split_a, split_b = (splits(runs[0]) for runs in sides)
     if split_a.fingerprint != split_b.fingerprint or not torch.equal(split_a.labels, split_b.labels):
         raise GinghamError(
             f"{a} and {b} were not measured on the same pictures ({split_a.dataset}, {len(split_a)} and "
             f"{split_b.dataset}, {len(split_b)}); compare on data and validation_images they share"
         )
+    correct_a = torch.stack([correct_predictions(run, split_a) for run in sides[0]])
+    correct_b = torch.stack([correct_predictions(run, split_b) for run in sides[1]])
+    names = (f"{a} (A)", f"{b} (B)")
     if is_trials:
-        return _compare_trials(correct_a, correct_b, (str(a), str(b)), split_a.name)
-    return _compare_runs(correct_a[0], correct_b[0], (str(a), str(b)), split_a.name)
+        return _compare_trials(correct_a, correct_b, names, split_a.name)
+    return _compare_runs(correct_a[0], correct_b[0], names, split_a.name)
+
+
+def _load_runs(folder: Path, networks: Sequence[NetworkFactory]) -> list[Run]:
+    """Return the finished runs of a folder of trials, in the order of their seeds, or the run of any other folder."""
+    if not (folder / TRIALS_FILE).exists():
+        return [_load(folder, networks)]
+    seed_folders = [path.parent for path in folder.glob(f"seed-*/{METADATA_FILE}")]
+    if not seed_folders:
+        raise RunError(f"no seed in {folder} is finished; go on with gingham trials --out {folder}")
+    return [_load(path, networks) for path in sorted(seed_folders, key=lambda path: natural_key(path.name))]
 
 
 def _load(folder: Path, networks: Sequence[NetworkFactory]) -> Run:
     file = folder / METADATA_FILE
     name = read_json(file).get("network") if networks and file.exists() else None
     return load(folder, next((factory for factory in networks if factory_name(factory) == name), None))
-
-
-def _seed_folders(folder: Path) -> list[Path]:
-    folders = [path.parent for path in folder.glob(f"seed-*/{METADATA_FILE}")]
-    if not folders:
-        raise RunError(f"no seed in {folder} is finished; go on with gingham trials --out {folder}")
-    return sorted(folders, key=lambda path: natural_key(path.name))
 
 
 def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split: str) -> Comparison:
@@ -122,17 +118,17 @@ def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split:
     )
     if p_value < SIGNIFICANCE:
         verdict = (
-            f"On these {n:,} {split} pictures {_winner(difference, names)} is better by {100 * abs(difference):.2f} "
+            f"On these {n:,} {split} pictures {names[difference > 0]} is better by {100 * abs(difference):.2f} "
             f"points ({details}). That is about these two networks; whether one recipe is better takes gingham trials."
         )
     else:
         needed = math.ceil(1.96**2 * ((only_a + only_b) / n) / difference**2) if difference else 0
-        estimate = (
+        advice = (
             f"If the difference is what it seems, about {needed:,} pictures would show it; to" if needed > n else "To"
         )
         verdict = (
-            f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) on {n:,} {split} pictures "
-            f"({details}). {estimate} tell recipes apart, compare gingham trials over seeds."
+            f"No evidence of a difference between {names[0]} and {names[1]} on {n:,} {split} pictures "
+            f"({details}). {advice} tell recipes apart, compare gingham trials over seeds."
         )
     interval = paired_interval(only_b, only_a, n)
     return Comparison("runs", split, accuracies, difference, interval, p_value, verdict, None)
@@ -143,8 +139,7 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     n, sizes = a.shape[1], (len(a), len(b))
     if min(sizes) < 2:
         raise GinghamError(
-            f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; at least 2 each are needed, better "
-            "ten: gingham trials --seeds 10"
+            f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; both need 2, better 10 (--seeds 10)"
         )
     accuracies = (float(a.double().mean()), float(b.double().mean()))
     difference = accuracies[1] - accuracies[0]
@@ -157,10 +152,10 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
         "pictures"
     )
     if p_value < SIGNIFICANCE:
-        verdict = f"{_winner(difference, names)} is better by {100 * abs(difference):.2f} points ({details})."
+        verdict = f"{names[difference > 0]} is better by {100 * abs(difference):.2f} points ({details})."
         return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, None)
     more_seeds, advice = _describe_seeds_needed(variance, difference, n)
-    verdict = f"No evidence of a difference between {names[0]} (A) and {names[1]} (B) ({details}). {advice}"
+    verdict = f"No evidence of a difference between {names[0]} and {names[1]} ({details}). {advice}"
     return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, more_seeds)
 
 
@@ -215,24 +210,15 @@ def _describe_seeds_needed(variance: _Variance, difference: float, n: int) -> tu
     """Return how many more seeds on each side would make this difference significant, and a sentence that says so."""
     if not difference:
         return None, "The means are equal; no number of seeds would show a difference that is not there."
-
-    def is_significant(more_seeds: int) -> bool:
-        return variance.half_width(more_seeds) < abs(difference)
-
-    if not is_significant(10**6):
-        return None, (
-            f"If the difference is what it seems, no number of seeds would show it on {n:,} pictures: more pictures "
-            "are needed."
-        )
-    more = 1 + bisect_left(range(1, 1001), True, key=is_significant)
-    if more > 1000:
-        return None, "If the difference is what it seems, over 1,000 more seeds on each side would show it."
-    seeds = "seed" if more == 1 else "seeds"
-    return more, f"If the difference is what it seems, about {more} more {seeds} on each side would show it."
-
-
-def _winner(difference: float, names: Sequence[str]) -> str:
-    return f"{names[1]} (B)" if difference > 0 else f"{names[0]} (A)"
+    candidates = range(1, 10**6)
+    more = 1 + bisect_left(candidates, True, key=lambda more: variance.half_width(more) < abs(difference))
+    if more not in candidates:
+        answer = f"no number of seeds would show it on {n:,} pictures: more pictures are needed"
+    elif more > 1000:
+        answer = "over 1,000 more seeds on each side would show it"
+    else:
+        answer = f"about {more} more seed{'s' * (more > 1)} on each side would show it"
+    return more if more <= 1000 else None, f"If the difference is what it seems, {answer}."
 
 
 def _format_p(value: float) -> str:
