@@ -68,7 +68,12 @@ def processor() -> str:
     processor()        # "AMD EPYC (AVX512)", "Intel(R) Xeon(R) Processor (AVX512 with AMX)"
     """
     instructions = torch.backends.cpu.get_cpu_capability() + (" with AMX" if _cpu_has("amx_tile") else "")
-    return f"{_processor_name()} ({instructions})"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name} ({instructions})"
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -138,11 +143,3 @@ def _power_limit(device: torch.device) -> str:
         return f"{float(output):.0f} W"
     except (OSError, ValueError, AttributeError, subprocess.SubprocessError):
         return "power limit unknown"
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

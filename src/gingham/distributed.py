@@ -64,11 +64,8 @@ class DistributedContext:
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether it is true in any process."""
-        if self.size == 1:
-            return flags
-        values = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-        return tuple(bool(value) for value in values.tolist())
+        counts = self.add(torch.tensor(flags, dtype=torch.int32))
+        return tuple(count > 0 for count in counts.tolist())
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with those of process 0."""

@@ -32,17 +32,15 @@ def draw_contact_sheet(
     shown = classes[:40]
     height = images.shape[-2] / images.shape[-1]
     figure = Figure(figsize=(1.9 + 0.72 * per_class, 0.7 + 0.74 * height * len(shown)), facecolor=PAPER)
-    grid = figure.add_gridspec(len(shown), per_class, left=0.165, right=0.99, top=1 - 0.55 / figure.get_figheight(),
-                               bottom=0.02, wspace=0.06, hspace=0.06)  # fmt: skip
+    figure.subplots_adjust(0.165, 0.02, 0.99, 1 - 0.55 / figure.get_figheight(), wspace=0.06, hspace=0.06)
+    grid = figure.subplots(len(shown), per_class, squeeze=False)
     for row, label in enumerate(shown):
-        indices = (labels == row).nonzero().flatten()[:per_class].tolist()
-        for column in range(per_class):
-            axes = figure.add_subplot(grid[row, column])
+        first, indices = grid[row, 0], (labels == row).nonzero().flatten()[:per_class].tolist()
+        first.text(-0.15, 0.5, label, transform=first.transAxes, ha="right", va="center", fontsize=11, color=INK)
+        for axes, index in zip(grid[row], indices, strict=False):
+            draw_image(axes, images[index])
+        for axes in grid[row, len(indices) :]:
             axes.axis("off")
-            if column < len(indices):
-                draw_image(axes, images[indices[column]])
-            if column == 0:
-                axes.text(-0.15, 0.5, label, transform=axes.transAxes, ha="right", va="center", fontsize=11, color=INK)
     rest = f", the first {len(shown)} of {len(classes)} classes" if len(shown) < len(classes) else ""
     title = f"{name}: training pictures by class{rest}{_grey_note(images)}"
     figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title, fontsize=12, color=INK, va="center")
@@ -54,7 +52,6 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
     figure = Figure(figsize=(7, 5), facecolor=PAPER, layout="constrained")
     for number, (image, name) in enumerate(zip(images[:6], names, strict=False), 1):
         axes = figure.add_subplot(2, 3, number)
-        axes.axis("off")
         draw_image(axes, image)
         axes.set_title(name, fontsize=12, color=INK)
     title = f"the first {min(6, len(images))} of a batch of {len(images)}{_grey_note(images)}"
@@ -96,9 +93,8 @@ def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, traini
     if evaluations:
         x, y = [entry["epoch"] for entry in evaluations], [scale * entry[f"validation_{key}"] for entry in evaluations]
         axes.plot(x, y, color=RUST, lw=1.8, marker="o", label="validation", clip_on=False)
-    axes.set(xlabel="epoch", ylabel=label)
+    axes.set(xlabel="epoch", ylabel=label, xlim=(0, end_epochs[-1]))
     axes.ticklabel_format(useOffset=False)
-    axes.set_xlim(0, end_epochs[-1])
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
 
@@ -160,7 +156,6 @@ def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torc
         figure.text(0.012, 1 - top / height, title, fontsize=11, color=INK, weight="bold", va="bottom")
     for left, top, image, caption in cells:
         axes = figure.add_axes((left / 10, 1 - (top + 0.9) / height, 0.085, 0.85 / height))
-        axes.axis("off")
         draw_image(axes, image)
         axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=INK)
     return write_figure(figure, file)
@@ -188,7 +183,8 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 
 
 def draw_image(axes: Any, image: torch.Tensor) -> None:
-    """Draw an image, uint8 (C, H, W), on matplotlib axes; bright pixels of grey images are shown dark."""
+    """Draw an image, uint8 (C, H, W), in place of matplotlib axes; bright pixels of grey images are shown dark."""
+    axes.axis("off")
     pixels = image.permute(1, 2, 0).numpy()
     axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=255)
 

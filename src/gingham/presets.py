@@ -54,19 +54,9 @@ PHOTO = FAST_94.replace(name="photo", network="broad", epochs=48, hard_share=1.0
 ACCURATE = FAST_94.replace(name="accurate", network="huge", epochs=100)
 # For one GPU, whose seconds are some hundred of a CPU's.
 GPU_94 = FAST_94.replace(name="gpu-94", network="huge", epochs=30, batch_size=1024, validate_every=1000)
-GPU_95 = FAST_94.replace(
-    name="gpu-95", network="giant", epochs=100, batch_size=1024, shift_pixels=2, validate_every=1000
-)
-GPU_96 = FAST_94.replace(
-    name="gpu-96",
-    network="wrn-16-4",
-    epochs=45,
-    batch_size=512,
-    hard_share=1.0,
-    cutmix=0.5,
-    shift_pixels=2,
-    flip="random",
-    validate_every=1000,
+GPU_95 = GPU_94.replace(name="gpu-95", network="giant", epochs=100, shift_pixels=2)
+GPU_96 = GPU_95.replace(
+    name="gpu-96", network="wrn-16-4", epochs=45, batch_size=512, hard_share=1.0, cutmix=0.5, flip="random"
 )
 GPU_BEST = GPU_96.replace(
     name="gpu-best",
