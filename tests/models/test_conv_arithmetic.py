@@ -1,8 +1,13 @@
+import dataclasses
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gingham.models.conv_arithmetic import Field, Window, output_size
+from gingham.models.conv_arithmetic import Field, Window, output_size, read_windows
 
 windows = st.builds(Window, st.integers(1, 7), st.integers(1, 4), st.integers(0, 3), st.integers(1, 3))
 
@@ -28,7 +33,7 @@ def test_output_size_matches_max_pool1d(size, window, ceil_mode):
     except RuntimeError:
         return
     if size + 2 * window.padding >= window.span:
-        assert output_size(size, window, ceil_mode) == expected
+        assert output_size(size, dataclasses.replace(window, ceil_mode=ceil_mode)) == expected
 
 
 @given(st.lists(windows, min_size=1, max_size=4))
@@ -56,3 +61,33 @@ def test_sizes_and_fields_of_the_article_network():
     assert sizes[1:] == [26, 24, 22, 11, 11, 9, 7, 7, 1]
     assert [field.size for field in fields[1:]] == [3, 5, 7, 8, 8, 12, 16, 16, 28]
     assert [field.jump for field in fields[1:]] == [1, 1, 1, 2, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("layer", "height", "width"),
+    [
+        (nn.Conv2d(1, 1, 3), Window(3), Window(3)),
+        (nn.Conv2d(1, 1, (5, 2), (1, 2), (2, 0), (3, 1)), Window(5, 1, 2, 3), Window(2, 2, 0, 1)),
+        (nn.Conv2d(1, 1, 3, padding="same"), Window(3, 1, 1), Window(3, 1, 1)),
+        (nn.MaxPool2d(2), Window(2, 2), Window(2, 2)),
+        (nn.MaxPool2d((3, 4), 1, 1, 2), Window(3, 1, 1, 2), Window(4, 1, 1, 2)),
+        (nn.MaxPool2d(3, 2, ceil_mode=True), Window(3, 2, ceil_mode=True), Window(3, 2, ceil_mode=True)),
+        (nn.AvgPool2d((3, 2)), Window(3, 3), Window(2, 2)),
+        (nn.AvgPool2d(3, (2, 1), 1, True, False), Window(3, 2, 1, 1, True), Window(3, 1, 1, 1, True)),
+    ],
+)
+def test_windows_are_read_from_the_operation_of_a_layer(layer, height, width):
+    read = []
+
+    class Reader(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            read.extend(read_windows(func.overloadpacket.__name__, args))
+            return func(*args, **kwargs or {})
+
+    with torch.no_grad(), Reader():
+        layer(torch.zeros(1, 1, 40, 40))
+    assert read == [height, width]
+
+
+def test_one_dimensional_convolutions_have_no_windows():
+    assert read_windows("convolution", [torch.zeros(1, 1, 9), torch.zeros(1, 1, 3)]) == []

@@ -283,6 +283,31 @@ def test_attention_sees_all_of_the_image():
     assert sum(layer.parameters for layer in summary.layers) == summary.parameters
 
 
+def test_mean_along_one_axis_sees_it_from_end_to_end():
+    class Rows(nn.Module):
+        def forward(self, x):
+            return x * x.mean(dim=3, keepdim=True)
+
+    summary = summarize(nn.Sequential(nn.Conv2d(1, 2, 3), Rows()), (1, 9, 12))
+    assert summary.receptive_field == [3, 12]
+
+
+def test_one_position_of_a_map_sees_no_more_than_it_did_there():
+    class Centre(nn.Module):
+        def forward(self, x):
+            return x.flatten(2)[:, :, 24]
+
+    assert summarize(nn.Sequential(nn.Conv2d(1, 2, 3), Centre()), (1, 9, 9)).receptive_field == 3
+
+
+def test_operations_that_change_the_shape_in_place_are_traced():
+    class Columns(nn.Module):
+        def forward(self, x):
+            return x[:, :, :1].clone().squeeze_(2).transpose_(1, 2)
+
+    assert summarize(nn.Sequential(nn.Conv2d(1, 2, 3), Columns()), (1, 9, 9)).receptive_field == 3
+
+
 def test_untraceable_operations_have_no_receptive_field():
     class Rolled(nn.Module):
         def forward(self, x):

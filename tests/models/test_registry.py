@@ -1,4 +1,5 @@
 import pytest
+from torch import nn
 
 import gingham
 from gingham import ModelError
@@ -8,7 +9,7 @@ from gingham.models.registry import build_classifier, import_network
 def test_networks_that_do_not_fit_are_an_error():
     with pytest.raises(ModelError, match="unknown network 'articel'; did you mean 'article'"):
         build_classifier("articel", ["a"], (1, 28, 28))
-    with pytest.raises(ModelError, match="cannot take pictures of 1x20x20"):
+    with pytest.raises(ModelError, match=r"1x20x20 is too small: it ran out at conv8 \(Conv2d\)"):
         build_classifier("article", ["a"], (1, 20, 20))
     with pytest.raises(
         ModelError, match=r"turns one picture of 1x32x32 into \(1, 90\), where \(1, 10\) logits are needed"
@@ -16,6 +17,15 @@ def test_networks_that_do_not_fit_are_an_error():
         build_classifier("article", list("0123456789"), (1, 32, 32))
     with pytest.raises(ModelError, match="mean has 3 numbers for pictures of 1 channels"):
         build_classifier("article", list("0123456789"), (1, 28, 28), mean=(0.1, 0.2, 0.3))
+
+
+def test_outputs_other_than_a_tensor_are_an_error():
+    class Listed(nn.Flatten):
+        def forward(self, x):
+            return [super().forward(x)]
+
+    with pytest.raises(ModelError, match="the network 'listed' cannot take pictures of 1x2x2"):
+        build_classifier("listed", list("abcd"), (1, 2, 2), factory=Listed)
 
 
 @pytest.mark.parametrize(

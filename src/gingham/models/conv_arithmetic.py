@@ -3,17 +3,20 @@
 Source: Dumoulin & Visin, "A guide to convolution arithmetic for deep learning" (arXiv 1603.07285) and
 Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks" (distill.pub, 2019)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Window:
-    """A layer that slides over one axis: a convolution or a pooling."""
+    """A layer that slides over one axis: a convolution or a pooling. `ceil_mode` rounds its output size up."""
 
     kernel: int
     stride: int = 1
     padding: int = 0
     dilation: int = 1
+    ceil_mode: bool = False
 
     @property
     def span(self) -> int:
@@ -37,7 +40,7 @@ class Field:
         return Field(self.size + (window.span - 1) * self.jump, self.jump * window.stride)
 
 
-def output_size(size: int, window: Window, ceil_mode: bool = False) -> int:
+def output_size(size: int, window: Window) -> int:
     """Return floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, rounded up instead with `ceil_mode`.
 
     >>> output_size(28, Window(kernel=3)), output_size(22, Window(kernel=2, stride=2))
@@ -46,8 +49,31 @@ def output_size(size: int, window: Window, ceil_mode: bool = False) -> int:
     It is below 1 if the dilated window is wider than the padded input.
     """
     last_start = size + 2 * window.padding - window.span
-    steps = -(-last_start // window.stride) if ceil_mode else last_start // window.stride
+    steps = -(-last_start // window.stride) if window.ceil_mode else last_start // window.stride
     # With ceil_mode the last window must start inside the input or its left padding (as in torch.nn.MaxPool2d).
-    if ceil_mode and steps * window.stride >= size + window.padding:
+    if window.ceil_mode and steps * window.stride >= size + window.padding:
         steps -= 1
     return steps + 1
+
+
+# What the arguments of aten's poolings are after the first, the image. Those at the end may be missing.
+_POOLINGS = {
+    "max_pool2d_with_indices": ("kernel", "stride", "padding", "dilation", "ceil_mode"),
+    "avg_pool2d": ("kernel", "stride", "padding", "ceil_mode"),
+}
+
+
+def read_windows(operation: str, args: Sequence[Any]) -> list[Window]:
+    """Return what a 2D convolution or pooling slides along height and width, nothing for other aten operations."""
+    if operation == "convolution" and args[1].dim() == 4:
+        values = {"kernel": args[1].shape[2:], "stride": args[3], "padding": args[4], "dilation": args[5]}
+    elif operation in _POOLINGS:
+        values = dict(zip(_POOLINGS[operation], args[1:], strict=False))
+        values["stride"] = values.get("stride") or values["kernel"]
+    else:
+        return []
+    # One number, in a list or not, is for both axes.
+    axes: list[dict[str, Any]] = [
+        {name: value if isinstance(value, int) else value[axis] for name, value in values.items()} for axis in (0, -1)
+    ]
+    return [Window(**numbers) for numbers in axes]

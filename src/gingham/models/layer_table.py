@@ -22,11 +22,14 @@ class Slide:
     window: Window
     size: int
     before: Field | None
-    rounding: str  # of the output size: "floor" or "ceil"
 
     @property
     def out_size(self) -> int:
-        return output_size(self.size, self.window, self.rounding == "ceil")
+        return output_size(self.size, self.window)
+
+    @property
+    def rounding(self) -> str:
+        return "ceil" if self.window.ceil_mode else "floor"
 
     def arithmetic(self, compact: bool) -> list[str]:
         """Return the formulas of output size, field and jump with their numbers; only the size for an unknown field."""

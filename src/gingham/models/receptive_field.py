@@ -1,55 +1,88 @@
 """Trace the receptive fields of all tensors of a forward pass, operation by operation.
 
-`conv_arithmetic.py` has the arithmetic of one layer. This module adds everything that a network does between layers:
-joining branches, reshapes, patches, strided slices, global pooling. `pixel_view.py` has the views that it traces.
+A tensor's `View` says which image pixels each of its positions sees. Its coordinates are tensors themselves, so that a
+reshape, a slice or a transposition needs no arithmetic: it is applied to the coordinates as well. Padding continues
+the coordinates beyond the image, so that fields are not cut off at its borders.
+
+`conv_arithmetic.py` has the arithmetic of one layer.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
-from gingham.models.conv_arithmetic import Window
-from gingham.models.pixel_view import UNKNOWN, Atom, Dimension, View, feature_dim, is_spatial, join
-
-HEIGHT_AND_WIDTH = (-2, -1)  # the spatial dimensions of a feature map
+from gingham.models.conv_arithmetic import Window, read_windows
 
 
-@dataclass(frozen=True)
-class Operation:
-    """An aten operation with one of its outputs.
+@dataclass(frozen=True, eq=False)
+class Span:
+    """The image pixels that a tensor's positions see along height or width: those from `low` to `high`.
 
-    `traced` has the views of its arguments by their id, of those tensors that depend on the image. `shape` is the
-    output's, `earlier_shapes` are those of the outputs before it.
+    These coordinates are float64 and broadcast to the tensor's shape: where they do not change along a dimension, they
+    have size 1 in it. `extent` is the largest distance from `low` to `high`. `jump` is the number of pixels between
+    neighbouring positions, None without a regular grid.
     """
 
-    name: str
-    args: Sequence[Any]
-    traced: dict[int, View]
-    shape: tuple[int, ...]
-    earlier_shapes: Sequence[tuple[int, ...]] = ()
-
-    def arg(self, index: int, default: Any) -> Any:
-        """Return a positional argument, or the default if it is missing or None."""
-        value = self.args[index] if len(self.args) > index else None
-        return default if value is None else value
+    low: torch.Tensor
+    high: torch.Tensor
+    extent: float
+    jump: float | None
 
     @property
-    def windows(self) -> list[Window]:
-        """Return what a convolution or pooling slides along height and width, nothing for other operations."""
-        if self.name == "convolution":
-            numbers = [self.args[1].shape[2:], *self.args[3:6]]
-        elif self.name in ("max_pool2d_with_indices", "avg_pool2d"):
-            dilation = self.arg(4, 1) if self.name == "max_pool2d_with_indices" else 1
-            numbers = [self.args[1], self.arg(2, []) or self.args[1], self.arg(3, 0), dilation]
-        else:
-            return []
-        pairs = [[number] if isinstance(number, int) else number for number in numbers]
-        return [Window(*(pair[axis] for pair in pairs)) for axis in (0, -1)]
+    def size(self) -> int:
+        """Return the receptive field in pixels, the largest if positions differ."""
+        return math.floor(self.extent + 1e-6) + 1
+
+    @property
+    def is_single(self) -> bool:
+        """Return whether all positions see the same pixels."""
+        return self.low.numel() == self.high.numel() == 1
+
+    def changes_along(self, dims: Iterable[int]) -> bool:
+        """Return whether positions along these dimensions see different pixels."""
+        return any(coordinates.size(dim) > 1 for coordinates in (self.low, self.high) for dim in dims)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The image pixels that the positions of a tensor of this shape see.
+
+    `spans` has those along height and along width; it is empty if the tensor sees all of the image. `beside_global` is
+    True if a side branch that sees everything (a gate fed by global pooling, a statistic over all positions) was left
+    out. `before_pooling` is the view of the input of an adaptive or global pooling, as long as no other window follows.
+    `attended` is True after attention, in which every position sees every other.
+    """
+
+    shape: tuple[int, ...]
+    spans: tuple[Span, ...]
+    beside_global: bool = False
+    before_pooling: "View | None" = None
+    attended: bool = False
+
+    @property
+    def sees_all(self) -> bool:
+        """Return whether all positions were mixed."""
+        return not self.spans
+
+    @property
+    def jump(self) -> tuple[int, ...] | None:
+        """Return the pixels between neighbouring positions, height and width, or None without a regular grid."""
+        jumps = [abs(round(span.jump)) for span in self.spans if span.jump is not None]  # mirrored: negative
+        return tuple(jumps) if len(jumps) == 2 else None
+
+
+UNKNOWN = View((), ())  # the view of a tensor that could not be traced
+
+
+def input_view(shape: Sequence[int]) -> View:
+    """Return the view of an input of shape (N, C, H, W), in which each position sees its own pixel."""
+    rows, columns = _count_along(-2, shape[-2])[None, None], _count_along(-1, shape[-1])[None, None, None]
+    return View(tuple(shape), (Span(rows, rows, 0, 1), Span(columns, columns, 0, 1)))
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:
@@ -57,41 +90,62 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(values) if torch.is_tensor(leaf)]
 
 
-def trace(operation: Operation) -> View:
-    """Return the view of the output of an operation of which at least one argument depends on the image.
+def trace(
+    operation: Callable[..., Any], args: Sequence[Any], outputs: Sequence[torch.Tensor], views: Mapping[int, View]
+) -> list[View]:
+    """Return the view of each output of an aten operation.
 
-    The view is UNKNOWN if the operation mixes positions in a way that is not traced, or if an argument's view is
-    UNKNOWN.
+    `views` has the views of those tensors among the arguments that depend on the image, by id; there is at least one.
+    The result is UNKNOWN if one of them is, or if the operation mixes positions in a way that is not traced.
     """
-    operands = list(operation.traced.values())
+    operands, name = list(views.values()), operation_name(operation)
     try:
-        view = UNKNOWN if any(view is UNKNOWN for view in operands) else _trace(operation, operands)
-    except (ValueError, IndexError):  # not traced
-        return UNKNOWN
-    return view if view.shape == operation.shape else UNKNOWN
+        if any(view is UNKNOWN for view in operands):
+            traced = [UNKNOWN] * len(outputs)
+        elif name in _REARRANGING and not operands[0].sees_all:
+            traced = _rearrange(operands[0], lambda coordinates: operation(coordinates, *args[1:]))
+        else:
+            traced = [_trace_output(name, args, tuple(output.shape), views) for output in outputs]
+    except (RuntimeError, IndexError):  # not traced, or impossible with these coordinates
+        traced = [UNKNOWN] * len(outputs)
+    return [_fit(view, tuple(output.shape)) for view, output in zip(traced, outputs, strict=True)]
 
 
-def _trace(operation: Operation, operands: Sequence[View]) -> View:
-    name, shape = operation.name, operation.shape
-    if name in ("cat", "stack"):
-        return _concatenate(operands, operation)
+def operation_name(operation: Any) -> str:
+    """Return the name of an aten operation without its overload and underscores, which mark it as internal."""
+    name: str = operation.overloadpacket.__name__
+    return name.strip("_")
+
+
+def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], views: Mapping[int, View]) -> View:
+    operands, windows = list(views.values()), read_windows(name, args)
     if name in _MATRIX_PRODUCTS:
-        return _matmul(operation)
+        return _multiply(*(views.get(id(factor)) for factor in tensors_in(args)[-2:]))
     if name.startswith("scaled_dot_product"):
-        return _attention(operands[0], shape)
-    if name in _TRACERS and id(operation.args[0]) in operation.traced:
-        return _TRACERS[name](operands[0], operation)
-    if name in _UNSUPPORTED or not all(_broadcasts(view.shape, shape) for view in operands):
-        raise ValueError(name)
-    return join(operands, shape)
+        return _attend(operands[0])
+    if name in _UNSUPPORTED or (name == "convolution" and not windows):
+        raise NotImplementedError(name)
+    if all(view.sees_all for view in operands):
+        return _join(operands)
+    if name in ("cat", "stack"):
+        # Along a spatial dimension, as for a class token beside patches, no regular grid is left.
+        dim = (args[1] if len(args) > 1 else 0) % len(shape)
+        return _join([_mix(_insert(view, dim) if name == "stack" else view, [dim]) for view in operands])
+    if id(args[0]) in views:
+        if windows:
+            return _slide_windows(operands[0], name, windows, args, shape)
+        if name in _TRACERS:
+            return _TRACERS[name](operands[0], args, shape)
+    if not all(_broadcasts(view.shape, shape) for view in operands):
+        raise NotImplementedError(name)
+    return _join(operands)
 
 
-_MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"}
-
-# Operations that keep the shape but are not element-wise.
-_UNSUPPORTED = {
-    "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "fft_r2c", "fft_c2c", "gather", "index", "grid_sampler_2d",
-}  # fmt: skip
+def _fit(view: View, shape: tuple[int, ...]) -> View:
+    """Return the view of a tensor of this shape, UNKNOWN if it cannot have these coordinates."""
+    sizes = [coordinates.shape for span in view.spans for coordinates in (span.low, span.high)]
+    fits = view is not UNKNOWN and all(len(size) == len(shape) and _broadcasts(size, shape) for size in sizes)
+    return replace(view, shape=shape) if fits else UNKNOWN
 
 
 def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
@@ -99,212 +153,212 @@ def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
     return len(shape) <= len(target) and all(size in (1, new_size) for size, new_size in sizes)
 
 
-def _attention(view: View, shape: Sequence[int]) -> View:
-    return replace(view.mix(range(len(view.dims))).features(shape), attended=True)
+def _count_along(dim: int, size: int) -> torch.Tensor:
+    """Return 0, 1, 2, ... along a dimension, which is counted from the end."""
+    return torch.arange(size, dtype=torch.float64, device="cpu").reshape(-1, *[1] * (-1 - dim))
 
 
-def _concatenate(operands: Sequence[View], operation: Operation) -> View:
-    shape = operation.shape
-    dim = operation.arg(1, 0) % len(shape)
-    if operation.name == "stack":
-        operands = [_insert(view, dim) for view in operands]
-    # Along a spatial dimension, as for a class token beside patches, no regular grid is left.
-    merged = join([view.mix([dim], 1) for view in operands], (*shape[:dim], 1, *shape[dim + 1 :]))
-    return merged.with_dim(dim, feature_dim(shape[dim]))
+def _make_span(low: torch.Tensor, high: torch.Tensor, single_jump: float | None) -> Span:
+    """Return the span of these coordinates. If they are those of a single position, they do not show the jump."""
+    low, high = _compress(low), _compress(high)
+    jump = None
+    if low.numel() == high.numel() == 1:
+        jump = single_jump
+    elif low.shape == high.shape and low.numel() == max(low.shape):  # they change along one dimension
+        steps = torch.stack([low.flatten().diff(), high.flatten().diff()])
+        smallest, largest = steps.min().item(), steps.max().item()
+        jump = smallest if largest - smallest < 1e-6 else None
+    return Span(low, high, (high - low).max().item(), jump)
+
+
+def _compress(coordinates: torch.Tensor) -> torch.Tensor:
+    """Return coordinates with size 1 in all dimensions along which they do not change."""
+    for dim, size in enumerate(coordinates.shape):
+        first = coordinates.narrow(dim, 0, 1)
+        if coordinates.stride(dim) == 0 or (size > 1 and torch.equal(coordinates, first.expand_as(coordinates))):
+            coordinates = first
+    return coordinates
+
+
+def _rearrange(view: View, move: Callable[[torch.Tensor], Any]) -> list[View]:
+    """Return the views of the outputs of an operation that only moves positions, as it moves the coordinates."""
+    columns = []
+    for span in view.spans:
+        lows, highs = (tensors_in(move(x.expand(view.shape))) for x in (span.low, span.high))
+        keeps_grid = all(low.dim() >= len(view.shape) for low in lows)  # unlike a flattened map
+        jump = span.jump if keeps_grid else None
+        columns.append([_make_span(low, high, jump) for low, high in zip(lows, highs, strict=True)])
+    return [replace(view, spans=spans) for spans in zip(*columns, strict=True)]
+
+
+def _reshape(view: View, _args: Sequence[Any], shape: Sequence[int]) -> View:
+    def move(coordinates: torch.Tensor) -> torch.Tensor:
+        if coordinates.stride(-1) == 0 and view.shape[-1] == shape[-1]:  # channels last, as for a Linear: do not copy
+            return coordinates[..., 0].reshape(*shape[:-1], 1)
+        return coordinates.reshape(shape)
+
+    return _rearrange(view, move)[0]
 
 
 def _insert(view: View, dim: int) -> View:
-    return replace(view, dims=(*view.dims[:dim], feature_dim(1), *view.dims[dim:]))
+    spans = [replace(span, low=span.low.unsqueeze(dim), high=span.high.unsqueeze(dim)) for span in view.spans]
+    return replace(view, spans=tuple(spans))
 
 
-def _matmul(operation: Operation) -> View:
-    first, shape = 1 if operation.name.startswith(("add", "badd")) else 0, operation.shape
-    left, right = (operation.traced.get(id(factor)) for factor in operation.args[first : first + 2])
-    if left is not None and right is not None:  # attention: every position sees every other
-        return _attention(left, shape)
-    if left is not None:
-        mixed = left.mix([-1], shape[-1])
-        return replace(mixed, dims=mixed.dims[: len(shape)])  # a vector's product has no last dimension
-    if right is not None:
-        return right.mix([-2], shape[-2])
-    raise ValueError(operation.name)
-
-
-def _convolve(view: View, operation: Operation) -> View:
-    windows, shape, transposed = operation.windows, operation.shape, operation.args[6]
-    if len(shape) != 4:
-        raise ValueError("a convolution that is not two-dimensional")
-    mixed = view.mix([1], shape[1])  # too wide for grouped channels that hold folded positions
-    if not transposed:
-        return _slide(mixed, windows, shape)
-    for dim, window in zip(HEIGHT_AND_WIDTH, windows, strict=True):
-        # Outputs between inputs see different numbers of them: take the largest, at the centre of the middle one.
-        span = window.span - 1
-        middle = Fraction(2 * window.padding - span, 2 * window.stride)
-        reach = Fraction(span // window.stride, 2)
-        mixed = mixed.resample(dim, shape[dim], Fraction(1, window.stride), middle - reach, middle + reach)
-    return mixed
-
-
-def _slide(view: View, windows: Sequence[Window], shape: Sequence[int]) -> View:
-    for dim, window in zip(HEIGHT_AND_WIDTH, windows, strict=True):
-        view = view.resample(dim, shape[dim], window.stride, -window.padding, window.span - 1 - window.padding)
-    return view
-
-
-def _pool(view: View, operation: Operation) -> View:
-    """Trace max or average pooling; a window over the whole map is global pooling."""
-    windows, sizes = operation.windows, view.shape[-2:]
-    covers = all(window.kernel >= size for window, size in zip(windows, sizes, strict=True))
-    if operation.shape[-2:] == (1, 1) and covers and sizes != (1, 1):
-        return view.mix(HEIGHT_AND_WIDTH, 1)
-    return _slide(view, windows, operation.shape)
-
-
-def _adaptive_pool(view: View, operation: Operation) -> View:
-    """Trace adaptive pooling: output i of n is over inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
-    if operation.shape[-2:] == (1, 1):
-        return view.mix(HEIGHT_AND_WIDTH, 1)
-    pooled = view
-    for dim in HEIGHT_AND_WIDTH:
-        size, new_size = view.shape[dim], operation.shape[dim]
-        largest = max(-(-(i + 1) * size // new_size) - i * size // new_size for i in range(new_size))
-        pooled = pooled.resample(dim, new_size, Fraction(size, new_size), 0, largest - 1)
-    return replace(pooled, before_pooling=view)
-
-
-def _reduce(view: View, operation: Operation, index: int = 1) -> View:
-    named, num_dims = operation.arg(index, []), len(view.dims)
-    reduced = {dim % num_dims for dim in ([named] if isinstance(named, int) else named)} or set(range(num_dims))
-    mixed = view.mix(reduced, 1)
-    if len(operation.shape) == num_dims:
-        return mixed
-    return replace(mixed, dims=tuple(dim for index, dim in enumerate(mixed.dims) if index not in reduced))
-
-
-def _reshape(view: View, shape: Sequence[int]) -> View:
-    """Trace a reshape: distribute the atoms of the old dimensions over the new ones, in order."""
-    if view.shape == shape:
+def _mix(view: View, dims: list[int], keepdim: bool = True) -> View:
+    """Return the view after all positions along these dimensions were mixed."""
+    changed = any(span.changes_along(dims) for span in view.spans)
+    if keepdim and not changed:
         return view
-    remaining = [atom for dim in view.dims for atom in dim if atom.size > 1 or atom.axis is not None]
-    dims: list[Dimension] = []
-    for index, size in enumerate(shape):
-        last, rest = index == len(shape) - 1, size
-        atoms: list[Atom] = []
-        while remaining and (rest > 1 or last or (size == 1 and remaining[0].size == 1 and not atoms)):
-            atom = remaining.pop(0)
-            taken = min(atom.size, rest)
-            if rest <= 1 < atom.size or max(atom.size, rest) % taken:
-                raise ValueError("a reshape that cuts unevenly")
-            inner = atom.size // taken
-            if inner > 1:
-                remaining.insert(0, replace(atom, size=inner))
-            atoms.append(Atom(taken, atom.axis, atom.jump * inner))
-            rest //= taken
-        dims.append(tuple(atoms) if is_spatial(atoms) else feature_dim(size))
-    return replace(view, dims=tuple(dims))
+    spans = []
+    for span in view.spans:
+        jump = span.jump if span.is_single and keepdim else None
+        spans.append(_make_span(span.low.amin(dims, keepdim), span.high.amax(dims, keepdim), jump))
+    if changed and all(span.is_single for span in spans):
+        return _see_all(view)
+    return replace(view, spans=tuple(spans))
 
 
-def _slice(view: View, operation: Operation) -> View:
-    dim = operation.arg(1, 0) % len(view.dims)
-    start, _, step = slice(operation.arg(2, 0), None, operation.arg(4, 1)).indices(view.shape[dim])
-    return view.narrow(dim, start, step, operation.shape[dim])
+def _see_all(view: View) -> View:
+    return replace(view, spans=(), before_pooling=view.before_pooling or view)
 
 
-def _split(view: View, operation: Operation) -> View:
-    dim = operation.arg(2, 0) % len(view.dims)
-    start = sum(shape[dim] for shape in operation.earlier_shapes)
-    return view.narrow(dim, start, 1, operation.shape[dim])
+def _attend(view: View) -> View:
+    return replace(_see_all(view), attended=True)
 
 
-def _select(view: View, dim: int, index: int) -> View:
-    dim %= len(view.dims)
-    return view.narrow(dim, index % view.shape[dim], 1, 1).with_dim(dim)
-
-
-def _pad(view: View, operation: Operation) -> View:
-    for dim, before in enumerate(operation.args[1][::2], start=1):
-        view = view.resample(-dim, operation.shape[-dim], 1, -before, -before)
-    return view
-
-
-def _upsample(view: View, operation: Operation, extra_steps: int) -> View:
-    """Trace interpolation: the field grows by `extra_steps`.
-
-    Its position is accurate to half a step of the smaller map, because the phase differs from position to position.
-    """
-    for dim in HEIGHT_AND_WIDTH:
-        size = operation.shape[dim]
-        scale = Fraction(view.shape[dim], size)
-        shift, reach = (scale - 1) / 2, Fraction(extra_steps, 2)
-        view = view.resample(dim, size, scale, shift - reach, shift + reach)
-    return view
-
-
-def _permute(view: View, order: Sequence[int]) -> View:
-    return replace(view, dims=tuple(view.dims[index] for index in order))
-
-
-def _transpose(view: View, operation: Operation) -> View:
-    dims = list(view.dims)
-    first, second = operation.arg(1, 0), operation.arg(2, -1)
-    dims[first], dims[second] = dims[second], dims[first]
-    return replace(view, dims=tuple(dims))
-
-
-def _flip(view: View, operation: Operation) -> View:
-    for dim in operation.args[1]:
-        size = operation.shape[dim]
-        view = view.resample(dim, size, -1, size - 1, size - 1)
-    return view
-
-
-def _unfold(view: View, operation: Operation) -> View:
-    """Trace Tensor.unfold: windows along one dimension, their content in a new last one."""
-    dim, size, step = operation.args[1] % len(view.dims), *operation.args[2:4]
-    windows = view.resample(dim, operation.shape[dim], step, 0, 0)
-    return replace(windows, dims=(*windows.dims, tuple(replace(atom, size=size) for atom in view.dims[dim])))
-
-
-def _pixel_unshuffle(view: View, operation: Operation) -> View:
-    """Trace space to depth: each block of pixels becomes channels."""
-    batch, channels, height, width = view.shape
-    block = operation.args[1]
-    blocks = _reshape(view, (batch, channels, height // block, block, width // block, block))
-    return _reshape(_permute(blocks, (0, 1, 3, 5, 2, 4)), operation.shape)
-
-
-def _statistic(view: View, mixed: Iterable[int]) -> View:
+def _statistic(view: View, dims: Iterable[int]) -> View:
     """Trace an element-wise operation with a statistic over some dimensions: over positions, a global side branch."""
-    positions = any(atom.axis is not None and atom.size > 1 for dim in mixed for atom in view.dims[dim])
-    return replace(view, beside_global=view.beside_global or positions)
+    return replace(view, beside_global=view.beside_global or any(span.changes_along(dims) for span in view.spans))
 
 
-# Operations on their first argument. All others are element-wise if the shapes allow it.
-_TRACERS_BY_NAMES: dict[str, Callable[[View, Operation], View]] = {
-    "convolution": _convolve,
-    "max_pool2d_with_indices avg_pool2d": _pool,
+def _join(operands: Sequence[View]) -> View:
+    """Return the view of an element-wise combination of broadcast operands."""
+    if len(operands) == 1:
+        return operands[0]
+    for view in operands:
+        if view.attended:  # unlike a gate this cannot be left out: every position sees everything
+            return view
+    local = [view for view in operands if not view.sees_all] or operands
+    spans = []
+    for axis in zip(*(view.spans for view in local), strict=True):
+        low = reduce(torch.minimum, [span.low for span in axis])
+        high = reduce(torch.maximum, [span.high for span in axis])
+        spans.append(_make_span(low, high, next((span.jump for span in axis if span.jump is not None), None)))
+    beside_global = len(local) < len(operands) or any(view.beside_global for view in operands)
+    return replace(local[0], spans=tuple(spans), beside_global=beside_global)
+
+
+def _multiply(left: View | None, right: View | None) -> View:
+    """Trace a product of matrices. If both depend on the image it is attention: every position sees every other."""
+    if left is not None and right is not None:
+        return _attend(left)
+    if left is not None:
+        return _mix(left, [-1])
+    if right is not None:
+        return _mix(right, [-2])
+    raise NotImplementedError("only the summand depends on the image")
+
+
+def _slide(view: View, shape: Sequence[int], reaches: Sequence[tuple[float, float, float]]) -> View:
+    """Return the view after windows, padding or interpolation, whose output has this shape.
+
+    `reaches` has stride, first and last for each of the last dimensions: output i sees the positions from
+    i·stride + first to i·stride + last.
+    """
+    spans = list(view.spans)
+    for dim, (stride, first, last) in zip(range(-len(reaches), 0), reaches, strict=True):
+        if (stride, first, last, shape[dim]) == (1, 0, 0, view.shape[dim]):
+            continue
+        for axis, span in enumerate(spans):
+            is_single = span.is_single and span.jump is not None and axis == dim + 2
+            if not is_single and not span.changes_along([dim]):
+                continue
+            if span.jump is None:
+                raise NotImplementedError("windows over positions without a regular grid")
+            starts = span.jump * stride * _count_along(dim, shape[dim])
+            nearest, farthest = sorted([span.jump * first, span.jump * last])  # a mirrored map has a negative jump
+            low = span.low.narrow(dim, 0, 1) + (starts + nearest)
+            high = span.high.narrow(dim, 0, 1) + (starts + farthest)
+            spans[axis] = Span(low, high, span.extent + farthest - nearest, span.jump * stride)
+    return replace(view, spans=tuple(spans), before_pooling=None)
+
+
+def _slide_windows(view: View, name: str, windows: Sequence[Window], args: Sequence[Any], shape: Sequence[int]) -> View:
+    """Trace a convolution, or max or average pooling; pooling with a window over the whole map is global pooling."""
+    reaches: list[tuple[float, float, float]] = [(w.stride, -w.padding, w.span - 1 - w.padding) for w in windows]
+    if name == "convolution":
+        view = _mix(view, [1])  # too wide for grouped channels that hold folded positions
+        if args[6]:
+            reaches = [_transpose(*reach) for reach in reaches]
+    else:
+        sizes = view.shape[-2:]
+        covered = all(window.kernel >= size for window, size in zip(windows, sizes, strict=True))
+        if covered and shape[-2:] == (1, 1) and sizes != (1, 1):
+            return _see_all(view)
+    return _slide(view, shape, reaches)
+
+
+def _transpose(stride: float, first: float, last: float) -> tuple[float, float, float]:
+    # Outputs between inputs see different numbers of them: take the largest, at the centre of the middle one.
+    middle, half = -(first + last) / (2 * stride), (last - first) // stride / 2
+    return 1 / stride, middle - half, middle + half
+
+
+def _adaptive_pool(view: View, _args: Sequence[Any], shape: Sequence[int]) -> View:
+    """Trace adaptive pooling: output i of n is over inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
+    if shape[-2:] == (1, 1):
+        return _see_all(view)
+    reaches = []
+    for size, new_size in zip(view.shape[-2:], shape[-2:], strict=True):
+        largest = max(-(-(i + 1) * size // new_size) - i * size // new_size for i in range(new_size))
+        reaches.append((size / new_size, 0, largest - 1))
+    return replace(_slide(view, shape, reaches), before_pooling=view)
+
+
+def _upsample(view: View, _args: Sequence[Any], shape: Sequence[int], extra: int) -> View:
+    """Trace interpolation, whose field grows by `extra` positions (nearest 0, bilinear 1, bicubic 3).
+
+    Its place is accurate to half a step of the smaller map, because the phase differs from position to position.
+    """
+    scales = [size / new_size for size, new_size in zip(view.shape[-2:], shape[-2:], strict=True)]
+    return _slide(view, shape, [(scale, (scale - 1 - extra) / 2, (scale - 1 + extra) / 2) for scale in scales])
+
+
+def _pad(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
+    return _slide(view, shape, [(1, -before, -before) for before in reversed(args[1][::2])])
+
+
+def _reduce(view: View, args: Sequence[Any], shape: Sequence[int], index: int = 1) -> View:
+    named = args[index] if len(args) > index else None
+    dims = [named] if isinstance(named, int) else named or list(range(len(view.shape)))
+    return _mix(view, dims, keepdim=len(shape) == len(view.shape))
+
+
+# Operations on their first argument, beside windows. All others are element-wise if the shapes allow it.
+_TRACERS_BY_NAMES: dict[str, Callable[[View, Sequence[Any], Sequence[int]], View]] = {
     "adaptive_avg_pool2d adaptive_max_pool2d": _adaptive_pool,
     "mean sum amax amin max min logsumexp prod std var any all": _reduce,
+    "view unsafe_view reshape_alias": _reshape,
     "linalg_vector_norm": partial(_reduce, index=2),
-    "view unsafe_view reshape reshape_alias squeeze": lambda view, operation: _reshape(view, operation.shape),
-    "slice": _slice,
-    "split split_with_sizes": _split,
-    "select": lambda view, operation: _select(view, *operation.args[1:3]),
-    "unbind": lambda view, operation: _select(view, operation.arg(1, 0), len(operation.earlier_shapes)),
     "constant_pad_nd reflection_pad2d replication_pad2d": _pad,
-    "upsample_nearest2d": partial(_upsample, extra_steps=0),
-    "upsample_bilinear2d upsample_bilinear2d_aa": partial(_upsample, extra_steps=1),
-    "upsample_bicubic2d": partial(_upsample, extra_steps=3),
-    "permute": lambda view, operation: _permute(view, operation.args[1]),
-    "transpose t": _transpose,
-    "unsqueeze": lambda view, operation: _insert(view, operation.args[1] % len(operation.shape)),
-    "flip": _flip,
-    "unfold": _unfold,
-    "pixel_unshuffle": _pixel_unshuffle,
-    "native_batch_norm": lambda view, operation: _statistic(view, range(len(view.dims)) if operation.args[5] else ()),
-    "native_group_norm": lambda view, operation: _statistic(view, range(1, len(view.dims))),
-    "native_layer_norm": lambda view, operation: _statistic(view, range(-len(operation.args[1]), 0)),
-    "softmax log_softmax safe_softmax": lambda view, operation: _statistic(view, [operation.args[1]]),
+    "upsample_nearest2d": partial(_upsample, extra=0),
+    "upsample_bilinear2d upsample_bilinear2d_aa": partial(_upsample, extra=1),
+    "upsample_bicubic2d": partial(_upsample, extra=3),
+    "native_batch_norm": lambda view, args, shape: _statistic(view, range(len(shape)) if args[5] else ()),
+    "native_group_norm": lambda view, _args, shape: _statistic(view, range(1, len(shape))),
+    "native_layer_norm": lambda view, args, _shape: _statistic(view, range(-len(args[1]), 0)),
+    "softmax log_softmax safe_softmax": lambda view, args, _shape: _statistic(view, [args[1]]),
 }
 _TRACERS = {name: tracer for names, tracer in _TRACERS_BY_NAMES.items() for name in names.split()}
+# Operations that only move positions.
+_REARRANGING = {
+    "slice", "select", "split", "split_with_sizes", "unbind", "permute", "transpose", "t", "squeeze", "unsqueeze",
+    "expand", "flip", "unfold", "pixel_unshuffle", "pixel_shuffle", "channel_shuffle",
+}  # fmt: skip
+_MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+# Operations that may keep the shape but are not element-wise.
+_UNSUPPORTED = {
+    "mv", "addmv", "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "fft_r2c", "fft_c2c", "gather", "index",
+    "grid_sampler_2d",
+}  # fmt: skip

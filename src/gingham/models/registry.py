@@ -76,10 +76,10 @@ def build_classifier(
     except Exception as error:  # a user's forward may fail in any way
         if is_exhausted(error):
             raise
-        raise ModelError(
-            f"the network {network!r} cannot take pictures of {shape} ({one_line(error)}); "
-            f"gingham summary {network} --input {shape} names the layer"
-        ) from error
+        from gingham.models.summary import summarize  # takes a tenth of a second to import and is needed only here
+
+        summarize(created, trial_shape, network)  # its error names the layer
+        raise ModelError(f"the network {network!r} cannot take pictures of {shape} ({one_line(error)})") from error
     needed = (1, len(classes))
     if output_shape != needed:
         remedy = f"let it end in {len(classes)} outputs a picture, such as nn.Linear(..., {len(classes)})"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,10 +14,9 @@ from torch.utils.flop_counter import flop_registry
 
 from gingham.errors import ModelError, one_line
 from gingham.models.classifier import evaluation_mode
-from gingham.models.conv_arithmetic import Field
+from gingham.models.conv_arithmetic import Field, read_windows
 from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary
-from gingham.models.pixel_view import UNKNOWN, View, input_view
-from gingham.models.receptive_field import Operation, tensors_in, trace
+from gingham.models.receptive_field import UNKNOWN, View, input_view, operation_name, tensors_in, trace
 
 
 def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name: str = "network") -> Summary:
@@ -38,25 +38,27 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
     first_tensor = next(iter([*network.parameters(), *network.buffers()]), torch.empty(0))
     image = torch.zeros(1, channels, height, width, device=first_tensor.device, dtype=torch.float32)
     recorder = _Recorder(network, image)
-    fastpath_enabled = torch.backends.mha.get_fastpath_enabled()
-    # Fused attention is one opaque operation; only its parts can be traced.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with evaluation_mode(network), torch.no_grad(), recorder:
-            out = network(image)
-    except Exception as error:
-        raise ModelError(_describe_failure(recorder, error, name, tuple(input_shape))) from error
-    finally:
-        for hook in recorder.hooks:
-            hook.remove()
-        torch.backends.mha.set_fastpath_enabled(fastpath_enabled)
+    with ExitStack() as stack:
+        for module_name, module in network.named_modules():
+            enter_module = partial(recorder.enter_module, module_name)
+            stack.enter_context(module.register_forward_pre_hook(enter_module, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(recorder.leave_module))
+        # Fused attention is one opaque operation; only its parts can be traced.
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with evaluation_mode(network), torch.no_grad(), recorder:
+                outputs = tensors_in(network(image))
+        except Exception as error:
+            raise ModelError(_describe_failure(recorder.calls[-1], error, name, tuple(input_shape))) from error
+    view = recorder.views.get(id(outputs[0]), UNKNOWN) if outputs else UNKNOWN
     parameters = list(network.parameters())
     return Summary(
         name=name,
         input_shape=(channels, height, width),
         parameters=sum(p.numel() for p in parameters),
         trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad),
-        receptive_field=_network_field(recorder, tensors_in(out)),
+        receptive_field=_field(view if view.attended else view.before_pooling or view),
         flops=recorder.calls[0].flops,
         input_bytes=image.nbytes,
         activation_bytes=sum(layer.memory_bytes for layer in recorder.layers),
@@ -96,37 +98,60 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.layers: list[Layer] = []
         self.times_named: Counter[str] = Counter()  # a module that is called twice has two rows
         self.calls = [_Call("", type(network).__name__, [image])]  # the first counts what happens in all others
-        self.classifier_input = UNKNOWN  # the last input of a global pooling or a linear layer
-        self.counted: list[int] = []  # the ids of the parameters in the rows, each once
-        # Holds the tensors as well, so that no id is reused.
-        self.traced: dict[int, tuple[torch.Tensor, View]] = {id(image): (image, input_view(image.shape))}
         self.parameters = set(map(id, network.parameters()))
-        self.hooks = []
-        for name, module in network.named_modules():
-            self.hooks.append(module.register_forward_pre_hook(partial(self._pre_hook, name), with_kwargs=True))
-            self.hooks.append(module.register_forward_hook(self._post_hook))
-
-    def view_of(self, tensor: torch.Tensor) -> View:
-        return self.traced.get(id(tensor), (tensor, UNKNOWN))[1]
+        self.counted: list[int] = []  # the ids of the parameters in the rows, each once
+        self.views = {id(image): input_view(image.shape)}  # of the tensors that depend on the image
+        self.kept = [image]  # these tensors, so that no id is reused
 
     def uncounted(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Return the parameters that are in no row yet."""
         return [x for x in tensors if id(x) in self.parameters and id(x) not in self.counted]
 
-    def _pre_hook(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter_module(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.calls[-1].called_inner = True
         inputs = tensors_in((args, kwargs))
         self.calls.append(_Call(name, type(module).__name__, inputs, module, len(self.layers), len(self.counted)))
 
-    def _post_hook(self, module: nn.Module, _args: Any, out: Any) -> None:
+    def leave_module(self, module: nn.Module, _args: Any, out: Any) -> None:
         call = self.calls.pop()
         outputs = tensors_in(out)
         if not call.called_inner and outputs:  # a module without inner modules is one row
             del self.layers[call.first_row :], self.counted[call.first_counted :]
             self._add_row(call, outputs[0], self.uncounted(module.parameters()))
 
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        outputs, inputs = tensors_in(out), tensors_in(args)
+        views = {id(tensor): self.views[id(tensor)] for tensor in inputs if id(tensor) in self.views}
+        if views:
+            self.views.update(zip(map(id, outputs), trace(func, args, outputs, views), strict=True))
+            self.kept += outputs
+        count_flops = flop_registry.get(func._overloadpacket)
+        flops = count_flops(*args, **kwargs, out_val=out) if count_flops else 0
+        for call in self.calls:
+            call.flops += flops
+        if outputs:
+            self._record_operation(_Call("", operation_name(func), inputs, flops=flops), args, outputs[0], views)
+        return out
+
+    def _record_operation(
+        self, operation: _Call, args: Sequence[Any], out: torch.Tensor, views: dict[int, View]
+    ) -> None:
+        """Add a row for an operation that is not inside a module of its own."""
+        module, kind = self.calls[-1], operation.kind
+        operation.name = f"{module.name}.{kind}".lstrip(".")
+        operation.slides = _slides(kind, args, views)
+        if operation.slides and kind == "convolution":
+            operation.filters = module.filters = Filters(tuple(args[1].shape), args[8], args[2] is not None)
+        module.slides += operation.slides
+        parameters = self.uncounted(operation.inputs)
+        joins_branches = len(views) > 1 and kind in ("add", "mul", "sub")
+        if kind in _TABLE_OPERATIONS or parameters or joins_branches:
+            self._add_row(operation, out, parameters)
+
     def _add_row(self, call: _Call, out: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
-        view, name = self.view_of(out), call.name or call.kind
+        view, name = self.views.get(id(out), UNKNOWN), call.name or call.kind
         slides = call.slides if len(call.slides) == 2 else []
         input_storages = {tensor.untyped_storage()._cdata for tensor in call.inputs}
         self.times_named[name] += 1
@@ -149,81 +174,30 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             )
         )
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # Looked up before the operation, which may work in place.
-        traced = {id(tensor): self.view_of(tensor) for tensor in tensors_in(args) if id(tensor) in self.traced}
-        out = func(*args, **kwargs)
-        packet = func._overloadpacket
-        flops = flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
-        for call in self.calls:
-            call.flops += flops
-        outputs = tensors_in(out)
-        shapes = [tuple(tensor.shape) for tensor in outputs]
-        name = packet.__name__.strip("_")
-        operations = [Operation(name, args, traced, shape, shapes[:index]) for index, shape in enumerate(shapes)]
-        if traced:
-            self._trace(operations, outputs)
-        if outputs:
-            self._record_operation(operations[0], outputs[0], flops)
-        return out
 
-    def _trace(self, operations: Sequence[Operation], outputs: Sequence[torch.Tensor]) -> None:
-        for operation, tensor in zip(operations, outputs, strict=True):
-            view = trace(operation)
-            self.traced[id(tensor)] = (tensor, view)
-            pools = view.sees_all and not all(source.sees_all for source in operation.traced.values())
-            if pools and view.before_pooling is not None:
-                self.classifier_input = view.before_pooling
-
-    def _record_operation(self, operation: Operation, out: torch.Tensor, flops: int) -> None:
-        """Add a row for an operation that is not inside a module of its own."""
-        call, name, args = self.calls[-1], operation.name, operation.args
-        slides, filters = _slides(operation), None
-        if slides and name == "convolution":
-            filters = Filters(tuple(args[1].shape), args[8], args[2] is not None)
-        call.slides += slides
-        call.filters = filters or call.filters
-        inputs = tensors_in(args)
-        parameters = self.uncounted(inputs)
-        joins_branches = len(operation.traced) > 1 and name in ("add", "mul", "sub")
-        if name in _TABLE_OPERATIONS or parameters or joins_branches:
-            row = _Call(f"{call.name}.{name}".lstrip("."), name, inputs, flops=flops, slides=slides, filters=filters)
-            self._add_row(row, out, parameters)
-
-
-def _slides(operation: Operation) -> list[Slide]:
+def _slides(operation: str, args: Sequence[Any], views: dict[int, View]) -> list[Slide]:
     """Return what a convolution or pooling slides along height and width, nothing for other operations."""
-    windows, is_convolution = operation.windows, operation.name == "convolution"
-    if not windows or len(operation.shape) != 4 or (is_convolution and operation.args[6]):  # transposed
+    windows = read_windows(operation, args)
+    if not windows or (operation == "convolution" and args[6]):  # transposed
         return []
-    ceil_mode = not is_convolution and operation.arg(4 if operation.name == "avg_pool2d" else 5, False)
-    view = operation.traced.get(id(operation.args[0]), UNKNOWN)
-    slides = []
-    for axis, window in enumerate(windows):
-        before = Field(view.size[axis], view.jump[axis]) if view.jump else None
-        slides.append(Slide(window, operation.args[0].shape[2 + axis], before, "ceil" if ceil_mode else "floor"))
-    return slides
+    view = views.get(id(args[0]), UNKNOWN)
+    fields: list[Field | None] = [None, None]
+    if view.jump:
+        fields = [Field(span.size, jump) for span, jump in zip(view.spans, view.jump, strict=True)]
+    return list(map(Slide, windows, args[0].shape[-2:], fields))
 
 
-def _pixels(pair: tuple[int, int]) -> Pixels:
-    return pair[0] if pair[0] == pair[1] else list(pair)
+def _pixels(pair: Sequence[int]) -> Pixels:
+    height, width = pair
+    return height if height == width else [height, width]
 
 
 def _field(view: View) -> Pixels:
-    return None if view is UNKNOWN else "all" if view.sees_all else _pixels(view.size)
+    return None if view is UNKNOWN else "all" if view.sees_all else _pixels([span.size for span in view.spans])
 
 
-def _network_field(recorder: _Recorder, outputs: Sequence[torch.Tensor]) -> Pixels:
-    view = recorder.view_of(outputs[0]) if outputs else UNKNOWN
-    if view is UNKNOWN or view.attended:
-        return _field(view)
-    return _field(recorder.classifier_input if view.sees_all else view.before_pooling or view)
-
-
-def _describe_failure(recorder: _Recorder, error: Exception, name: str, input_shape: tuple[int, ...]) -> str:
+def _describe_failure(call: _Call, error: Exception, name: str, input_shape: tuple[int, ...]) -> str:
     shape = "x".join(map(str, input_shape))
-    call = recorder.calls[-1]
     layer = f"{call.name or name} ({call.kind})"
     got = call.inputs[0].shape if call.inputs else ()
     size = "x".join(map(str, got[1:])) if call.inputs else "nothing"
@@ -238,6 +212,6 @@ def _describe_failure(recorder: _Recorder, error: Exception, name: str, input_sh
             return f"{reached}; make it {fitting}, or give pictures of {size_taken}"
     signs = ("Kernel size can't be greater", "too small", "output size is", "Output size")
     if any(sign in str(error) for sign in signs):
-        return f"a picture of {shape} is too small: it ran out at {layer}, which got {size}; give a larger --input"
+        return f"a picture of {shape} is too small: it ran out at {layer}, which got {size}; give larger pictures"
     failure = f"{layer}, which got {size}, failed ({one_line(error)})"
-    return f"{name} cannot take a picture of {shape}: {failure}; give another --input"
+    return f"{name} cannot take a picture of {shape}: {failure}; give pictures of another size"

@@ -17,10 +17,8 @@ from gingham.data.splits import Split
 from gingham.data.statistics import median_border
 from gingham.device import choose_device, choose_precision, describe_environment
 from gingham.distributed import DistributedContext
-from gingham.errors import ModelError, RunError, one_line
-from gingham.models.classifier import Classifier
-from gingham.models.registry import NetworkFactory, build_classifier, create_network
-from gingham.models.summary import summarize
+from gingham.errors import RunError, one_line
+from gingham.models.registry import build_classifier
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint, parse_checkpoint, read_checkpoint, save_checkpoint
 from gingham.runs.run import Run
@@ -74,7 +72,10 @@ class Trainer:
         self.rng_devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(self.rng_devices):
             torch.manual_seed(recipe.seed)
-            self.model = _build_model(recipe, train, options.network).to(self.device)
+            model = build_classifier(
+                recipe.network, train.classes, train.image_shape, recipe.mean, recipe.std, recipe.tta, options.network
+            )
+        self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, recipe)
         self.sampler = Sampler(recipe, len(train), self.device, train.block)
         self.history = History(recipe, self.sampler, self.device)
@@ -380,14 +381,3 @@ def _build_loss(recipe: Recipe, teachers: Sequence[Run], device: torch.device, p
         return label_loss
     ensemble = TeacherEnsemble([teacher.model for teacher in teachers], recipe.distillation_temperature).to(device)
     return DistillationLoss(label_loss, ensemble, recipe.distillation_weight, precision)
-
-
-def _build_model(recipe: Recipe, train: Split, network: NetworkFactory | None) -> Classifier:
-    shape = train.image_shape
-    try:
-        return build_classifier(recipe.network, train.classes, shape, recipe.mean, recipe.std, recipe.tta, network)
-    except ModelError:
-        if network is not None:
-            # This error names the layer that does not fit, and what would.
-            summarize(create_network(recipe.network, network, shape[0], len(train.classes)), shape, recipe.network)
-        raise
