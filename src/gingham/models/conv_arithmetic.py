@@ -72,8 +72,6 @@ def read_windows(operation: str, args: Sequence[Any]) -> list[Window]:
         values["stride"] = values.get("stride") or values["kernel"]
     else:
         return []
-    # One number, in a list or not, is for both axes.
-    axes: list[dict[str, Any]] = [
-        {name: value if isinstance(value, int) else value[axis] for name, value in values.items()} for axis in (0, -1)
-    ]
-    return [Window(**numbers) for numbers in axes]
+    # One number is for both axes.
+    pairs: dict[str, Any] = {name: [value] if isinstance(value, int) else value for name, value in values.items()}
+    return [Window(**{name: pair[axis] for name, pair in pairs.items()}) for axis in (0, -1)]

@@ -119,10 +119,16 @@ def operation_name(operation: Any) -> str:
 
 def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], views: Mapping[int, View]) -> View:
     operands, windows = list(views.values()), read_windows(name, args)
-    if name in _MATRIX_PRODUCTS:
-        return _multiply(*(views.get(id(factor)) for factor in tensors_in(args)[-2:]))
     if name.startswith("scaled_dot_product"):
         return _attend(operands[0])
+    if name in _MATRIX_PRODUCTS:
+        left, right = (views.get(id(factor)) for factor in tensors_in(args)[-2:])
+        if left and right:
+            return _attend(left)
+        if left:
+            return _mix(left, [-1])
+        if right:
+            return _mix(right, [-2])
     if name in _UNSUPPORTED or (name == "convolution" and not windows):
         raise NotImplementedError(name)
     if all(view.sees_all for view in operands):
@@ -130,7 +136,10 @@ def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], views:
     if name in ("cat", "stack"):
         # Along a spatial dimension, as for a class token beside patches, no regular grid is left.
         dim = (args[1] if len(args) > 1 else 0) % len(shape)
-        return _join([_mix(_insert(view, dim) if name == "stack" else view, [dim]) for view in operands])
+        if name == "stack":
+            insert = partial(torch.unsqueeze, dim=dim)
+            operands = [view if view.sees_all else _rearrange(view, insert)[0] for view in operands]
+        return _join([_mix(view, [dim]) for view in operands])
     if id(args[0]) in views:
         if windows:
             return _slide_windows(operands[0], name, windows, args, shape)
@@ -185,8 +194,7 @@ def _rearrange(view: View, move: Callable[[torch.Tensor], Any]) -> list[View]:
     columns = []
     for span in view.spans:
         lows, highs = (tensors_in(move(x.expand(view.shape))) for x in (span.low, span.high))
-        keeps_grid = all(low.dim() >= len(view.shape) for low in lows)  # unlike a flattened map
-        jump = span.jump if keeps_grid else None
+        jump = span.jump if lows[0].dim() >= len(view.shape) else None  # flattening leaves no grid
         columns.append([_make_span(low, high, jump) for low, high in zip(lows, highs, strict=True)])
     return [replace(view, spans=spans) for spans in zip(*columns, strict=True)]
 
@@ -200,23 +208,15 @@ def _reshape(view: View, _args: Sequence[Any], shape: Sequence[int]) -> View:
     return _rearrange(view, move)[0]
 
 
-def _insert(view: View, dim: int) -> View:
-    spans = [replace(span, low=span.low.unsqueeze(dim), high=span.high.unsqueeze(dim)) for span in view.spans]
-    return replace(view, spans=tuple(spans))
-
-
-def _mix(view: View, dims: list[int], keepdim: bool = True) -> View:
-    """Return the view after all positions along these dimensions were mixed."""
-    changed = any(span.changes_along(dims) for span in view.spans)
-    if keepdim and not changed:
+def _mix(view: View, dims: list[int]) -> View:
+    """Return the view after all positions along these dimensions were mixed, of which one is left."""
+    if not any(span.changes_along(dims) for span in view.spans):
         return view
     spans = []
     for span in view.spans:
-        jump = span.jump if span.is_single and keepdim else None
-        spans.append(_make_span(span.low.amin(dims, keepdim), span.high.amax(dims, keepdim), jump))
-    if changed and all(span.is_single for span in spans):
-        return _see_all(view)
-    return replace(view, spans=tuple(spans))
+        low, high = span.low.amin(dims, keepdim=True), span.high.amax(dims, keepdim=True)
+        spans.append(_make_span(low, high, span.jump if span.is_single else None))
+    return _see_all(view) if all(span.is_single for span in spans) else replace(view, spans=tuple(spans))
 
 
 def _see_all(view: View) -> View:
@@ -224,6 +224,7 @@ def _see_all(view: View) -> View:
 
 
 def _attend(view: View) -> View:
+    """Return the view after attention: every position sees every other."""
     return replace(_see_all(view), attended=True)
 
 
@@ -247,17 +248,6 @@ def _join(operands: Sequence[View]) -> View:
         spans.append(_make_span(low, high, next((span.jump for span in axis if span.jump is not None), None)))
     beside_global = len(local) < len(operands) or any(view.beside_global for view in operands)
     return replace(local[0], spans=tuple(spans), beside_global=beside_global)
-
-
-def _multiply(left: View | None, right: View | None) -> View:
-    """Trace a product of matrices. If both depend on the image it is attention: every position sees every other."""
-    if left is not None and right is not None:
-        return _attend(left)
-    if left is not None:
-        return _mix(left, [-1])
-    if right is not None:
-        return _mix(right, [-2])
-    raise NotImplementedError("only the summand depends on the image")
 
 
 def _slide(view: View, shape: Sequence[int], reaches: Sequence[tuple[float, float, float]]) -> View:
@@ -332,7 +322,10 @@ def _pad(view: View, args: Sequence[Any], shape: Sequence[int]) -> View:
 def _reduce(view: View, args: Sequence[Any], shape: Sequence[int], index: int = 1) -> View:
     named = args[index] if len(args) > index else None
     dims = [named] if isinstance(named, int) else named or list(range(len(view.shape)))
-    return _mix(view, dims, keepdim=len(shape) == len(view.shape))
+    mixed = _mix(view, dims)
+    if mixed.sees_all or len(shape) == len(view.shape):
+        return mixed
+    return _rearrange(mixed, lambda coordinates: coordinates.amin(dims))[0]
 
 
 # Operations on their first argument, beside windows. All others are element-wise if the shapes allow it.
@@ -356,9 +349,9 @@ _REARRANGING = {
     "slice", "select", "split", "split_with_sizes", "unbind", "permute", "transpose", "t", "squeeze", "unsqueeze",
     "expand", "flip", "unfold", "pixel_unshuffle", "pixel_shuffle", "channel_shuffle",
 }  # fmt: skip
-_MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
+_MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"}
 # Operations that may keep the shape but are not element-wise.
 _UNSUPPORTED = {
-    "mv", "addmv", "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "fft_r2c", "fft_c2c", "gather", "index",
+    "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "fft_r2c", "fft_c2c", "gather", "index",
     "grid_sampler_2d",
 }  # fmt: skip

@@ -132,12 +132,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         for call in self.calls:
             call.flops += flops
         if outputs:
-            self._record_operation(_Call("", operation_name(func), inputs, flops=flops), args, outputs[0], views)
+            self._add_operation(_Call("", operation_name(func), inputs, flops=flops), args, outputs[0], views)
         return out
 
-    def _record_operation(
-        self, operation: _Call, args: Sequence[Any], out: torch.Tensor, views: dict[int, View]
-    ) -> None:
+    def _add_operation(self, operation: _Call, args: Sequence[Any], out: torch.Tensor, views: dict[int, View]) -> None:
         """Add a row for an operation that is not inside a module of its own."""
         module, kind = self.calls[-1], operation.kind
         operation.name = f"{module.name}.{kind}".lstrip(".")
@@ -181,9 +179,8 @@ def _slides(operation: str, args: Sequence[Any], views: dict[int, View]) -> list
     if not windows or (operation == "convolution" and args[6]):  # transposed
         return []
     view = views.get(id(args[0]), UNKNOWN)
-    fields: list[Field | None] = [None, None]
-    if view.jump:
-        fields = [Field(span.size, jump) for span, jump in zip(view.spans, view.jump, strict=True)]
+    sizes = [span.size for span in view.spans]
+    fields: Iterable[Field | None] = map(Field, sizes, view.jump) if view.jump else [None, None]
     return list(map(Slide, windows, args[0].shape[-2:], fields))
 
 
