@@ -220,6 +220,7 @@ def _mix(view: View, dims: list[int]) -> View:
 
 
 def _see_all(view: View) -> View:
+    """Return the view after global pooling."""
     return replace(view, spans=(), before_pooling=view.before_pooling or view)
 
 
@@ -261,9 +262,8 @@ def _slide(view: View, shape: Sequence[int], reaches: Sequence[tuple[float, floa
         if (stride, first, last, shape[dim]) == (1, 0, 0, view.shape[dim]):
             continue
         for axis, span in enumerate(spans):
-            is_single = span.is_single and span.jump is not None and axis == dim + 2
-            if not is_single and not span.changes_along([dim]):
-                continue
+            if not span.changes_along([dim]) and not (span.is_single and span.jump and axis == dim + 2):
+                continue  # other pixels lie along other dimensions
             if span.jump is None:
                 raise NotImplementedError("windows over positions without a regular grid")
             starts = span.jump * stride * _count_along(dim, shape[dim])
@@ -352,6 +352,5 @@ _REARRANGING = {
 _MATRIX_PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"}
 # Operations that may keep the shape but are not element-wise.
 _UNSUPPORTED = {
-    "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "fft_r2c", "fft_c2c", "gather", "index",
-    "grid_sampler_2d",
+    "cumsum", "cumprod", "roll", "sort", "argsort", "rot90", "fft_r2c", "fft_c2c", "gather", "index", "grid_sampler_2d",
 }  # fmt: skip
