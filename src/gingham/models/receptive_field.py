@@ -113,8 +113,7 @@ def trace(
 
 def operation_name(operation: Any) -> str:
     """Return the name of an aten operation without its overload and underscores, which mark it as internal."""
-    name: str = operation.overloadpacket.__name__
-    return name.strip("_")
+    return str(operation.overloadpacket.__name__).strip("_")
 
 
 def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], views: Mapping[int, View]) -> View:
