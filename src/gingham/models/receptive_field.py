@@ -91,21 +91,21 @@ def tensors_in(values: Any) -> list[torch.Tensor]:
 
 
 def trace(
-    operation: Callable[..., Any], args: Sequence[Any], outputs: Sequence[torch.Tensor], views: Mapping[int, View]
+    operation: Callable[..., Any], args: Sequence[Any], outputs: Sequence[torch.Tensor], view_by_id: Mapping[int, View]
 ) -> list[View]:
     """Return the view of each output of an aten operation.
 
-    `views` has the views of those tensors among the arguments that depend on the image, by id; there is at least one.
+    `view_by_id` has the views of those arguments that depend on the image, at least one.
     The result is UNKNOWN if one of them is, or if the operation mixes positions in a way that is not traced.
     """
-    operands, name = list(views.values()), operation_name(operation)
+    operands, name = list(view_by_id.values()), operation_name(operation)
     try:
         if any(view is UNKNOWN for view in operands):
             traced = [UNKNOWN] * len(outputs)
         elif name in _REARRANGING and not operands[0].sees_all:
             traced = _rearrange(operands[0], lambda coordinates: operation(coordinates, *args[1:]))
         else:
-            traced = [_trace_output(name, args, tuple(output.shape), views) for output in outputs]
+            traced = [_trace_output(name, args, tuple(output.shape), view_by_id) for output in outputs]
     except (RuntimeError, IndexError):  # not traced, or impossible with these coordinates
         traced = [UNKNOWN] * len(outputs)
     return [_fit(view, tuple(output.shape)) for view, output in zip(traced, outputs, strict=True)]
@@ -116,12 +116,12 @@ def operation_name(operation: Any) -> str:
     return str(operation.overloadpacket.__name__).strip("_")
 
 
-def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], views: Mapping[int, View]) -> View:
-    operands, windows = list(views.values()), read_windows(name, args)
+def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], view_by_id: Mapping[int, View]) -> View:
+    operands, windows = list(view_by_id.values()), read_windows(name, args)
     if name.startswith("scaled_dot_product"):
         return _attend(operands[0])
     if name in _MATRIX_PRODUCTS:
-        left, right = (views.get(id(factor)) for factor in tensors_in(args)[-2:])
+        left, right = (view_by_id.get(id(factor)) for factor in tensors_in(args)[-2:])
         if left and right:
             return _attend(left)
         if left:
@@ -139,7 +139,7 @@ def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], views:
             insert = partial(torch.unsqueeze, dim=dim)
             operands = [view if view.sees_all else _rearrange(view, insert)[0] for view in operands]
         return _join([_mix(view, [dim]) for view in operands])
-    if id(args[0]) in views:
+    if id(args[0]) in view_by_id:
         if windows:
             return _slide_windows(operands[0], name, windows, args, shape)
         if name in _TRACERS:

@@ -51,7 +51,7 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
                 outputs = tensors_in(network(image))
         except Exception as error:
             raise ModelError(_describe_failure(recorder.calls[-1], error, name, tuple(input_shape))) from error
-    view = recorder.views.get(id(outputs[0]), UNKNOWN) if outputs else UNKNOWN
+    view = recorder.view_by_id.get(id(outputs[0]), UNKNOWN) if outputs else UNKNOWN
     parameters = list(network.parameters())
     return Summary(
         name=name,
@@ -100,7 +100,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         self.calls = [_Call("", type(network).__name__, [image])]  # the first counts what happens in all others
         self.parameters = set(map(id, network.parameters()))
         self.counted: list[int] = []  # the ids of the parameters in the rows, each once
-        self.views = {id(image): input_view(image.shape)}  # of the tensors that depend on the image
+        self.view_by_id = {id(image): input_view(image.shape)}  # of the tensors that depend on the image
         self.kept = [image]  # these tensors, so that no id is reused
 
     def uncounted(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
@@ -123,33 +123,33 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         outputs, inputs = tensors_in(out), tensors_in(args)
-        views = {id(tensor): self.views[id(tensor)] for tensor in inputs if id(tensor) in self.views}
-        if views:
-            self.views.update(zip(map(id, outputs), trace(func, args, outputs, views), strict=True))
+        traced = {id(tensor): self.view_by_id[id(tensor)] for tensor in inputs if id(tensor) in self.view_by_id}
+        if traced:
+            self.view_by_id.update(zip(map(id, outputs), trace(func, args, outputs, traced), strict=True))
             self.kept += outputs
         count_flops = flop_registry.get(func._overloadpacket)
         flops = count_flops(*args, **kwargs, out_val=out) if count_flops else 0
         for call in self.calls:
             call.flops += flops
         if outputs:
-            self._add_operation(_Call("", operation_name(func), inputs, flops=flops), args, outputs[0], views)
+            self._add_operation(_Call("", operation_name(func), inputs, flops=flops), args, outputs[0], traced)
         return out
 
-    def _add_operation(self, operation: _Call, args: Sequence[Any], out: torch.Tensor, views: dict[int, View]) -> None:
+    def _add_operation(self, operation: _Call, args: Sequence[Any], out: torch.Tensor, traced: dict[int, View]) -> None:
         """Add a row for an operation that is not inside a module of its own."""
         module, kind = self.calls[-1], operation.kind
         operation.name = f"{module.name}.{kind}".lstrip(".")
-        operation.slides = _slides(kind, args, views)
+        operation.slides = _slides(kind, args, traced)
         if operation.slides and kind == "convolution":
             operation.filters = module.filters = Filters(tuple(args[1].shape), args[8], args[2] is not None)
         module.slides += operation.slides
         parameters = self.uncounted(operation.inputs)
-        joins_branches = len(views) > 1 and kind in ("add", "mul", "sub")
+        joins_branches = len(traced) > 1 and kind in ("add", "mul", "sub")
         if kind in _TABLE_OPERATIONS or parameters or joins_branches:
             self._add_row(operation, out, parameters)
 
     def _add_row(self, call: _Call, out: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
-        view, name = self.views.get(id(out), UNKNOWN), call.name or call.kind
+        view, name = self.view_by_id.get(id(out), UNKNOWN), call.name or call.kind
         slides = call.slides if len(call.slides) == 2 else []
         input_storages = {tensor.untyped_storage()._cdata for tensor in call.inputs}
         self.times_named[name] += 1
@@ -173,12 +173,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         )
 
 
-def _slides(operation: str, args: Sequence[Any], views: dict[int, View]) -> list[Slide]:
+def _slides(operation: str, args: Sequence[Any], traced: dict[int, View]) -> list[Slide]:
     """Return what a convolution or pooling slides along height and width, nothing for other operations."""
     windows = read_windows(operation, args)
     if not windows or (operation == "convolution" and args[6]):  # transposed
         return []
-    view = views.get(id(args[0]), UNKNOWN)
+    view = traced.get(id(args[0]), UNKNOWN)
     sizes = [span.size for span in view.spans]
     fields: Iterable[Field | None] = map(Field, sizes, view.jump) if view.jump else [None, None]
     return list(map(Slide, windows, args[0].shape[-2:], fields))
