@@ -21,13 +21,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a run: accuracy, table by class, confusion."""
-    from gingham.device import choose_device
     from gingham.plots import draw_confusion
 
-    torch_device = choose_device(device)
-    trained = load_run_or_packaged(run, model)
+    trained = load_run_or_packaged(run, model, device)
     is_packaged = trained.folder is None
-    trained.model.to(torch_device)
     unreadable_json: dict[str, Any] = {}
     if data is not None and _is_photo_collection(data, trained):
         result, unreadable = gingham.evaluate_photographs(trained, data, split)
@@ -52,9 +49,8 @@ def _is_photo_collection(data: str, trained: "gingham.Run") -> bool:
     from gingham.data.registry import REGISTRY
 
     path = Path(data).resolve()
-    if data in REGISTRY or not path.exists() or str(path) == trained.data.get("name"):
-        return False
-    return is_image_collection(path)
+    is_own = str(path) == trained.data.get("name")
+    return data not in REGISTRY and not is_own and is_image_collection(path)
 
 
 def _format_result(result: "gingham.EvaluationResult", trained: "gingham.Run", figure: str | None) -> str:
@@ -63,7 +59,7 @@ def _format_result(result: "gingham.EvaluationResult", trained: "gingham.Run", f
         count = len(result.test_openings)
         lines.append(f"the test split has been opened {'once' if count == 1 else f'{count} times'} by this run")
     seconds = trained.metrics.get("train_seconds")
-    if isinstance(seconds, (int, float)):
+    if seconds is not None:
         hardware = trained.environment.get("hardware", "unknown hardware")
         lines.append(format_message(f"trained in {seconds:.1f} s (train_seconds) on {hardware}"))
     lines.append(f"figure: {figure or 'not written'}")

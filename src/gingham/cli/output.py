@@ -35,17 +35,9 @@ def print_message(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def print_json(value: object) -> None:
-    """Print one JSON value to stdout."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
-
-
 def print_result(value: object, text: object, as_json: bool) -> None:
     """Print a result to stdout: `value` as JSON, or else `text`."""
-    if as_json:
-        print_json(value)
-    else:
-        print(text)
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text)
 
 
 def format_pairs(pairs: dict[str, object]) -> str:

@@ -1,5 +1,6 @@
 """`gingham predict`."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,7 +8,7 @@ from typer import Argument, Option
 
 import gingham
 from gingham.cli.options import Device, Json, Model, RunFolder
-from gingham.cli.output import print_json, try_draw
+from gingham.cli.output import print_result, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_training_images
 from gingham.errors import DataError, GinghamError
 
@@ -32,14 +33,11 @@ def predict(
     """Name what is in your own pictures."""
     if out is not None and not explain:
         raise GinghamError("--out is for the figures of --explain; give both, or neither")
-    trained = load_run_or_packaged(run, model)
-    if device != "auto":  # the CPU predicts a few images before a GPU has started
-        from gingham.device import choose_device
-
-        trained.model.to(choose_device(device))
+    # The CPU predicts a few images before a GPU has started.
+    trained = load_run_or_packaged(run, model, "cpu" if device == "auto" else device)
     train = load_training_images(trained, run) if explain else None
     entries: list[dict[str, Any]] = []
-    used: set[Path] = set()
+    used: Counter[str] = Counter()
     for start in range(0, len(images), GROUP_SIZE):
         for prediction in gingham.predict(trained, images[start : start + GROUP_SIZE], prepare):
             entry = prediction.to_dict()
@@ -52,7 +50,7 @@ def predict(
             if not as_json and prediction.error is None:
                 _print(prediction, entry.get("file"), notes=explain or len(images) <= SHOWN)
     if as_json:
-        print_json(entries)
+        print_result(entries, "", as_json)
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
         summary = f"{len(errors)} of {len(entries)} pictures were not answered: " if len(entries) > 1 else ""
@@ -72,12 +70,10 @@ def _print(prediction: "gingham.ImagePrediction", figure: str | None, *, notes: 
         print(f"  figure: {figure}")
 
 
-def _figure_file(folder: Path, image: str, used: set[Path]) -> Path:
+def _figure_file(folder: Path, image: str, used: Counter[str]) -> Path:
     """Return a file named after the image, with a number if several images have the same name."""
     folder.mkdir(parents=True, exist_ok=True)
-    file, number = folder / f"{Path(image).stem}-explained.png", 1
-    while file in used:
-        number += 1
-        file = folder / f"{Path(image).stem}-explained-{number}.png"
-    used.add(file)
-    return file
+    stem = Path(image).stem
+    used[stem] += 1
+    number = f"-{used[stem]}" if used[stem] > 1 else ""
+    return folder / f"{stem}-explained{number}.png"

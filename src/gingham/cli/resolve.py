@@ -35,17 +35,23 @@ def network_factory(model: str | None) -> "NetworkFactory | None":
     return None if model is None else import_network(model)
 
 
-def load_run_or_packaged(run: Path | None, model: str | None = None) -> "gingham.Run":
+def load_run_or_packaged(run: Path | None, model: str | None = None, device: str = "cpu") -> "gingham.Run":
     """Return the run in a folder, or the packaged model for None or for `packaged` if no folder has this name.
 
     Raises
-        GinghamError: --model with the packaged model.
+        GinghamError: --model with the packaged model, or there is no such device.
     """
     if run is not None and (str(run) != "packaged" or run.exists()):
-        return gingham.load(run, network_factory(model))
-    if model is not None:
+        trained = gingham.load(run, network_factory(model))
+    elif model is not None:
         raise GinghamError("--model is for a run of your own network; give --run too")
-    return gingham.load_packaged()
+    else:
+        trained = gingham.load_packaged()
+    if device != "cpu":
+        from gingham.device import choose_device
+
+        trained.model.to(choose_device(device))
+    return trained
 
 
 def load_teacher_runs(folders: Sequence[Path] | None, changes: Mapping[str, Any]) -> "list[gingham.Run]":
@@ -108,14 +114,12 @@ def load_split(trained: "gingham.Run", folder: Path, data: str | None, split: st
     Raises
         DataError: the run or the data holds out no images for validation.
     """
-    if split == "validation" and trained.recipe.validation_images == 0:
-        raise DataError(f"{folder} held no pictures out for validation (validation_images=0); use --split test")
     from gingham.evaluation.run_data import load_run_data
 
     splits = load_run_data(trained, folder, data, None if split == "validation" else 0)
     selected = splits.test if split == "test" else splits.validation
     if selected is None:
-        raise DataError(f"{splits.name} has too few pictures to hold some out for validation; use --split test")
+        raise DataError(f"{folder} held no pictures out for validation of {splits.name}; use --split test")
     return selected
 
 

@@ -4,7 +4,7 @@ import signal
 import sys
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from gingham.cli.options import Device, Model, RunFolder
 from gingham.cli.output import print_message
@@ -14,10 +14,8 @@ from gingham.errors import GinghamError
 
 def serve(
     run: RunFolder = None,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")
-    ] = 8000,
+    host: Annotated[str, Option(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, Option(min=0, max=65535, help="The port to listen on; 0 takes any that is free.")] = 8000,
     model: Model = None,
     device: Device = "auto",
 ) -> None:
@@ -27,15 +25,10 @@ def serve(
     try:
         from gingham.deploy import server
     except ImportError as error:
-        if (error.name or "").startswith("gingham"):
-            raise
         raise GinghamError(f"serving needs the package {error.name}; pip install 'gingham[serve]'") from error
 
-    trained = load_run_or_packaged(run, model)
-    if device != "auto":  # for a few images at a time the CPU is as fast
-        from gingham.device import choose_device
-
-        trained.model.to(choose_device(device))
+    # For a few images at a time the CPU is as fast as a GPU.
+    trained = load_run_or_packaged(run, model, "cpu" if device == "auto" else device)
     listener = server.listen(host, port)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
