@@ -57,8 +57,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.flush()
     except GinghamError as error:
         _fail(str(error))
-    except typer.Exit as stop:
-        code = stop.exit_code
     except Terminated:
         raise
     except (KeyboardInterrupt, typer.Abort):

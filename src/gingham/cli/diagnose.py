@@ -80,10 +80,7 @@ def _diagnose_data(what: str) -> "tuple[list[gingham.Issue], gingham.DataSplits,
     from gingham.data.registry import REGISTRY
 
     if what not in REGISTRY and not Path(what).exists():
-        raise DataError(
-            f"{what} is no run, dataset or folder{suggest(what, REGISTRY)}; give a run folder, a dataset's name, a "
-            "folder with a folder of pictures for each class or with IDX files, a .csv or a .npz"
-        )
+        raise DataError(f"{what} is no run folder, data of your own or dataset's name{suggest(what, REGISTRY)}")
     splits, file_issues = load_unchecked(what)
     print_message("looking for duplicates, then training two small networks to doubt single labels")
     issues = gingham.check_data(splits, file_issues)

@@ -35,19 +35,19 @@ def train(
     folder = out or default_folder(chosen, model, chosen.seed)
     from gingham.device import choose_device
     from gingham.distributed import init_distributed, is_restart
+    from gingham.runs.checkpoint import has_checkpoint
     from gingham.runs.run import METADATA_FILE
     from gingham.training.distillation import validate_teachers
 
     resume = resume or is_restart()
     finished = (folder / METADATA_FILE).exists()
-    _require_free(folder, finished=finished, resume=resume)
+    if finished and not resume:
+        raise GinghamError(f"{folder} already holds a finished run; give another --out or --seed, or evaluate it")
+    if has_checkpoint(folder) and not resume:
+        raise GinghamError(f"{folder} holds a run that was interrupted; go on with --resume, or give another --out")
     with init_distributed() as context:
-        if context.any(context.is_main and finished)[0]:
-            if not context.is_main:
-                return
-            trained = gingham.load(folder, network_factory(model))
-            print_message(f"{folder} is finished already; nothing to resume")
-        else:
+        (finished,) = context.any(context.is_main and finished)
+        if not finished:
             network = network_factory(model)
             choose_device(device, context.local_rank if context.size > 1 else None)  # an error before the slow part
             teachers = load_teacher_runs(teacher, changes)
@@ -57,18 +57,12 @@ def train(
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
             fit = functools.partial(fit, options=gingham.FitOptions(device, network, teachers, track))
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()
-            if not context.is_main:
-                return
+        if not context.is_main:
+            return
+    if finished:
+        trained = gingham.load(folder, network_factory(model))
+        print_message(f"{folder} is finished already; nothing to resume")
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
-
-
-def _require_free(folder: Path, *, finished: bool, resume: bool) -> None:
-    from gingham.runs.checkpoint import has_checkpoint
-
-    if finished and not resume:
-        raise GinghamError(f"{folder} already holds a finished run; give another --out or --seed, or evaluate it")
-    if has_checkpoint(folder) and not resume:
-        raise GinghamError(f"{folder} holds a run that was interrupted; go on with --resume, or give another --out")
 
 
 def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":
