@@ -1,5 +1,6 @@
 """Draw figures with matplotlib, as PNG files and as charts in SVG for an HTML page."""
 
+import base64
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -129,6 +130,13 @@ def svg_chart(description: str, draw: Callable[..., None], *arguments: Any) -> s
         svg = svg.replace(color, f"var(--{variable})")
     view_box = "0 0 {:g} {:g}".format(*72 * figure.get_size_inches())
     return f'<svg class="chart" viewBox="{view_box}" role="img"><title>{escape(description)}</title>{svg}'
+
+
+def png_url(image: Image.Image, *, optimize: bool = False) -> str:
+    """Return an image as a PNG in a data URL, for an HTML page; `optimize` makes it smaller and takes longer."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=optimize)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]], file: Path) -> Path:

@@ -120,7 +120,7 @@ def common_side(files: Sequence[Path]) -> int:
     """
     sizes = set()
     with silence_pillow():
-        for size in filter(None, _map_files(_read_size, files)):
+        for size in filter(None, _map_files(read_size, files)):
             sizes.add(size)
             if len(sizes) > 1:
                 return DEFAULT_SIDE
@@ -128,7 +128,8 @@ def common_side(files: Sequence[Path]) -> int:
     return width if width == height and 0 < width <= MAX_COMMON_SIDE else DEFAULT_SIDE
 
 
-def _read_size(file: Path) -> tuple[int, int] | None:
+def read_size(file: Path | bytes) -> tuple[int, int] | None:
+    """Return the width and height in the header of an image file or of its content, or None if it cannot be read."""
     try:
         with open_image(file) as image:
             return image.size

@@ -1,9 +1,7 @@
 """Serve a run over HTTP: images in, predictions out, and a page to try it on."""
 
 import asyncio
-import base64
 import contextlib
-import io
 import logging
 import os
 import socket
@@ -24,7 +22,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from gingham._version import __version__
-from gingham.data.decode import LARGE_PIXELS, open_image, silence_pillow
+from gingham.data.decode import LARGE_PIXELS, read_size, silence_pillow
 from gingham.data.splits import Split
 from gingham.deploy.api_schema import PREDICT_BODY, PREDICT_RESPONSES, Health
 from gingham.deploy.page import model_metadata, served_page
@@ -33,7 +31,8 @@ from gingham.errors import DataError, GinghamError, format_message
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, Gallery, features, gallery
 from gingham.inference.predict import ImagePrediction, mean_probabilities, preprocess, to_predictions
-from gingham.inference.preprocess import ImageArray, PreparedPhoto, open_photo
+from gingham.inference.preprocess import PreparedPhoto, open_photo
+from gingham.plots import png_url
 from gingham.runs.run import Run
 
 MAX_PIXELS = 50_000_000  # per image, which takes up to 0.6 GB while it is decoded
@@ -90,11 +89,7 @@ class _Service:
         self.preprocess_pool = ThreadPoolExecutor(threads, thread_name_prefix="preparation")
         # A separate pool, because an explanation takes a hundred times as long as a prediction.
         self.explain_pool = ThreadPoolExecutor(threads, thread_name_prefix="explanation")
-        self.gallery: Future[Gallery | None] = self.batcher.pool.submit(self._load_gallery, load_train)
-
-    def _load_gallery(self, load_train: Callable[[], Split | None]) -> Gallery | None:
-        train = load_train()
-        return None if train is None else gallery(self.run.model, train, GALLERY_SIZE)
+        self.gallery = self.batcher.pool.submit(lambda: gallery(run.model, load_train(), GALLERY_SIZE))
 
     async def predict(self, request: Request, *, explain: bool) -> list[dict[str, Any]]:
         """Return the predictions for a request's images as JSON values."""
@@ -117,20 +112,12 @@ class _Service:
             return [self._preprocess_image(name, content) for name, content in images]
 
     def _preprocess_image(self, name: str, content: bytes) -> PreparedPhoto | DataError:
+        width, height = read_size(content) or (0, 0)
         try:
-            with self.large_image_lock if _count_pixels(content) > LARGE_PIXELS else contextlib.nullcontext():
+            with self.large_image_lock if width * height > LARGE_PIXELS else contextlib.nullcontext():
                 return preprocess(self.run, open_photo(content, name, MAX_PIXELS))
         except DataError as error:
             return error
-
-
-def _count_pixels(content: bytes) -> int:
-    """Return the number of pixels in an image's header, or 0 if it cannot be read."""
-    try:
-        with open_image(content) as image:
-            return image.width * image.height
-    except Exception:  # noqa: BLE001  # for damaged files Pillow raises errors of nearly any type
-        return 0
 
 
 def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) -> dict[str, Any]:
@@ -139,7 +126,7 @@ def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) 
     if prediction.prepared is None:
         return entry
     for step, step_json in zip(prediction.prepared.steps, entry["steps"], strict=True):
-        step_json["picture"] = _png_url(step.image)
+        step_json["picture"] = png_url(Image.fromarray(step.image))
     image = torch.tensor(prediction.prepared.image)
     stride = max(1, max(image.shape[1:]) // 14)
     label = run.model.classes.index(prediction.label)
@@ -148,17 +135,10 @@ def _explain(run: Run, prediction: ImagePrediction, candidates: Gallery | None) 
     if candidates is not None:
         nearest = candidates.nearest(features(run.model, image[None])[0], NUM_NEIGHBOURS)
         pixels = candidates.images.permute(0, 2, 3, 1).squeeze(3).numpy()
-        neighbours = [{"label": candidates.labels[k], "picture": _png_url(pixels[k])} for k in nearest]
+        neighbours = [{"label": candidates.labels[k], "picture": png_url(Image.fromarray(pixels[k]))} for k in nearest]
     moved = [[round(value, 4) for value in row] for row in drops.tolist()]
     among = len(candidates.labels) if candidates else 0
     return entry | {"explanation": {"moved": moved, "among": among, "neighbours": neighbours}}
-
-
-def _png_url(pixels: ImageArray) -> str:
-    """Return pixels (H, W, 3) or (H, W) as a PNG in a data URL."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) -> FastAPI:

@@ -43,8 +43,7 @@ def explain(model: Classifier, prediction: ImagePrediction, train: Split | None,
     image = torch.tensor(prediction.prepared.image)
     _draw_probabilities(figure, prediction, float(model.threshold))
     _draw_occlusion(figure, model, image, prediction.label)
-    if train is not None:
-        _draw_neighbours(figure, model, image, train)
+    _draw_neighbours(figure, model, image, train)
     return write_figure(figure, file)
 
 
@@ -77,7 +76,7 @@ def _draw_occlusion(figure: Figure, model: Classifier, image: torch.Tensor, labe
     axes.imshow(np.dstack([colours, opacity]), interpolation="bilinear")
 
 
-def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, train: Split) -> None:
+def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, train: Split | None) -> None:
     candidates = gallery(model, train, MAX_GALLERY_SIZE)
     if candidates is None:
         return

@@ -57,9 +57,9 @@ class Gallery:
         return indices
 
 
-def gallery(model: Classifier, train: Split, count: int) -> Gallery | None:
-    """Return up to `count` training images, evenly spaced over the split; None if their shape is not the model's."""
-    if tuple(train.images.shape[1:]) != model.input_shape or not count:
+def gallery(model: Classifier, train: Split | None, count: int) -> Gallery | None:
+    """Return up to `count` training images, evenly spaced over the split; None if it has none of the model's shape."""
+    if train is None or train.images.shape[1:] != model.input_shape or not count:
         return None
     indices = evenly_spaced(len(train), count)
     images = train.images[indices].cpu()

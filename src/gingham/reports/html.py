@@ -1,8 +1,7 @@
 """Write the report of a run: a single HTML file that needs no network connection."""
 
-import base64
+import contextlib
 import functools
-import io
 import statistics
 import time
 from collections import defaultdict
@@ -24,7 +23,7 @@ from gingham.evaluation.metrics import proportion_interval
 from gingham.io import write_text
 from gingham.models.classifier import Classifier
 from gingham.models.summary import summarize
-from gingham.plots import BLUE, RUST, draw_curve, draw_reliability, svg_chart
+from gingham.plots import BLUE, RUST, draw_curve, draw_reliability, png_url, svg_chart
 from gingham.runs.predictions import load_predictions
 from gingham.runs.run import Run
 from gingham.text import duration
@@ -82,7 +81,7 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
         "test": None if test is None else _test_result(run, test),
         "filters": _filters(model.network),
         "feature_maps": _feature_maps(model, measured.images[:1]),
-        "example": _png(_shrink(measured.images[:1])),
+        "example": _png(measured.images[:1]),
         "layers": summarize(model.network, model.input_shape, run.recipe.network),
         "speed": _speed(model, train.images[:500]),
         "issues": check_run(run, train, validation),
@@ -114,7 +113,7 @@ def _mistakes(split: Split, logits: torch.Tensor) -> list[dict[str, Any]]:
     return [
         {
             "index": k,
-            "image": _png(_shrink(split.images[k : k + 1])),
+            "image": _png(split.images[k : k + 1]),
             "label": split.classes[int(split.labels[k])],
             "answer": split.classes[int(predicted[k])],
             "confidence": float(confidence[k]),
@@ -137,33 +136,25 @@ def _samples(split: Split) -> list[dict[str, Any]]:
     for label, name in enumerate(split.classes[:MAX_CLASSES]):
         indices = (split.labels == label).nonzero().flatten()
         if len(indices):
-            images = _shrink(split.images[indices[:SAMPLES_PER_CLASS]])
-            rows.append({"name": name, "image": _png(images, SAMPLES_PER_CLASS), "count": len(indices)})
+            image = _png(split.images[indices[:SAMPLES_PER_CLASS]], SAMPLES_PER_CLASS)
+            rows.append({"name": name, "image": image, "count": len(indices)})
     return rows
 
 
-def _shrink(images: torch.Tensor) -> torch.Tensor:
-    """Return images, uint8 (N, C, H, W), as grey or RGB images whose sides are at most MAX_SIDE."""
+def _png(images: torch.Tensor, columns: int = 1, gap: int = 2) -> dict[str, Any]:
+    """Return images, uint8 (N, C, H, W), in a grid: a PNG as a data URI, with its width and height.
+
+    Images with sides over MAX_SIDE are shrunk; those that are not RGB show their first channel in grey. The gaps are
+    transparent, so that they have the page's background colour.
+    """
     scale = min(1, MAX_SIDE / max(images.shape[2:]))
     size = [max(1, round(scale * side)) for side in images.shape[2:]]
-    shrunk: torch.Tensor = resize(images if images.shape[1] == 3 else images[:, :1], size)
-    return shrunk
-
-
-def _png(images: torch.Tensor, columns: int = 1, gap: int = 2) -> dict[str, Any]:
-    """Return grey or RGB images, uint8 (N, C, H, W), in a grid: a PNG as a data URI, with its width and height.
-
-    The gaps are transparent, so that they have the page's background colour.
-    """
-    rgb = images.cpu().expand(-1, 3, -1, -1)
+    rgb = resize(images if images.shape[1] == 3 else images[:, :1], size).cpu().expand(-1, 3, -1, -1)
     opaque = torch.cat([rgb, torch.full_like(rgb[:, :1], 255)], dim=1)
     filled = F.pad(opaque, (0, 0, 0, 0, 0, 0, 0, -len(images) % columns))  # so that all rows have the same scale
     grid = make_grid(filled, columns, gap)
     image = to_pil_image(grid[:, gap:-gap, gap:-gap] if columns > 1 else grid)  # a single image has no margins
-    content = io.BytesIO()
-    image.save(content, "PNG", optimize=True)
-    uri = f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return {"uri": uri, "width": image.width, "height": image.height}
+    return {"uri": png_url(image, optimize=True), "width": image.width, "height": image.height}
 
 
 def _to_grey(maps: torch.Tensor, centred: bool) -> torch.Tensor:
@@ -194,20 +185,18 @@ def _feature_maps(model: Classifier, example: torch.Tensor) -> list[dict[str, An
         if torch.is_tensor(output) and output.dim() == 4 and min(output.shape[2:]) > 1:
             outputs.append((name, output[0].float().cpu().clone()))  # the next layer may change it in place
 
-    layers = [(name, module) for name, module in model.network.named_modules() if name]
-    handles = [module.register_forward_hook(functools.partial(keep, name)) for name, module in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.network.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(functools.partial(keep, name)))
         model.logits(example)
-    finally:
-        for handle in handles:
-            handle.remove()
     passes = 2 if model.tta == "flip" else 1  # the mirror image comes second
     last_by_size = {maps.shape[1:]: (name, maps) for name, maps in outputs[: len(outputs) // passes]}
     rows = []
     for (height, width), (name, maps) in list(last_by_size.items())[:6]:
         scale = max(1, MAX_SIDE // 2 // max(height, width))
-        image = _shrink(F.interpolate(_to_grey(maps[:16], centred=False), scale_factor=scale))
-        rows.append({"layer": name, "image": _png(image, 8), "count": len(maps), "size": f"{height}×{width}"})
+        image = _png(F.interpolate(_to_grey(maps[:16], centred=False), scale_factor=scale), 8)
+        rows.append({"layer": name, "image": image, "count": len(maps), "size": f"{height}×{width}"})
     return rows
 
 
