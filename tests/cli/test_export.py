@@ -44,7 +44,7 @@ def test_user_errors_of_export_say_what_to_do(command, arguments, message):
 
 def test_a_file_that_is_no_export_is_not_overwritten(command):
     (command.folder / "notes.html").write_text("my own")
-    assert "notes.html is there already and is no export of gingham's" in command("export", "notes.html", code=2).stderr
+    assert "notes.html exists already and is no export of gingham's" in command("export", "notes.html", code=2).stderr
     assert (command.folder / "notes.html").read_text() == "my own"
 
 

@@ -85,10 +85,9 @@ def export(
     require_exportable(file, int8=int8)
     data = load_run_data(run) if data is None else data
     split = data.validation or data.train  # never the test split
-    shape, expected_shape = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
-    if shape != expected_shape:
-        remedy = "give data of the model's own kind"
-        raise DataError(f"{data.name} has pictures of {shape}, the model takes {expected_shape}; {remedy}")
+    shape, needed = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
+    if shape != needed:
+        raise DataError(f"{data.name} has pictures of {shape}, the model takes {needed}; give data of its own kind")
     is_page = file.suffix.lower() == ".html"
     graph = to_onnx(run, with_features=is_page)
     content = graph.SerializeToString()
@@ -120,21 +119,13 @@ def require_exportable(file: Path, *, int8: bool) -> None:
     if suffix not in MARKERS:
         ending = file.suffix or "nothing"
         raise GinghamError(f"{file} ends in {ending}; allowed: {', '.join(MARKERS)}; name it model.onnx or page.html")
-    if file.exists() and not _is_export(file):
-        remedy = "choose another name, or move it away"
-        raise GinghamError(f"{file} is there already and is no export of gingham's; {remedy}")
+    if file.exists() and not (file.is_file() and MARKERS[suffix] in file.read_bytes()):
+        raise GinghamError(f"{file} exists already and is no export of gingham's; choose another name, or move it away")
     if int8 and suffix == ".html":
         raise GinghamError("int8 is for .onnx files; leave it out, as a page answers as predict does")
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise GinghamError(f"exporting needs the package {package}; pip install 'gingham[export]'")
-
-
-def _is_export(file: Path) -> bool:
-    try:
-        return MARKERS[file.suffix.lower()] in file.read_bytes()
-    except OSError:
-        return False
 
 
 def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", images: torch.Tensor) -> dict[str, Any]:

@@ -41,10 +41,9 @@ class _OnnxModule(torch.nn.Module):
         super().__init__()
         self.model, self.with_features = model, with_features
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if not self.with_features:
-            probabilities: torch.Tensor = self.model(images).softmax(dim=1)
-            return probabilities
+            return (self.model(images).softmax(dim=1),)
         with capture_features(self.model) as captured:
             logits = self.model(images)
         return logits.softmax(dim=1), captured[0] if captured else logits
@@ -148,11 +147,8 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
 def _quiet() -> Iterator[None]:
     """Silence the exporters' warnings, logs and prints, which are not for the user."""
     disabled = logging.root.manager.disable
-    with (
-        warnings.catch_warnings(action="ignore"),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+    sink = io.StringIO()
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         logging.disable(logging.WARNING)
         try:
             yield

@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 import torch
-import torch.nn.functional as F
 
 from gingham._version import __version__
 from gingham.deploy.browser_libraries import LIBRARIES, library_files
@@ -24,19 +23,19 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; ba
 
 def model_metadata(run: Run) -> dict[str, Any]:
     """Return a run's model as JSON values: classes, shape, threshold, origin and accuracy."""
-    background, dataset = run.data.get("background"), run.data.get("name")
+    dataset = run.data.get("name")
     return {
         "classes": list(run.model.classes),
         "input_shape": list(run.model.input_shape),
         "threshold": float(run.model.threshold),
         "temperature": float(run.model.temperature),
         "garments": is_garment_model(run),
-        "background": background if isinstance(background, (int, float)) else None,
+        "background": run.data.get("background"),
         "recipe": run.recipe.name,
         "network": run.recipe.network,
         "seed": run.recipe.seed,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-        "dataset": Path(dataset).name if isinstance(dataset, str) else None,  # the rest of a path may be private
+        "dataset": Path(dataset).name if dataset else None,  # the rest of a path may be private
         "fingerprint": run.data.get("fingerprint"),
         "validation_accuracy": run.metrics.get("validation_accuracy"),
         "test_openings": len(run.test_openings),
@@ -65,8 +64,7 @@ def offline_page(run: Run, graph: bytes, gallery: Gallery | None) -> str:
         contents["gallery"] = gallery.images.numpy().tobytes()
         contents["features"] = _to_int8(gallery.features).numpy().tobytes()
         labels = [run.model.classes.index(label) for label in gallery.labels]
-    packed = {name: gzip.compress(content, 6, mtime=0) for name, content in contents.items()}
-    payload = {name: base64.b64encode(content).decode() for name, content in packed.items()}
+    payload = {name: base64.b64encode(gzip.compress(data, 6, mtime=0)).decode() for name, data in contents.items()}
     script, source = _script("photos.js", "local.js", "page.js")
     policy = f"{POLICY}; script-src {source} blob: 'unsafe-eval'; connect-src 'none'"
     return _render(run, script, policy, payload, labels)
@@ -74,9 +72,8 @@ def offline_page(run: Run, graph: bytes, gallery: Gallery | None) -> str:
 
 def _to_int8(vectors: torch.Tensor) -> torch.Tensor:
     """Return the directions of vectors as int8: nearly the same ranks of neighbours, in a quarter of the size."""
-    directions = F.normalize(vectors.float(), dim=1)
-    scale = directions.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
-    return (directions / scale * 127).round().to(torch.int8)
+    scale = vectors.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
+    return (vectors / scale * 127).round().to(torch.int8)
 
 
 def _script(*names: str) -> tuple[str, str]:

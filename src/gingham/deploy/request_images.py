@@ -104,10 +104,8 @@ async def _read_form(request: Request, pieces: AsyncGenerator[bytes, None]) -> l
         raise HTTPException(422, f"the form is broken ({reason}); send it again as multipart/form-data") from None
     files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
     names = [(file.filename or f"picture {number}")[:200] for number, file in enumerate(files, 1)]
-    names = [
-        name.encode(errors="replace").decode() for name in names
-    ]  # without lone surrogates, which JSON cannot have
-    return [(name, await file.read()) for name, file in zip(names, files, strict=True)]
+    valid_names = [name.encode(errors="replace").decode() for name in names]  # JSON cannot have lone surrogates
+    return [(name, await file.read()) for name, file in zip(valid_names, files, strict=True)]
 
 
 def _body_too_large() -> HTTPException:

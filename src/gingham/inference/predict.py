@@ -114,8 +114,7 @@ def preprocess(run: Run, photo: Image.Image, mode: str = "auto") -> PreparedPhot
         return resize_photo(photo, run.model.input_shape)
     if is_garment_model(run):
         return prepare_garment(photo, run.model.input_shape)
-    background = run.data.get("background")
-    return prepare_plain(photo, run.model.input_shape, background if isinstance(background, (int, float)) else None)
+    return prepare_plain(photo, run.model.input_shape, run.data.get("background"))
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -138,10 +138,9 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
     mask, note = _segment_garment(small, colour)
     steps.append(_step("garment", note, np.where(mask[..., None], colour, (colour * 0.2).astype(np.uint8))))
 
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    crop = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    crop = (slice(top, top + height), slice(left, left + width))
     cropped_mask = mask[crop]
-    height, width = cropped_mask.shape
     steps.append(_step("crop", f"cropped to {width}x{height} of {whole}", colour[crop] * cropped_mask[..., None]))
 
     # A median filter removes wrinkles and weave, which would look like a printed pattern at 28 pixels.
@@ -213,8 +212,7 @@ def _grab_cut(colour: ImageArray) -> Mask:
     cv2.setRNGSeed(0)  # GrabCut's clusters start at random; the same photo must get the same prediction
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(cv2.cvtColor(colour, cv2.COLOR_RGB2BGR), labels, (0, 0, 1, 1), *models, 4, cv2.GC_INIT_WITH_MASK)
-    mask: Mask = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    return mask
+    return np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
 def _plain_background(colour: ImageArray) -> Mask:
@@ -230,11 +228,10 @@ def _plain_background(colour: ImageArray) -> Mask:
     spread = float(np.percentile(np.abs(border - median).max(axis=1), 90))
     if spread > 10:
         return np.zeros(colour.shape[:2], bool)
-    similar = np.abs(colour - median).max(axis=2) <= max(12, 2 * spread)
+    similar: Mask = np.abs(colour - median).max(axis=2) <= max(12, 2 * spread)
     _, components = cv2.connectedComponents(similar.astype(np.uint8), connectivity=4)
     at_border = np.unique(np.concatenate([components[0], components[-1], components[:, 0], components[:, -1]]))
-    background: Mask = similar & np.isin(components, at_border)
-    return background
+    return similar & np.isin(components, at_border)
 
 
 def _clean_mask(mask: Mask) -> Mask:
@@ -269,7 +266,6 @@ def _fit_centred(tone: ImageArray, size: tuple[int, int]) -> ImageArray:
     scale = min(size[0] / height, size[1] / width)
     rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    image = np.zeros(size, np.uint8)
+    small = cv2.resize(tone, (columns, rows), interpolation=interpolation)
     top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
-    image[top : top + rows, left : left + columns] = cv2.resize(tone, (columns, rows), interpolation=interpolation)
-    return image
+    return np.pad(small, ((top, size[0] - rows - top), (left, size[1] - columns - left)))

@@ -61,7 +61,7 @@ SECTIONS = {
         **dict.fromkeys(("recipe", "device", "precision"), TEXT),
         "validation_accuracy": SHARE,
     },
-    "data": {"train_images": AMOUNT, "name": TEXT, "fingerprint": TEXT, "teachers": OBJECTS},
+    "data": {"train_images": AMOUNT, "background": NUMBER, "name": TEXT, "fingerprint": TEXT, "teachers": OBJECTS},
     "environment": dict.fromkeys(("gingham", "torch", "python", "system", "device", "hardware"), TEXT),
 }
 STEP = dict.fromkeys(("step", "loss", "accuracy", "learning_rate"), NUMBER)
