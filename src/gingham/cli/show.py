@@ -42,20 +42,17 @@ def show(
 
 def _draw_batch(splits: "gingham.DataSplits", recipe: Recipe, file: Path) -> dict[str, Any]:
     """Draw the first training batch of a recipe, and return its statistics."""
+    import torch
     from torch import nn
 
-    from gingham.data.augment import augment
-    from gingham.data.augment_photos import simulate_photos
     from gingham.data.sampler import Sampler
     from gingham.models.classifier import Classifier
     from gingham.plots import draw_batch
+    from gingham.training.batches import BatchLoader
 
-    indices = next(Sampler(recipe, len(splits.train)).batches(0, 1))
-    labels = splits.train.labels[indices]
-    images = augment(splits.train.images[indices], indices, recipe, epoch=0, step=0)
-    if recipe.photo_share:
-        images = simulate_photos(images, labels, splits.classes, recipe, step=0)
-    names = [splits.classes[label] for label in labels.tolist()]
+    loader = BatchLoader(splits.train, recipe, Sampler(recipe, len(splits.train)), torch.device("cpu"))
+    drawn = next(loader.batches(0, 1))
+    images, names = drawn.images, [splits.classes[label] for label in drawn.main_labels().tolist()]
     channels, height, width = images.shape[1:]
     normalised = Classifier(nn.Identity(), splits.classes, (channels, height, width), recipe.mean, recipe.std)(images)
     batch = {
