@@ -10,14 +10,14 @@ from gingham.cli.options import MODEL_FORM, Json, Split
 from gingham.cli.output import print_result
 from gingham.cli.resolve import load_split
 
+MODEL_HELP = "The class of a network of your own; may be repeated."
+
 
 def compare(
     a: Annotated[Path, Argument(metavar="A", help="A run folder, or a folder of trials.")],
     b: Annotated[Path, Argument(metavar="B", help="Another one, of the same kind.")],
     split: Split = "validation",
-    model: Annotated[
-        list[str] | None, Option(metavar=MODEL_FORM, help="The class of a network of your own; may be repeated.")
-    ] = None,
+    model: Annotated[list[str] | None, Option(metavar=MODEL_FORM, help=MODEL_HELP)] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether one of two is better, by a paired test."""

@@ -17,11 +17,10 @@ STARTED = time.clock_gettime(CLOCK)
 
 def wall_seconds() -> float:
     """Return the seconds since this process started, including Python's own start, by a clock that cannot be set."""
-    try:
+    start = STARTED
+    with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         start = ticks / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        start = STARTED
     if not 0 <= STARTED - start < 60:  # a container may report another machine's times
         start = STARTED
     return time.clock_gettime(CLOCK) - start

@@ -138,8 +138,7 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
         # The branch of the flipped view got copies of the filters.
         DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)
         result: onnx.ModelProto = ir.to_proto(quantised)
-    del result.metadata_props[:]
-    result.metadata_props.extend(graph.metadata_props)
+    onnx.helper.set_model_props(result, {entry.key: entry.value for entry in graph.metadata_props})
     return result
 
 
