@@ -36,7 +36,7 @@ CLASSES = ("cat", "dog", "hen")
 RECIPE = gingham.RECIPES["fast"].replace(network="tiny", epochs=2, batch_size=4, hard_share=0.5, precision="float32")
 FIELDS = tuple(RECIPE.to_dict())
 METADATA_KEYS = {(section, key) for section, rules in SECTIONS.items() for key in rules}
-METADATA_KEYS |= {("data", "background"), ("data", "new")}
+METADATA_KEYS |= {("data", "new")}
 STEPS = 60  # enough losses for the diagnosis
 REPORT_EVERY = 25  # one in so many loaded runs has its report written, which takes a hundred times as long as the rest
 
