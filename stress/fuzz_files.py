@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 
 from gingham.data.decode import fit_square, open_image
 from gingham.data.idx import INT, UBYTE, read_idx
-from gingham.data.image_files import list_images, read_image_dataset
-from gingham.data.listing import SPLIT_ORDER
+from gingham.data.image_files import SPLIT_ORDER, list_images, read_image_dataset
 from gingham.data.load_data import load_data, load_unchecked
 from gingham.data.npz import read_npz
 from gingham.data.pack_cache import _pack_name
@@ -233,10 +232,7 @@ class Npz:
 
     def check_read_npz(self, path: Path) -> None:
         raw = read_npz(path)
-        for images, labels in ((raw.images, raw.labels), (raw.test_images, raw.test_labels)):
-            if images is None or labels is None:
-                assert images is labels
-                continue
+        for images, labels, _ in raw.parts.values():
             assert images.dtype == np.uint8
             assert labels.dtype == np.int64
             assert images.ndim == 4
@@ -245,7 +241,7 @@ class Npz:
             assert not len(labels) or 0 <= labels.min() <= labels.max() < len(raw.classes)
         assert len(set(raw.classes)) == len(raw.classes)
         assert all(isinstance(name, str) for name in raw.classes)
-        assert 0 <= raw.num_validation <= len(raw.labels)
+        assert 0 <= raw.num_validation <= len(raw.parts["training"].labels)
 
     def check_load_data(self, path: Path) -> None:
         data = load_data(str(path), validation=2)
@@ -472,7 +468,7 @@ class Tables:
         return path, array, metadata
 
     def pack_name(self, path: Path) -> str:
-        return _pack_name(path, list_images(path), 0)
+        return _pack_name(path, list_images(path).files, 0)
 
     def mutated_pack(self, random: Random) -> Case:
         path, array, metadata = self.pack()
@@ -483,13 +479,12 @@ class Tables:
     def check_rebuilt(self, path: Path) -> None:
         """Check that a damaged pack is rebuilt: the images are those in the files."""
         raw = read_image_dataset(path, 0, skip_unreadable=False)
-        assert raw.images.shape[0] == 6
-        assert raw.test_images is not None
+        images = raw.parts["training"].images
+        assert len(images) == 6
+        assert "test" in raw.parts
         original = open_image(self.folder / "a" / "0.png").convert("RGB")
-        assert (
-            raw.images[0].tobytes()
-            == np.asarray(fit_square(original, raw.images.shape[2])).transpose(2, 0, 1).tobytes()
-        )
+        expected = np.asarray(fit_square(original, images.shape[2])).transpose(2, 0, 1)
+        assert images[0].tobytes() == expected.tobytes()
 
     def generated_case(self, example: Any) -> Case:
         kind, values, variant = example
@@ -585,9 +580,10 @@ class Tables:
 
     def check_read(self, path: Path, variant: int) -> None:
         raw = read_image_dataset(path, 0 if variant % 2 else 5, skip_unreadable=variant > 3)
-        assert len(raw.images) == len(raw.labels) == len(raw.files)
-        assert raw.images.dtype == np.uint8
-        assert not len(raw.labels) or 0 <= raw.labels.min() <= raw.labels.max() < len(raw.classes)
+        images, labels, files = raw.parts["training"]
+        assert len(images) == len(labels) == len(files)
+        assert images.dtype == np.uint8
+        assert not len(labels) or 0 <= labels.min() <= labels.max() < len(raw.classes)
         for note in raw.notes:
             assert message_problem(str(DataError(note))) is None
 

@@ -32,7 +32,7 @@ USER_ERRORS = {
     ),
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
-    "folder": (["show", "."], "holds no class folders with pictures in them; put the pictures of each class"),
+    "folder": (["show", "."], "found no training pictures in"),
     "long name": (["evaluate", "x" * 300], "(File name too long); check that there is room, the path"),
 }
 

@@ -67,15 +67,18 @@ def test_folders_of_any_depth_are_listed(shoes):
 
 
 INVALID_FOLDERS = {
-    "nothing": (lambda d: d.mkdir(), "holds no class folders with pictures in them"),
-    "loose": (lambda d: save_image(d / "a.png"), "holds no class folders with pictures in them"),
+    "nothing": (
+        lambda d: d.mkdir(),
+        "found no training pictures in .*; it needs a folder with pictures for each class",
+    ),
+    "loose": (lambda d: save_image(d / "a.png"), "found no training pictures in"),
     "no classes": (
         lambda d: (save_image(d / "train/a.png"), save_image(d / "test/b.png")),
-        "holds no class folders with pictures in them",
+        "found no training pictures in",
     ),
     "no train": (
         lambda d: make_image_folder(d / "test", {"a": 3, "b": 3}),
-        "has class folders in test and none in train",
+        "found no training pictures in .* directly or in train, validation and test folders",
     ),
     "unsorted": (
         lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), save_image(d / "test/b.png")),

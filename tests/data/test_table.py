@@ -40,7 +40,7 @@ INVALID_TABLES = {
     "twice": (["boot/1.png,x", "boot/2.png,x", "boot/1.png,y"], "path,label", ("lines 2 and 4 of .* both name "
                                                                               "boot/1.png")),
     "zero byte": (["boot/1.png\0,x"], "path,label", "is not a table in UTF-8 .it holds a zero byte."),
-    "no rows": ([], "path,label", "names no training picture"),
+    "no rows": ([], "path,label", "found no training pictures in .*; it needs a first line with the columns path"),
     "quotes": (['"boot/1.png,x'], "path,label", "is not a table in UTF-8"),
     "missing": ([f"boot/{k}.png,x" for k in range(9)] + [f"no/{k}.png,y" for k in range(9)], "path,label",
                 r"9 of the 18 files of .* no/0.png \(No such file or directory\)"),

@@ -170,7 +170,7 @@ def test_odd_files_are_listed_with_their_reasons(folder, command):
 
 
 def test_a_folder_without_readable_images_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="no class folders with pictures"):
+    with pytest.raises(DataError, match="found no training pictures in"):
         load_unchecked(tmp_path)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "a.png").write_text("no")

@@ -113,19 +113,23 @@ def _decode_square(image: Image.Image, size: int) -> Image.Image:
         return _fit(to_8_bit(image), size)
 
 
+def _to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an image of mode "L" or "RGB" as uint8 (C, H, W)."""
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+
+
 def common_side(files: Sequence[Path]) -> int:
     """Return the common side in pixels of the images if all are squares of one size up to 64, else 28.
 
     Only the headers are read, up to the first image that differs. Unreadable files are ignored.
     """
-    sizes = set()
+    side = 0
     with silence_pillow():
-        for size in filter(None, _map_files(read_size, files)):
-            sizes.add(size)
-            if len(sizes) > 1:
+        for width, height in filter(None, _map_files(read_size, files)):
+            side = side or width
+            if not width == height == side <= MAX_COMMON_SIDE:
                 return DEFAULT_SIDE
-    width, height = sizes.pop() if sizes else (0, 0)
-    return width if width == height and 0 < width <= MAX_COMMON_SIDE else DEFAULT_SIDE
+    return side or DEFAULT_SIDE
 
 
 def read_size(file: Path | bytes) -> tuple[int, int] | None:
@@ -139,15 +143,19 @@ def read_size(file: Path | bytes) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """The images of some files: `images` uint8 (N, C, S, S), with one channel if all are grey, the indices of the files
-    that are `missing` because they cannot be read, the `issues` as (index, reason), whether any error may be transient,
-    such as a failed disk or a missing permission, and whether the images come from a cache."""
+    """The images of some files: `images` uint8 (N, C, S, S), with one channel if all are grey, the files' `issues` as
+    (index, reason), whether any error may be `transient`, such as a failed disk or a missing permission, and whether
+    the images come from a cache."""
 
     images: npt.NDArray[np.uint8]
-    missing: list[int]
     issues: list[tuple[int, str]]
     transient: bool = False
     cached: bool = False
+
+    @property
+    def missing(self) -> list[int]:
+        """The indices of the files that cannot be read."""
+        return [index for index, reason in self.issues if reason.startswith(UNREADABLE)]
 
 
 def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> DecodedImages:
@@ -156,7 +164,8 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     A file that cannot be read is left out and becomes an issue whose reason starts with UNREADABLE. Other issues are a
     format that differs from the file name, several frames, a shape far from square, and images smaller than S.
     """
-    missing, issues, grey, transient = list[int](), list[tuple[int, str]](), True, False
+    count, grey, transient = 0, True, False
+    issues: list[tuple[int, str]] = []
     decode = partial(_decode_file, size=images.shape[-1])
     with silence_pillow():
         results = tqdm(
@@ -166,21 +175,19 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
             if reason:
                 issues.append((index, reason))
             transient |= may_change
-            if pixels is None:
-                missing.append(index)
-            else:
-                grey = grey and (pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all()))
-                images[index - len(missing)] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    images = images[: len(files) - len(missing), : 1 if grey else 3]
-    return DecodedImages(images, missing, issues, transient)
+            if pixels is not None:
+                grey = grey and bool((pixels == pixels[:1]).all())
+                images[count] = pixels
+                count += 1
+    return DecodedImages(images[:count, : 1 if grey else 3], issues, transient)
 
 
 def _decode_file(file: Path, size: int) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool]:
-    """Return a file's pixels (S, S) or (S, S, 3) or None, its issue or None, and whether the error may be transient."""
+    """Return a file's pixels (C, S, S) or None, its issue or None, and whether the error may be transient."""
     try:
         with open_image(file) as image:
             reason = _find_issue(image, file, size)
-            return np.asarray(_decode_square(image, size)), reason, False
+            return _to_array(_decode_square(image, size)), reason, False
     except Exception as error:  # noqa: BLE001  # for damaged files Pillow raises errors of nearly any type
         errno = error.errno if isinstance(error, OSError) else None
         message = os.strerror(errno) if errno else one_line(error).replace(repr(str(file)), "").replace(str(file), "")
@@ -228,6 +235,5 @@ def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.ui
     resized = np.empty((len(images), images.shape[1], size, size), np.uint8)
     for row, pixels in zip(resized, images, strict=True):
         image = Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        square = np.asarray(fit_square(image, size))
-        row[:] = square if square.ndim == 2 else square.transpose(2, 0, 1)
+        row[:] = _to_array(fit_square(image, size))
     return resized

@@ -2,18 +2,34 @@
 
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gingham.data.decode import UNREADABLE, DecodedImages
-from gingham.data.image_folder import list_folder
-from gingham.data.listing import SPLIT_ORDER, Listing
+from gingham.data.image_folder import FOLDER_LAYOUT, SPLIT_NAMES, Entry, list_folder
 from gingham.data.pack_cache import read_images
-from gingham.data.raw import RawDataset
-from gingham.data.table import list_table
+from gingham.data.raw import Part, RawDataset
+from gingham.data.table import TABLE_LAYOUT, list_table
 from gingham.errors import DataError
 from gingham.text import natural_key
+
+SPLIT_ORDER = list(dict.fromkeys(SPLIT_NAMES.values()))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a folder or table, sorted by split, class and name, and the class folders without files."""
+
+    entries: tuple[Entry, ...]
+    classes: tuple[str, ...]
+    empty_folders: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """The path of each image file."""
+        return [entry.path for entry in self.entries]
 
 
 def list_images(path: Path, *, training: bool = True) -> Listing:
@@ -22,9 +38,13 @@ def list_images(path: Path, *, training: bool = True) -> Listing:
     With `training`, some must be training images; photos to evaluate a model on may all be in a test folder.
 
     Raises
-        DataError: no class folders, folders that could be either splits or classes, or an invalid table.
+        DataError: no images, folders that could be either splits or classes, or an invalid table.
     """
-    entries, empty = list_table(path, training) if path.is_file() else list_folder(path, training)
+    is_table = path.is_file()
+    entries, empty = (list_table(path), []) if is_table else list_folder(path)
+    if not any(entry.split == "train" or not training for entry in entries):
+        layout = TABLE_LAYOUT if is_table else FOLDER_LAYOUT
+        raise DataError(f"found no {'training ' * training}pictures in {path}; it needs {layout}")
     classes = sorted({entry.label for entry in entries}, key=natural_key)
     class_index = {name: index for index, name in enumerate(classes)}
     entries.sort(key=lambda entry: (SPLIT_ORDER.index(entry.split), class_index[entry.label], natural_key(entry.name)))
@@ -42,7 +62,7 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
     if listing.empty_folders:
         empty = listing.empty_folders[0]
         raise DataError(f"the class folder {empty} of {path} is empty; put pictures into it, or remove it")
-    decoded = read_images(path, listing, size)
+    decoded = read_images(path, listing.files, size)
     notes = [] if decoded.cached or sys.stderr.isatty() else [f"read {len(decoded.images)} pictures of {path}"]
     if unreadable := [(k, reason) for k, reason in decoded.issues if reason.startswith(UNREADABLE)]:
         count = f"{len(unreadable)} of the {len(listing.entries)} files"
@@ -64,21 +84,13 @@ def raw_from_images(listing: Listing, decoded: DecodedImages, notes: tuple[str, 
     entries = [entry for k, entry in enumerate(listing.entries) if k not in missing]
     class_index = {name: k for k, name in enumerate(listing.classes)}
     labels = np.array([class_index[entry.label] for entry in entries], np.int64)
-    files = tuple(_printable(entry.name) for entry in entries)
+    images = Part(decoded.images, labels, tuple(_printable(entry.name) for entry in entries))
     counts = Counter(entry.split for entry in entries)
     test_start = counts["train"] + counts["validation"]
-    has_test = listing.entries[-1].split == "test"  # a listing is sorted by split
-    return RawDataset(
-        decoded.images[:test_start],
-        labels[:test_start],
-        listing.classes,
-        decoded.images[test_start:] if has_test else None,
-        labels[test_start:] if has_test else None,
-        counts["validation"],
-        files[:test_start],
-        files[test_start:],
-        notes,
-    )
+    parts = {"training": images.rows(slice(test_start)), "test": images.rows(slice(test_start, None))}
+    if listing.entries[-1].split != "test":  # they are sorted by split
+        del parts["test"]
+    return RawDataset(parts, listing.classes, counts["validation"], notes)
 
 
 def _printable(name: str) -> str:

@@ -3,20 +3,29 @@
 import os
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from gingham.data.decode import SUFFIXES
-from gingham.data.listing import SPLIT_NAMES, Entry
 from gingham.errors import DataError
 
+SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+FOLDER_LAYOUT = "a folder with pictures for each class, directly or in train, validation and test folders"
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that start with a dot
 
 
-def list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
+@dataclass(frozen=True)
+class Entry:
+    """An image file with its split and class; `name` is its path as the user would write it."""
+
+    split: str
+    label: str
+    name: str
+    path: Path
+
+
+def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     """Return the entries of a folder with one folder per class, and the paths of its empty class folders."""
-    remedy = (
-        "put the pictures of each class into a folder of its own, directly or in train, validation and test folders"
-    )
     folders = _subfolders(folder)
     split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and _subfolders(path)]
     if split_dirs:
@@ -25,8 +34,6 @@ def list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
                 f"{folder} holds pictures in {', '.join(others[:3])} beside the split folder {split_dirs[0].name}; "
                 "move them into class folders in train, validation or test, or elsewhere"
             )
-        if training and not any(SPLIT_NAMES[path.name.lower()] == "train" for path in split_dirs):
-            raise DataError(f"{folder} has class folders in {split_dirs[0].name} and none in train; {remedy}")
     elif all(path.name.lower() in SPLIT_NAMES for path in folders):
         folders = []  # split folders with images but without class folders
     class_dirs = [(SPLIT_NAMES[path.name.lower()], child) for path in split_dirs for child in _subfolders(path)]
@@ -40,8 +47,6 @@ def list_folder(folder: Path, training: bool) -> tuple[list[Entry], list[str]]:
             entries.append(Entry(split, label, name, file))
         if not files:
             empty.append(class_dir.relative_to(folder).as_posix())
-    if not entries:
-        raise DataError(f"{folder} holds no class folders with pictures in them; {remedy}")
     return entries, empty
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from gingham.data.npz import read_npz
 from gingham.data.pack_cache import read_images
 from gingham.data.raw import RawDataset, raw_from_arrays
 from gingham.data.registry import REGISTRY, read_registered
-from gingham.data.splits import DataSplits, cut_splits, make_split
+from gingham.data.splits import DataSplits, cut_splits, make_splits
 from gingham.errors import DataError, suggest
 from gingham.text import is_plain_name
 
@@ -118,17 +117,14 @@ def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
         return load_data(name, validation=0), []
     listing = list_images(path)
     _require_classes(listing.classes, str(path))
-    decoded = read_images(path, listing, 0)
+    decoded = read_images(path, listing.files, 0)
     raw = raw_from_images(listing, decoded)
-    parts = {"test": (raw.images[:0], raw.labels[:0], ()), **raw.splits()}
-    common: dict[str, Any] = {"classes": raw.classes, "dataset": str(path), "fingerprint": ""}
-    splits = {key: make_split(key, *part, **common) for key, part in parts.items()}
-    if not len(splits["train"]):
+    parts = {"test": raw.parts["training"].rows(slice(0)), **raw.splits()}
+    if not len(parts["train"].labels):
         raise DataError(f"{path} holds no training picture that can be read; see that its files are whole")
     issues = [(listing.entries[k].name, reason) for k, reason in decoded.issues]
     issues += [(folder, "is a class folder without a picture") for folder in listing.empty_folders]
-    train, validation, test = splits["train"], splits.get("validation"), splits["test"]
-    return DataSplits(str(path), train, validation, test, raw.classes, "", source=str(path)), issues
+    return make_splits(parts, str(path), classes=raw.classes, dataset=str(path), fingerprint=""), issues
 
 
 def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> RawDataset:
@@ -141,8 +137,8 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
         if (last := max(index.values())) >= len(classes):
             raise DataError(f"{name} has labels up to {last}; allowed: 0 to {len(classes) - 1}, for the known classes")
     order = np.array([index[label] for label in raw.classes], np.int64)
-    test_labels = None if raw.test_labels is None else order[raw.test_labels]
-    return dataclasses.replace(raw, labels=order[raw.labels], test_labels=test_labels, classes=classes)
+    parts = {name: part._replace(labels=order[part.labels]) for name, part in raw.parts.items()}
+    return dataclasses.replace(raw, parts=parts, classes=classes)
 
 
 def _require_classes(classes: tuple[str, ...], name: str) -> None:
@@ -155,8 +151,8 @@ def _require_classes(classes: tuple[str, ...], name: str) -> None:
 
 
 def _require_all_classes(raw: RawDataset, path: Path) -> None:
-    for split_name, (_, labels, _) in raw.splits().items():
-        present = {*labels.tolist()}
+    for split_name, part in raw.splits().items():
+        present = {*part.labels.tolist()}
         if missing := [label for k, label in enumerate(raw.classes) if k not in present]:
             raise DataError(
                 f"the {split_name} split of {path} has no picture of {', '.join(missing[:9])}; add some for each of "
@@ -165,13 +161,14 @@ def _require_all_classes(raw: RawDataset, path: Path) -> None:
 
 
 def _resize(raw: RawDataset, size: int, name: str) -> RawDataset:
-    if size == 0 or raw.images.shape[2:] == (size, size):
+    _, channels, height, width = raw.parts["training"].images.shape
+    if size == 0 or (height, width) == (size, size):
         return raw
-    count = len(raw.images) + len(raw.test_images if raw.test_images is not None else ())
-    if (bytes_needed := count * raw.images.shape[1] * size * size) > free_memory() // 2:
+    count = sum(len(part.labels) for part in raw.parts.values())
+    if (bytes_needed := count * channels * size * size) > free_memory() // 2:
         raise DataError(
             f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the memory free here; set a "
             "smaller size, or 0"
         )
-    test_images = None if raw.test_images is None else resize_images(raw.test_images, size)
-    return dataclasses.replace(raw, images=resize_images(raw.images, size), test_images=test_images)
+    parts = {name: part._replace(images=resize_images(part.images, size)) for name, part in raw.parts.items()}
+    return dataclasses.replace(raw, parts=parts)

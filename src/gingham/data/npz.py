@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gingham.data.idx import IDX_FILES
 from gingham.data.memory import free_memory
-from gingham.data.raw import Labels, Pixels, RawDataset, join_splits
+from gingham.data.raw import Labels, Part, Pixels, RawDataset, join_splits
 from gingham.errors import DataError, one_line
 from gingham.io import require_regular_file
 from gingham.text import natural_key
@@ -68,7 +68,7 @@ def read_npz(path: Path) -> RawDataset:
     if class_names is not None:
         class_names = _to_labels(class_names, f"the class names of {path}")
     indices, classes = _encode_labels(labels, class_names, path)
-    return join_splits({split: (images[split], indices[split]) for split in chosen}, classes, path)
+    return join_splits({split: Part(images[split], indices[split]) for split in chosen}, classes, path)
 
 
 def _read_array(file: "np.lib.npyio.NpzFile", name: str) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Read the image files of a listing, and cache the decoded images as a pack in the user's cache."""
+"""Read image files, and cache the decoded images as a pack in the user's cache."""
 
 import contextlib
 import dataclasses
@@ -7,12 +7,12 @@ import math
 import os
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gingham.data.decode import DecodedImages, common_side, decode_images
-from gingham.data.listing import Listing
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels
 from gingham.errors import DataError, GinghamError, one_line
@@ -21,32 +21,31 @@ from gingham.io import atomic_write, cache_folder, read_json, write_json
 PACK_FORMAT = 1
 
 
-def read_images(path: Path, listing: Listing, size: int) -> DecodedImages:
-    """Return the images of a listing as squares of `size` pixels (0: their common size, or 28), grey if all are grey.
+def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
+    """Return the images in `files` as squares of `size` pixels (0: their common size, or 28), grey if all are grey.
 
-    The decoded images are cached as a pack. Its name depends on the names, sizes and times of the files, so that the
-    pack is rewritten when a file changes or the pack is damaged. A pack larger than half of the free memory is
-    memory-mapped.
+    `path` is the folder or table that lists them. The decoded images are cached as a pack. Its name depends on the
+    names, sizes and times of the files, so that the pack is rewritten when a file changes or the pack is damaged. A
+    pack larger than half of the free memory is memory-mapped.
 
     Raises
         DataError: no file can be read, or the disk is full and the images are larger than memory.
     """
-    pack = cache_folder() / "packs" / _pack_name(path, listing, size)
-    decoded = _read_pack(pack, len(listing.entries)) or _decode_and_pack(path, listing, size, pack)
+    pack = cache_folder() / "packs" / _pack_name(path, files, size)
+    decoded = _read_pack(pack, len(files)) or _decode_and_pack(path, files, size, pack)
     if not len(decoded.images):
         raise DataError(f"{path} holds no file that can be read; give PNG, JPEG, WEBP, BMP, GIF or TIFF images")
     return decoded
 
 
-def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> DecodedImages:
-    files = [entry.path for entry in listing.entries]
+def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -> DecodedImages:
     side = size or common_side(files)
     shape = (len(files), 3, side, side)
     num_bytes = math.prod(shape)
     title = f"reading {path.name}"
     if num_bytes <= free_memory() // 2:
         decoded = decode_images(files, np.empty(shape, np.uint8), title)
-        if len(decoded.images) and not decoded.transient:
+        if not decoded.transient:
             with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
                 _write_pack(pack, decoded)
         return dataclasses.replace(decoded, images=np.ascontiguousarray(decoded.images))
@@ -56,8 +55,7 @@ def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> Dec
             if hasattr(os, "posix_fallocate"):  # if the disk fills up later, writing to the map kills the process
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             decoded = decode_images(files, np.memmap(file, np.uint8, "w+", shape=shape), title)
-            if len(decoded.images):
-                _write_pack(pack, decoded)
+            _write_pack(pack, decoded)
     except (OSError, GinghamError) as error:
         raise DataError(
             f"cannot write {pack} ({one_line(error)}), which pictures larger than half of the free memory need; free "
@@ -66,23 +64,23 @@ def _decode_and_pack(path: Path, listing: Listing, size: int, pack: Path) -> Dec
     return dataclasses.replace(_read_pack(pack, len(files)) or decoded, cached=False)
 
 
-def _pack_name(path: Path, listing: Listing, size: int) -> str:
-    """Return the name of a listing's pack: a hash of its path and the image size, and a hash of the files' state."""
+def _pack_name(path: Path, files: Sequence[Path], size: int) -> str:
+    """Return the name of a pack: a hash of the path and the image size, and a hash of the files' state."""
     state_hash = hashlib.sha256(f"{PACK_FORMAT}\0{size}".encode())
-    for entry in listing.entries:
+    for file in files:
         try:
-            status = entry.path.stat()
+            status = file.stat()
             # ctime too, because a copy may keep the old mtime.
             state = f"{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
         except OSError as error:
             state = f"{error.errno}"
-        state_hash.update(b"\0".join([os.fsencode(entry.path), state.encode()]) + b"\n")
+        state_hash.update(b"\0".join([os.fsencode(file), state.encode()]) + b"\n")
     source_hash = hashlib.sha256(os.fsencode(path) + f"\0{size}".encode())
     return f"{source_hash.hexdigest()[:16]}-{state_hash.hexdigest()[:32]}.npy"
 
 
 def _write_pack(path: Path, decoded: DecodedImages) -> None:
-    """Write images and their metadata, and remove the packs of earlier states of the same folder or table."""
+    """Write images and their metadata, and remove the packs of earlier states of the same files."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, decoded.images)
     crc = _crc32(decoded.images)
@@ -99,12 +97,11 @@ def _read_pack(path: Path, num_files: int) -> DecodedImages | None:
         metadata = read_json(path.with_suffix(".json"))
         large = path.stat().st_size > free_memory() // 2
         images = np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
-        missing = [int(index) for index in metadata["missing"]]
-        issues = [(int(index), str(reason)) for index, reason in metadata["odd"]]
-        indices = {*missing, *(index for index, _ in issues)}
-        valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len({*missing}) == num_files
-        valid = valid and indices <= {*range(num_files)} and _crc32(images) == metadata["crc32"]
-        return DecodedImages(images, missing, issues, cached=True) if valid else None
+        issues = {int(index): str(reason) for index, reason in metadata["odd"]}
+        decoded = DecodedImages(images, list(issues.items()), cached=True)
+        valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(decoded.missing) == num_files
+        valid = valid and issues.keys() <= {*range(num_files)} and _crc32(images) == metadata["crc32"]
+        return decoded if valid else None
     except Exception:  # noqa: BLE001  # numpy raises errors of many types for a damaged file
         return None
 

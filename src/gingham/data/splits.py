@@ -1,7 +1,8 @@
 """Split a dataset into training, validation and test images."""
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gingham.data.memory import memory_map_rows
-from gingham.data.raw import Labels, Pixels, RawDataset
+from gingham.data.raw import Labels, Part, Pixels, RawDataset
 from gingham.data.registry import REGISTRY
-from gingham.errors import DataError
-from gingham.io import cache_folder
+from gingham.errors import DataError, GinghamError, one_line
+from gingham.io import atomic_write, cache_folder
 
 BLOCK_BYTES = 1 << 16  # read from disk at once
 TEST_PERCENT = 15
@@ -79,52 +79,73 @@ def cut_splits(
     """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none."""
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
+    images, labels, files = raw.parts["training"]
     parts = raw.splits()
-    num_train = len(parts["train"][1])
+    num_train = len(parts["train"].labels)
     train = np.arange(num_train)
 
-    def take(rows: Rows, images: Pixels) -> tuple[Pixels, Labels, tuple[str, ...]]:
-        return images, raw.labels[rows], tuple(raw.files[row] for row in rows.tolist()) if raw.files else ()
+    def take(rows: Rows, chosen: Pixels) -> Part:
+        return Part(chosen, labels[rows], tuple(files[row] for row in rows.tolist()) if files else ())
 
     if "test" not in parts:
-        train, rows = _hold_out_test(raw, num_train, name)
-        parts["test"] = take(rows, _copy_rows(raw.images, rows, f"{fingerprint[:32]}-test"))
+        train, rows = _hold_out_test(parts["train"], raw.classes, name)
+        parts["test"] = take(rows, _copy_rows(images, rows, f"{fingerprint[:32]}-test"))
     if "validation" in parts and validation == 0:
         del parts["validation"]
-        train = np.concatenate([train, np.arange(num_train, len(raw.labels))])
+        train = np.concatenate([train, np.arange(num_train, len(labels))])
     elif "validation" not in parts or validation < 0:
         if name not in REGISTRY and validation > (cap := len(train) // 5):
             notes.append(
                 f"{cap} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}"
             )
             validation = cap
-        remaining, held_out = _stratify(raw.labels[train], validation, name)
+        remaining, held_out = _stratify(labels[train], validation, name)
         if validation:
-            parts["validation"] = take(train[held_out], raw.images[train[held_out]])
+            parts["validation"] = take(train[held_out], images[train[held_out]])
         train = train[remaining]
-    num_held_out = len(parts["validation"][1]) if "validation" in parts else 0
-    # Last, because it may overwrite the other rows of `raw.images`.
-    parts["train"] = take(train, _move_rows(raw.images, train, f"{fingerprint[:32]}-{num_held_out}"))
-    common: dict[str, Any] = {"classes": raw.classes, "dataset": name, "fingerprint": fingerprint}
-    common |= {"size": size, "skip_unreadable": skip_unreadable}
-    splits = {key: make_split(key, *part, **common) for key, part in parts.items()}
-    return DataSplits(
-        name, splits["train"], splits.get("validation"), splits["test"], raw.classes, fingerprint, source, tuple(notes)
-    )
+    num_held_out = len(parts["validation"].labels) if "validation" in parts else 0
+    # Last, because it may overwrite the other rows of `images`.
+    parts["train"] = take(train, _move_rows(images, train, f"{fingerprint[:32]}-{num_held_out}"))
+    shared = {"classes": raw.classes, "dataset": name, "fingerprint": fingerprint}
+    return make_splits(parts, source, notes, **shared, size=size, skip_unreadable=skip_unreadable)
 
 
-def make_split(split_name: str, images: Pixels, labels: Labels, files: tuple[str, ...], **fields: Any) -> Split:
-    """Return a split with the given other `fields`; images mapped into memory are read in blocks."""
-    mapped = isinstance(images, np.memmap) and len(images)
-    block = max(1, BLOCK_BYTES // images[0].nbytes) if mapped else 1
-    return Split(split_name, torch.from_numpy(images), torch.from_numpy(labels), block=block, files=files, **fields)
+def make_splits(parts: Mapping[str, Part], source: str, notes: Sequence[str] = (), **shared: Any) -> DataSplits:
+    """Return the splits of a dataset, all with the given fields of `Split`. Images on disk are read in blocks."""
+    splits = {}
+    for name, (images, labels, files) in parts.items():
+        mapped = isinstance(images, np.memmap) and len(images)
+        block = max(1, BLOCK_BYTES // images[0].nbytes) if mapped else 1
+        tensors = torch.from_numpy(images), torch.from_numpy(labels)
+        splits[name] = Split(name, *tensors, block=block, files=files, **shared)
+    train, validation, test = splits["train"], splits.get("validation"), splits["test"]
+    return DataSplits(train.dataset, train, validation, test, train.classes, train.fingerprint, source, tuple(notes))
 
 
 def _copy_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
-    """Return a copy of some rows of `images`, ascending. Images on disk are copied to a file named `pack`."""
-    if isinstance(images, np.memmap):
-        return memory_map_rows(images, rows, cache_folder() / "packs" / pack)
-    return images[rows]
+    """Return a copy of some rows of `images`, ascending. Images on disk are copied to a file named `pack` in the cache.
+
+    An existing file of the right size is reused.
+
+    Raises
+        DataError: the file cannot be written, for example because the disk is full.
+    """
+    if not isinstance(images, np.memmap):
+        return images[rows]
+    path = cache_folder() / "packs" / pack
+    shape = (len(rows), *images.shape[1:])
+    size = math.prod(shape)
+    try:
+        if not (path.exists() and path.stat().st_size == size):
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                for chunk in np.array_split(rows, -(-size // (1 << 26))):
+                    file.write(images[chunk].tobytes())
+        return np.memmap(path, np.uint8, "c", 0, shape)
+    except (OSError, GinghamError) as error:
+        raise DataError(
+            f"cannot write {path} ({one_line(error)}), which a dataset larger than half of the free memory needs; "
+            f"free {size} bytes there, or hold no pictures out (--set validation_images=0)"
+        ) from error
 
 
 def _move_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
@@ -144,22 +165,22 @@ def _indices_by_class(labels: Labels) -> Sequence[Rows]:
     return np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
 
 
-def _hold_out_test(raw: RawDataset, num_train: int, name: str) -> tuple[Rows, Rows]:
+def _hold_out_test(part: Part, classes: Sequence[str], name: str) -> tuple[Rows, Rows]:
     """Return the indices of the training and the test images, by the lowest hashes of class and file name."""
-    counts = np.bincount(raw.labels[:num_train], minlength=len(raw.classes))
-    if len(rare := np.flatnonzero((counts > 0) & (counts < 3))):
-        label = int(rare[0])
-        raise DataError(
-            f"the class {raw.classes[label]} of {name} has {counts[label]} training pictures, too few to hold some out "
-            "for a test; allowed: 3 or more: add pictures, or a test split, or leave the class out"
-        )
-    held_out = np.zeros(num_train, bool)
-    for indices in filter(len, _indices_by_class(raw.labels[:num_train])):
-        class_name = raw.classes[int(raw.labels[indices[0]])]
-        keys = [f"{class_name}\0{raw.files[index] if raw.files else index}" for index in indices.tolist()]
-        order = sorted(range(len(indices)), key=lambda k: hashlib.sha256(keys[k].encode("utf-8", "replace")).digest())
+
+    def image_hash(index: int) -> bytes:
+        key = f"{classes[part.labels[index]]}\0{part.files[index] if part.files else index}"
+        return hashlib.sha256(key.encode("utf-8", "replace")).digest()
+
+    held_out = np.zeros(len(part.labels), bool)
+    for indices in filter(len, _indices_by_class(part.labels)):
+        if len(indices) < 3:
+            raise DataError(
+                f"the class {classes[part.labels[indices[0]]]} of {name} has {len(indices)} training pictures, too few "
+                "to hold some out for a test; allowed: 3 or more: add pictures, or a test split, or leave the class out"
+            )
         count = max((TEST_PERCENT * len(indices) + 50) // 100, int(len(indices) >= 4))
-        held_out[indices[order[:count]]] = True
+        held_out[sorted(indices.tolist(), key=image_hash)[:count]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -184,15 +205,11 @@ def _stratify(labels: Labels, validation: int, name: str) -> tuple[Rows, Rows]:
 
 def _fingerprint(raw: RawDataset) -> str:
     digest = hashlib.sha256("\0".join(raw.classes).encode())
-    for array in (raw.images, raw.labels, raw.test_images, raw.test_labels):
-        if array is None:
-            continue
-        if array.ndim == 1:
-            array = array.astype(np.uint8 if len(raw.classes) <= 256 else "<i8")  # noqa: PLW2901
-        elif array.shape[1] == 1:
-            array = array[:, 0]  # noqa: PLW2901  # the shape in IDX files
-        digest.update(repr(array.shape).encode())
-        digest.update(np.ascontiguousarray(array).data)
+    for images, labels, _ in raw.parts.values():
+        images_as_in_idx = images[:, 0] if images.shape[1] == 1 else images
+        for array in (images_as_in_idx, labels.astype(np.uint8 if len(raw.classes) <= 256 else "<i8")):
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
     if raw.num_validation:
         digest.update(f"{raw.num_validation} for validation".encode())
     return digest.hexdigest()

@@ -5,15 +5,18 @@ import io
 import unicodedata
 from pathlib import Path
 
-from gingham.data.listing import SPLIT_NAMES, Entry
+from gingham.data.image_folder import SPLIT_NAMES, Entry
 from gingham.errors import DataError, one_line
 
+TABLE_LAYOUT = (
+    "a first line with the columns path (or file, image), label (or class) and, if you like, split, and a line for "
+    "each picture"
+)
 COLUMN_NAMES = {"path": ("path", "file", "image"), "label": ("label", "class"), "split": ("split",)}
 
 
-def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
-    """Return the entries of a `.csv` table of paths and labels, and the empty list of empty class folders."""
-    required = "a first line with the columns path (or file, image) and label (or class), and, if you like, split"
+def list_table(path: Path) -> list[Entry]:
+    """Return the entries of a `.csv` table of paths and labels."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
@@ -22,7 +25,7 @@ def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count), strict=True)
         rows = [(reader.line_num, [unicodedata.normalize("NFC", cell.strip()) for cell in row], row) for row in reader]
     except (ValueError, csv.Error) as error:
-        raise DataError(f"{path} is not a table in UTF-8 ({one_line(error)}); it needs {required}") from error
+        raise DataError(f"{path} is not a table in UTF-8 ({one_line(error)}); it needs {TABLE_LAYOUT}") from error
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
     header = [name.lower() for name in rows[0][1]] if rows else []
@@ -32,7 +35,7 @@ def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
     }
     path_column, label_column, split_column = columns.values()
     if path_column is None or label_column is None:
-        raise DataError(f"{path} begins with {', '.join(header[:6]) or 'nothing'}; it needs {required}")
+        raise DataError(f"{path} begins with {', '.join(header[:6]) or 'nothing'}; it needs {TABLE_LAYOUT}")
     entries: list[Entry] = []
     first_lines: dict[str, int] = {}
     for line, cells, row in rows[1:]:
@@ -49,6 +52,4 @@ def list_table(path: Path, training: bool) -> tuple[list[Entry], list[str]]:
         if (previous := first_lines.setdefault(name, line)) != line:
             raise DataError(f"lines {previous} and {line} of {path} both name {name}; name each picture once")
         entries.append(Entry(SPLIT_NAMES[split], label, name, path.parent / row[path_column].strip()))
-    if training and not any(entry.split == "train" for entry in entries):
-        raise DataError(f"{path} names no training picture; it needs {required}, and a line for each picture")
-    return entries, []
+    return entries
