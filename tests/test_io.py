@@ -4,9 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from gingham import GinghamError, RunError
-from gingham.io import atomic_write, locked, read_json, write_json, write_text
+from gingham.io import atomic_write, locked, read_json, write_json, write_tensors, write_text
 
 
 def test_writing_replaces_a_file_and_leaves_no_temporary_file(tmp_path):
@@ -64,8 +65,10 @@ with locked(Path({str(tmp_path)!r}), wait=False):
 
 def test_written_files_have_default_permissions(tmp_path):
     write_text(tmp_path / "a.txt", "x")
+    write_tensors(tmp_path / "a.safetensors", {"weights": torch.ones(3)})
     (tmp_path / "plain").write_text("x")
-    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    expected = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.txt", "a.safetensors")] == [expected] * 2
 
 
 def test_an_unwritable_path_is_an_error(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -48,25 +49,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises
         GinghamError: the folder cannot be created or written to, or the disk is full.
     """
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(descriptor)
-        temporary = Path(name)
+        temporary.touch(exist_ok=False)  # not by mkstemp, whose files only their owner can read
+        mode = temporary.stat().st_mode
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp creates files that only their owner can read
+        temporary.chmod(mode)  # safetensors replaces the file by one that only its owner can read
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # keep the error of the write, if nothing can be removed either
-                temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # keep the error of the write, if nothing can be removed either
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
