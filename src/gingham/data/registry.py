@@ -21,7 +21,7 @@ from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.idx import IDX_FILES, INT, find_idx, idx_sha256, read_idx, read_idx_folder
 from gingham.data.raw import Pixels, RawDataset, raw_from_arrays
 from gingham.errors import DataError, one_line
-from gingham.io import cache_folder
+from gingham.io import cache_folder, require_regular_file
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 
@@ -126,16 +126,16 @@ def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
 
 def _verify_file(name: str, folder: Path, file: str) -> None:
     path = folder / file
-    if not path.is_file():
+    try:
+        require_regular_file(path)
+        checksum = _md5(path)
+    except OSError as error:
         unverified = find_idx(folder, IDX_FILES[0]) or find_cifar(folder)
         alternative = f", or use what is there, unverified, with --data {folder}" if unverified else ""
         raise DataError(
-            f"{path} is missing; put it there as it is published, or remove {folder} and load again{alternative}"
-        )
-    try:
-        checksum = _md5(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
+            f"cannot read {path} ({error.strerror}); put it there as it is published, or remove {folder} and load "
+            f"again{alternative}"
+        ) from error
     _require_checksum(name, path, checksum, REGISTRY[name].md5[file])
 
 
@@ -167,7 +167,7 @@ def _download(name: str) -> Path:
             staging = Path(temporary) / spec.folder
             staging.mkdir()
             for file in spec.md5:
-                _download_file(spec, file, staging)
+                _download_file(spec, staging / file)
             if folder.is_dir():
                 folder.rmdir()  # it has none of the files, or there would be no download
             staging.rename(folder)  # all files at once, or none
@@ -180,22 +180,19 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _download_file(spec: DatasetSpec, file: str, folder: Path) -> None:
+def _download_file(spec: DatasetSpec, path: Path) -> None:
+    """Download a file from the first mirror that has it."""
     for mirror in spec.mirrors:
         try:
-            _fetch(mirror + file, folder / file, spec.md5[file])
-            return
+            with (
+                urllib.request.urlopen(mirror + path.name, timeout=20) as response,  # noqa: S310  # in the registry
+                tqdm.wrapattr(response, "read", response.length, desc=path.name, disable=None) as content,
+                path.open("wb") as file,
+            ):
+                shutil.copyfileobj(content, file)
+            if _md5(path) == spec.md5[path.name]:
+                return
+            raise OSError(f"{mirror}{path.name} is not the published file")
         except (OSError, http.client.HTTPException):
             if mirror == spec.mirrors[-1]:
                 raise
-
-
-def _fetch(url: str, path: Path, md5: str) -> None:
-    with (
-        urllib.request.urlopen(url, timeout=20) as response,  # noqa: S310  # a mirror in the registry
-        tqdm.wrapattr(response, "read", response.length, desc=path.name, disable=not sys.stderr.isatty()) as content,
-        path.open("wb") as file,
-    ):
-        shutil.copyfileobj(content, file)
-    if _md5(path) != md5:
-        raise OSError(f"{url} is not the published file")
