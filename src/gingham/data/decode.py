@@ -5,7 +5,6 @@ import io
 import logging
 import os
 import stat
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -168,9 +167,7 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     issues: list[tuple[int, str]] = []
     decode = partial(_decode_file, size=images.shape[-1])
     with silence_pillow():
-        results = tqdm(
-            _map_files(decode, files), title, len(files), unit=" pictures", disable=not sys.stderr.isatty(), leave=False
-        )
+        results = tqdm(_map_files(decode, files), title, len(files), unit=" pictures", disable=None, leave=False)
         for index, (pixels, reason, may_change) in enumerate(results):
             if reason:
                 issues.append((index, reason))
@@ -221,13 +218,12 @@ def silence_pillow() -> Iterator[None]:
     """Silence Pillow's warnings and logs: about metadata, large images, and errors that it also raises."""
     logger = logging.getLogger("PIL")
     level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL + 1)
-        try:
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(action="ignore"):
             yield
-        finally:
-            logger.setLevel(level)
+    finally:
+        logger.setLevel(level)
 
 
 def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

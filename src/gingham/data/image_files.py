@@ -1,5 +1,6 @@
 """List and read datasets of image files, from a folder or a table."""
 
+import dataclasses
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gingham.data.decode import UNREADABLE, DecodedImages
+from gingham.data.decode import UNREADABLE
 from gingham.data.image_folder import FOLDER_LAYOUT, SPLIT_NAMES, Entry, list_folder
 from gingham.data.pack_cache import read_images
 from gingham.data.raw import Part, RawDataset
@@ -62,24 +63,28 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
     if listing.empty_folders:
         empty = listing.empty_folders[0]
         raise DataError(f"the class folder {empty} of {path} is empty; put pictures into it, or remove it")
+    raw, issues = read_listing(path, listing, size)
+    unreadable = [f"{name} ({why.removeprefix(UNREADABLE)})" for name, why in issues if why.startswith(UNREADABLE)]
+    if not unreadable:
+        return raw
+    count = f"{len(unreadable)} of the {len(listing.entries)} files"
+    examples = ", ".join(unreadable[:3]) + (f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else "")
+    if not skip_unreadable:
+        raise DataError(
+            f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out with "
+            "--skip-unreadable (of train, trials and show)"
+        )
+    return dataclasses.replace(raw, notes=(*raw.notes, f"{count} are left out: {examples}"))
+
+
+def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, list[tuple[str, str]]]:
+    """Return the readable images of a listing of `path`, with its splits, and the issues of its files: (name, reason).
+
+    Raises
+        DataError: see `read_images`.
+    """
     decoded = read_images(path, listing.files, size)
-    notes = [] if decoded.cached or sys.stderr.isatty() else [f"read {len(decoded.images)} pictures of {path}"]
-    if unreadable := [(k, reason) for k, reason in decoded.issues if reason.startswith(UNREADABLE)]:
-        count = f"{len(unreadable)} of the {len(listing.entries)} files"
-        named = [(_printable(listing.entries[k].name), reason.removeprefix(UNREADABLE)) for k, reason in unreadable[:3]]
-        examples = ", ".join(f"{name} ({reason})" for name, reason in named)
-        examples += f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else ""
-        if not skip_unreadable:
-            raise DataError(
-                f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out with "
-                "--skip-unreadable (of train, trials and show)"
-            )
-        notes.append(f"{count} are left out: {examples}")
-    return raw_from_images(listing, decoded, tuple(notes))
-
-
-def raw_from_images(listing: Listing, decoded: DecodedImages, notes: tuple[str, ...] = ()) -> RawDataset:
-    """Return the decoded images of a listing as a RawDataset, with the splits that the listing has."""
+    notes = () if decoded.cached or sys.stderr.isatty() else (f"read {len(decoded.images)} pictures of {path}",)
     missing = {*decoded.missing}
     entries = [entry for k, entry in enumerate(listing.entries) if k not in missing]
     class_index = {name: k for k, name in enumerate(listing.classes)}
@@ -87,10 +92,11 @@ def raw_from_images(listing: Listing, decoded: DecodedImages, notes: tuple[str, 
     images = Part(decoded.images, labels, tuple(_printable(entry.name) for entry in entries))
     counts = Counter(entry.split for entry in entries)
     test_start = counts["train"] + counts["validation"]
-    parts = {"training": images.rows(slice(test_start)), "test": images.rows(slice(test_start, None))}
-    if listing.entries[-1].split != "test":  # they are sorted by split
-        del parts["test"]
-    return RawDataset(parts, listing.classes, counts["validation"], notes)
+    parts = {"training": images.rows(slice(test_start))}
+    if listing.entries[-1].split == "test":  # the last, because entries are sorted by split
+        parts["test"] = images.rows(slice(test_start, None))
+    issues = [(_printable(listing.entries[k].name), reason) for k, reason in decoded.issues]
+    return RawDataset(parts, listing.classes, counts["validation"], notes), issues
 
 
 def _printable(name: str) -> str:

@@ -42,9 +42,8 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     for split, class_dir in class_dirs or [("train", child) for child in folders]:
         files = list(_walk_files(class_dir))
         label = unicodedata.normalize("NFC", class_dir.name)
-        for file in files:
-            name = unicodedata.normalize("NFC", file.relative_to(folder).as_posix())
-            entries.append(Entry(split, label, name, file))
+        names = [unicodedata.normalize("NFC", file.relative_to(folder).as_posix()) for file in files]
+        entries += [Entry(split, label, name, file) for name, file in zip(names, files, strict=True)]
         if not files:
             empty.append(class_dir.relative_to(folder).as_posix())
     return entries, empty

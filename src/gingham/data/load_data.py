@@ -8,10 +8,9 @@ import numpy as np
 from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.decode import resize_images
 from gingham.data.idx import IDX_FILES, find_idx, read_idx_folder
-from gingham.data.image_files import list_images, raw_from_images, read_image_dataset
+from gingham.data.image_files import list_images, read_image_dataset, read_listing
 from gingham.data.memory import free_memory
 from gingham.data.npz import read_npz
-from gingham.data.pack_cache import read_images
 from gingham.data.raw import RawDataset, raw_from_arrays
 from gingham.data.registry import REGISTRY, read_registered
 from gingham.data.splits import DataSplits, cut_splits, make_splits
@@ -117,12 +116,10 @@ def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
         return load_data(name, validation=0), []
     listing = list_images(path)
     _require_classes(listing.classes, str(path))
-    decoded = read_images(path, listing.files, 0)
-    raw = raw_from_images(listing, decoded)
+    raw, issues = read_listing(path, listing, 0)
     parts = {"test": raw.parts["training"].rows(slice(0)), **raw.splits()}
     if not len(parts["train"].labels):
         raise DataError(f"{path} holds no training picture that can be read; see that its files are whole")
-    issues = [(listing.entries[k].name, reason) for k, reason in decoded.issues]
     issues += [(folder, "is a class folder without a picture") for folder in listing.empty_folders]
     return make_splits(parts, str(path), classes=raw.classes, dataset=str(path), fingerprint=""), issues
 
