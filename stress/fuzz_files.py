@@ -468,7 +468,7 @@ class Tables:
         return path, array, metadata
 
     def pack_name(self, path: Path) -> str:
-        return _pack_name(path, list_images(path).files, 0)
+        return _pack_name(path, [entry.path for entry in list_images(path).entries], 0)
 
     def mutated_pack(self, random: Random) -> Case:
         path, array, metadata = self.pack()

@@ -3,8 +3,8 @@
 import dataclasses
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,18 +19,12 @@ from gingham.text import natural_key
 SPLIT_ORDER = list(dict.fromkeys(SPLIT_NAMES.values()))
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """The image files of a folder or table, sorted by split, class and name, and the class folders without files."""
 
     entries: tuple[Entry, ...]
     classes: tuple[str, ...]
-    empty_folders: tuple[str, ...] = ()
-
-    @property
-    def files(self) -> list[Path]:
-        """The path of each image file."""
-        return [entry.path for entry in self.entries]
+    empty_folders: tuple[str, ...]
 
 
 def list_images(path: Path, *, training: bool = True) -> Listing:
@@ -47,8 +41,7 @@ def list_images(path: Path, *, training: bool = True) -> Listing:
         layout = TABLE_LAYOUT if is_table else FOLDER_LAYOUT
         raise DataError(f"found no {'training ' * training}pictures in {path}; it needs {layout}")
     classes = sorted({entry.label for entry in entries}, key=natural_key)
-    class_index = {name: index for index, name in enumerate(classes)}
-    entries.sort(key=lambda entry: (SPLIT_ORDER.index(entry.split), class_index[entry.label], natural_key(entry.name)))
+    entries.sort(key=lambda entry: (SPLIT_ORDER.index(entry.split), natural_key(entry.label), natural_key(entry.name)))
     return Listing(tuple(entries), tuple(classes), tuple(empty))
 
 
@@ -83,7 +76,7 @@ def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, l
     Raises
         DataError: see `read_images`.
     """
-    decoded = read_images(path, listing.files, size)
+    decoded = read_images(path, [entry.path for entry in listing.entries], size)
     notes = () if decoded.cached or sys.stderr.isatty() else (f"read {len(decoded.images)} pictures of {path}",)
     missing = {*decoded.missing}
     entries = [entry for k, entry in enumerate(listing.entries) if k not in missing]

@@ -3,8 +3,8 @@
 import os
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gingham.data.decode import SUFFIXES
 from gingham.errors import DataError
@@ -14,8 +14,7 @@ FOLDER_LAYOUT = "a folder with pictures for each class, directly or in train, va
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that start with a dot
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """An image file with its split and class; `name` is its path as the user would write it."""
 
     split: str
@@ -37,8 +36,7 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     elif all(path.name.lower() in SPLIT_NAMES for path in folders):
         folders = []  # split folders with images but without class folders
     class_dirs = [(SPLIT_NAMES[path.name.lower()], child) for path in split_dirs for child in _subfolders(path)]
-    entries: list[Entry] = []
-    empty: list[str] = []
+    entries, empty = list[Entry](), list[str]()
     for split, class_dir in class_dirs or [("train", child) for child in folders]:
         files = list(_walk_files(class_dir))
         label = unicodedata.normalize("NFC", class_dir.name)

@@ -88,8 +88,9 @@ def cut_splits(
         return Part(chosen, labels[rows], tuple(files[row] for row in rows.tolist()) if files else ())
 
     if "test" not in parts:
-        train, rows = _hold_out_test(parts["train"], raw.classes, name)
-        parts["test"] = take(rows, _copy_rows(images, rows, f"{fingerprint[:32]}-test"))
+        held_out = _choose_test(parts["train"], raw.classes, name)
+        parts["test"] = take(held_out, _copy_rows(images, held_out, f"{fingerprint[:32]}-test"))
+        train = np.setdiff1d(train, held_out)
     if "validation" in parts and validation == 0:
         del parts["validation"]
         train = np.concatenate([train, np.arange(num_train, len(labels))])
@@ -99,10 +100,10 @@ def cut_splits(
                 f"{cap} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}"
             )
             validation = cap
-        remaining, held_out = _stratify(labels[train], validation, name)
+        held_out = train[_choose_validation(labels[train], validation, name)]
         if validation:
-            parts["validation"] = take(train[held_out], images[train[held_out]])
-        train = train[remaining]
+            parts["validation"] = take(held_out, images[held_out])
+        train = np.setdiff1d(train, held_out)
     num_held_out = len(parts["validation"].labels) if "validation" in parts else 0
     # Last, because it may overwrite the other rows of `images`.
     parts["train"] = take(train, _move_rows(images, train, f"{fingerprint[:32]}-{num_held_out}"))
@@ -165,14 +166,14 @@ def _indices_by_class(labels: Labels) -> Sequence[Rows]:
     return np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
 
 
-def _hold_out_test(part: Part, classes: Sequence[str], name: str) -> tuple[Rows, Rows]:
-    """Return the indices of the training and the test images, by the lowest hashes of class and file name."""
+def _choose_test(part: Part, classes: Sequence[str], name: str) -> Rows:
+    """Return the indices of the images to hold out for the test: the lowest hashes of class and file name."""
 
     def image_hash(index: int) -> bytes:
         key = f"{classes[part.labels[index]]}\0{part.files[index] if part.files else index}"
         return hashlib.sha256(key.encode("utf-8", "replace")).digest()
 
-    held_out = np.zeros(len(part.labels), bool)
+    held_out: list[int] = []
     for indices in filter(len, _indices_by_class(part.labels)):
         if len(indices) < 3:
             raise DataError(
@@ -180,12 +181,12 @@ def _hold_out_test(part: Part, classes: Sequence[str], name: str) -> tuple[Rows,
                 "to hold some out for a test; allowed: 3 or more: add pictures, or a test split, or leave the class out"
             )
         count = max((TEST_PERCENT * len(indices) + 50) // 100, int(len(indices) >= 4))
-        held_out[sorted(indices.tolist(), key=image_hash)[:count]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        held_out += sorted(indices.tolist(), key=image_hash)[:count]
+    return np.array(sorted(held_out), np.intp)
 
 
-def _stratify(labels: Labels, validation: int, name: str) -> tuple[Rows, Rows]:
-    """Return the indices of the training and held-out images; the largest remainders by class are rounded up."""
+def _choose_validation(labels: Labels, validation: int, name: str) -> Rows:
+    """Return the indices of images to hold out, stratified; the largest remainders by class are rounded up."""
     if not 0 <= validation < len(labels):
         raise DataError(
             f"{validation} validation pictures were asked of the {len(labels)} training pictures of {name}; "
@@ -193,14 +194,11 @@ def _stratify(labels: Labels, validation: int, name: str) -> tuple[Rows, Rows]:
         )
     exact = np.bincount(labels) * (validation / len(labels))
     counts = np.floor(exact).astype(int)
-    for label in np.argsort(counts - exact, kind="stable")[: validation - counts.sum()]:
-        counts[label] += 1
+    counts[np.argsort(counts - exact, kind="stable")[: validation - counts.sum()]] += 1
     # RandomState's stream is frozen by numpy's compatibility policy (NEP 19): the split never changes.
     random = np.random.RandomState(0)
-    held_out = np.zeros(len(labels), bool)
-    for indices, count in zip(_indices_by_class(labels), counts, strict=True):
-        held_out[random.permutation(indices)[:count]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    by_class = zip(_indices_by_class(labels), counts, strict=True)
+    return np.sort(np.concatenate([random.permutation(indices)[:count] for indices, count in by_class]))
 
 
 def _fingerprint(raw: RawDataset) -> str:

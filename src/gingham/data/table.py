@@ -12,7 +12,7 @@ TABLE_LAYOUT = (
     "a first line with the columns path (or file, image), label (or class) and, if you like, split, and a line for "
     "each picture"
 )
-COLUMN_NAMES = {"path": ("path", "file", "image"), "label": ("label", "class"), "split": ("split",)}
+COLUMN_NAMES = (("path", "file", "image"), ("label", "class"), ("split",))
 
 
 def list_table(path: Path) -> list[Entry]:
@@ -29,11 +29,9 @@ def list_table(path: Path) -> list[Entry]:
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
     header = [name.lower() for name in rows[0][1]] if rows else []
-    columns = {
-        column: next((header.index(name) for name in names if name in header), None)
-        for column, names in COLUMN_NAMES.items()
-    }
-    path_column, label_column, split_column = columns.values()
+    path_column, label_column, split_column = (
+        next((header.index(name) for name in names if name in header), None) for names in COLUMN_NAMES
+    )
     if path_column is None or label_column is None:
         raise DataError(f"{path} begins with {', '.join(header[:6]) or 'nothing'}; it needs {TABLE_LAYOUT}")
     entries: list[Entry] = []
