@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 import gingham
 from gingham.data import augment_photos
-from gingham.data.augment_photos import RandomDraws, simulate_photo, simulate_photos
+from gingham.data.augment_photos import RandomDraws, simulate_photos
 
+ALL_PHOTOS = gingham.RECIPES["photo"].replace(photo_share=1)
 CLASSES = ("T-shirt/top", "Trouser", "Sandal", "Ankle boot", "Bag")
 
 
@@ -30,7 +31,7 @@ def objects(count=20, side=28):
 def test_simulated_photos_keep_shape_dtype_and_input(count, side, seed):
     images, labels = objects(count, side)
     original = images.clone()
-    photos = simulate_photo(images, labels, CLASSES, generator(seed))
+    photos = simulate_photos(images, labels, CLASSES, ALL_PHOTOS.replace(seed=seed), step=0)
     assert photos.shape == images.shape
     assert photos.dtype == torch.uint8
     assert torch.equal(images, original), "the input is not changed"
@@ -38,21 +39,9 @@ def test_simulated_photos_keep_shape_dtype_and_input(count, side, seed):
         assert (photos.flatten(1).amax(dim=1) > 40).all(), "no image is black"
 
 
-def test_draws_depend_only_on_the_generator():
-    images, labels = objects()
-    assert torch.equal(
-        simulate_photo(images, labels, CLASSES, generator()), simulate_photo(images, labels, CLASSES, generator())
-    )
-    assert not torch.equal(
-        simulate_photo(images, labels, CLASSES, generator()),
-        simulate_photo(images, labels, CLASSES, generator(1)),
-    )
-
-
 def test_black_images_do_not_raise():
-    photos = simulate_photo(
-        torch.zeros(30, 1, 28, 28, dtype=torch.uint8), torch.zeros(30, dtype=torch.long), CLASSES, generator()
-    )
+    images, labels = torch.zeros(30, 1, 28, 28, dtype=torch.uint8), torch.zeros(30, dtype=torch.long)
+    photos = simulate_photos(images, labels, CLASSES, ALL_PHOTOS, step=0)
     assert photos.dtype == torch.uint8
 
 

@@ -57,8 +57,9 @@ class RandomDraws:
 def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], recipe: Recipe, step: int) -> Tensor:
     """Return a training batch with its first images, the recipe's `photo_share` of it, turned into simulated photos.
 
-    `images` is uint8 (B, 1, H, W) in random order, `labels` int64 (B,). The draws depend only on the recipe's seed and
-    `step`.
+    `images` is uint8 (B, 1, H, W) in random order, objects on black; `labels` int64 (B,), indices into `classes`. The
+    simulated photos look like photos of the same objects after `inference/preprocess.py`. The draws depend only on the
+    recipe's seed and `step`.
 
         batch = simulate_photos(batch, labels, data.classes, recipe, step=0)
 
@@ -71,28 +72,13 @@ def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], reci
             "pictures of objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
         )
     count = num_simulated(len(images), recipe)
-    generator = torch.Generator().manual_seed(zlib.crc32(f"photo {recipe.seed} {step}".encode()))
-    return torch.cat([simulate_photo(images[:count], labels[:count], classes, generator), images[count:]])
-
-
-def num_simulated(images: int, recipe: Recipe) -> int:
-    """Return how many images at the start of a batch of `images` become simulated photos."""
-    return round(images * recipe.photo_share)
-
-
-def simulate_photo(images: Tensor, labels: Tensor, classes: Sequence[str], generator: torch.Generator) -> Tensor:
-    """Return images that look like photos of the same objects after `inference/preprocess.py`.
-
-    `images` is uint8 (N, 1, H, W), objects on black; `labels` int64 (N,), indices into `classes`. The result has the
-    shape and dtype of `images`. All draws come from `generator`.
-
-        simulate_photo(batch, labels, data.classes, torch.Generator().manual_seed(0))
-    """
-    if not len(images):
+    if not count:
         return images
-    shoe, tall, top, trouser = (_is_any_class(labels, classes, names) for names in (SHOES, TALL_SHOES, TOPS, TROUSERS))
-    draws = RandomDraws(len(images), generator, images.device)
-    brightness = images.float() / 255
+    groups = (SHOES, TALL_SHOES, TOPS, TROUSERS)
+    shoe, tall, top, trouser = (_is_any_class(labels[:count], classes, names) for names in groups)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"photo {recipe.seed} {step}".encode()))
+    draws = RandomDraws(count, generator, images.device)
+    brightness = images[:count].float() / 255
     layers = torch.cat([brightness, _coverage(brightness)], dim=1)
     layers = _replace_some(layers, top & draws.chance(0.6), _spread_sleeves, draws, layers)
     from_above = shoe & draws.chance(torch.where(tall, 0.35, 0.5))
@@ -102,7 +88,12 @@ def simulate_photo(images: Tensor, labels: Tensor, classes: Sequence[str], gener
     layers = _crop_to_object(draws, layers)
     mask = _roughen_mask(draws, layers[:, 1:])
     brightness = _relight(draws, layers[:, :1] / layers[:, 1:].clamp(min=0.2), mask)
-    return _compose(draws, brightness, mask)
+    return torch.cat([_compose(draws, brightness, mask), images[count:]])
+
+
+def num_simulated(images: int, recipe: Recipe) -> int:
+    """Return how many images at the start of a batch of `images` become simulated photos."""
+    return round(images * recipe.photo_share)
 
 
 def _is_any_class(labels: Tensor, classes: Sequence[str], names: set[str]) -> Tensor:
@@ -321,9 +312,8 @@ def _relight(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
     top, left = size[0] // 4, size[1] // 4
     creases = creases[:, :, top : top + size[0], left : left + size[1]]
     tone = tone + creases * draws.uniform(-0.1, 0.3, dims=3).clamp(min=0)
-    tone = tone + draws.noise(size, (3, 3)) * draws.uniform(0, 0.22, dims=3)
-    tone = tone + draws.noise(size, (12, 12)) * draws.uniform(0, 0.08, dims=3)
-    tone = tone + draws.noise(size, size) * draws.uniform(0, 0.04, dims=3)
+    for cells, strength in (((3, 3), 0.22), ((12, 12), 0.08), (size, 0.04)):  # uneven light, then ever finer noise
+        tone = tone + draws.noise(size, cells) * draws.uniform(0, strength, dims=3)
     darkest, lightest = draws.uniform(0.05, 0.5, dims=3), draws.uniform(0.7, 1.0, dims=3)
     return darkest + (lightest - darkest) * tone.clamp(0, 1)
 

@@ -72,8 +72,7 @@ def _walk_files(folder: Path) -> Iterator[Path]:
         current = stack.pop()
         contents = sorted(_scan(current))
         status = current.stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity not in visited:
+        if (identity := (status.st_dev, status.st_ino)) not in visited:
             visited.add(identity)
             yield from (path for path, is_folder in contents if not is_folder)
             stack += [path for path, is_folder in reversed(contents) if is_folder]

@@ -72,7 +72,7 @@ def load_data(
             raw = _apply_class_names(raw, classes, name)
         _require_classes(raw.classes, name)
     raw = _resize(raw, size, name)
-    return cut_splits(raw, name, source, validation, size, skip_unreadable)
+    return cut_splits(raw, name, source, validation, size=size, skip_unreadable=skip_unreadable)
 
 
 def _read_user_data(name: str, size: int, skip_unreadable: bool) -> RawDataset:

@@ -58,10 +58,8 @@ def read_npz(path: Path) -> RawDataset:
         )
     images = {split: _to_images(arrays[name], f"{name} of {path}") for split, (name, _) in chosen.items()}
     labels = {split: _to_labels(arrays[name], f"{name} of {path}") for split, (_, name) in chosen.items()}
-    class_names = next((arrays[name] for name in CLASS_NAMES if name in arrays), None)
-    if class_names is not None:
-        class_names = _to_labels(class_names, f"the class names of {path}")
-    indices, classes = _encode_labels(labels, class_names, path)
+    class_names = [_to_labels(arrays[name], f"{name} of {path}") for name in CLASS_NAMES if name in arrays]
+    indices, classes = _encode_labels(labels, class_names[0] if class_names else None, path)
     return join_splits({split: Part(images[split], indices[split]) for split in chosen}, classes, path)
 
 

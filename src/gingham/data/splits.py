@@ -73,10 +73,11 @@ class DataSplits:
     notes: tuple[str, ...] = ()
 
 
-def cut_splits(
-    raw: RawDataset, name: str, source: str, validation: int, size: int, skip_unreadable: bool
-) -> DataSplits:
-    """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none."""
+def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **fields: Any) -> DataSplits:
+    """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none.
+
+    All splits get the other `fields` of `Split`.
+    """
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
     images, labels, files = raw.parts["training"]
@@ -107,18 +108,17 @@ def cut_splits(
     num_held_out = len(parts["validation"].labels) if "validation" in parts else 0
     # Last, because it may overwrite the other rows of `images`.
     parts["train"] = take(train, _move_rows(images, train, f"{fingerprint[:32]}-{num_held_out}"))
-    shared = {"classes": raw.classes, "dataset": name, "fingerprint": fingerprint}
-    return make_splits(parts, source, notes, **shared, size=size, skip_unreadable=skip_unreadable)
+    return make_splits(parts, source, notes, classes=raw.classes, dataset=name, fingerprint=fingerprint, **fields)
 
 
-def make_splits(parts: Mapping[str, Part], source: str, notes: Sequence[str] = (), **shared: Any) -> DataSplits:
-    """Return the splits of a dataset, all with the given fields of `Split`. Images on disk are read in blocks."""
+def make_splits(parts: Mapping[str, Part], source: str, notes: Sequence[str] = (), **fields: Any) -> DataSplits:
+    """Return the splits of a dataset, all with the given `fields` of `Split`. Images on disk are read in blocks."""
     splits = {}
     for name, (images, labels, files) in parts.items():
         mapped = isinstance(images, np.memmap) and len(images)
         block = max(1, BLOCK_BYTES // images[0].nbytes) if mapped else 1
         tensors = torch.from_numpy(images), torch.from_numpy(labels)
-        splits[name] = Split(name, *tensors, block=block, files=files, **shared)
+        splits[name] = Split(name, *tensors, block=block, files=files, **fields)
     train, validation, test = splits["train"], splits.get("validation"), splits["test"]
     return DataSplits(train.dataset, train, validation, test, train.classes, train.fingerprint, source, tuple(notes))
 
