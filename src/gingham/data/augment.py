@@ -75,7 +75,7 @@ def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Ten
     """
     count, (height, width) = len(images), images.shape[2:]
     generator = torch.Generator().manual_seed(zlib.crc32(f"mix {recipe.seed} {step}".encode()))
-    partners = torch.randperm(count, generator=generator)
+    partners = torch.randperm(count, generator=generator).to(images.device)
     chance, box_shares, *centres = torch.rand(4, count, generator=generator)
     side = box_shares.sqrt() * (chance < recipe.cutmix)  # 0: an empty box
     edges = [
@@ -83,7 +83,6 @@ def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Ten
         for sign in (-1, 1)
         for centre, size in zip(centres, (height, width), strict=True)
     ]
-    partners = partners.to(images.device)
     mixed, shares = cutmix_boxes(images, partners, torch.stack(edges, dim=1).to(images.device))
     return mixed, partners, shares
 

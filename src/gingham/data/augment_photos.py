@@ -113,8 +113,8 @@ def _replace_some(
     indices = chosen.nonzero().flatten()
     if not len(indices):
         return layers
-    rows = [values[indices] for values in inputs]
-    return layers.index_copy(0, indices, function(replace(draws, count=len(indices)), *rows))
+    some_draws = replace(draws, count=len(indices))
+    return layers.index_copy(0, indices, function(some_draws, *(values[indices] for values in inputs)))
 
 
 def _warp(layers: Tensor, matrix: Tensor, offset: Tensor | None = None, bend: Tensor | None = None) -> Tensor:
@@ -249,11 +249,10 @@ def _add_wearer(draws: RandomDraws, layers: Tensor, top: Tensor) -> Tensor:
     body = (x.abs() < reach * uniform(0.8, 1.3)) & (y < start + 0.15)
     feet = (x.abs() < hip) & (x.abs() > gap) & (y > end - 0.05) & (y < end + 0.25)
     skin, cloth = uniform(0.1, 0.8), uniform(0.1, 1.0)
-    legs_tone = torch.where(draws.chance(0.3, dims=2), skin, cloth)
     parts = (
         (head | neck, top, 0.75, skin),
         (arms, top, 0.6, skin),
-        (legs, top, 0.75, legs_tone),
+        (legs, top, 0.75, torch.where(draws.chance(0.3, dims=2), skin, cloth)),
         (body, ~top, 0.85, cloth),
         (feet, ~top, 0.6, cloth),
     )

@@ -49,10 +49,9 @@ def read_cifar(path: Path) -> list[Pixels]:
 
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for name in CIFAR_FILES:
-        if (folder / name).exists():
-            with (folder / name).open("rb") as file:
-                yield name, file.read(CIFAR_BYTES + 1)
+    for path in filter(Path.exists, (folder / name for name in CIFAR_FILES)):
+        with path.open("rb") as file:
+            yield path.name, file.read(CIFAR_BYTES + 1)
 
 
 def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:

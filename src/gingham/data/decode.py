@@ -9,10 +9,9 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -133,15 +132,12 @@ def common_side(files: Sequence[Path]) -> int:
 
 def read_size(file: Path | bytes) -> tuple[int, int] | None:
     """Return the width and height in the header of an image file or of its content, or None if it cannot be read."""
-    try:
-        with open_image(file) as image:
-            return image.size
-    except Exception:  # noqa: BLE001  # as in _decode_file
-        return None
+    with contextlib.suppress(Exception), open_image(file) as image:  # of nearly any type, as in _decode_file
+        return image.size
+    return None
 
 
-@dataclass(frozen=True)
-class DecodedImages:
+class DecodedImages(NamedTuple):
     """The images of some files: `images` uint8 (N, C, S, S), with one channel if all are grey, the files' `issues` as
     (index, reason), whether any error may be `transient`, such as a failed disk or a missing permission, and whether
     the images come from a cache."""

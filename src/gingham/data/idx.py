@@ -70,8 +70,9 @@ def _read_header(file: io.BufferedIOBase, dimensions: int, type_code: int) -> tu
     """Return the shape of the array in bytes. Raise a ValueError for another header."""
     start, expected = file.read(4), bytes([0, 0, type_code, dimensions])
     if start != expected:
-        found = start.hex() or "nothing"
-        raise ValueError(f"it is not the right IDX file: it starts with {found}, not {expected.hex()}")
+        raise ValueError(
+            f"it is not the right IDX file: it starts with {start.hex() or 'nothing'}, not {expected.hex()}"
+        )
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise ValueError("it is truncated inside its header")

@@ -1,6 +1,5 @@
 """List and read datasets of image files, from a folder or a table."""
 
-import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
@@ -67,7 +66,7 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
             f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out with "
             "--skip-unreadable (of train, trials and show)"
         )
-    return dataclasses.replace(raw, notes=(*raw.notes, f"{count} are left out: {examples}"))
+    return raw._replace(notes=(*raw.notes, f"{count} are left out: {examples}"))
 
 
 def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, list[tuple[str, str]]]:

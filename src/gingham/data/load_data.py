@@ -1,6 +1,5 @@
 """Load a dataset by its name or from the user's own files."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -135,7 +134,7 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
             raise DataError(f"{name} has labels up to {last}; allowed: 0 to {len(classes) - 1}, for the known classes")
     order = np.array([index[label] for label in raw.classes], np.int64)
     parts = {name: part._replace(labels=order[part.labels]) for name, part in raw.parts.items()}
-    return dataclasses.replace(raw, parts=parts, classes=classes)
+    return raw._replace(parts=parts, classes=classes)
 
 
 def _require_classes(classes: tuple[str, ...], name: str) -> None:
@@ -168,4 +167,4 @@ def _resize(raw: RawDataset, size: int, name: str) -> RawDataset:
             "smaller size, or 0"
         )
     parts = {name: part._replace(images=resize_images(part.images, size)) for name, part in raw.parts.items()}
-    return dataclasses.replace(raw, parts=parts)
+    return raw._replace(parts=parts)

@@ -1,7 +1,6 @@
 """Read image files, and cache the decoded images as a pack in the user's cache."""
 
 import contextlib
-import dataclasses
 import hashlib
 import math
 import os
@@ -48,7 +47,7 @@ def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -
         if not decoded.transient:
             with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
                 _write_pack(pack, decoded)
-        return dataclasses.replace(decoded, images=np.ascontiguousarray(decoded.images))
+        return decoded._replace(images=np.ascontiguousarray(decoded.images))
     try:
         pack.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=pack.parent) as file:
@@ -61,7 +60,7 @@ def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -
             f"cannot write {pack} ({one_line(error)}), which pictures larger than half of the free memory need; free "
             f"{2 * num_bytes} bytes there, or set a smaller size"
         ) from error
-    return dataclasses.replace(_read_pack(pack, len(files)) or decoded, cached=False)
+    return (_read_pack(pack, len(files)) or decoded)._replace(cached=False)
 
 
 def _pack_name(path: Path, files: Sequence[Path], size: int) -> str:
@@ -83,9 +82,8 @@ def _write_pack(path: Path, decoded: DecodedImages) -> None:
     """Write images and their metadata, and remove the packs of earlier states of the same files."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, decoded.images)
-    crc = _crc32(decoded.images)
-    metadata = {"format": PACK_FORMAT, "missing": decoded.missing, "odd": decoded.issues, "crc32": crc}
-    write_json(path.with_suffix(".json"), metadata)
+    metadata = {"format": PACK_FORMAT, "missing": decoded.missing, "odd": decoded.issues}
+    write_json(path.with_suffix(".json"), metadata | {"crc32": _crc32(decoded.images)})
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
             old.unlink(missing_ok=True)
@@ -93,7 +91,7 @@ def _write_pack(path: Path, decoded: DecodedImages) -> None:
 
 def _read_pack(path: Path, num_files: int) -> DecodedImages | None:
     """Return what `_write_pack` wrote, or None if it is missing, damaged or for another number of files."""
-    try:
+    with contextlib.suppress(Exception):  # for a damaged file numpy raises errors of many types
         metadata = read_json(path.with_suffix(".json"))
         large = path.stat().st_size > free_memory() // 2
         images = np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
@@ -102,8 +100,7 @@ def _read_pack(path: Path, num_files: int) -> DecodedImages | None:
         valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(decoded.missing) == num_files
         valid = valid and issues.keys() <= {*range(num_files)} and _crc32(images) == metadata["crc32"]
         return decoded if valid else None
-    except Exception:  # noqa: BLE001  # numpy raises errors of many types for a damaged file
-        return None
+    return None
 
 
 def _crc32(images: Pixels) -> int:

@@ -1,7 +1,6 @@
 """RawDataset: a dataset as read from its files, before it is split."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -28,8 +27,7 @@ class Part(NamedTuple):
         return Part(self.images[rows], self.labels[rows], self.files[rows])
 
 
-@dataclass(frozen=True)
-class RawDataset:
+class RawDataset(NamedTuple):
     """A dataset as its source has it, before gingham splits it.
 
     `parts["training"]` has the training images, followed by the `num_validation` images of the source's own validation

@@ -146,14 +146,13 @@ def _md5(path: Path) -> str:
 
 def _require_checksum(name: str, path: Path, checksum: str, expected: str) -> None:
     """Raise a DataError if a checksum differs; it names the dataset that the file belongs to, if it is known."""
-    if checksum == expected:
-        return
-    other = next((key for key, spec in REGISTRY.items() if checksum in (*spec.sha256, *spec.md5.values())), None)
-    reason = f"a file of {other}, whose files have the same names" if other else "altered, or of another release"
-    raise DataError(
-        f"{path} is not {name}: its checksum begins {checksum[:12]}, not {expected[:12]} ({reason}); remove it and "
-        f"load again, or use it as it is with --data {path.parent}"
-    )
+    if checksum != expected:
+        other = next((key for key, spec in REGISTRY.items() if checksum in (*spec.sha256, *spec.md5.values())), None)
+        reason = f"a file of {other}, whose files have the same names" if other else "altered, or of another release"
+        raise DataError(
+            f"{path} is not {name}: its checksum begins {checksum[:12]}, not {expected[:12]} ({reason}); remove it and "
+            f"load again, or use it as it is with --data {path.parent}"
+        )
 
 
 def _download(name: str) -> Path:
