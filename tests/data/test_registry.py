@@ -234,7 +234,7 @@ def rewrite(folder, file, change):
         ),
         (
             lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""),
-            r"t10k-labels-idx1-ubyte.gz .it is not the right IDX file",
+            r"t10k-labels-idx1-ubyte.gz .it starts with nothing, not with 00000801",
         ),
         (
             lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"),
@@ -246,7 +246,7 @@ def rewrite(folder, file, change):
         ),
         (
             lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"),
-            r"it starts with 00000803, not 00000801",
+            r"it starts with 00000803, not with 00000801",
         ),
     ],
 )

@@ -70,9 +70,7 @@ def _read_header(file: io.BufferedIOBase, dimensions: int, type_code: int) -> tu
     """Return the shape of the array in bytes. Raise a ValueError for another header."""
     start, expected = file.read(4), bytes([0, 0, type_code, dimensions])
     if start != expected:
-        raise ValueError(
-            f"it is not the right IDX file: it starts with {start.hex() or 'nothing'}, not {expected.hex()}"
-        )
+        raise ValueError(f"it starts with {start.hex() or 'nothing'}, not with {expected.hex()} as such IDX files do")
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise ValueError("it is truncated inside its header")
