@@ -7,7 +7,7 @@ The images are Fashion-MNIST's validation images as PNG files, sent in forms as 
 loads on a fresh, warm server: single images that arrive at random, 200 per second, with latencies that include the time
 in a queue; 64 images per request from two clients, each sending the next request after the last response; 10,000
 requests of one image from 64 such clients, with /health requested beside them; photos of 640x480, one per request, from
-four; and PNGs of 50 megapixels from eight, for their memory (with MALLOC_MMAP_THRESHOLD_ as in docs/deploy.md). Writes
+four; and PNGs of 50 megapixels from eight, for their memory (with the variables of docs/deploy.md). Writes
 benchmarks/results/serve-<hardware>-<date>.md.
 """
 
@@ -99,7 +99,7 @@ def server(run: str) -> Iterator[tuple[int, int]]:
     """Start a server of a run on a free port; yield the port and the process id."""
     run_options = [] if run == "packaged" else ["--run", run]
     command = [sys.executable, "-m", "gingham", "serve", "--port", "0", *run_options]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "16000000"}
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "16000000", "MALLOC_ARENA_MAX": "2"}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:
