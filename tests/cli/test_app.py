@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,31 @@ def test_help_lists_commands_and_options(command):
         assert name in command("--help").stdout
         assert "--json" in command(name, "--help").stdout
     assert command("--version").stdout == f"{gingham.__version__}\n"
+
+
+EXITING = """import sys
+from torch import nn
+
+class AtOnce(nn.Module):
+    def __init__(self, channels, classes):
+        sys.exit({code})
+
+class InForward(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+
+    def forward(self, x):
+        sys.exit({code})
+"""
+
+
+@pytest.mark.parametrize("code", ["1", "0", "", "'no GPU here'"])
+@pytest.mark.parametrize("network", ["AtOnce", "InForward"])
+def test_a_network_that_ends_the_program_is_an_error(command, train, network, code):
+    name = f"exiting{zlib.crc32(code.encode())}"
+    (command.folder / f"{name}.py").write_text(EXITING.format(code=code))
+    stderr = train("--epochs", 1, "--model", f"{name}:{network}", "--out", "run", code=2).stderr
+    assert "a module of yours ended the program (sys.exit(" in stderr
 
 
 def test_a_closed_pipe_is_not_an_error(command):

@@ -61,8 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except (BrokenPipeError, SystemExit):
-        # The reader of the pipe, such as head, closed it. Typer then exits by itself even with standalone_mode=False.
+    except (BrokenPipeError, SystemExit) as stop:
+        # Typer turns the error of a pipe that its reader, such as head, has closed into a SystemExit.
+        if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
+            _fail(f"a module of yours ended the program (sys.exit({stop.code!r})); let it raise an error instead")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except usage_error as error:

@@ -1,10 +1,9 @@
 """`gingham serve`."""
 
 import signal
-import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-from typer import Option
+from typer import Exit, Option
 
 from gingham.cli.options import Device, Model, RunFolder
 from gingham.cli.output import print_message
@@ -21,7 +20,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, and a page to try it on, until Ctrl-C."""
     # Set before the slow part: the first process of a container ignores signals without a handler.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, _exit)
     try:
         from gingham.deploy import server
     except ImportError as error:
@@ -34,3 +33,7 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     print_message(f"the page: http://{shown}:{port}/   the API: http://{shown}:{port}/docs   (Ctrl-C ends it)")
     server.serve(trained, listener, lambda: load_training_images(trained, run))
+
+
+def _exit(*_: object) -> NoReturn:
+    raise Exit
