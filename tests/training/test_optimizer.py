@@ -72,11 +72,12 @@ def test_orthogonalized_matrix_keeps_its_singular_vectors():
         assert (core - torch.diag(core.diagonal())).abs().max() < 1e-3
 
 
-def test_muon_equals_sgd_except_for_filters():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_equals_sgd_except_for_filters(nesterov):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 9, 2))
     recipe = Recipe(
-        optimizer="muon", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=True, filter_lr_scale=0
+        optimizer="muon", learning_rate=0.1, momentum=0.9, weight_decay=0.01, nesterov=nesterov, filter_lr_scale=0
     )
     ours = build_optimizer(network, recipe)
     for group in ours.param_groups:
@@ -89,7 +90,7 @@ def test_muon_equals_sgd_except_for_filters():
         ],
         lr=0.1,
         momentum=0.9,
-        nesterov=True,
+        nesterov=nesterov,
     )
     pictures = torch.randn(8, 1, 5, 5)
     for _ in range(5):
@@ -107,7 +108,8 @@ def test_muon_equals_sgd_except_for_filters():
 def test_muon_filters_take_orthogonal_steps_and_keep_their_norm():
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 8, 3, bias=False)
-    optimizer = build_optimizer(layer, Recipe(optimizer="muon", learning_rate=0.1, momentum=0.5, filter_lr_scale=0.4))
+    settings = {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True, "filter_lr_scale": 0.4}
+    optimizer = build_optimizer(layer, Recipe(optimizer="muon", **settings))
     (group,) = optimizer.param_groups
     group["lr"] = 0.1 * group["scale"]
     before = layer.weight.detach().clone()

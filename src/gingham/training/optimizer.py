@@ -33,7 +33,7 @@ def lr_at(step: int, steps: int, recipe: Recipe) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """SGD with Nesterov momentum whose updates of convolution filters are orthogonalised.
+    """SGD with momentum, by default Nesterov's, whose updates of convolution filters are orthogonalised.
 
     Parameter groups with `filters` true hold weights of two or more dimensions, seen as matrices (out, the rest). The
     update of such a matrix is replaced by the nearest matrix with equal singular values, so that every direction learns
@@ -46,8 +46,16 @@ class Muon(torch.optim.Optimizer):
     author's cifar10-airbench; here both kinds of parameters share one optimizer and one schedule.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, weight_decay: float = 0.0) -> None:
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "filters": False})
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+        nesterov: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(groups, {**defaults, "filters": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -66,7 +74,10 @@ class Muon(torch.optim.Optimizer):
                 updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, updates)
-            updates = list(torch._foreach_add(updates, buffers, alpha=group["momentum"]))
+            if group["nesterov"]:
+                updates = list(torch._foreach_add(updates, buffers, alpha=group["momentum"]))
+            else:
+                updates = buffers
             if group["filters"]:
                 updates = [_orthogonalized(update) for update in updates]
                 norms = torch._foreach_norm(parameters)
@@ -130,7 +141,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": classifier, "scale": 1.0, "weight_decay": decay},
         {"params": vectors, "scale": 1.0},
     ]
-    return Muon([group for group in groups if group["params"]], rate, momentum)
+    return Muon([group for group in groups if group["params"]], rate, momentum, nesterov=recipe.nesterov)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
