@@ -98,8 +98,7 @@ def train_options(recipe: Recipe) -> str:
     options = [f"--recipe {recipe.name} --seed {recipe.seed}"]
     named = RECIPES.get(recipe.name, recipe)
     for key, value in vars(recipe).items():
-        is_usual_size = key == "size" and value == 28
-        if key in ("name", "seed") or value == getattr(named, key) or is_usual_size:
+        if key in ("name", "seed") or value == getattr(named, key):
             continue
         option = "--epochs " if key == "epochs" else f"--set {key}="
         if key == "network" and ":" in value:
