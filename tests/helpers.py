@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from PIL import Image, ImageDraw
 from torch import nn
 
 import gingham
 from gingham.data.idx import IDX_FILES
 from gingham.data.splits import DataSplits
+from gingham.io import LOCK_FILE
 from gingham.models.classifier import Classifier
 from gingham.models.registry import build_classifier
 from gingham.recipe import Recipe
@@ -60,6 +62,11 @@ def train_arguments(data: Path, epochs: float) -> tuple[object, ...]:
     """Return the arguments of a short `gingham train` of the article's recipe into the folder `run`."""
     settings = ("--epochs", epochs, "--set", "validation_images=40")
     return ("train", "--recipe", "article", "--data", data, *settings, "--out", "run")
+
+
+def locked_by_another(folder: Path) -> FileLock:
+    """Lock a folder as another process would: `gingham.io.locked` lets a thread in again."""
+    return FileLock(folder / LOCK_FILE)
 
 
 class CommandResult:

@@ -8,6 +8,7 @@ import torch
 
 from gingham import GinghamError, RunError
 from gingham.io import atomic_write, locked, read_json, write_json, write_tensors, write_text
+from helpers import locked_by_another
 
 
 def test_writing_replaces_a_file_and_leaves_no_temporary_file(tmp_path):
@@ -56,7 +57,11 @@ with locked(Path({str(tmp_path)!r}), wait=False):
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
     refused = pytest.raises(GinghamError, match="another gingham is writing into")
-    with locked(tmp_path, wait=False), refused, locked(tmp_path, wait=False):
+    with locked_by_another(tmp_path), refused, locked(tmp_path, wait=False):
+        pass
+    with locked(tmp_path, wait=False), locked(tmp_path, wait=False):  # again by the same thread
+        pass
+    with locked_by_another(tmp_path):
         pass
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(GinghamError, match=r"cannot write .*lock"), locked(tmp_path / "file", wait=False):

@@ -70,11 +70,13 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Lock a folder against other gingham processes with its file `.lock`. The lock is released when the process dies.
 
+    A thread may lock a folder again that it has locked already.
+
     Raises
         GinghamError: another process holds the lock, and `wait` is False; or the folder cannot be written to.
     """
     try:
-        lock = FileLock(folder / LOCK_FILE).acquire(timeout=-1 if wait else 0)
+        lock = FileLock(folder / LOCK_FILE, is_singleton=True).acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise GinghamError(f"another gingham is writing into {folder}; wait for it, or give another --out") from None
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gingham
-from gingham.io import locked
+from helpers import locked_by_another
 
 
 def test_train_writes_a_run_and_prints_its_results(command, trained):
@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(command, tr
 
 def test_a_locked_folder_is_an_error_before_training(command, train):
     (command.folder / "busy").mkdir()
-    with locked(command.folder / "busy", wait=False):
+    with locked_by_another(command.folder / "busy"):
         stderr = train("--out", "busy", "--epochs", 0.1, code=2).stderr
     assert "another gingham is writing into busy" in stderr
     train("--out", "busy", "--epochs", 0.1)
@@ -90,7 +90,7 @@ def test_a_run_that_another_process_finishes_during_loading_is_not_overwritten(c
 
     monkeypatch.setattr(gingham, "load_data", load_while_another_finishes)
     stderr = train("--out", "shared", "--epochs", 0.1, code=2).stderr
-    assert "shared was finished by another gingham just now" in stderr
+    assert "shared already holds a finished run; give another folder" in stderr
     assert not (command.folder / "shared/checkpoint").exists()
 
 

@@ -7,7 +7,7 @@ import scipy.stats
 import gingham
 from gingham import GinghamError
 from gingham.experiments.trials import TrialOptions
-from gingham.io import locked
+from helpers import locked_by_another
 
 
 def test_trials_agree_with_single_trainings(trial_pair, recipe, data):
@@ -41,7 +41,7 @@ def test_seeds_that_learn_nothing_are_dead(trial_pair):
 def test_a_seed_that_another_process_trains_is_an_error(recipe, data, tmp_path):
     (tmp_path / "seed-0").mkdir()
     with (
-        locked(tmp_path / "seed-0", wait=False),
+        locked_by_another(tmp_path / "seed-0"),
         pytest.raises(GinghamError, match=r"another gingham is writing into .*seed-0"),
     ):
         gingham.trials(recipe, data, [0], tmp_path, progress=False)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 import gingham
-from gingham import RunError
+from gingham import GinghamError, RunError
 from gingham.runs.checkpoint import load_checkpoint, save_checkpoint
-from helpers import fit
+from gingham.training.trainer import Trainer
+from helpers import fit, locked_by_another
 
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
@@ -100,6 +102,39 @@ def interrupted(quadrants, folder):
     with pytest.raises(Stop):
         fit(recipe, data, folder=folder, on_epoch=stop)
     return recipe, data
+
+
+@pytest.mark.usefixtures("short_epochs")
+def test_another_training_in_a_folder_is_kept(quadrants, tmp_path):
+    recipe, data = interrupted(quadrants, tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
+    with pytest.raises(RunError, match="holds an unfinished training; resume it"):
+        fit(recipe.replace(seed=1), data, folder=tmp_path)
+    with locked_by_another(tmp_path), pytest.raises(GinghamError, match="another gingham is writing into"):
+        fit(recipe, data, folder=tmp_path, resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
+    run = fit(recipe, data, folder=tmp_path, resume=True)
+    gingham.save(run, tmp_path)
+    for resume in (False, True):
+        with pytest.raises(RunError, match="already holds a finished run"):
+            fit(recipe, data, folder=tmp_path, resume=resume)
+
+
+def test_the_suggested_command_resumes_a_training_of_another_size(command, quadrants, monkeypatch):
+    settings = ("--data", quadrants, "--recipe", "article", "--epochs", 2, "--set", "size=28", "--set", "batch_size=32")
+    settings += ("--set", "validation_images=40")
+
+    def stop(self):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "raise_if_interrupted", stop)  # after the last step and its checkpoint
+        with pytest.raises(Stop):
+            command.call("train", *settings, "--out", "run")
+    message = command("evaluate", "run", code=2).stderr
+    suggested = message.partition("such as gingham ")[2]
+    assert "--set size=28" in suggested
+    command(*shlex.split(suggested))
 
 
 @pytest.mark.usefixtures("short_epochs")

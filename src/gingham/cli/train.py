@@ -70,15 +70,12 @@ def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) 
     from gingham.io import locked, require_writable
     from gingham.plots import draw_curves
     from gingham.runs.checkpoint import has_checkpoint, has_unverified_checkpoint
-    from gingham.runs.run import METADATA_FILE
 
     require_writable(folder)
     if resume and not has_checkpoint(folder):
         unverified = " (its checkpoint folder has no manifest, so it may be torn)" * has_unverified_checkpoint(folder)
         print_message(f"nothing to resume in {folder}{unverified}; starting")
     with locked(folder, wait=False):
-        if (folder / METADATA_FILE).exists():  # another process wrote it while the data was read
-            raise GinghamError(f"{folder} was finished by another gingham just now; evaluate it, or give another --out")
         try:
             trained = fit()
         except (KeyboardInterrupt, Terminated):

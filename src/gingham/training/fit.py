@@ -16,7 +16,7 @@ from gingham.training.optimizer import lr_at, set_learning_rate
 from gingham.training.options import FitOptions
 from gingham.training.stop_request import deferred_signals
 from gingham.training.trainer import Trainer
-from gingham.training.validate import resolve_recipe, validate_folder
+from gingham.training.validate import reserve_folder, resolve_recipe, validate_folder
 
 
 def fit(
@@ -36,7 +36,8 @@ def fit(
 
     With a `folder`, a checkpoint is saved there every `checkpoint_seconds`, and at the end of an epoch if the last one
     is a second old. `resume` continues from it to the same weights (byte for byte on the same CPU and thread count).
-    Ctrl-C and SIGTERM take effect between steps; with a `folder` the state is saved first.
+    Ctrl-C and SIGTERM take effect between steps; with a `folder` the state is saved first. Meanwhile the folder is
+    locked.
 
     Unless `progress` is False, stderr shows a progress bar on a terminal and plain lines elsewhere, and warnings of the
     issues that `training/checks.py` finds. `options` has the device, a network of your own, teachers and more.
@@ -50,8 +51,8 @@ def fit(
         DataError: a test split, splits of different datasets, an empty split, or a teacher that was trained on other
             images.
         ModelError: the network cannot be created, or does not fit the images or the number of classes.
-        GinghamError: an unknown device, a checkpoint of another recipe, or another process that failed or trains
-            something else.
+        RunError: the folder holds a finished run, or an unfinished one and `resume` is False or its recipe is another.
+        GinghamError: an unknown device, a folder in use, or another process that failed or trains something else.
         TrainingError: a loss that is no longer finite.
         KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after the state was saved in the folder.
     """
@@ -59,6 +60,8 @@ def fit(
     validate_folder(folder, resume, options.track)
     recipe = resolve_recipe(recipe, train, validation, options)  # also checks the splits and the teachers
     with init_distributed() as context, contextlib.ExitStack() as stack:
+        if folder is not None and context.is_main:
+            stack.enter_context(reserve_folder(folder, resume))  # no other training may write to it meanwhile
         # Build the model, its optimizer and everything else that changes while it trains.
         trainer = Trainer(recipe, train, validation, options, folder, context)
         callbacks = create_callbacks(options, progress=progress, is_main=context.is_main)

@@ -1,13 +1,18 @@
 """Check what `fit` was given, before anything is built."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 from gingham.data.augment_photos import simulate_photos
 from gingham.data.splits import Split
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, RunError
+from gingham.io import locked
 from gingham.models.registry import factory_name
 from gingham.recipe import Recipe
+from gingham.runs.checkpoint import has_checkpoint
+from gingham.runs.run import METADATA_FILE
 from gingham.training.distillation import validate_teachers
 from gingham.training.options import FitOptions
 
@@ -28,6 +33,22 @@ def validate_folder(folder: Path | None, resume: bool, track: str | None) -> Non
         raise GinghamError("track is tensorboard, and there is no folder to write to; give folder=")
     if importlib.util.find_spec("tensorboard") is None:
         raise GinghamError("track needs the package tensorboard; install it with pip install 'gingham[track]'")
+
+
+@contextlib.contextmanager
+def reserve_folder(folder: Path, resume: bool) -> Iterator[None]:
+    """Lock a folder for a training, which must not hold another one.
+
+    Raises
+        RunError: it holds a finished run, or an unfinished one that is not to be resumed.
+        GinghamError: another process has locked it, or it cannot be written to.
+    """
+    with locked(folder, wait=False):
+        if (folder / METADATA_FILE).exists():
+            raise RunError(f"{folder} already holds a finished run; give another folder")
+        if has_checkpoint(folder) and not resume:
+            raise RunError(f"{folder} holds an unfinished training; resume it (resume=True), or give another folder")
+        yield
 
 
 def resolve_recipe(recipe: Recipe, train: Split, validation: Split | None, options: FitOptions) -> Recipe:
