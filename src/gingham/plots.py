@@ -18,7 +18,7 @@ from PIL import Image
 from gingham.errors import GinghamError
 from gingham.io import atomic_write
 
-INK, BLUE, RUST, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#ffffff"
+INK, BLUE, RUST, GREY, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#b0b0b0", "#ffffff"
 BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
 
 
@@ -64,22 +64,24 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *,
     """Write a PNG of loss and accuracy over the epochs, and return it.
 
     `history` is a run's history, with an entry for each step and one for each epoch. `hard_examples` says that epochs
-    after the first train on the hardest images only; then the training accuracy may lie below the validation accuracy.
+    after the first train on the hardest images only; then their accuracy may lie below the validation accuracy.
     """
-    training_label = "training (after epoch 1: hard pictures)" if hard_examples else "training"
+    batches_label = "training batches (after epoch 1: hard images)" if hard_examples else "training batches"
     figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
     for column, key in enumerate(("loss", "accuracy"), 1):
         axes = figure.add_subplot(1, 2, column)
-        draw_curve(axes, history, key, training_label)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+        draw_curve(axes, history, key, batches_label)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
     return write_figure(figure, file)
 
 
-def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, training_label: str = "training") -> None:
+def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, batches_label: str = "training") -> None:
     """Draw a run's "loss" or "accuracy" over the epochs on matplotlib axes.
 
-    A point of the training line is the mean over a fiftieth of the steps.
+    A point of the line of the training batches is the mean over a fiftieth of the steps, each measured with the weights
+    before it. Where the model was evaluated, the lines of a training sample and of the validation split can be
+    compared: both are measured with the same weights.
     """
     scale, label = {"loss": (1, "loss (nats)"), "accuracy": (100, "accuracy (%)")}[key]
     steps = [entry[key] for entry in history if "learning_rate" in entry]
@@ -90,10 +92,15 @@ def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, traini
     # Epochs may differ in length, so epoch numbers are interpolated between the ends of epochs.
     end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
     epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
-    axes.plot(epochs, means, color=BLUE, lw=1.8, marker="o" if len(means) == 1 else None, label=training_label)
-    if evaluations:
-        x, y = [entry["epoch"] for entry in evaluations], [scale * entry[f"validation_{key}"] for entry in evaluations]
-        axes.plot(x, y, color=RUST, lw=1.8, marker="o", label="validation", clip_on=False)
+    has_sample = bool(evaluations) and evaluations[0].get("sample_accuracy") is not None
+    batches = {"color": GREY if has_sample else BLUE, "lw": 1.8, "marker": "o" if len(means) == 1 else None}
+    axes.plot(epochs, means, **batches, label=batches_label)
+    lines = [("training sample", "sample", BLUE)] * has_sample + [("validation", "validation", RUST)] * bool(
+        evaluations
+    )
+    for line_label, split, color in lines:
+        x, y = [entry["epoch"] for entry in evaluations], [scale * entry[f"{split}_{key}"] for entry in evaluations]
+        axes.plot(x, y, color=color, lw=1.8, marker="o", label=line_label, clip_on=False)
     axes.set(xlabel="epoch", ylabel=label, xlim=(0, end_epochs[-1]))
     axes.ticklabel_format(useOffset=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -126,7 +133,7 @@ def svg_chart(description: str, draw: Callable[..., None], *arguments: Any) -> s
         figure.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue()
     svg = re.sub(r' id="[^"]*_\d+"', "", svg[svg.index("<g ") :])  # each chart of a page would have the same ids
-    for color, variable in ((INK, "ink"), (BLUE, "blue"), (RUST, "rust"), ("#000000", "quiet"), ("#b0b0b0", "quiet")):
+    for color, variable in ((INK, "ink"), (BLUE, "blue"), (RUST, "rust"), ("#000000", "quiet"), (GREY, "quiet")):
         svg = svg.replace(color, f"var(--{variable})")
     view_box = "0 0 {:g} {:g}".format(*72 * figure.get_size_inches())
     return f'<svg class="chart" viewBox="{view_box}" role="img"><title>{escape(description)}</title>{svg}'

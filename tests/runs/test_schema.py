@@ -29,6 +29,10 @@ HISTORY = {
         '{"epoch": "one", "step": 3, "train_loss": 1, "train_accuracy": 1}',
         "epoch in line 1 is 'one', a number is needed",
     ),
+    "a sample loss without an accuracy": (
+        '{"epoch": 1, "step": 3, "train_loss": 1, "train_accuracy": 1, "sample_loss": 1}',
+        "sample_accuracy in line 1 is None, a number is needed",
+    ),
     "a validation loss without an accuracy": (
         '{"epoch": 1, "step": 3, "train_loss": 1, "train_accuracy": 1, "validation_loss": 1}',
         "validation_accuracy in line 1 is None, a number is needed",

@@ -152,6 +152,7 @@ def test_later_epochs_take_the_hardest_images(quadrants):
     assert [entry["epoch"] for entry in ends] == [1, 2, 3]
     # 78 pictures after the last measurement are no reason for another; the end is.
     assert [entry["validation_accuracy"] is not None for entry in ends] == [True, False, True]
+    assert [entry["sample_accuracy"] is not None for entry in ends] == [True, False, True]
     assert ends[-1]["validation_accuracy"] == run.metrics["validation_accuracy"]
 
 

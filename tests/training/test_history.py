@@ -25,6 +25,8 @@ def test_history_has_every_step_and_epoch(small_run):
     assert epoch["train_loss"] == pytest.approx(sum(s["loss"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
     measured = gingham.evaluate(run, data.validation)
     assert epoch["validation_accuracy"] == run.metrics["validation_accuracy"] == measured.accuracy
+    sample = gingham.evaluate(run, data.train)  # of 260 images, all of them
+    assert epoch["sample_accuracy"] == sample.accuracy
     run.model.temperature.fill_(1.0)  # the history's losses are those of the raw network
     assert epoch["validation_loss"] == pytest.approx(gingham.evaluate(run, data.validation).loss)
 

@@ -77,6 +77,7 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
         "samples": _samples(train),
         "max_classes": MAX_CLASSES,
         "curves": _curves(run),
+        "has_sample": any(entry.get("sample_loss") is not None for entry in run.history),
         "evaluation": None if validation is None else _evaluate(run, validation),
         "test": None if test is None else _test_result(run, test),
         "filters": _filters(model.network),

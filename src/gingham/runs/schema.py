@@ -67,6 +67,7 @@ SECTIONS = {
 STEP = dict.fromkeys(("step", "loss", "accuracy", "learning_rate"), NUMBER)
 EPOCH = dict.fromkeys(("epoch", "step", "train_loss", "train_accuracy"), NUMBER)
 EVALUATION = dict.fromkeys(("validation_loss", "validation_accuracy"), NUMBER)
+SAMPLE = dict.fromkeys(("sample_loss", "sample_accuracy"), NUMBER)  # on some training images, with the same weights
 
 
 class FormatError(RunError):
@@ -96,7 +97,7 @@ def validate_metadata(metadata: Mapping[str, Any]) -> None:
 
 
 def parse_history_entry(line: str, number: int) -> dict[str, Any]:
-    """Return the history entry on line `number`, of a step or an epoch. What an epoch lacks of EVALUATION is None.
+    """Return the history entry on line `number`, of a step or an epoch. What an epoch was not measured on is None.
 
     >>> parse_history_entry('{"step": 1, "learning_rate": 0.1, "accuracy": 0.5}', 1)
     Traceback (most recent call last):
@@ -110,9 +111,10 @@ def parse_history_entry(line: str, number: int) -> dict[str, Any]:
         raise ValueError(f"line {number} is not a JSON object")
     rules = STEP if "learning_rate" in entry else {}
     if "epoch" in entry:
-        entry = {**entry, **{key: entry.get(key) for key in EVALUATION}}
-        is_evaluated = any(entry[key] is not None for key in EVALUATION)
-        rules = {**rules, **EPOCH, **(EVALUATION if is_evaluated else {})}
+        entry = {**entry, **{key: entry.get(key) for key in (*EVALUATION, *SAMPLE)}}
+        rules = {**rules, **EPOCH}
+        for group in (EVALUATION, SAMPLE):
+            rules |= group if any(entry[key] is not None for key in group) else {}
     _require(entry, rules, f" in line {number}")
     return entry
 

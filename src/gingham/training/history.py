@@ -41,9 +41,15 @@ class History:
         # Weighted by shares, which cannot overflow: a loss may be as large as a float can hold.
         return float((self.losses[span] * (self.sizes[span] / images)).sum()), float(self.correct[span].sum() / images)
 
-    def end_epoch(self, done: int, validation_loss: float | None, validation_accuracy: float | None) -> None:
-        """Add the entry of the epoch that ends after `done` steps; None if the model was not evaluated."""
+    def end_epoch(self, done: int, validation: tuple[float, float] | None, sample: tuple[float, float] | None) -> None:
+        """Add the entry of the epoch that ends after `done` steps.
+
+        `validation` and `sample` are loss and accuracy on the validation split and on a fixed sample of the training
+        split, None if the model was not evaluated.
+        """
         loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
+        validation_loss, validation_accuracy = validation or (None, None)
+        sample_loss, sample_accuracy = sample or (None, None)
         self.epochs.append(
             {
                 "epoch": self.sampler.epochs(done),
@@ -52,6 +58,8 @@ class History:
                 "train_accuracy": accuracy,
                 "validation_loss": validation_loss,
                 "validation_accuracy": validation_accuracy,
+                "sample_loss": sample_loss,
+                "sample_accuracy": sample_accuracy,
             }
         )
 
