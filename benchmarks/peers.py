@@ -374,25 +374,44 @@ def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> s
 
 
 def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> None:
+    """Draw accuracy against seconds: each line is labelled where it ends, and the peers' are muted."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for name, rounds in outcomes.items():
-        if name in RECIPES:
-            continue
-        points = rounds[0]
+    peers = {name: rounds[0] for name, rounds in outcomes.items() if name not in RECIPES}
+    ends = []
+    for name, points in peers.items():
         x, y = [point["train_seconds"] for point in points], [100 * point["test_accuracy"] for point in points]
-        axes.plot(x, y, marker="o", ms=4, lw=1.4, label=name)
-    recipe_rounds = [rounds for name, rounds in outcomes.items() if name in RECIPES]
-    x = [statistics.median(r[0]["train_seconds"] for r in rounds) for rounds in recipe_rounds]
-    y = [100 * statistics.mean(r[0]["test_accuracy"] for r in rounds) for rounds in recipe_rounds]
-    axes.plot(x, y, marker="s", ms=7, lw=2.5, color="#16384a", label="gingham's recipes")
-    axes.set(xscale="log", xlabel="seconds of training", ylabel="test accuracy (%)")
-    axes.set_title(f"Accuracy against training time: {hardware}", loc="left", fontsize=11)
+        axes.plot(x, y, marker="o", ms=3, lw=1.2, color="#8a949b")
+        ends.append((y[-1], x[-1], name))
+    # Labels of lines that end close to each other are moved apart.
+    heights: list[float] = []
+    for accuracy, seconds, name in sorted(ends):
+        heights.append(max(accuracy, heights[-1] + 0.75) if heights else accuracy)
+        label = axes.text(seconds * 1.08, heights[-1], name, va="center", fontsize=9, color="#5c666d")
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
+    recipes = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
+    x = [statistics.median(r[0]["train_seconds"] for r in rounds) for rounds in recipes.values()]
+    y = [100 * statistics.mean(r[0]["test_accuracy"] for r in rounds) for rounds in recipes.values()]
+    axes.plot(x, y, marker="s", ms=7, lw=2.5, color="#16384a")
+    for seconds, accuracy, name in zip(x, y, recipes, strict=True):
+        axes.annotate(
+            f"gingham {name}",
+            (seconds, accuracy),
+            (9, -5),
+            textcoords="offset points",
+            va="top",
+            color="#16384a",
+        )
+    ticks = {1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min", 180: "3 min", 600: "10 min"}
+    axes.set(xscale="log", xlabel="training time", ylabel="test accuracy (%)", xlim=(0.8, 600))
+    axes.set_ylim(top=max(y) + 1.2)
+    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    axes.set_title(f"Fashion-MNIST on {hardware}", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, which="both")
-    axes.legend(frameon=False, loc="lower left", fontsize=9)
+    axes.grid(alpha=0.25)
     figure.savefig(file, dpi=150)
 
 
@@ -405,10 +424,15 @@ def main() -> None:
         "--rounds", type=int, default=1, help="how often each is run; recipes take another seed each time"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished ones are kept")
+    parser.add_argument("--redraw", type=Path, help="only draw the figure of a results file (.json) again")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = options.names or [*RECIPES, *PEERS]
+    if options.redraw is not None:
+        results = read_json(options.redraw)
+        draw(results["outcomes"], options.redraw.with_suffix(".png"), results["environment"]["hardware"])
+        return
     if options.worker is not None:
         (name,) = names
         torch.manual_seed(options.seed)
