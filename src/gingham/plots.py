@@ -92,15 +92,16 @@ def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, batche
     # Epochs may differ in length, so epoch numbers are interpolated between the ends of epochs.
     end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
     epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
-    has_sample = bool(evaluations) and evaluations[0].get("sample_accuracy") is not None
-    batches = {"color": GREY if has_sample else BLUE, "lw": 1.8, "marker": "o" if len(means) == 1 else None}
+    sampled = [entry for entry in epoch_ends if entry.get("sample_accuracy") is not None]
+    batches = {"color": GREY if sampled else BLUE, "lw": 1.8, "marker": "o" if len(means) == 1 else None}
     axes.plot(epochs, means, **batches, label=batches_label)
-    lines = [("training sample", "sample", BLUE)] * has_sample + [("validation", "validation", RUST)] * bool(
-        evaluations
-    )
-    for line_label, split, color in lines:
-        x, y = [entry["epoch"] for entry in evaluations], [scale * entry[f"{split}_{key}"] for entry in evaluations]
-        axes.plot(x, y, color=color, lw=1.8, marker="o", label=line_label, clip_on=False)
+    for entries, split, line_label, color in (
+        (sampled, "sample", "training sample", BLUE),
+        (evaluations, "validation", "validation", RUST),
+    ):
+        x, y = [entry["epoch"] for entry in entries], [scale * entry[f"{split}_{key}"] for entry in entries]
+        if entries:
+            axes.plot(x, y, color=color, lw=1.8, marker="o", label=line_label, clip_on=False)
     axes.set(xlabel="epoch", ylabel=label, xlim=(0, end_epochs[-1]))
     axes.ticklabel_format(useOffset=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -347,3 +347,23 @@ def test_window_arithmetic_matches_traced_fields():
             if layer.slides:
                 fields = tuple(slide.before.through(slide.window).size for slide in layer.slides)
                 assert fields == as_pair(layer.receptive_field)
+
+
+class ShuffledSinglePosition(nn.Module):
+    def __init__(self, *, shuffle):
+        super().__init__()
+        self.first, self.second, self.shuffle = nn.Conv2d(1, 8, 28), nn.Conv2d(8, 8, 3, padding=1), shuffle
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.shuffle:
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.second(x)
+
+
+def test_shuffled_channels_of_a_single_position_keep_the_jump():
+    fields = [summarize(ShuffledSinglePosition(shuffle=shuffle)).receptive_field for shuffle in (False, True)]
+    assert fields == [30, 30]
+    shuffle_net = torchvision_network("shufflenet_v2_x0_5")
+    assert summarize(shuffle_net, (3, 32, 32)).receptive_field == summarize(shuffle_net, (3, 64, 64)).receptive_field

@@ -49,6 +49,26 @@ class InfiniteWhenEvaluated(nn.Module):
         return self.linear(x.flatten(1)) * (1.0 if self.training else float("inf"))
 
 
+def test_a_sample_loss_that_is_not_finite_does_not_end_the_training(quadrants, tmp_path):
+    data = gingham.load_data(str(quadrants), validation=40)
+    data.train.images[-1] = 0  # not reached in a tenth of an epoch
+
+    class Standardized(nn.Linear):
+        def __init__(self, channels: int, classes: int) -> None:
+            super().__init__(channels * 28 * 28, classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.flatten(1)
+            return super().forward((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True))
+
+    recipe = ARTICLE.replace(epochs=0.1, checkpoint_seconds=0)
+    options = gingham.FitOptions(network=Standardized)
+    run = gingham.fit(recipe, data.train, data.validation, folder=tmp_path, options=options)
+    (epoch,) = [entry for entry in run.history if "epoch" in entry]
+    assert (epoch["sample_loss"], epoch["sample_accuracy"]) == (None, None)
+    assert gingham.load(gingham.save(run, tmp_path), Standardized).history == run.history
+
+
 def test_infinite_validation_loss_is_an_error_that_names_the_step(quadrants, tmp_path):
     data = gingham.load_data(str(quadrants), validation=40)
     options = gingham.FitOptions(network=InfiniteWhenEvaluated)

@@ -91,8 +91,8 @@ def _read_data(file: io.BufferedIOBase, path: Path, expected: int) -> Pixels:
             return np.frombuffer(content, np.uint8)
     elif path.suffix == ".gz":
         raise DataError(
-            f"{path} holds {expected} bytes, more than half of the memory free here; decompress it (gunzip), and it "
-            "will be read from disk"
+            f"{path} announces {expected} bytes, more than half of the memory free here; decompress it (gunzip), which "
+            "shows whether it is damaged, and it will be read from disk"
         )
     else:
         size = path.stat().st_size - file.tell()

@@ -193,7 +193,8 @@ def _rearrange(view: View, move: Callable[[torch.Tensor], Any]) -> list[View]:
     columns = []
     for span in view.spans:
         lows, highs = (tensors_in(move(x.expand(view.shape))) for x in (span.low, span.high))
-        jump = span.jump if lows[0].dim() >= len(view.shape) else None  # flattening leaves no grid
+        # Flattening leaves no grid; joining the parts of split channels, as in ShuffleNet, does.
+        jump = span.jump if lows[0].dim() >= min(4, len(view.shape)) else None
         columns.append([_make_span(low, high, jump) for low, high in zip(lows, highs, strict=True)])
     return [replace(view, spans=spans) for spans in zip(*columns, strict=True)]
 

@@ -79,9 +79,9 @@ def validate_state(tensors: Tensors, metadata: Mapping[str, Any], sampler: Sampl
     last = 0
     for entry in metadata["epochs"]:
         measured = [entry[key] for key in ("step", "epoch", "train_loss", "train_accuracy")]
-        evaluated = [entry[f"{split}_{key}"] for split in ("validation", "sample") for key in ("loss", "accuracy")]
-        evaluated = [number for number in evaluated if number is not None]
-        if len(evaluated) not in (0, 4) or any(type(number) not in (int, float) for number in measured + evaluated):
+        pairs = [[entry[f"{split}_{key}"] for key in ("loss", "accuracy")] for split in ("validation", "sample")]
+        evaluated = [number for pair in pairs if pair != [None, None] for number in pair]
+        if any(type(number) not in (int, float) for number in measured + evaluated):
             raise ValueError("an epoch of it has other than numbers")
         if not last < entry["step"] <= step:
             raise ValueError(f"an epoch of it ends at step {entry['step']}, after {last} and with {step} done")

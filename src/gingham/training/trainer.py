@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -257,6 +258,8 @@ class Trainer:
             validation = self._measure(self.validation.images, self.validation.labels)
             self.history.require_finite_validation(self.step, validation[0])
             sample = self._measure(self.train.images[self.sample], self.train.labels[self.sample])
+            # The sample has images that were not trained on yet, whose loss nothing depends on.
+            sample = sample if math.isfinite(sample[0]) else None
         self.history.end_epoch(self.step, validation, sample)
         if self.recipe.patience and validation is not None:
             since_best = self.history.evaluations_since_best()
