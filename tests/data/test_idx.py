@@ -35,11 +35,11 @@ def encode_header(type_code=8, dimensions=1, *sizes):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "it starts with nothing, not with 00000801"),
-        (b"PNG", "as such IDX files do"),
-        (b"\x89PNG and more", "it starts with 89504e47, not with 00000801 as such IDX files do"),
-        (encode_header(0x0D, 1, 3) + bytes(12), "it starts with 00000d01, not with 00000801"),
-        (encode_header(8, 3, 1, 2, 2) + bytes(4), "it starts with 00000803, not with 00000801"),
+        (b"", "it is not an IDX file: it starts with nothing"),
+        (b"PNG", "is not an IDX file"),
+        (b"\x89PNG and more", "is not an IDX file: it starts with 89504e47"),
+        (encode_header(0x0D, 1, 3) + bytes(12), "holds IDX type 0x0d in 1 dimensions, not 0x08 in 1"),
+        (encode_header(8, 3, 1, 2, 2) + bytes(4), "in 3 dimensions, not 0x08 in 1"),
         (encode_header(8, 1) + b"\0\0", "is truncated inside its header"),
         (encode_header(8, 1, 50) + bytes(49), "its header announces 50 bytes; 49 follow"),
         (encode_header(8, 1, 50) + bytes(51), "its header announces 50 bytes; more follow"),

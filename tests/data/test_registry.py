@@ -151,22 +151,22 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
         (
             "kmnist",
             IDX_FILES[0],
-            r"train-images-idx3-ubyte.gz .No such file or directory.; put it there as it is published.* with --data",
+            r"train-images-idx3-ubyte.gz is missing; put it there as it is published.* with --data",
         ),
         (
             "qmnist",
             "qmnist-train-images-idx3-ubyte",
-            r"cannot read .*qmnist-train-images-idx3-ubyte.gz \(No such file or directory\); put it there",
+            r"qmnist-train-images-idx3-ubyte.gz is missing; put it there as it is published",
         ),
         (
             "emnist-digits",
             "emnist-digits-train-images-idx3-ubyte.gz",
-            r"cannot read .*gzip.zip \(No such file or directory\); put it there as it is published",
+            r"gzip.zip is missing; put it there as it is published",
         ),
         (
             "cifar-10",
             "data_batch_1.bin",
-            r"cannot read .*cifar-10-binary.tar.gz .*; put it there .*, or use what is there, unverified, with --data",
+            r"cifar-10-binary.tar.gz is missing; put it there .*, or use what is there, unverified, with --data",
         ),
     ],
 )
@@ -186,7 +186,7 @@ def test_the_error_names_the_dataset_a_file_belongs_to(data_dir, monkeypatch):
     with pytest.raises(DataError, match=r"is not other: .*a file of kmnist, whose files have the same names"):
         load_data("other")
     (data_dir / f"{IDX_FILES[2]}.gz").unlink()
-    with pytest.raises(DataError, match=r"cannot read .*t10k-images-idx3-ubyte.gz"):
+    with pytest.raises(DataError, match=r"t10k-images-idx3-ubyte.gz is missing"):
         load_data("kmnist")
 
 
@@ -224,17 +224,14 @@ def rewrite(folder, file, change):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            lambda folder: (folder / f"{IDX_FILES[1]}.gz").unlink(),
-            r"cannot read .*train-labels-idx1-ubyte .No such file or directory.",
-        ),
+        (lambda folder: (folder / f"{IDX_FILES[1]}.gz").unlink(), r"train-labels-idx1-ubyte is missing"),
         (
             lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1]),
             r"t10k-labels-idx1-ubyte .its header announces 10000 bytes; 9999 follow",
         ),
         (
             lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""),
-            r"t10k-labels-idx1-ubyte.gz .it starts with nothing, not with 00000801",
+            r"t10k-labels-idx1-ubyte.gz .it is not an IDX file",
         ),
         (
             lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"),
@@ -246,7 +243,7 @@ def rewrite(folder, file, change):
         ),
         (
             lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"),
-            r"it starts with 00000803, not with 00000801",
+            r"in 3 dimensions, not 0x08 in 1",
         ),
     ],
 )

@@ -24,6 +24,8 @@ def serve(
     try:
         from gingham.deploy import server
     except ImportError as error:
+        if (error.name or "").startswith("gingham"):
+            raise
         raise GinghamError(f"serving needs the package {error.name}; pip install 'gingham[serve]'") from error
 
     # For a few images at a time the CPU is as fast as a GPU.

@@ -62,15 +62,24 @@ def read_idx_folder(folder: Path) -> list[Pixels]:
     Raises
         DataError: a file is missing or invalid (see `read_idx`).
     """
-    paths = [find_idx(folder, name) or folder / name for name in IDX_FILES]
-    return [read_idx(path, dimensions=3 if "images" in path.name else 1) for path in paths]
+    arrays = []
+    for name in IDX_FILES:
+        path = find_idx(folder, name)
+        if path is None:
+            raise DataError(f"{folder / name} is missing, and so is {name}.gz; a dataset needs {', '.join(IDX_FILES)}")
+        arrays.append(read_idx(path, dimensions=3 if "images" in name else 1))
+    return arrays
 
 
 def _read_header(file: io.BufferedIOBase, dimensions: int, type_code: int) -> tuple[int, ...]:
     """Return the shape of the array in bytes. Raise a ValueError for another header."""
-    start, expected = file.read(4), bytes([0, 0, type_code, dimensions])
-    if start != expected:
-        raise ValueError(f"it starts with {start.hex() or 'nothing'}, not with {expected.hex()} as such IDX files do")
+    start = file.read(4)
+    if len(start) < 4 or start[:2] != b"\0\0":
+        raise ValueError(f"it is not an IDX file: it starts with {start.hex() or 'nothing'}")
+    if (start[2], start[3]) != (type_code, dimensions):
+        raise ValueError(
+            f"it holds IDX type 0x{start[2]:02x} in {start[3]} dimensions, not 0x{type_code:02x} in {dimensions}"
+        )
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise ValueError("it is truncated inside its header")

@@ -38,15 +38,19 @@ def read_npz(path: Path) -> RawDataset:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > free_memory() // 2:
-            raise ValueError(f"it holds {size} bytes, more than half of the memory free here")
+            raise DataError(
+                f"{path} holds {size} bytes, more than half of the memory free here; save it as four IDX files, which "
+                f"are read from disk ({', '.join(IDX_FILES)})"
+            )
         with np.load(path, allow_pickle=False) as file:
             names = file.files
             arrays = {name: _read_array(file, name) for name in names if name in KNOWN_NAMES}
+    except DataError:
+        raise
     except Exception as error:  # for damaged files zipfile, zlib and numpy raise errors of many types
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(
-            f"cannot read {path} ({reason}); save it anew with np.savez, from arrays of numbers and text, or if it is "
-            f"larger than memory as IDX files, which are read from disk ({', '.join(IDX_FILES)})"
+            f"cannot read {path} ({reason}); save it anew with np.savez, from arrays of numbers and text"
         ) from error
     # Of several pairs in the file, the first counts.
     chosen = {split: pair for split, pairs in NPZ_NAMES.items() for pair in pairs[::-1] if arrays.keys() & pair}

@@ -21,7 +21,7 @@ from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.idx import IDX_FILES, INT, find_idx, idx_sha256, read_idx, read_idx_folder
 from gingham.data.raw import Pixels, RawDataset, raw_from_arrays
 from gingham.errors import DataError, one_line
-from gingham.io import cache_folder, require_regular_file
+from gingham.io import cache_folder
 
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 
@@ -126,16 +126,16 @@ def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
 
 def _verify_file(name: str, folder: Path, file: str) -> None:
     path = folder / file
-    try:
-        require_regular_file(path)
-        checksum = _md5(path)
-    except OSError as error:
+    if not path.is_file():
         unverified = find_idx(folder, IDX_FILES[0]) or find_cifar(folder)
         alternative = f", or use what is there, unverified, with --data {folder}" if unverified else ""
         raise DataError(
-            f"cannot read {path} ({error.strerror}); put it there as it is published, or remove {folder} and load "
-            f"again{alternative}"
-        ) from error
+            f"{path} is missing; put it there as it is published, or remove {folder} and load again{alternative}"
+        )
+    try:
+        checksum = _md5(path)
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
     _require_checksum(name, path, checksum, REGISTRY[name].md5[file])
 
 

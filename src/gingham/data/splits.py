@@ -51,6 +51,11 @@ class Split:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
+    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the images and labels of `count` images evenly spread over the split, or of all if it has fewer."""
+        indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+        return self.images[indices], self.labels[indices]
+
     def counts(self) -> dict[str, int]:
         """Return the number of images of each class, in class order."""
         counts = torch.bincount(self.labels, minlength=len(self.classes)).tolist()

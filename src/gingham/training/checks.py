@@ -45,7 +45,7 @@ def check_training(
     `losses`, float (steps,), are those of the steps so far, `epochs` the epochs' entries of the history, `steps` the
     length of the whole training; `over` says whether it has ended.
     """
-    images, labels = _sample(train)
+    images, labels = train.sample(SAMPLE_SIZE)
     causes = list(check_model(model, images, recipe))
     chance, comparable = math.log(len(train.classes)), _comparable_losses(losses, recipe, train)
     barely_learns = len(comparable) >= 10 and 0.6 * chance < _ending(comparable)[1] < 1.1 * chance
@@ -55,11 +55,6 @@ def check_training(
     explained = any(cause.code in ("dead-relus", "double-softmax", "learning-rate-too-low") for cause in causes)
     history_issues = check_history(recipe, train, losses, epochs, over)
     return [*causes, *(issue for issue in history_issues if not (explained and issue.code == "stuck-loss"))]
-
-
-def _sample(split: Split, count: int = SAMPLE_SIZE) -> tuple[Tensor, Tensor]:
-    indices = torch.linspace(0, len(split) - 1, min(count, len(split))).long()
-    return split.images[indices], split.labels[indices]
 
 
 def check_model(model: Classifier, images: Tensor, recipe: Recipe) -> Iterator[Issue]:
@@ -230,12 +225,12 @@ def check_batches(recipe: Recipe, num_images: int, network: nn.Module) -> Iterat
 
 def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
     """Yield an issue for each split whose labels do not belong to its images: similar images do not share them."""
-    train_images, train_labels = _sample(train, 8000)
+    train_images, train_labels = train.sample(8000)
     vectors = normalized_vectors(train_images)
     queried = torch.arange(len(vectors)) % 8 == 0
     cases = [(train, vectors[queried], train_labels[queried], vectors[~queried], train_labels[~queried])]
     if validation is not None:
-        images, labels = _sample(validation, 1000)
+        images, labels = validation.sample(1000)
         cases.append((validation, normalized_vectors(images), labels, vectors, train_labels))
     for split, queries, labels, base, base_labels in cases:
         total = len(queries)

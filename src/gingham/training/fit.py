@@ -90,7 +90,7 @@ def fit(
                     with trainer.evaluation_weights():
                         trainer.evaluate()  # adds the epoch to the history, with validation results if due
                         callbacks.on_epoch_end(trainer)
-                trainer.checkpoint_if_due()  # has the epoch's entry, and the weights that training goes on with
+                trainer.checkpoint_if_due()  # has the epoch's entry, and the weights that training continues with
                 if trainer.should_stop:  # last step, patience, Ctrl-C or SIGTERM in any process
                     break
         trainer.raise_if_interrupted()

@@ -80,7 +80,6 @@ class Trainer:
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, recipe)
         self.sampler = Sampler(recipe, len(train), self.device, train.block)
-        self.sample = torch.linspace(0, len(train) - 1, min(SAMPLE_SIZE, len(train))).long()  # indices of images
         self.history = History(recipe, self.sampler, self.device)
         self.ema: EMA = {}  # averaged weights by name; stays empty without an `ema_decay`
         self.best: dict[str, torch.Tensor] = {}  # the weights of the best evaluation, with patience
@@ -257,7 +256,7 @@ class Trainer:
             self.context.broadcast(self.model.buffers())  # BatchNorm statistics of the last step differ by shard
             validation = self._measure(self.validation.images, self.validation.labels)
             self.history.require_finite_validation(self.step, validation[0])
-            sample = self._measure(self.train.images[self.sample], self.train.labels[self.sample])
+            sample = self._measure(*self.train.sample(SAMPLE_SIZE))
             # The sample has images that were not trained on yet, whose loss nothing depends on.
             sample = sample if math.isfinite(sample[0]) else None
         self.history.end_epoch(self.step, validation, sample)
