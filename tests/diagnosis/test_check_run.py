@@ -124,6 +124,42 @@ def test_a_learning_rate_far_too_high(data, capsys):
         gingham.fit(ARTICLE.replace(learning_rate=9999), data.train, data.validation, progress=False)
 
 
+def test_a_validation_loss_that_rises_and_falls_again_is_no_overfitting(capsys):
+    random = torch.Generator().manual_seed(0)
+    images, labels = 0.75 * torch.randint(256, (300, 1, 28, 28), generator=random), torch.arange(300) % 4
+    for label in range(4):
+        images[labels == label, :, 7 * label : 7 * label + 7] += 16
+    train, validation = (
+        Split(name, images[part].to(torch.uint8), labels[part], tuple("abcd"), "stripes", "1")
+        for name, part in (("train", slice(200)), ("validation", slice(200, 300)))
+    )
+    recipe = gingham.RECIPES["fast-90"].replace(batch_size=16, epochs=10, hard_share=1)
+    run = gingham.fit(recipe, train, validation)
+    evaluations = [entry for entry in run.history if "epoch" in entry]
+    losses = [entry["validation_loss"] for entry in evaluations]
+    rises = [loss / min(losses[:index]) for index, loss in enumerate(losses) if index]
+    assert max(rises) > 1.15, "as a learning rate that is still high makes it"
+    assert evaluations[-1]["validation_accuracy"] > 0.8
+    assert "warning" not in capsys.readouterr().err
+    assert gingham.check_run(run, train, validation) == []
+
+
+def test_only_a_lasting_rise_of_the_validation_loss_is_overfitting(data):
+    run = gingham.fit(ARTICLE.replace(epochs=1), data.train, data.validation, progress=False)
+    (end,) = [entry for entry in run.history if "epoch" in entry]
+    steps = [entry for entry in run.history if "epoch" not in entry]
+
+    def check(losses, patience=0):
+        run.recipe = run.recipe.replace(patience=patience)
+        accuracies = {"train_accuracy": 0.9, "validation_accuracy": 0.5}
+        run.history = steps + [{**end, **accuracies, "epoch": n, "validation_loss": x} for n, x in enumerate(losses, 1)]
+        return [code for code in codes(gingham.check_run(run, data.train, data.validation)) if code == "over-fitting"]
+
+    assert check([0.9, 0.5, 0.7, 0.8, 0.9]) == ["over-fitting"]
+    assert check([0.9, 0.5, 0.7, 0.51, 0.9]) == [], "the last one may be chance"
+    assert check([0.9, 0.5, 0.7, 0.8, 0.9], patience=3) == [], "the run keeps the best weights"
+
+
 @pytest.mark.slow
 def test_overfitting(capsys, tmp_path):
     random = torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gingham.models.classifier import Classifier
-from gingham.training.checks import check_batches, check_history, check_labels, check_training
+from gingham.training.checks import check_batches, check_labels, check_losses, check_overfitting, check_training
 from gingham.training.issue import Issue
 from gingham.training.optimizer import lr_at
 from gingham.training.options import FitOptions
@@ -155,16 +155,18 @@ class HealthMonitor(Callback):
         self._report(check_batches(trainer.recipe, len(trainer.train), trainer.model.network))
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Check the history; after the first epoch also the model, and the labels if nothing is learned."""
+        """Check the losses; after the first epoch also the model, and the labels if nothing is learned."""
         recipe, train, epochs = trainer.recipe, trainer.train, trainer.history.epochs
         evaluations = trainer.history.evaluations()
         if evaluations and evaluations[-1] is not epochs[-1]:
             return  # this epoch was not evaluated, and little changes between two evaluations
         losses = trainer.history.losses[: trainer.step].cpu()
-        issues = list(check_history(recipe, train, losses, epochs, over=False))
+        issues = list(check_losses(recipe, train, losses, over=False))
         stuck = any(issue.code == "stuck-loss" for issue in issues)
         if len(epochs) == 1 or stuck:
             issues = check_training(trainer.model, recipe, train, losses, epochs, trainer.total_steps, over=False)
+        if trainer.step == trainer.total_steps:
+            issues += check_overfitting(recipe, epochs, trainer.step)
         wrong_labels = list(check_labels(train, None)) if stuck else []  # which explain all other issues
         self._report(wrong_labels or issues)
 

@@ -27,7 +27,6 @@ DEAD_SHARE = 0.5  # of a layer's channels
 RELU_OPERATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MIN_STEPS = 50  # before which the loss says little
-MIN_VALIDATION_IMAGES = 100  # with fewer, a rising loss during training may be chance
 SLOW_START_STEPS = 500  # that a healthy network without BatchNorm may need until its loss falls below ln K
 
 
@@ -53,8 +52,8 @@ def check_training(
     if recipe.optimizer == "muon" or barely_learns:
         causes += check_rate(model, recipe, steps, images, labels)
     explained = any(cause.code in ("dead-relus", "double-softmax", "learning-rate-too-low") for cause in causes)
-    history_issues = check_history(recipe, train, losses, epochs, over)
-    return [*causes, *(issue for issue in history_issues if not (explained and issue.code == "stuck-loss"))]
+    issues = [*check_losses(recipe, train, losses, over), *(check_overfitting(recipe, epochs, steps) if over else ())]
+    return [*causes, *(issue for issue in issues if not (explained and issue.code == "stuck-loss"))]
 
 
 def check_model(model: Classifier, images: Tensor, recipe: Recipe) -> Iterator[Issue]:
@@ -127,39 +126,42 @@ def _record_relus(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield active
 
 
-def check_history(
-    recipe: Recipe, train: Split, losses: Tensor, epochs: Sequence[dict[str, Any]], over: bool
-) -> Iterator[Issue]:
-    """Yield the issues that losses and epochs show; the arguments are those of `check_training`."""
+def check_losses(recipe: Recipe, train: Split, losses: Tensor, over: bool) -> Iterator[Issue]:
+    """Yield the issues that the losses of the steps show; the arguments are those of `check_training`."""
     classes = len(train.classes)
     chance, comparable = math.log(classes), _comparable_losses(losses, recipe, train)
-    if len(comparable) >= MIN_STEPS:
-        tenth, ending = _ending(comparable)
-        may_start = len(comparable) < SLOW_START_STEPS
-        highest = max(float(part.mean()) for part in torch.split(comparable, tenth))
-        if ending > 1.1 * chance or highest > 1.5 * chance:
-            evidence = f"the loss rises to {highest:.3g}, the mean of {tenth} steps, where guessing gives {chance:.3g}"
-            fix = f"lower it: --set learning_rate={recipe.learning_rate / 10:g}"
-            yield Issue("learning-rate-too-high", "the learning rate is far too high", evidence, fix)
-        elif abs(ending - chance) < 0.02 * chance and (over or not may_start):
-            evidence = f"it is {ending:.3f} over the last {tenth} steps, and guessing gives ln {classes} = {chance:.3f}"
-            search = "check the labels with gingham diagnose on the data, then try another --seed and a lower rate"
-            fix = "train for more steps" if may_start else search
-            yield Issue("stuck-loss", f"the loss is stuck at ln {classes}", evidence, fix)
+    if len(comparable) < MIN_STEPS:
+        return
+    tenth, ending = _ending(comparable)
+    may_start = len(comparable) < SLOW_START_STEPS
+    highest = max(float(part.mean()) for part in torch.split(comparable, tenth))
+    if ending > 1.1 * chance or highest > 1.5 * chance:
+        evidence = f"the loss rises to {highest:.3g}, the mean of {tenth} steps, where guessing gives {chance:.3g}"
+        fix = f"lower it: --set learning_rate={recipe.learning_rate / 10:g}"
+        yield Issue("learning-rate-too-high", "the learning rate is far too high", evidence, fix)
+    elif abs(ending - chance) < 0.02 * chance and (over or not may_start):
+        evidence = f"it is {ending:.3f} over the last {tenth} steps, and guessing gives ln {classes} = {chance:.3f}"
+        search = "check the labels with gingham diagnose on the data, then try another --seed and a lower rate"
+        fix = "train for more steps" if may_start else search
+        yield Issue("stuck-loss", f"the loss is stuck at ln {classes}", evidence, fix)
+
+
+def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: int) -> Iterator[Issue]:
+    """Yield an issue if a network that has been trained to the end over-fits; the arguments are `check_training`'s."""
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
-    # With few validation images the loss varies between evaluations, and only the last one counts.
-    conclusive = over or recipe.validation_images >= MIN_VALIDATION_IMAGES
-    if conclusive and len(evaluations) >= 3 and len(losses) >= MIN_STEPS:
-        best, end = min(evaluations, key=lambda entry: entry["validation_loss"]), evaluations[-1]
-        rise = end["validation_loss"] / max(best["validation_loss"], 1e-9)
-        gap = end["train_accuracy"] - end["validation_accuracy"]
-        if gap > 0.03 and rise > 1.15:
-            evidence = (
-                f"since epoch {best['epoch']:.3g} the validation loss has risen by {rise - 1:.0%}, and the accuracy on "
-                f"training pictures is {gap:.1%} above that on validation pictures"
-            )
-            fix = "train shorter (--set patience=3), or augment: --set shift_pixels=1 --set flip=alternating"
-            yield Issue("over-fitting", "the network over-fits", evidence, fix)
+    if steps < MIN_STEPS or not evaluations or recipe.patience:  # patience keeps the weights of the best evaluation
+        return
+    best, end = min(evaluations, key=lambda entry: entry["validation_loss"]), evaluations[-1]
+    # The loss of a healthy network may double from one evaluation to the next while the learning rate is high.
+    rise = min(entry["validation_loss"] for entry in evaluations[-3:]) / max(best["validation_loss"], 1e-9)
+    gap = end["train_accuracy"] - end["validation_accuracy"]
+    if gap > 0.03 and rise > 1.15:
+        evidence = (
+            f"since epoch {best['epoch']:.3g} the validation loss has risen by {rise - 1:.0%}, and the accuracy on "
+            f"training pictures is {gap:.1%} above that on validation pictures"
+        )
+        fix = "train shorter (--set patience=3), or augment: --set shift_pixels=1 --set flip=alternating"
+        yield Issue("over-fitting", "the network over-fits", evidence, fix)
 
 
 def _comparable_losses(losses: Tensor, recipe: Recipe, train: Split) -> Tensor:
