@@ -113,6 +113,22 @@ def test_a_learning_rate_far_too_low_for_muon(data, capsys):
     assert codes(issues) == ["learning-rate-too-low"]
 
 
+@pytest.mark.parametrize("name", ["article", "fast-90", "fast", "gpu-94"])
+@pytest.mark.parametrize("steps", [1, 10])
+def test_the_learning_rate_of_a_short_run_is_not_judged(data, capsys, name, steps):
+    recipe = gingham.RECIPES[name].replace(network="tiny" if name == "gpu-94" else gingham.RECIPES[name].network)
+    recipe = recipe.replace(batch_size=6, epochs=steps / 50)
+    issues, warnings = fit_and_check(recipe, data, capsys)
+    assert "learning-rate-too-low" not in codes(issues)
+    assert not any("far too low" in line for line in warnings)
+
+
+def test_the_learning_rate_of_a_run_without_a_history_is_not_judged(data):
+    run = gingham.fit(gingham.RECIPES["fast-90"].replace(epochs=0.1), data.train, data.validation, progress=False)
+    run.history = []
+    assert gingham.check_run(run, data.train, data.validation) == []
+
+
 def test_a_learning_rate_far_too_high(data, capsys):
     recipe = gingham.RECIPES["fast-90"].replace(
         optimizer="sgd", momentum=0.9, batch_size=4, epochs=1, learning_rate=60.0

@@ -178,7 +178,8 @@ def _ending(losses: Tensor) -> tuple[int, float]:
 def check_rate(model: Classifier, recipe: Recipe, steps: int, images: Tensor, labels: Tensor) -> Iterator[Issue]:
     """Yield an issue if the learning rate is far too low for a whole training of `steps` to change the weights.
 
-    Compares the length of all steps together, at the present gradient on some images, with the size of the filters.
+    Compares the length of all steps together, at the present gradient on some images, with the size of the filters. In
+    a few steps no rate changes the weights, so a rate is judged by SLOW_START_STEPS of them or more.
     """
     if recipe.optimizer == "muon":
         relative_step, smallest = recipe.filter_lr_scale, 0.05  # the gradient does not change the length of its steps
@@ -189,7 +190,7 @@ def check_rate(model: Classifier, recipe: Recipe, steps: int, images: Tensor, la
         # The first gradients of a network without BatchNorm are a hundredth of what they become.
         relative_step, smallest = relative_gradient / (1 - recipe.momentum), 1e-3
     movement = sum(lr_at(step, steps, recipe) for step in range(steps)) * relative_step
-    if movement > smallest:
+    if not steps or movement * max(1, SLOW_START_STEPS / steps) > smallest:
         return
     usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
     higher = usual if usual > recipe.learning_rate else max(0.01, 10 * recipe.learning_rate)
