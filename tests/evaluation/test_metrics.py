@@ -94,7 +94,7 @@ def test_fit_temperature_maximizes_the_likelihood(seed, scale):
     st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=40),
     st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]),
 )
-def test_threshold_for_risk_is_the_lowest_allowed_one(predictions, risk):
+def test_threshold_for_risk_is_the_lowest_allowed_one_from_a_half_up(predictions, risk):
     confidence = torch.tensor([value / 8 for value, _ in predictions])
     correct = torch.tensor([is_correct for _, is_correct in predictions])
 
@@ -104,8 +104,8 @@ def test_threshold_for_risk_is_the_lowest_allowed_one(predictions, risk):
 
     allowed = [
         value
-        for value in [0.0, *sorted(set(confidence.tolist()))]
-        if error(value) <= risk + 1e-9 and (confidence >= value).any()
+        for value in [0.5, *sorted(set(confidence.tolist()))]
+        if value >= 0.5 and error(value) <= risk + 1e-9 and (confidence >= value).any()
     ]
     assert threshold_for_risk(confidence, correct, risk) == pytest.approx(min(allowed) if allowed else 2.0)
 

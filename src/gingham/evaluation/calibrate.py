@@ -10,8 +10,9 @@ from gingham.runs.run import Run
 def calibrate(run: Run, validation: Split, context: DistributedContext = SINGLE_PROCESS) -> None:
     """Fit a run's temperature and the threshold below which it is unsure to the validation split, in place.
 
-    The threshold is the lowest at which at most a share `risk` (a field of the recipe) of the sure predictions is
-    wrong. Both values are added to the run's metrics. Distributed processes share the images and get the same values.
+    The threshold is the lowest from 0.5 up at which at most a share `risk` (a field of the recipe) of the sure
+    predictions is wrong. Both values are added to the run's metrics. Distributed processes share the images and get the
+    same values.
 
     Raises
         DataError: `validation` is the test split.

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+LOWEST_THRESHOLD = 0.5  # however good a model is in validation, it is not sure where it finds its answer unlikely
 Z = statistics.NormalDist().inv_cdf(0.975)  # half the width of a 95 % interval, in standard errors
 
 
@@ -91,7 +92,7 @@ def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: fl
     """Return the lowest threshold on the top probability at which at most a share `risk` of the sure ones is wrong.
 
     `confidence` is float (N,), the top probabilities; `correct` bool (N,); `risk` a share in [0, 1]. The threshold is
-    0.0 if no prediction has to be excluded, and 2.0, which no probability reaches, if all have to be.
+    at least 0.5, and 2.0, which no probability reaches, if all predictions have to be excluded.
 
     >>> threshold_for_risk(torch.tensor([0.9, 0.5, 0.75]), torch.tensor([True, False, True]), risk=0.1)
     0.75
@@ -99,6 +100,8 @@ def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: fl
     Source: Geifman & El-Yaniv, "Selective classification for deep neural networks" (arXiv 1705.08500); here the risk
     is the measured one, without their margin for small samples.
     """
+    high = confidence >= LOWEST_THRESHOLD
+    confidence, correct = confidence[high], correct[high]
     order = confidence.argsort(descending=True, stable=True)
     sorted_confidence = confidence[order]
     errors = (~correct[order]).double().cumsum(0)
@@ -109,7 +112,7 @@ def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: fl
     if not len(indices):
         return 2.0
     last = int(indices[-1])
-    return 0.0 if last == len(order) - 1 else float(sorted_confidence[last])
+    return LOWEST_THRESHOLD if last == len(order) - 1 else float(sorted_confidence[last])
 
 
 def selective_error(confidence: torch.Tensor, correct: torch.Tensor, threshold: float) -> tuple[float, float | None]:
