@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 
 import pytest
 import scipy.stats
@@ -49,6 +50,45 @@ def test_comparing_runs_with_trials_or_on_different_images_is_an_error(trial_pai
     splits = itertools.cycle([data.validation, data.train])
     with pytest.raises(GinghamError, match="were not measured on the same pictures"):
         gingham.compare(good.folder / "seed-0", good.folder / "seed-1", lambda run: next(splits))
+
+
+@pytest.mark.parametrize("images", [40, 1000])
+def test_verdict_p_value_and_interval_of_two_runs_agree(images):
+    for only_a, only_b in itertools.product(range(20), repeat=2):
+        a, b = torch.ones(2, images, dtype=torch.bool)
+        a[:only_b], b[only_b : only_b + only_a] = False, False
+        comparison = _compare_runs(a, b, ["a", "b"], "validation")
+        low, high = comparison.interval
+        assert (comparison.p_value < 0.05) == (not low <= 0 <= high) == ("is better" in comparison.verdict)
+        assert low <= comparison.difference <= high
+        assert low < high
+
+
+def test_verdict_p_value_and_interval_of_trials_agree():
+    generator = torch.Generator().manual_seed(4)
+    verdicts = set()
+    for accuracy in torch.linspace(0.91, 0.95, 40).tolist():
+        difficulty = torch.randn(1000, generator=generator)
+        a, b = (simulate_correct(3, difficulty, share, generator) for share in (0.93, accuracy))
+        comparison = _compare_trials(a, b, ["a", "b"], "validation")
+        low, high = comparison.interval
+        verdicts.add(is_better := "is better" in comparison.verdict)
+        assert (comparison.p_value < 0.05) == (not low <= 0 <= high) == is_better
+    assert verdicts == {True, False}
+
+
+def test_seeds_of_equal_accuracy_are_named_as_of_unknown_spread(trial_pair, data, tmp_path):
+    good, _ = trial_pair
+    copies = shutil.copytree(good.folder, tmp_path / "copies")
+    for seed in ("seed-1", "seed-2"):
+        shutil.rmtree(copies / seed)
+        shutil.copytree(copies / "seed-0", copies / seed)
+    comparison = gingham.compare(copies, good.folder, lambda run: data.validation)
+    assert f"All seeds of {copies} (A)" in comparison.verdict
+    assert "have the same accuracy, so their spread is unknown" in comparison.verdict
+    generator = torch.Generator().manual_seed(5)
+    a, b = (simulate_correct(3, torch.randn(500, generator=generator), 0.9, generator, 0.02) for _ in range(2))
+    assert "same accuracy" not in _compare_trials(a, b, ["a", "b"], "validation").verdict
 
 
 def simulate_correct(seeds, difficulty, accuracy, generator, spread=0.002):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -25,6 +26,16 @@ def test_trials_agree_with_single_trainings(trial_pair, recipe, data):
     assert values["best"]["accuracy"] == max(good.accuracies)
     assert "3 seeds (0 to 2)" in str(good)
     assert good.dead == ()
+
+
+def test_equal_accuracies_have_no_interval(trial_pair):
+    good, _ = trial_pair
+    equal = dataclasses.replace(good, accuracies=(0.9, 0.9, 0.9))
+    assert equal.interval is None
+    assert equal.to_dict()["interval"] is None
+    assert "interval  unknown, as all seeds have the same accuracy" in str(equal)
+    differing = dataclasses.replace(good, accuracies=(0.8, 0.9, 0.9))
+    assert differing.interval[0] < differing.mean < differing.interval[1]
 
 
 def test_seeds_that_learn_nothing_are_dead(trial_pair):

@@ -27,9 +27,10 @@ class Comparison:
     """The result of comparing A and B.
 
     `difference` is B's accuracy minus A's, with its 95 % `interval`, both fractions. `p_value` is the probability of a
-    difference at least as large if there were none. `verdict` is the result in a sentence. `more_seeds` is the number
-    of further seeds on each side that would make a difference of this size significant. It is None if the difference is
-    significant already, if more images are needed, or for two single runs.
+    difference at least as large if there were none. `verdict` is the result in a sentence: one is better if the p-value
+    is below 0.05, and only then does the interval exclude 0. `more_seeds` is the number of further seeds on each side
+    that would make a difference of this size significant. It is None if the difference is significant already, if more
+    images are needed, or for two single runs.
     """
 
     kind: str
@@ -116,12 +117,14 @@ def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split:
         f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} pictures that A alone gets right, {only_b} that B "
         f"alone does; McNemar's exact test, {_format_p(p_value)}"
     )
+    interval = paired_interval(only_b, only_a, n)
     if p_value < SIGNIFICANCE:
         verdict = (
             f"On these {n:,} {split} pictures {names[difference > 0]} is better by {100 * abs(difference):.2f} "
             f"points ({details}). That is about these two networks; whether one recipe is better takes gingham trials."
         )
     else:
+        interval = min(interval[0], 0.0), max(interval[1], 0.0)  # the exact test, which is more cautious, decides
         needed = math.ceil(1.96**2 * ((only_a + only_b) / n) / difference**2) if difference else 0
         advice = (
             f"If the difference is what it seems, about {needed:,} pictures would show it; to" if needed > n else "To"
@@ -130,7 +133,6 @@ def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split:
             f"No evidence of a difference between {names[0]} and {names[1]} on {n:,} {split} pictures "
             f"({details}). {advice} tell recipes apart, compare gingham trials over seeds."
         )
-    interval = paired_interval(only_b, only_a, n)
     return Comparison("runs", split, accuracies, difference, interval, p_value, verdict, None)
 
 
@@ -151,11 +153,14 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
         f"{100 * interval[1]:+z.2f} points; {_format_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} "
         "pictures"
     )
+    uniform = [name for name, side in zip(names, (a, b), strict=True) if len(set(side.sum(dim=1).tolist())) == 1]
+    unknown = "so their spread is unknown, and the interval too narrow; train more, and see that none is a copy"
+    warning = f" All seeds of {' and of '.join(uniform)} have the same accuracy, {unknown}." if uniform else ""
     if p_value < SIGNIFICANCE:
-        verdict = f"{names[difference > 0]} is better by {100 * abs(difference):.2f} points ({details})."
+        verdict = f"{names[difference > 0]} is better by {100 * abs(difference):.2f} points ({details}).{warning}"
         return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, None)
     more_seeds, advice = _describe_seeds_needed(variance, difference, n)
-    verdict = f"No evidence of a difference between {names[0]} and {names[1]} ({details}). {advice}"
+    verdict = f"No evidence of a difference between {names[0]} and {names[1]} ({details}). {advice}{warning}"
     return Comparison("trials", split, accuracies, difference, interval, p_value, verdict, more_seeds)
 
 
@@ -222,4 +227,4 @@ def _describe_seeds_needed(variance: _Variance, difference: float, n: int) -> tu
 
 
 def _format_p(value: float) -> str:
-    return f"p = {value:.3f}" if value >= 0.001 else "p below 0.001"
+    return f"p = {value:.3g}" if value >= 0.001 else "p below 0.001"

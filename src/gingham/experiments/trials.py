@@ -49,8 +49,11 @@ class Trials:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval (Student's t) of the mean over all seeds on the same images, or None for one seed."""
-        return mean_interval(self.accuracies) if len(self.accuracies) > 1 else None
+        """The 95 % interval (Student's t) of the mean over all seeds on the same images.
+
+        It is None for one seed and for equal accuracies, which show no spread.
+        """
+        return mean_interval(self.accuracies) if self.std else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields and the statistics as JSON values."""
@@ -70,15 +73,16 @@ class Trials:
 
     def __str__(self) -> str:
         values, seeds = self.to_dict(), _format_seeds(self.seeds)
-        if self.interval is None:
+        if self.std is None:
             lines = [
                 f"{self.mean:.2%} on the {self.split} pictures, one seed alone says nothing of the spread: {seeds}"
             ]
         else:
-            low, high = self.interval
             mean = f"{self.mean:.2%} ± {self.std:.2%} on the {self.split} pictures"
-            lines = [f"{mean}, mean and standard deviation over {seeds}"]
-            lines.append(f"interval  {low:.2%} to {high:.2%} (95 %, of the mean over seeds)")
+            interval = "unknown, as all seeds have the same accuracy; train more, and see that none is a copy"
+            if self.interval is not None:
+                interval = "{:.2%} to {:.2%} (95 %, of the mean over seeds)".format(*self.interval)
+            lines = [f"{mean}, mean and standard deviation over {seeds}", f"interval  {interval}"]
         lines += [f"{key:<9} {values[key]['accuracy']:.2%}, seed {values[key]['seed']}" for key in ("best", "worst")]
         if self.dead:
             lines.append(f"dead      {_format_seeds(self.dead)}: no better than always naming the commonest class")
