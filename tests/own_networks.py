@@ -54,6 +54,26 @@ class Zero(Plain):
         return super().forward(x) * self.gate
 
 
+class InfiniteWithSeedOne(Plain):
+    """A loss that is not finite if the weights were drawn with seed 1."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.factor = float("inf") if torch.initial_seed() == 1 else 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * (self.factor if self.training else 1)
+
+
+class UnbuiltWithSeedOne(Plain):
+    """A network that cannot be created with seed 1."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        if torch.initial_seed() == 1:
+            raise ValueError("no seed 1, please")
+
+
 class Norms(nn.Module):
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

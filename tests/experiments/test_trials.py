@@ -6,9 +6,10 @@ import pytest
 import scipy.stats
 
 import gingham
-from gingham import GinghamError
+from gingham import GinghamError, RunError
 from gingham.experiments.trials import TrialOptions
 from helpers import locked_by_another
+from own_networks import InfiniteWithSeedOne, UnbuiltWithSeedOne
 
 
 def test_trials_agree_with_single_trainings(trial_pair, recipe, data):
@@ -128,3 +129,41 @@ def test_trials_whose_seeds_all_diverge_are_an_error(data, tmp_path):
     recipe = gingham.RECIPES["article"].replace(learning_rate=1e4, epochs=1, batch_size=32, validation_images=60)
     with pytest.raises(GinghamError, match="not one of 2 seeds could be trained"):
         gingham.trials(recipe, data, range(2), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [(InfiniteWithSeedOne, "the loss is no longer finite since step 1"), (UnbuiltWithSeedOne, "no seed 1, please")],
+)
+def test_a_seed_that_fails_is_named_and_the_others_are_trained(data, tmp_path, network, reason):
+    recipe = gingham.RECIPES["article"].replace(epochs=0.3, batch_size=32, validation_images=60)
+    options = TrialOptions(network=network)
+    for seeds in (range(3), range(4)):  # again and with one seed more, in the same folder
+        result = gingham.trials(recipe, data, seeds, tmp_path, progress=False, options=options)
+        assert result.seeds == tuple(seed for seed in seeds if seed != 1)
+        assert len(result.accuracies) == len(seeds) - 1
+        assert list(result.failed) == [1]
+        assert reason in result.failed[1]
+        assert "failed    seed 1, not in the mean: " in str(result)
+        assert reason in json.loads(json.dumps(result.to_dict(), allow_nan=False))["failed"]["1"]
+        assert not (tmp_path / "seed-1" / "model.json").exists()
+    comparison = gingham.compare(tmp_path, tmp_path, lambda run: data.validation, networks=[network])
+    assert "3 and 3 seeds" in comparison.verdict
+
+
+def test_a_manifest_of_another_format_is_an_error(trial_pair, recipe, data, tmp_path):
+    good, _ = trial_pair
+    manifest = shutil.copytree(good.folder, tmp_path / "copy") / "trials.json"
+    written = json.loads(manifest.read_text())
+    assert written.pop("format") == 2
+
+    def again(values):
+        manifest.write_text(json.dumps(values))
+        return gingham.trials(recipe, data, good.seeds, manifest.parent, progress=False)
+
+    before_first_release = {**written, "recipe": {**written["recipe"], "views": "none", "averaging": 0.0}}
+    with pytest.raises(RunError, match=r"trials.json is of format 1, from before .*; give another --out"):
+        again(before_first_release)
+    with pytest.raises(RunError, match=r"trials.json is of format 3, newer than 2"):
+        again({**written, "format": 3})
+    assert again(written).accuracies == good.accuracies, "written before the format had a number"

@@ -39,7 +39,7 @@ def trials(
     def print_seed(seed: int, trained: "gingham.Run | None", was_finished: bool) -> None:
         label = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
         if trained is None:
-            print_message(f"{label}: failed, its loss is no longer finite")
+            print_message(f"{label}: failed; the results give the reason")
             return
         accuracy, seconds = trained.metrics.get("validation_accuracy"), trained.metrics.get("train_seconds")
         accuracy_text = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from gingham.data.splits import DataSplits, Split
-from gingham.errors import GinghamError, RunError, TrainingError
+from gingham.errors import GinghamError, ModelError, RunError, TrainingError
 from gingham.evaluation.evaluate import correct_predictions, evaluate
 from gingham.evaluation.metrics import mean_interval, proportion_interval
 from gingham.io import locked, read_json, write_json
 from gingham.models.registry import factory_name
 from gingham.recipe import Recipe, describe_changes
-from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load, save
+from gingham.runs.run import FORMAT, METADATA_FILE, TRIALS_FILE, Run, load, save
+from gingham.runs.schema import require_format
 from gingham.text import duration
 from gingham.training.distillation import teacher_checksums, validate_teachers
 from gingham.training.fit import fit
@@ -129,8 +130,8 @@ def trials(
         result.mean, result.std, result.interval
 
     Raises
-        GinghamError: there are no seeds, the split is unknown, the folder holds trials of another recipe, data or
-        teachers, or every training failed.
+        GinghamError: there are no seeds, the split is unknown, every training failed, or the folder holds trials of
+            another recipe, other data, other teachers or another format.
         DataError: a teacher was trained on other images.
     """
     folder, seeds = Path(folder), list(dict.fromkeys(seeds))
@@ -149,7 +150,7 @@ def trials(
             run = None
             try:
                 run = _run_seed(recipe.replace(seed=seed), data, seed_folder, progress, options)
-            except TrainingError as error:
+            except (ModelError, TrainingError) as error:
                 failed[seed] = str(error)
             if isinstance(options, TrialOptions) and options.on_seed is not None:
                 options.on_seed(seed, run, was_finished)
@@ -176,12 +177,17 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
     settings = {"recipe": fields, "fingerprint": data.fingerprint, "teachers": teachers}
     manifest = folder / TRIALS_FILE
     if manifest.exists():
-        if changes := describe_changes(read_json(manifest), settings):
+        stored = read_json(manifest)
+        recipe_fields = stored.get("recipe")
+        # Format 1 had no number and other fields; the first manifests of format 2 had no number either.
+        is_old = isinstance(recipe_fields, dict) and not recipe_fields.keys() <= fields.keys()
+        require_format(manifest, stored.get("format", 1 if is_old else FORMAT), FORMAT, "give another --out")
+        if changes := describe_changes(stored, settings):
             raise GinghamError(f"{folder} holds trials with {changes}; give another --out")
     elif any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
         raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
     else:
-        write_json(manifest, {**settings, "data": data.name})
+        write_json(manifest, {"format": FORMAT, **settings, "data": data.name})
 
 
 def _run_seed(recipe: Recipe, data: DataSplits, folder: Path, progress: bool, options: FitOptions) -> Run:
