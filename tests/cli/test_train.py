@@ -53,6 +53,23 @@ def test_a_finished_run_is_not_overwritten(command, train, trained):
     assert (command.folder / "runs/article-0/model.safetensors").read_bytes() == before
 
 
+def test_resuming_a_finished_run_with_other_options_is_an_error(command, train, trained, quadrants):
+    before = (command.folder / "runs/article-0/model.json").read_bytes()
+    resume = ("train", "--resume", "--out", "runs/article-0")
+    for same in ((), ("--recipe", "article"), ("--epochs", 2, "--set", "batch_size=32"), ("--data", quadrants),
+                 ("--seed", 0), ("--set", "validation_images=5000"), ("--set", "size=0")):  # fmt: skip
+        done = command(*resume, *same)
+        assert done.stderr == "runs/article-0 is finished already; nothing to resume\n", same
+    for other, text in ((("--epochs", 3), "epochs 2.0, not 3.0"), (("--recipe", "fast"), "name article, not fast"),
+                        (("--seed", 1), "seed 0, not 1"), (("--set", "momentum=0.5"), "momentum 0.9, not 0.5"),
+                        (("--set", "validation_images=0"), "validation_images 40, not 0"),
+                        (("--data", "mnist"), f"data {quadrants}, not mnist")):  # fmt: skip
+        stderr = command(*resume, *other, code=2).stderr
+        assert f"runs/article-0 holds a finished run with {text}" in stderr
+        assert "give another --out, or the same options" in stderr
+    assert (command.folder / "runs/article-0/model.json").read_bytes() == before
+
+
 def test_resume_without_a_checkpoint_starts_a_training(command, train):
     done = train("--epochs", 0.1, "--resume", "--out", "deep/run", "--json")
     assert json.loads(done.stdout)["resumed_from_step"] is None

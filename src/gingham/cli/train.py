@@ -3,9 +3,9 @@
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from typer import Option
+from typer import Context, Option
 
 import gingham
 from gingham.cli import options
@@ -13,9 +13,11 @@ from gingham.cli.output import format_pairs, print_message, print_result, try_dr
 from gingham.cli.resolve import choose_recipe, default_folder, load_teacher_runs, load_training_data, network_factory
 from gingham.errors import GinghamError, Terminated
 from gingham.presets import DEFAULT_RECIPE
+from gingham.recipe import describe_changes
 
 
 def train(
+    command_line: Context,
     recipe: options.RecipeName = DEFAULT_RECIPE,
     data: options.Data = options.DEFAULT_DATA,
     skip_unreadable: options.SkipUnreadable = False,
@@ -61,8 +63,27 @@ def train(
             return
     if finished:
         trained = gingham.load(folder, network_factory(model))
+        _require_same(trained, folder, changes, command_line)
         print_message(f"{folder} is finished already; nothing to resume")
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
+
+
+def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any], command_line: Context) -> None:
+    """Check that the recipe and data that were given, and not left at their defaults, are those of a finished run."""
+    from gingham.data.registry import REGISTRY
+
+    before, name, data = trained.recipe, command_line.params["recipe"], command_line.params["data"]
+    given = {key for key in ("recipe", "data") if str(command_line.get_parameter_source(key)).endswith("COMMANDLINE")}
+    recipe = before.replace(**{"name": name if "recipe" in given else before.name, **changes})
+    # A small dataset holds out fewer images than the recipe, and any decides on the size where that is 0.
+    held_out = min(recipe.validation_images, before.validation_images)
+    recipe = recipe.replace(validation_images=held_out, size=recipe.size or before.size)
+    stored = {"recipe": before.to_dict(), "data": trained.data.get("name")}
+    settings = {**stored, "recipe": recipe.to_dict()}
+    if "data" in given:
+        settings["data"] = data if data in REGISTRY else str(Path(data).resolve())
+    if difference := describe_changes(stored, settings):
+        raise GinghamError(f"{folder} holds a finished run with {difference}; give another --out, or the same options")
 
 
 def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":
