@@ -15,7 +15,7 @@ from pathlib import Path
 import gingham
 import records
 from gingham.device import choose_device, describe_environment
-from gingham.presets import find_recipe
+from gingham.presets import RECIPES
 from gingham.recipe import parse_settings
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     options = parser.parse_args()
     commit = records.clean_commit()
     work = options.work / commit[:12]
-    recipe = find_recipe(options.recipe)
+    recipe = RECIPES[options.recipe]
     variant = recipe.replace(name=f"{recipe.name}-worse", **parse_settings([options.worse]))
     data = gingham.load_data("fashion-mnist", recipe.validation_images)
     assert data.validation is not None

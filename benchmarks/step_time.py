@@ -25,7 +25,6 @@ from gingham.device import choose_device, choose_precision, describe_environment
 from gingham.models.classifier import Classifier
 from gingham.models.networks import MeanPool
 from gingham.models.registry import build_classifier
-from gingham.presets import find_recipe
 from gingham.training.batches import Batch
 from gingham.training.loss import CrossEntropyLoss
 from gingham.training.optimizer import build_optimizer
@@ -145,7 +144,7 @@ def main() -> None:
         print(json.dumps(measure(*options.worker)))
         return
     for name in options.recipes:
-        find_recipe(name)
+        gingham.RECIPES[name].replace()  # a wrong name stops here
     commit = records.clean_commit()
     if options.profile:
         write_profile(list(options.recipes), commit)

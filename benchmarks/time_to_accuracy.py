@@ -34,7 +34,7 @@ from gingham.cli.app import main as gingham_command
 from gingham.device import choose_device
 from gingham.evaluation.metrics import mean_interval
 from gingham.io import read_json, write_json
-from gingham.presets import find_recipe
+from gingham.presets import RECIPES
 from gingham.recipe import parse_settings
 from gingham.runs.predictions import load_predictions
 
@@ -306,7 +306,7 @@ def main() -> None:
         parser.error(f"a spread needs at least 2 seeds, a record {min_seeds} and --split test")
     for spec in options.recipes:
         name, *settings = spec.split(":")
-        find_recipe(name).replace(**parse_settings(settings))  # a wrong name stops here, not after an hour
+        RECIPES[name].replace(**parse_settings(settings))  # a wrong name stops here, not after an hour
         if options.record and settings:
             parser.error("a record is of a recipe as it is")
     commit = records.clean_commit()

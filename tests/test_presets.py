@@ -1,7 +1,6 @@
 import pytest
 
 from gingham import RECIPES, Recipe, RecipeError
-from gingham.presets import find_recipe
 
 
 def test_article_recipe_has_the_articles_settings():
@@ -24,4 +23,4 @@ def test_all_other_recipes_hold_out_5000_images():
 
 def test_unknown_recipe_name_is_an_error():
     with pytest.raises(RecipeError, match=r"unknown recipe 'articel'; did you mean 'article'\? \(known: "):
-        find_recipe("articel")
+        RECIPES["articel"]

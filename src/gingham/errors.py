@@ -3,8 +3,17 @@
 import difflib
 import re
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
+EXAMPLES = {  # of the arguments of public functions, by type
+    "Recipe": 'gingham.RECIPES["fast"]',
+    "DataSplits": 'gingham.load_data("fashion-mnist")',
+    "Split": 'gingham.load_data("fashion-mnist").train',
+    "Run": 'gingham.load("runs/fast-0")',
+    "path": '"runs/fast-0"',
+}
 MAX_LENGTH = 1500  # characters of a message; a longer one is cut in the middle, because its end says what to do
 EXHAUSTED = re.compile(  # in the words of Python, C++, the system and oneDNN
     "(?i)memory|bad_alloc|can't start new thread|resource temporarily unavailable|could not create a primitive"
@@ -77,6 +86,37 @@ def suggest(word: str, known: Iterable[str]) -> str:
     names = list(known)
     close, listing = difflib.get_close_matches(word, names, n=1), list_first(names, 20)
     return f"; did you mean {close[0]!r}? (known: {listing})" if close else f"; known: {listing}"
+
+
+class Catalogue(dict[str, Item]):
+    """Things by their name. An unknown name raises the given `error`, whose message suggests the nearest one.
+
+    >>> Catalogue("recipe", RecipeError, {"fast": 1})["fsat"]
+    Traceback (most recent call last):
+    gingham.errors.RecipeError: unknown recipe 'fsat'; did you mean 'fast'? (known: fast)
+    """
+
+    def __init__(self, kind: str, error: type[GinghamError], items: Mapping[str, Item]) -> None:
+        super().__init__(items)
+        self.kind, self.error = kind, error
+
+    def __missing__(self, name: Any) -> Item:
+        raise self.error(f"unknown {self.kind} {name!r}{suggest(str(name), self)}")
+
+
+def require_types(function: str, **arguments: tuple[Any, Any]) -> None:
+    """Raise a GinghamError if an argument of a public function, here a value and its type, is of another type.
+
+    >>> require_types("load", folder=(None, str | bytes))
+    Traceback (most recent call last):
+    gingham.errors.GinghamError: gingham.load got None as folder; it takes a path, such as "runs/fast-0"
+    """
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind):
+            given = repr(value) if value is None or isinstance(value, str) else f"a {type(value).__name__}"
+            needed = kind.__name__ if isinstance(kind, type) else "path"  # str | PathLike
+            example = EXAMPLES[needed]
+            raise GinghamError(f"gingham.{function} got {given} as {name}; it takes a {needed}, such as {example}")
 
 
 def list_first(texts: Sequence[str], limit: int, joint: str = ", ") -> str:

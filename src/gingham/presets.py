@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gingham.errors import RecipeError, suggest
+from gingham.errors import Catalogue, RecipeError
 from gingham.recipe import Recipe
 
 # The article's own hyper-parameters: float32, every one of the 60,000 pictures, nothing held out.
@@ -68,25 +68,9 @@ GPU_BEST = GPU_96.replace(
     validate_every=10,
 )
 
-RECIPES: Mapping[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (FAST, FAST_85, FAST_90, FAST_92, FAST_94, ACCURATE, PHOTO, ARTICLE, GPU_94, GPU_95, GPU_96, GPU_BEST)
-}
+_ALL = (FAST, FAST_85, FAST_90, FAST_92, FAST_94, ACCURATE, PHOTO, ARTICLE, GPU_94, GPU_95, GPU_96, GPU_BEST)
+RECIPES: Mapping[str, Recipe] = Catalogue("recipe", RecipeError, {recipe.name: recipe for recipe in _ALL})
 DEFAULT_RECIPE = FAST.name
-
-
-def find_recipe(name: str) -> Recipe:
-    """Return a named recipe.
-
-    >>> find_recipe("article").batch_size
-    64
-
-    Raises
-        RecipeError: no recipe has that name; the message lists all names.
-    """
-    if name not in RECIPES:
-        raise RecipeError(f"unknown recipe {name!r}{suggest(name, RECIPES)}")
-    return RECIPES[name]
 
 
 def train_options(recipe: Recipe) -> str:

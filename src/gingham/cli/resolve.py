@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import gingham
 from gingham.cli.output import print_message
 from gingham.errors import DataError, GinghamError, ModelError, suggest
-from gingham.presets import find_recipe
+from gingham.presets import RECIPES
 from gingham.recipe import Recipe, parse_settings
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def choose_recipe(name: str, settings: Sequence[str] | None, **options: float | None) -> tuple[Recipe, dict[str, Any]]:
     """Return the named recipe, changed by --set and by options such as --epochs that are given, and these changes."""
     changes = parse_settings(settings or []) | {key: value for key, value in options.items() if value is not None}
-    return find_recipe(name).replace(**changes), changes
+    return RECIPES[name].replace(**changes), changes
 
 
 def default_folder(recipe: Recipe, model: str | None, ending: object) -> Path:

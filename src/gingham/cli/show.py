@@ -8,7 +8,7 @@ from typer import Argument, Option
 import gingham
 from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Json, SkipUnreadable
 from gingham.cli.output import format_pairs, print_message, print_result
-from gingham.presets import DEFAULT_RECIPE, find_recipe
+from gingham.presets import DEFAULT_RECIPE, RECIPES
 from gingham.recipe import Recipe
 
 
@@ -34,7 +34,7 @@ def show(
         statistics["file"] = str(draw_contact_sheet(train.images, train.labels, train.classes, stem, file))
         text = _format_statistics(statistics)
     else:
-        chosen = find_recipe(recipe).replace(batch_size=batch)
+        chosen = RECIPES[recipe].replace(batch_size=batch)
         statistics |= _draw_batch(splits, chosen, out or Path(f"{stem}-batch.png"))
         text = _format_batch(statistics)
     print_result(statistics, text, as_json)

@@ -13,7 +13,7 @@ from gingham.data.sampler import evenly_spaced
 from gingham.data.splits import DataSplits, Split
 from gingham.deploy.onnx import OPSET, create_session, quantize_int8, session_probabilities, to_onnx
 from gingham.deploy.page import offline_page
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, require_types
 from gingham.evaluation.metrics import paired_interval
 from gingham.evaluation.run_data import load_run_data
 from gingham.inference.neighbours import GALLERY_SIZE, gallery
@@ -81,6 +81,7 @@ def export(
         ONNX, other predictions than the model's, or a file that cannot be written.
         DataError: the run's data, or the libraries for the page, are not available.
     """
+    require_types("export", run=(run, Run))
     file = Path(file)
     require_exportable(file, int8=int8)
     data = load_run_data(run) if data is None else data

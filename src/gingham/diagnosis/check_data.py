@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from gingham.data.decode import UNREADABLE
 from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
 from gingham.data.splits import DataSplits, Split
-from gingham.errors import list_first
+from gingham.errors import list_first, require_types
 from gingham.evaluation.metrics import fit_temperature
 from gingham.presets import RECIPES
 from gingham.training.checks import check_labels
@@ -38,6 +38,7 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
 
     Source of the last: Northcutt, Jiang & Chuang, "Confident learning" (arXiv 1911.00068), with fixed thresholds.
     """
+    require_types("check_data", data=(data, DataSplits))
     splits = [split for split in (data.train, data.validation, data.test) if split is not None and len(split)]
     exact = _exact_duplicates(splits)
     label_issues = list(check_labels(data.train, data.validation))

@@ -3,6 +3,7 @@
 import torch
 
 from gingham.data.splits import Split
+from gingham.errors import require_types
 from gingham.runs.run import Run
 from gingham.training.checks import check_batches, check_labels, check_training
 from gingham.training.issue import Issue
@@ -19,6 +20,7 @@ def check_run(run: Run, train: Split, validation: Split | None = None) -> list[I
         for issue in gingham.check_run(run, data.train, data.validation):
             print(issue)
     """
+    require_types("check_run", run=(run, Run), train=(train, Split))
     model, recipe = run.model, run.recipe
     losses = torch.tensor([entry["loss"] for entry in run.history if "learning_rate" in entry], dtype=torch.float32)
     epochs = [entry for entry in run.history if "epoch" in entry]

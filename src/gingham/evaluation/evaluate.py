@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gingham.data.splits import Split
-from gingham.errors import DataError, GinghamError, list_first
+from gingham.errors import DataError, GinghamError, list_first, require_types
 from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
@@ -113,6 +113,7 @@ def evaluate(run: Run, split: Split) -> EvaluationResult:
         DataError: the split's classes or image shape are not the model's, or the split is empty.
         GinghamError: the use of the test split cannot be recorded in the run's folder.
     """
+    require_types("evaluate", run=(run, Run), split=(split, Split))
     return compute_result(run, split, _logits(run, split))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gingham.data.splits import DataSplits, Split
-from gingham.errors import GinghamError, ModelError, RunError, TrainingError
+from gingham.errors import GinghamError, ModelError, RunError, TrainingError, require_types
 from gingham.evaluation.evaluate import correct_predictions, evaluate
 from gingham.evaluation.metrics import mean_interval, proportion_interval
 from gingham.io import locked, read_json, write_json
@@ -134,6 +134,7 @@ def trials(
             another recipe, other data, other teachers or another format.
         DataError: a teacher was trained on other images.
     """
+    require_types("trials", recipe=(recipe, Recipe), data=(data, DataSplits))
     folder, seeds = Path(folder), list(dict.fromkeys(seeds))
     if not seeds:
         raise GinghamError("trials got no seeds; give at least one, better ten")

@@ -7,7 +7,7 @@ import torch
 
 from gingham.data.image_files import list_images
 from gingham.data.splits import Split
-from gingham.errors import DataError
+from gingham.errors import DataError, require_types
 from gingham.evaluation.evaluate import EvaluationResult, compute_result
 from gingham.inference.predict import ImagePrediction, predict
 from gingham.runs.run import Run
@@ -29,6 +29,7 @@ def evaluate_photographs(
     Raises
         DataError: a folder whose name matches no class, no photos, or none that can be read.
     """
+    require_types("evaluate_photographs", run=(run, Run))
     path = Path(folder)
     entries = list_images(path, training=False).entries
     if split is not None and {entry.split for entry in entries} != {"train"}:

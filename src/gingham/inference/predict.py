@@ -12,7 +12,7 @@ from PIL import Image
 
 from gingham.data.decode import silence_pillow
 from gingham.data.registry import REGISTRY
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, require_types
 from gingham.inference.preprocess import PreparedPhoto, open_photo, prepare_garment, prepare_plain, resize_photo
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
@@ -59,6 +59,7 @@ def predict(
     Raises
         GinghamError: another `prepare`. A file that cannot be read gets a prediction with an `error` instead.
     """
+    require_types("predict", run=(run, Run))
     if prepare not in PREPARE_MODES:
         raise GinghamError(f"--prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
 

@@ -7,6 +7,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from gingham.errors import Catalogue, ModelError
+
 
 def article(channels: int = 1, classes: int = 10) -> nn.Module:
     """Return the article's network for 28x28 images: float (N, channels, 28, 28) -> log-probabilities (N, classes).
@@ -137,7 +139,7 @@ def wide_residual(channels: int = 1, classes: int = 10, *, depth: int, widen: in
     return nn.Sequential(OrderedDict([*layers, ("linear", nn.Linear(in_channels, classes))]))
 
 
-NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+_NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "article": article,
     "tiny": partial(residual, widths=(16, 32, 64), blocks=(0, 0, 0)),  # 24,304 parameters, 0.6 million multiply-adds
     "small": partial(residual, widths=(16, 32, 64), blocks=(0, 1, 1)),
@@ -150,3 +152,4 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "wrn-16-4": partial(wide_residual, depth=16, widen=4),
     "wrn-28-10": partial(wide_residual, depth=28, widen=10),
 }
+NETWORKS = Catalogue("network", ModelError, _NETWORKS)

@@ -30,8 +30,6 @@ def create_network(network: str, factory: NetworkFactory | None, channels: int =
     Raises
         ModelError: no network has that name, the factory fails, or it does not return a torch.nn.Module.
     """
-    if factory is None and network not in NETWORKS:
-        raise ModelError(f"unknown network {network!r}{suggest(network, NETWORKS)}")
     create: NetworkFactory = NETWORKS[network] if factory is None else factory
     available = {"channels": channels, "classes": classes}
     try:

@@ -18,6 +18,7 @@ from torchvision.utils import make_grid
 from gingham._version import __version__
 from gingham.data.splits import Split
 from gingham.diagnosis.check_run import check_run
+from gingham.errors import require_types
 from gingham.evaluation.evaluate import compute_result
 from gingham.evaluation.metrics import proportion_interval
 from gingham.io import write_text
@@ -49,6 +50,7 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
     """
     import jinja2  # only needed here
 
+    require_types("write_report", run=(run, Run), train=(train, Split))
     # Class names come from folders and files, so all values are escaped.
     loader = jinja2.PackageLoader("gingham.reports")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

@@ -4,12 +4,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gingham.errors import GinghamError, RunError, one_line
+from gingham.errors import GinghamError, RunError, one_line, require_types
 from gingham.io import (
     locked,
     read_json,
@@ -88,6 +89,7 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
         GinghamError: the folder cannot be written.
         RunError: the folder holds another finished run.
     """
+    require_types("save", run=(run, Run), folder=(folder, str | PathLike))
     folder = Path(folder).resolve()
     if (folder / METADATA_FILE).exists() and run.folder != folder:
         raise RunError(f"{folder} already holds a finished run; choose another folder")
@@ -132,6 +134,7 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
         RunError: the run is missing, unfinished or of another format; a key is missing or wrong; the weights are
         missing, damaged or of another shape; a network of your own is not passed, or is another one.
     """
+    require_types("load", folder=(folder, str | PathLike))
     folder = Path(folder)
     path = folder / METADATA_FILE
     if not path.exists():

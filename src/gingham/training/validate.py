@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gingham.data.augment_photos import simulate_photos
 from gingham.data.splits import Split
-from gingham.errors import DataError, GinghamError, RunError
+from gingham.errors import DataError, GinghamError, RunError, require_types
 from gingham.io import locked
 from gingham.models.registry import factory_name
 from gingham.recipe import Recipe
@@ -58,6 +58,8 @@ def resolve_recipe(recipe: Recipe, train: Split, validation: Split | None, optio
         DataError: a split that may not be used, two that do not belong together, or a teacher trained on other images.
         GinghamError: patience without a validation split, or teachers without a weight for them.
     """
+    held_out = train if validation is None else validation
+    require_types("fit", recipe=(recipe, Recipe), train=(train, Split), validation=(held_out, Split))
     _validate_splits(train, validation)
     recipe = recipe.replace(validation_images=len(validation) if validation else 0, size=train.size)
     if recipe.patience and validation is None:
