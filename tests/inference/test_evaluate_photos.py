@@ -78,3 +78,10 @@ def test_a_run_on_idx_files_is_not_evaluated_as_photos(tmp_path, command):
 
 def test_data_that_is_not_a_folder_of_photos_is_an_error(command):
     assert "nowhere is no folder of photographs" in command("evaluate", "packaged", "--data", "nowhere", code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["nope", "nope.csv"])
+def test_a_folder_that_does_not_exist_is_an_error_that_says_so(tmp_path, packaged, name):
+    with pytest.raises(gingham.DataError, match=f"there is no folder .*{name}; name") as caught:
+        gingham.evaluate_photographs(packaged, tmp_path / name)
+    assert "permission" not in str(caught.value)

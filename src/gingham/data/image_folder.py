@@ -84,5 +84,9 @@ def _scan(folder: Path) -> list[tuple[Path, bool]]:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
             return [(folder / entry.name, entry.is_dir()) for entry in visible]
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no folder {folder}; name a folder of images, or a .csv table that is there"
+        ) from None
     except OSError as error:
         raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
