@@ -149,3 +149,23 @@ def test_resumed_training_on_simulated_photos_gives_the_same_weights(tmp_path, q
     assert resumed.metrics["resumed_from_step"]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("shape", [(28, 20), (20, 28)])
+def test_images_that_are_not_square_are_cropped_to_the_object(shape):
+    """In a crop that keeps proportions, an object in any corner becomes as large as the image, and centred."""
+    images = torch.zeros(200, 1, *shape, dtype=torch.uint8)
+    images[:, :, 2:10, 3:9] = 255
+    layers = torch.cat([images.float() / 255] * 2, dim=1)
+    cropped = augment_photos._crop_to_object(augment_photos.RandomDraws(200, torch.Generator(), layers.device), layers)
+    rows, columns = (cropped[:, 1].mean(dim=(0, dim)) for dim in (2, 1))
+    for profile in (rows, columns):
+        centre = (profile * torch.arange(len(profile))).sum() / profile.sum()
+        assert abs(float(centre) - (len(profile) - 1) / 2) < 0.5
+
+
+def test_a_recipe_of_simulated_photos_trains_on_images_that_are_not_square():
+    images = torch.randint(256, (64, 1, 28, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    train = gingham.Split("train", images, torch.arange(64) % 2, ("Coat", "Sneaker"), "made", "")
+    recipe = gingham.RECIPES["photo"].replace(network="tiny", epochs=1, batch_size=32)
+    assert gingham.fit(recipe, train, progress=False).model.input_shape == (1, 28, 20)

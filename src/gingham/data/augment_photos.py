@@ -267,11 +267,11 @@ def _add_wearer(draws: RandomDraws, layers: Tensor, top: Tensor) -> Tensor:
 
 def _crop_to_object(draws: RandomDraws, layers: Tensor) -> Tensor:
     """Crop to the object as preprocessing does, a little wider or tighter; one object in eight is cut off."""
-    size = layers.shape[3]
     covered = layers[:, 1] > 0.3
-    positions = torch.arange(size, device=layers.device)
     centres, sizes = [], []
-    for occupied in (covered.any(dim=1), covered.any(dim=2)):  # columns, rows: (N, size)
+    for occupied in (covered.any(dim=1), covered.any(dim=2)):  # columns (N, W), rows (N, H)
+        size = occupied.shape[1]
+        positions = torch.arange(size, device=layers.device)
         first = torch.where(occupied, positions, size).amin(dim=1).clamp(max=size - 1)
         last = torch.where(occupied, positions, -1).amax(dim=1) + 1
         last = torch.where(last > first, last, size)
