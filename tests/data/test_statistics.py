@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -24,3 +28,30 @@ def test_duplicates_are_counted(quadrants):
     write_idx(quadrants / IDX_FILES[2], test)
     for validation in (0, 40):
         assert count_duplicates(load_data(str(quadrants), validation)) == {"train": 2, "test": 1, "across": 1}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of a process from /proc")
+def test_describing_images_on_disk_does_not_copy_them(tmp_path):
+    megabytes = 128
+    script = f"""
+import re, sys
+from pathlib import Path
+import numpy as np, torch
+from gingham.data.splits import DataSplits, Split
+from gingham.data.statistics import describe
+
+def peak():
+    return int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1]) >> 10
+
+images = np.memmap("images", np.uint8, "w+", shape=({megabytes << 4}, 1, 256, 256))
+images[:] = (np.arange(len(images)) % 256)[:, None, None, None]
+labels = torch.arange(len(images)) % 2
+train = Split("train", torch.from_numpy(images), labels, ("a", "b"), "made", "")
+test = Split("test", torch.from_numpy(images[:0]), labels[:0], ("a", "b"), "made", "")
+before = peak()
+mean = describe(DataSplits("made", train, None, test, ("a", "b"), "", ""))["mean"]
+assert abs(mean - 0.5) < 1e-6
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < megabytes

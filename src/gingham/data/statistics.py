@@ -1,10 +1,13 @@
 """Describe a dataset: counts, mean, standard deviation, duplicates."""
 
+import hashlib
 from typing import Any
 
 import torch
 
 from gingham.data.splits import DataSplits
+
+BATCH_BYTES = 1 << 24  # of images that are counted at once
 
 
 def count_duplicates(data: DataSplits) -> dict[str, int]:
@@ -16,14 +19,18 @@ def count_duplicates(data: DataSplits) -> dict[str, int]:
         count_duplicates(load_data("fashion-mnist"))   # {'train': 0, 'test': 0, 'across': 0}
     """
     parts = [data.train] + ([data.validation] if data.validation else [])
-    train = [image.tobytes() for part in parts for image in part.images.numpy()]
-    test = [image.tobytes() for image in data.test.images.numpy()]
+    train = [image_hash for part in parts for image_hash in _hash_images(part.images)]
+    test = _hash_images(data.test.images)
     unique = set(train)
     return {
         "train": len(train) - len(unique),
         "test": len(test) - len(set(test)),
         "across": sum(image in unique for image in test),
     }
+
+
+def _hash_images(images: torch.Tensor) -> list[bytes]:
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.numpy()]
 
 
 def describe(data: DataSplits) -> dict[str, Any]:
@@ -35,12 +42,12 @@ def describe(data: DataSplits) -> dict[str, Any]:
     parts = [data.train] + ([data.validation] if data.validation else [])
     train = {name: sum(part.counts()[name] for part in parts) for name in data.classes}
     test = data.test.counts()
-    pixels = torch.cat([part.images for part in parts]).transpose(0, 1).flatten(1)  # (C, N H W)
-    # Computed from the counts of the 256 values: exact, and without a float copy of the images.
+    # Computed from the counts of the 256 values: exact, and without a copy of the images, which may be on disk.
     values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([torch.bincount(channel, minlength=256) for channel in pixels]).double() / pixels.shape[1]
-    mean = (counts * values).sum(dim=1)
-    std = ((counts * values**2).sum(dim=1) - mean**2).clamp(min=0).sqrt()
+    counts = torch.stack([_count_values(part.images) for part in parts]).sum(dim=0)
+    shares = counts.double() / counts.sum(dim=1, keepdim=True)
+    mean = (shares * values).sum(dim=1)
+    std = ((shares * values**2).sum(dim=1) - mean**2).clamp(min=0).sqrt()
     grey = len(mean) == 1
     return {
         "name": data.name,
@@ -57,6 +64,14 @@ def describe(data: DataSplits) -> dict[str, Any]:
         "duplicates": count_duplicates(data),
         "fingerprint": data.fingerprint,
     }
+
+
+def _count_values(images: torch.Tensor) -> torch.Tensor:
+    """Return how often each value occurs in each channel of uint8 images (N, C, H, W), int64 (C, 256)."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for batch in torch.split(images, max(1, BATCH_BYTES // images[0].nbytes)):
+        counts += torch.stack([channel.flatten().bincount(minlength=256) for channel in batch.transpose(0, 1)])
+    return counts
 
 
 def median_border(images: torch.Tensor) -> float:
