@@ -1,9 +1,15 @@
+from pathlib import Path
+
+import matplotlib as mpl
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
 import gingham
-from gingham import GinghamError
+from gingham import GinghamError, plots
 from gingham.plots import (
     BLUE,
     draw_batch,
@@ -79,3 +85,61 @@ def test_only_gingham_figures_are_overwritten(small_run, tmp_path):
     path.unlink()
     draw_contact_sheet(*contact_sheet_arguments(data), path)
     draw_contact_sheet(*contact_sheet_arguments(data), path)  # a figure drawn by Gingham is replaced
+
+
+@pytest.fixture
+def only_own_fonts(monkeypatch):
+    """A system with no fonts but those that matplotlib brings."""
+    own = [font for font in fontManager.ttflist if Path(mpl.get_data_path()) in Path(font.fname).parents]
+    monkeypatch.setattr(fontManager, "ttflist", own)
+    monkeypatch.setattr(plots, "findSystemFonts", list)
+    plots._find_fonts.cache_clear()
+    yield
+    plots._find_fonts.cache_clear()
+
+
+def write_font(file, letters, name):
+    """Write a font in which all of these letters are a square of ink."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 1000), (1000, 1000), (1000, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    font = FontBuilder(1000, isTTF=True)
+    font.setupGlyphOrder([".notdef", "square"])
+    font.setupCharacterMap({ord(letter): "square" for letter in letters})
+    font.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "square": pen.glyph()})
+    font.setupHorizontalMetrics({".notdef": (1000, 0), "square": (1000, 0)})
+    font.setupHorizontalHeader(ascent=1000, descent=-200)
+    font.setupNameTable({"familyName": name, "styleName": "Regular"})
+    font.setupOS2(sTypoAscender=1000, usWinAscent=1000, usWinDescent=200)
+    font.setupPost()
+    font.save(file)
+
+
+def draw_names(classes, file):
+    """Draw a confusion matrix of three images and return the pixels left of it, where the classes are named."""
+    pixels = read_pixels(draw_confusion(np.eye(len(classes), dtype=int).tolist(), classes, "all right", file))
+    return pixels[:, : pixels.shape[1] // 4]
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_that_no_font_has_are_one_sentence_and_no_warning(only_own_fonts, tmp_path, capfd):
+    for number in range(2):
+        draw_names(["类别一", "犬", "dog"], tmp_path / f"{number}.png")
+    (sentence,) = capfd.readouterr().err.splitlines()
+    assert sentence.startswith("no font of this system has 一, 别, 犬, 类: figures show boxes instead; install one")
+    draw_names(["été", "Собака", "dog"], tmp_path / "other.png")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("error")
+def test_letters_are_drawn_in_a_font_of_the_system_that_has_them(only_own_fonts, monkeypatch, tmp_path, capfd):
+    boxes = draw_names(["类别一", "犬", "dog"], tmp_path / "boxes.png")
+    capfd.readouterr()
+    plots._find_fonts.cache_clear()
+    write_font(tmp_path / "squares.ttf", "类别一犬", "Squares")
+    monkeypatch.setattr(plots, "findSystemFonts", lambda: [str(tmp_path / "squares.ttf")])  # installed since
+    squares = draw_names(["类别一", "犬", "dog"], tmp_path / "squares.png")
+    assert capfd.readouterr() == ("", "")
+    assert (squares < 100).sum() > 1.2 * (boxes < 100).sum(), "squares of ink"

@@ -1,8 +1,13 @@
 """Draw figures with matplotlib, as PNG files and as charts in SVG for an HTML page."""
 
 import base64
+import contextlib
+import functools
 import io
+import logging
 import re
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,12 +18,16 @@ import numpy as np
 import torch
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findSystemFonts, fontManager, get_font
+from matplotlib.text import Text
 from PIL import Image
 
 from gingham.errors import GinghamError
 from gingham.io import atomic_write
 
 INK, BLUE, RUST, GREY, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#b0b0b0", "#ffffff"
+# The beginnings of the names of fonts to prefer where matplotlib's own lacks a letter.
+FONTS = ("Noto Sans", "Source Han Sans", "WenQuanYi", "PingFang", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
 BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
 
 
@@ -215,9 +224,40 @@ def write_figure(figure: Figure, file: Path) -> Path:
         raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name with --out")
     if file.exists() and not _drawn_by_gingham(file):
         raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
-    with atomic_write(file) as temporary:
+    _set_fonts(figure)
+    with atomic_write(file) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph ")  # is missing: said already
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})
     return file
+
+
+def _set_fonts(figure: Figure) -> None:
+    """Add fonts of the system to a figure's texts for letters that matplotlib's own font lacks."""
+    texts = figure.findobj(Text)
+    letters = {letter for text in texts for letter in text.get_text() if not letter.isascii() and letter.isprintable()}
+    for text in texts if letters else ():
+        text.set_fontfamily([*text.get_fontfamily(), *_find_fonts(frozenset(letters))])
+
+
+@functools.cache
+def _find_fonts(letters: frozenset[str]) -> list[str]:
+    """Return the names of fonts that have these letters. If no font has some of them, print that, once."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # no warning that a font has no bold letters
+    for file in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            fontManager.addfont(file)  # installed after matplotlib made its list
+    # The last resort has boxes for everything; emoji in colour cannot be drawn.
+    fonts = [font for font in fontManager.ttflist if not re.search("Last Resort|Emoji", font.name)]
+    names, missing = list[str](), letters
+    for font in sorted(fonts, key=lambda font: (font.name != "DejaVu Sans", not font.name.startswith(FONTS))):
+        with contextlib.suppress(OSError, RuntimeError):  # removed since, or damaged
+            if covered := missing and missing & {*map(chr, get_font(font.fname).get_charmap())}:
+                names.append(font.name)
+                missing -= covered
+    if missing:
+        lacking, remedy = ", ".join(sorted(missing)[:9]), "install one that has, such as Noto Sans or Noto Sans CJK"
+        print(f"no font of this system has {lacking}: figures show boxes instead; {remedy}", file=sys.stderr)
+    return names
 
 
 def _drawn_by_gingham(file: Path) -> bool:
