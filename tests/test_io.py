@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
+import gingham
 from gingham import GinghamError, RunError
-from gingham.io import atomic_write, locked, read_json, write_json, write_tensors, write_text
+from gingham.io import atomic_write, is_run_folder, locked, read_json, write_json, write_tensors, write_text
+from gingham.runs.checkpoint import save_checkpoint
 from helpers import locked_by_another
 
 
@@ -135,3 +137,21 @@ def test_missing_and_unreadable_json_is_an_error_and_surrogate_pairs_are_read(tm
         read_json(tmp_path / "pipe")
     (tmp_path / "pair.json").write_text('{"a": "\\ud83d\\ude00"}')
     assert read_json(tmp_path / "pair.json") == {"a": "\U0001f600"}
+
+
+def test_a_run_folder_is_known_by_the_content_of_its_manifest(tmp_path, small_run):
+    run, data = small_run
+    gingham.save(run, tmp_path / "run")
+    save_checkpoint(tmp_path / "unfinished", 3, {}, {})
+    recipe = gingham.RECIPES["article"].replace(epochs=0.1, batch_size=32)
+    gingham.trials(recipe, data, [0], tmp_path / "trials", progress=False)
+    for name in ("run", "unfinished", "trials"):
+        assert is_run_folder(tmp_path / name)
+    assert is_run_folder(tmp_path / "trials", "trials.json")
+    assert not is_run_folder(tmp_path / "run", "trials.json")
+    for name in ("model.json", "trials.json", "checkpoint/step-1.json"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        write_text(tmp_path / "other" / name, '{"modelTopology": {}}')
+        write_text(tmp_path / "damaged" / name, '{"recipe": {')
+    for name in ("classes", "other", "damaged", "missing"):
+        assert not is_run_folder(tmp_path / name)

@@ -20,6 +20,8 @@ from gingham.errors import GinghamError, RunError, one_line
 if TYPE_CHECKING:
     import torch
 
+# The manifests of a run, of trials and of an unfinished run, each with a key that it holds.
+MANIFESTS = {"model.json": "recipe", "trials.json": "recipe", "checkpoint/step-*.json": "sha256"}
 LOCK_FILE = ".lock"  # stays when the lock is released: removing it could give two processes a lock each
 
 
@@ -157,6 +159,18 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = one_line(error)
         raise RunError(f"{path} is not whole JSON ({reason}); restore it from a copy or train again") from error
+
+
+def is_run_folder(folder: Path, *manifests: str) -> bool:
+    """Return whether a folder holds one of the MANIFESTS, by default any: a run, trials or an unfinished run.
+
+    Names alone say nothing: a class of images may be called `checkpoint`, and other programs write a `model.json` too.
+    """
+    for path, key in [(path, MANIFESTS[name]) for name in manifests or MANIFESTS for path in folder.glob(name)]:
+        with contextlib.suppress(RunError):  # a folder, or no JSON
+            if key in read_json(path):
+                return True
+    return False
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None) -> None:

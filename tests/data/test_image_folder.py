@@ -7,6 +7,7 @@ import pytest
 from dataset_files import make_image_folder, save_image
 from gingham import DataError, load_data
 from gingham.data.image_files import list_images
+from gingham.io import write_json
 
 pytestmark = pytest.mark.usefixtures("pack_folder")
 
@@ -29,7 +30,7 @@ def test_nested_folders_are_read_and_hidden_files_and_runs_are_not(shoes):
         (shoes / hidden).parent.mkdir(parents=True, exist_ok=True)
         (shoes / hidden).write_text("no image")
     (shoes / "runs" / "fast-0").mkdir(parents=True)
-    (shoes / "runs" / "fast-0" / "model.json").write_text("{}")
+    write_json(shoes / "runs" / "fast-0" / "model.json", {"recipe": {}})
     (shoes / "labels.txt").write_text("beside the classes")
     data = load_data(str(shoes), validation=0)
     assert data.classes == ("boot", "sandal")
@@ -137,3 +138,19 @@ def test_a_folder_without_permission_is_an_error(shoes, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match="cannot list"):
         load_data(str(shoes))
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+@pytest.mark.parametrize("name", ["checkpoint", "model", "model.json", "trials", "trials.json"])
+def test_a_class_may_have_the_name_of_a_file_of_a_run(tmp_path, name, split):
+    make_image_folder(tmp_path / "d" / split, {"bar": 4, name: 4})
+    (tmp_path / "d" / split / "bar" / "model.json").write_text('{"modelTopology": {}}')  # another program's
+    data = load_data(str(tmp_path / "d"), validation=0, skip_unreadable=True)
+    assert data.classes == ("bar", name)
+    assert len(data.train) + len(data.test) == 8
+
+
+def test_a_run_beside_the_classes_of_a_split_does_not_hide_the_split(tmp_path):
+    make_image_folder(tmp_path / "d" / "train", {"bar": 4, "disk": 4})
+    write_json(tmp_path / "d" / "train" / "fast-0" / "model.json", {"recipe": {}})
+    assert load_data(str(tmp_path / "d")).classes == ("bar", "disk")

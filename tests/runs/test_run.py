@@ -226,7 +226,7 @@ def test_a_folder_of_runs_is_an_error_that_names_one(saved_run):
     folder, _, _ = saved_run
     with pytest.raises(RunError, match=rf"is no run but holds runs; name one, such as {folder}"):
         gingham.load(folder.parent)
-    (folder.parent / "trials.json").write_text("{}")
+    (folder.parent / "trials.json").write_text(json.dumps({"recipe": {}}))
     with pytest.raises(
         RunError, match=rf"is a folder of trials; name one of its runs, such as {folder}, or compare it"
     ):

@@ -10,6 +10,7 @@ from gingham.cli.options import Json, Model, SplitName
 from gingham.cli.output import print_message, print_result, try_draw
 from gingham.cli.resolve import load_split, network_factory
 from gingham.errors import DataError, GinghamError, suggest
+from gingham.io import is_run_folder
 
 RUN_CHECKS = (
     "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a "
@@ -30,7 +31,7 @@ def diagnose(
 ) -> None:
     """Find what is wrong with a run or with data."""
     folder = Path(what)
-    if any((folder / name).exists() for name in ("model.json", "checkpoint", "trials.json")):
+    if is_run_folder(folder):
         issues, splits, notes = _diagnose_run(folder, split, model)
     elif split is not None:
         raise GinghamError(f"--split is for a run, and {what} is none; leave it out")

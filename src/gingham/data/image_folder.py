@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from gingham.data.decode import SUFFIXES
 from gingham.errors import DataError
+from gingham.io import is_run_folder
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
 FOLDER_LAYOUT = "a folder with pictures for each class, directly or in train, validation and test folders"
@@ -53,8 +54,9 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _holds_runs(folder: Path) -> bool:
-    folders = [folder, *(path for path, is_folder in _scan(folder) if is_folder)]
-    return any((path / name).exists() for path in folders for name in ("model.json", "checkpoint", "trials.json"))
+    """Return whether a folder is a run or trials, or is no split and has one in it, such as gingham's own `runs`."""
+    inner = [] if folder.name.lower() in SPLIT_NAMES else [path for path, is_folder in _scan(folder) if is_folder]
+    return any(map(is_run_folder, [folder, *inner]))
 
 
 def _holds_images(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from gingham.data.splits import Split
 from gingham.errors import GinghamError, RunError
 from gingham.evaluation.evaluate import correct_predictions
 from gingham.evaluation.metrics import paired_interval
-from gingham.io import read_json
+from gingham.io import is_run_folder, read_json
 from gingham.models.registry import NetworkFactory, factory_name
 from gingham.runs.run import METADATA_FILE, TRIALS_FILE, Run, load
 from gingham.text import natural_key
@@ -73,7 +73,7 @@ def compare(
     """
     folders = [Path(a), Path(b)]
     sides = [_load_runs(folder, networks) for folder in folders]
-    is_trials, other_is_trials = ((folder / TRIALS_FILE).exists() for folder in folders)
+    is_trials, other_is_trials = (is_run_folder(folder, TRIALS_FILE) for folder in folders)
     if is_trials != other_is_trials:
         raise GinghamError(f"one of {a} and {b} is a single run and the other a set of trials; compare two of a kind")
     split_a, split_b = (splits(runs[0]) for runs in sides)
@@ -92,7 +92,7 @@ def compare(
 
 def _load_runs(folder: Path, networks: Sequence[NetworkFactory]) -> list[Run]:
     """Return the finished runs of a folder of trials, in the order of their seeds, or the run of any other folder."""
-    if not (folder / TRIALS_FILE).exists():
+    if not is_run_folder(folder, TRIALS_FILE):
         return [_load(folder, networks)]
     seed_folders = [path.parent for path in folder.glob(f"seed-*/{METADATA_FILE}")]
     if not seed_folders:
@@ -102,7 +102,7 @@ def _load_runs(folder: Path, networks: Sequence[NetworkFactory]) -> list[Run]:
 
 def _load(folder: Path, networks: Sequence[NetworkFactory]) -> Run:
     file = folder / METADATA_FILE
-    name = read_json(file).get("network") if networks and file.exists() else None
+    name = read_json(file).get("network") if networks and file.is_file() else None
     return load(folder, next((factory for factory in networks if factory_name(factory) == name), None))
 
 

@@ -12,6 +12,7 @@ import torch
 
 from gingham.errors import GinghamError, RunError, one_line, require_types
 from gingham.io import (
+    is_run_folder,
     locked,
     read_json,
     read_tensors,
@@ -137,7 +138,7 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
     require_types("load", folder=(folder, str | PathLike))
     folder = Path(folder)
     path = folder / METADATA_FILE
-    if not path.exists():
+    if not path.exists() or path.is_dir():
         raise RunError(_explain_missing_run(folder))
     metadata = read_json(path)
     require_format(path, metadata.get("format"), FORMAT, "train again")
@@ -174,8 +175,8 @@ def _explain_missing_run(folder: Path) -> str:
             f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham "
             f"train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
-    runs = sorted(path.parent for path in folder.glob(f"*/{METADATA_FILE}"))
-    if (folder / TRIALS_FILE).exists():
+    runs = sorted(path for path in folder.glob("*") if is_run_folder(path, METADATA_FILE))
+    if is_run_folder(folder, TRIALS_FILE):
         choice = f"one of its runs, such as {runs[0]}" if runs else "a run"
         return f"{folder} is a folder of trials; name {choice}, or compare it with other trials (gingham compare)"
     if runs:
