@@ -125,7 +125,7 @@ def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path):
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     active, most_active = 0, 0
 
-    def convert_slowly(image):
+    def convert_slowly(image, *arguments):
         nonlocal active, most_active
         active += 1
         most_active = max(most_active, active)

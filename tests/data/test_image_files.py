@@ -230,3 +230,51 @@ def test_diagnose_reports_empty_and_missing_classes(command, tmp_path):
     output = command("diagnose", tmp_path / "d").stdout
     assert "the test split lacks 1 of 2 classes" in output
     assert "test/b is a class folder without a picture" in output
+
+
+def make_deep_grey(folder, scale, classes=("x", "y")):
+    """Write 16-bit images of ten values up to 9 * `scale`, and one dark image, and return the folder."""
+    for label, name in enumerate(classes):
+        for k in range(6):
+            values = np.full((8, 8), label, np.uint16)
+            values[k % 8] = np.arange(8) + (2 if k else 0)
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values * np.uint16(scale)).save(folder / name / f"{k}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("scale", "bits"), [(100, 10), (400, 12), (1500, 14), (7000, 16)])
+def test_16_bit_images_are_scaled_by_the_largest_value_of_all_files(tmp_path, command, scale, bits):
+    folder = make_deep_grey(tmp_path / "d", scale)
+    data = load_data(str(folder), validation=0)
+    again = load_data(str(folder), validation=0)  # from the pack
+    for loaded in (data, again):
+        images = torch.cat([loaded.train.images, loaded.test.images])
+        assert sorted(set(images.flatten().tolist())) == [k * scale >> (bits - 8) for k in range(10)]
+        notes = [note for note in loaded.notes if "16-bit" in note]
+        assert notes == (
+            [f"the 16-bit pictures of {folder} use {bits} bits: {(1 << bits) - 1} is white, for predict too"]
+            if bits < 16
+            else []
+        )
+    assert data.fingerprint == again.fingerprint
+    run = gingham.fit(
+        gingham.RECIPES["fast"].replace(network="tiny", epochs=1, batch_size=4), data.train, progress=False
+    )
+    assert run.data.get("grey_bits") == (bits if bits < 16 else None)
+    run = gingham.load(gingham.save(run, tmp_path / "run"))
+    file = folder / data.train.files[0]
+    Image.open(file).resize((16, 16), Image.Resampling.NEAREST).save(tmp_path / "large.png")
+    for prepare, images in (("auto", [file, Image.open(file)]), ("none", [tmp_path / "large.png"])):
+        for prediction in gingham.predict(run, images, prepare):
+            assert np.array_equal(prediction.prepared.image, data.train.images[0].numpy())
+
+
+def test_8_bit_images_beside_16_bit_ones_keep_their_values(tmp_path):
+    folder = make_deep_grey(tmp_path / "d", 400)
+    Image.new("L", (8, 8), 200).save(folder / "x" / "bright.png")
+    data = load_data(str(folder), validation=0)
+    images = torch.cat([data.train.images, data.test.images])
+    files = (*data.train.files, *data.test.files)
+    assert set(images[files.index("x/bright.png")].flatten().tolist()) == {200}
+    assert int(images[files.index("y/1.png")].max()) == 9 * 400 >> 4

@@ -77,6 +77,9 @@ DAMAGE = {
     "an unknown image": lambda npy, metadata: metadata.write_text(
         json.dumps({**json.loads(metadata.read_text()), "odd": [[99, "is odd"]]})
     ),
+    "invalid bits": lambda npy, metadata: metadata.write_text(
+        json.dumps({**json.loads(metadata.read_text()), "grey_bits": 9})
+    ),
     "truncated metadata": lambda npy, metadata: metadata.write_text('{"format"'),
 }
 
@@ -89,6 +92,7 @@ def test_a_damaged_pack_is_rewritten(shoes, pack_folder, name):
     DAMAGE[name](npy, metadata)
     assert load_data(str(shoes)).fingerprint == before.fingerprint
     assert npy.read_bytes() == content
+    assert json.loads(metadata.read_text())["grey_bits"] == 16
 
 
 def test_an_unwritable_cache_is_ignored(shoes, pack_folder):
@@ -135,10 +139,10 @@ def test_a_full_disk_is_an_error_before_images_are_mapped(shoes, pack_folder, mo
 def test_a_memory_error_is_not_cached_as_a_damaged_file(shoes, pack_folder, monkeypatch):
     decode_square = decode._decode_square
 
-    def fail_once(image, size):
+    def fail_once(image, *arguments):
         if failures.pop():
             raise MemoryError
-        return decode_square(image, size)
+        return decode_square(image, *arguments)
 
     failures = [False] * 1000 + [True]
     monkeypatch.setattr(decode, "_decode_square", fail_once)

@@ -451,3 +451,16 @@ def test_large_images_are_decoded_one_at_a_time(port, monkeypatch):
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         assert [status for status, _ in pool.map(lambda _: send_raw(port, request), range(6))] == [422] * 6
     assert counts == [1] * 6
+
+
+def test_16_bit_images_are_scaled_as_those_of_the_run(small_run, tmp_path):
+    run, data = small_run
+    run.data["grey_bits"] = 12
+    file = tmp_path / "deep.png"
+    Image.fromarray(data.train.images[0, 0].numpy().astype(np.uint16) << 4).save(file)
+    (expected,) = gingham.predict(run, [file])
+    assert np.array_equal(expected.prepared.image, data.train.images[0].numpy())
+    with TestClient(serving.create_app(run)) as own:
+        response = own.post("/predict", content=file.read_bytes(), headers=PNG_HEADERS)
+    (entry,) = response.json()["predictions"]
+    assert_equal_prediction(entry, expected)

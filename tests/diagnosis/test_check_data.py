@@ -187,3 +187,15 @@ def test_a_folder_without_readable_images_is_an_error(tmp_path):
         Image.new("L", (9, 9)).save(tmp_path / "test" / name / "b.png")
     with pytest.raises(DataError, match="holds no training picture that can be read"):
         load_unchecked(tmp_path)
+
+
+def test_a_narrow_range_of_values(data):
+    """As of 12-bit values stored in the lowest bits of 16, of which 8 are kept."""
+    dark = {
+        name: dataclasses.replace(split, images=split.images >> 4)
+        for name, split in (("train", data.train), ("test", data.test))
+    }
+    dark["train"].images[3] = 255
+    issues = gingham.check_data(dataclasses.replace(data, **dark))
+    (issue,) = [issue for issue in issues if issue.code == "narrow-range"]
+    assert issue.title == "the pictures use 5% of the range of values"

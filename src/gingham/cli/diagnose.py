@@ -17,8 +17,8 @@ RUN_CHECKS = (
     "learning rate far too high or low, over-fitting, a batch of one under BatchNorm"
 )
 DATA_CHECKS = (
-    "looked for: files, classes a split lacks, imbalance, pictures of one value, exact and near duplicates, labels "
-    "mixed up, single labels that are likely wrong"
+    "looked for: files, classes a split lacks, imbalance, pictures of one value, a narrow range of values, exact and "
+    "near duplicates, labels mixed up, single labels that are likely wrong"
 )
 
 

@@ -28,6 +28,7 @@ LARGE_PIXELS = 16_000_000  # pixels; images with more are decoded one at a time
 MAX_COMMON_SIDE, DEFAULT_SIDE = 64, 28
 GROUP_SIZE = 512  # files per call of the thread pool, so that few decoded images wait to be stored
 UNREADABLE = "cannot be read: "
+GREY_BITS = (10, 12, 14, 16)  # of cameras and scanners whose values are stored in 16 bits
 _LARGE_IMAGE_LOCK = threading.Lock()
 T = TypeVar("T")
 
@@ -62,14 +63,22 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
     return square
 
 
-def to_8_bit(image: Image.Image) -> Image.Image:
+def is_16_bit(image: Image.Image) -> bool:
+    """Return whether an image is grey with 16 bits a pixel, of which the values may use fewer."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def to_8_bit(image: Image.Image, grey_bits: int = 16) -> Image.Image:
     """Return an image with 8 bits a channel and no transparency: of mode "L" if its mode is grey, else "RGB".
+
+    The values of 16-bit grey are scaled as numbers of `grey_bits`.
 
     Raises
         ValueError: the pixels are floating-point numbers.
     """
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image.convert("I")).clip(0, 65535) >> 8).astype(np.uint8))
+    if is_16_bit(image):
+        values = np.asarray(image.convert("I")).clip(0, (1 << grey_bits) - 1)
+        return Image.fromarray((values >> (grey_bits - 8)).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 bits")
     grey = image.mode in ("1", "L", "LA")
@@ -100,15 +109,17 @@ def open_image(file: Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
 
 
-def _decode_square(image: Image.Image, size: int) -> Image.Image:
-    """Return an opened image as a square, as `fit_square` does, but with a large JPEG decoded at a reduced scale."""
+def _decode_square(image: Image.Image, size: int, grey_bits: int) -> tuple[Image.Image, int]:
+    """Return an opened image as a square, as `fit_square` does, but with a large JPEG decoded at a reduced scale, and
+    the largest value of 16-bit grey, 0 for other images."""
     width, height = image.size
     if width * height > LARGEST_PIXELS:
         raise OSError(f"it has {width}x{height} pixels, of {LARGEST_PIXELS:,} allowed in all")
     image.draft(None, (3 * size, 3 * size))  # decodes a JPEG of 12 megapixels 12 times as fast
     with _LARGE_IMAGE_LOCK if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
         ImageOps.exif_transpose(image, in_place=True)  # without a copy, which may take half a gigabyte
-        return _fit(to_8_bit(image), size)
+        largest = int(np.asarray(image.convert("I")).max()) if is_16_bit(image) else 0
+        return _fit(to_8_bit(image, grey_bits), size), largest
 
 
 def _to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -139,13 +150,14 @@ def read_size(file: Path | bytes) -> tuple[int, int] | None:
 
 class DecodedImages(NamedTuple):
     """The images of some files: `images` uint8 (N, C, S, S), with one channel if all are grey, the files' `issues` as
-    (index, reason), whether any error may be `transient`, such as a failed disk or a missing permission, and whether
-    the images come from a cache."""
+    (index, reason), whether any error may be `transient`, such as a failed disk or a missing permission, whether the
+    images come from a cache, and how many bits the values of 16-bit grey use in all files together."""
 
     images: npt.NDArray[np.uint8]
     issues: list[tuple[int, str]]
     transient: bool = False
     cached: bool = False
+    grey_bits: int = 16
 
     @property
     def missing(self) -> list[int]:
@@ -153,38 +165,46 @@ class DecodedImages(NamedTuple):
         return [index for index, reason in self.issues if reason.startswith(UNREADABLE)]
 
 
-def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str) -> DecodedImages:
+def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str, bits: int = 16) -> DecodedImages:
     """Decode image files into the first rows of `images`, uint8 (N, 3, S, S), in order, behind a progress bar.
+
+    If the values of 16-bit grey images use fewer `bits` in all files together, the files are decoded again, with those.
 
     A file that cannot be read is left out and becomes an issue whose reason starts with UNREADABLE. Other issues are a
     format that differs from the file name, several frames, a shape far from square, and images smaller than S.
     """
-    count, grey, transient = 0, True, False
+    count, grey, transient, largest = 0, True, False, 0
     issues: list[tuple[int, str]] = []
-    decode = partial(_decode_file, size=images.shape[-1])
+    decode = partial(_decode_file, size=images.shape[-1], grey_bits=bits)
     with silence_pillow():
         results = tqdm(_map_files(decode, files), title, len(files), unit=" pictures", disable=None, leave=False)
-        for index, (pixels, reason, may_change) in enumerate(results):
+        for index, (pixels, reason, may_change, largest_value) in enumerate(results):
             if reason:
                 issues.append((index, reason))
             transient |= may_change
+            largest = max(largest, largest_value)
             if pixels is not None:
                 grey = grey and bool((pixels == pixels[:1]).all())
                 images[count] = pixels
                 count += 1
-    return DecodedImages(images[:count, : 1 if grey else 3], issues, transient)
+    used_bits = next((number for number in GREY_BITS if 0 < largest < 1 << number), bits)
+    if used_bits < bits:
+        return decode_images(files, images, title, used_bits)
+    return DecodedImages(images[:count, : 1 if grey else 3], issues, transient, grey_bits=bits)
 
 
-def _decode_file(file: Path, size: int) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool]:
-    """Return a file's pixels (C, S, S) or None, its issue or None, and whether the error may be transient."""
+def _decode_file(file: Path, size: int, grey_bits: int) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool, int]:
+    """Return a file's pixels (C, S, S) or None, its issue or None, whether the error may be transient, and the largest
+    value of 16-bit grey."""
     try:
         with open_image(file) as image:
             reason = _find_issue(image, file, size)
-            return _to_array(_decode_square(image, size)), reason, False
+            square, largest = _decode_square(image, size, grey_bits)
+            return _to_array(square), reason, False, largest
     except Exception as error:  # noqa: BLE001  # for damaged files Pillow raises errors of nearly any type
         errno = error.errno if isinstance(error, OSError) else None
         message = os.strerror(errno) if errno else one_line(error).replace(repr(str(file)), "").replace(str(file), "")
-        return None, UNREADABLE + message.strip(), errno is not None or isinstance(error, MemoryError)
+        return None, UNREADABLE + message.strip(), errno is not None or isinstance(error, MemoryError), 0
 
 
 def _find_issue(image: Image.Image, file: Path, side: int) -> str | None:

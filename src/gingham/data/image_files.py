@@ -76,7 +76,9 @@ def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, l
         DataError: see `read_images`.
     """
     decoded = read_images(path, [entry.path for entry in listing.entries], size)
-    notes = () if decoded.cached or sys.stderr.isatty() else (f"read {len(decoded.images)} pictures of {path}",)
+    notes = [] if decoded.cached or sys.stderr.isatty() else [f"read {len(decoded.images)} pictures of {path}"]
+    if (bits := decoded.grey_bits) < 16:
+        notes.append(f"the 16-bit pictures of {path} use {bits} bits: {(1 << bits) - 1} is white, for predict too")
     missing = {*decoded.missing}
     entries = [entry for k, entry in enumerate(listing.entries) if k not in missing]
     class_index = {name: k for k, name in enumerate(listing.classes)}
@@ -88,7 +90,7 @@ def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, l
     if listing.entries[-1].split == "test":  # the last, because entries are sorted by split
         parts["test"] = images.rows(slice(test_start, None))
     issues = [(_printable(listing.entries[k].name), reason) for k, reason in decoded.issues]
-    return RawDataset(parts, listing.classes, counts["validation"], notes), issues
+    return RawDataset(parts, listing.classes, counts["validation"], tuple(notes), decoded.grey_bits), issues
 
 
 def _printable(name: str) -> str:

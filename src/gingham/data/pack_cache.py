@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gingham.data.decode import DecodedImages, common_side, decode_images
+from gingham.data.decode import GREY_BITS, DecodedImages, common_side, decode_images
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels
 from gingham.errors import DataError, GinghamError, one_line
 from gingham.io import atomic_write, cache_folder, read_json, write_json
 
-PACK_FORMAT = 1
+PACK_FORMAT = 2
 
 
 def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
@@ -83,7 +83,8 @@ def _write_pack(path: Path, decoded: DecodedImages) -> None:
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, decoded.images)
     metadata = {"format": PACK_FORMAT, "missing": decoded.missing, "odd": decoded.issues}
-    write_json(path.with_suffix(".json"), metadata | {"crc32": _crc32(decoded.images)})
+    metadata |= {"grey_bits": decoded.grey_bits, "crc32": _crc32(decoded.images)}
+    write_json(path.with_suffix(".json"), metadata)
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
             old.unlink(missing_ok=True)
@@ -96,9 +97,10 @@ def _read_pack(path: Path, num_files: int) -> DecodedImages | None:
         large = path.stat().st_size > free_memory() // 2
         images = np.load(path, mmap_mode="c" if large else None, allow_pickle=False)
         issues = {int(index): str(reason) for index, reason in metadata["odd"]}
-        decoded = DecodedImages(images, list(issues.items()), cached=True)
+        decoded = DecodedImages(images, list(issues.items()), cached=True, grey_bits=int(metadata["grey_bits"]))
         valid = images.dtype == np.uint8 and images.ndim == 4 and len(images) + len(decoded.missing) == num_files
-        valid = valid and issues.keys() <= {*range(num_files)} and _crc32(images) == metadata["crc32"]
+        valid = valid and issues.keys() <= {*range(num_files)} and decoded.grey_bits in GREY_BITS
+        valid = valid and _crc32(images) == metadata["crc32"]
         return decoded if valid else None
     return None
 

@@ -38,6 +38,7 @@ class RawDataset(NamedTuple):
     classes: tuple[str, ...]
     num_validation: int = 0
     notes: tuple[str, ...] = ()  # messages for the user who loads it
+    grey_bits: int = 16  # that the values of 16-bit grey image files use
 
     def splits(self) -> dict[str, Part]:
         """Return each split that the source has: train, validation and test."""

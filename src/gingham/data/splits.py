@@ -28,7 +28,7 @@ class Split:
     "train", "validation" or "test", and decides who may use the split: `fit` refuses "test". `block` is above 1 for
     images that stay on disk: the number of neighbours read at once. `files` names the file of each image, if each image
     has its own file. `size` and `skip_unreadable` are the arguments of `load_data`; a run stores them, to load the same
-    data again.
+    data again, and `grey_bits`, how many bits the values of 16-bit grey image files use, to scale photos alike.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Split:
     files: tuple[str, ...] = ()
     size: int = 0
     skip_unreadable: bool = False
+    grey_bits: int = 16
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,7 +114,8 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
     num_held_out = len(parts["validation"].labels) if "validation" in parts else 0
     # Last, because it may overwrite the other rows of `images`.
     parts["train"] = take(train, _move_rows(images, train, f"{fingerprint[:32]}-{num_held_out}"))
-    return make_splits(parts, source, notes, classes=raw.classes, dataset=name, fingerprint=fingerprint, **fields)
+    fields |= {"classes": raw.classes, "dataset": name, "fingerprint": fingerprint, "grey_bits": raw.grey_bits}
+    return make_splits(parts, source, notes, **fields)
 
 
 def make_splits(parts: Mapping[str, Part], source: str, notes: Sequence[str] = (), **fields: Any) -> DataSplits:

@@ -115,7 +115,7 @@ class _Service:
         width, height = read_size(content) or (0, 0)
         try:
             with self.large_image_lock if width * height > LARGE_PIXELS else contextlib.nullcontext():
-                return preprocess(self.run, open_photo(content, name, MAX_PIXELS))
+                return preprocess(self.run, open_photo(content, name, MAX_PIXELS, self.run.grey_bits))
         except DataError as error:
             return error
 

@@ -20,6 +20,7 @@ from gingham.training.issue import Issue
 
 MAX_IMBALANCE = 10  # ratio of the most common class to the rarest
 MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class and of a label that is likely wrong
+MIN_RANGE = 0.1  # share of the values from 0 to 255 that a dataset's pixels should span
 MAX_LISTED = 40  # images, or groups of them, that an issue lists
 ImageIndex = tuple[str, int]  # a split's name and an image's index in it
 Groups = list[tuple[ImageIndex, ...]]
@@ -28,10 +29,11 @@ Groups = list[tuple[ImageIndex, ...]]
 def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> list[Issue]:
     """Return the issues of a dataset, the most serious first; an empty list if there are none.
 
-    Checks for classes that are missing from a split or rare, constant images, exact and near duplicates within and
-    across splits, labels that do not belong to the images, and single labels that are likely wrong. For the last, a
-    small network is trained on each half of the training and validation images and predicts the other half. The last
-    two checks never use the test split. `odd_files` are the files that reading the data reported, as (file, reason).
+    Checks for classes that are missing from a split or rare, constant images, a narrow range of values, exact and near
+    duplicates within and across splits, labels that do not belong to the images, and single labels that are likely
+    wrong. For the last, a small network is trained on each half of the training and validation images and predicts the
+    other half. The last two checks never use the test split. `odd_files` are the files that reading the data reported,
+    as (file, reason).
 
         for issue in gingham.check_data(gingham.load_data("fashion-mnist")):
             print(issue)
@@ -47,6 +49,7 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
         *label_issues,
         *_check_classes(data, splits),
         *_check_constant(splits),
+        *_check_range(splits),
         *_check_duplicates(data, splits, exact, "exact"),
         *_check_duplicates(data, splits, _near_duplicates(splits, exact), "near"),
         *([] if label_issues else _check_single_labels(data)),
@@ -92,6 +95,16 @@ def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
         fix = "remove them, or see what went wrong when they were made"
         images = tuple((image,) for image in constant[:MAX_LISTED])
         yield Issue("constant-images", title, _image_names(splits, constant), fix, images)
+
+
+def _check_range(splits: Sequence[Split]) -> Iterator[Issue]:
+    # Without the lowest and highest hundredth: a few images with a white dot do not make the others brighter.
+    low = torch.cat([split.images.flatten(1).amin(dim=1) for split in splits]).double().quantile(0.01)
+    high = torch.cat([split.images.flatten(1).amax(dim=1) for split in splits]).double().quantile(0.99)
+    if 0 < (share := float(high - low) / 255) < MIN_RANGE:
+        evidence = f"their values lie between {low:.0f} and {high:.0f}, of 0 to 255"
+        fix = "make them anew from their source, with values up to 255 (65535 in 16-bit files)"
+        yield Issue("narrow-range", f"the pictures use {share:.0%} of the range of values", evidence, fix)
 
 
 def _exact_duplicates(splits: Sequence[Split]) -> Groups:

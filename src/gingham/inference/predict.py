@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gingham.data.decode import silence_pillow
+from gingham.data.decode import is_16_bit, silence_pillow, to_8_bit
 from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError, require_types
 from gingham.inference.preprocess import PreparedPhoto, open_photo, prepare_garment, prepare_plain, resize_photo
@@ -65,7 +65,8 @@ def predict(
 
     def prepare_image(image: str | Path | Image.Image) -> PreparedPhoto | DataError:
         try:
-            prepared = preprocess(run, image if isinstance(image, Image.Image) else open_photo(Path(image)), prepare)
+            photo = image if isinstance(image, Image.Image) else open_photo(Path(image), grey_bits=run.grey_bits)
+            prepared = preprocess(run, photo, prepare)
         except DataError as error:
             return error
         return prepared if keep_steps else PreparedPhoto(prepared.framings, ())
@@ -109,6 +110,8 @@ def preprocess(run: Run, photo: Image.Image, mode: str = "auto") -> PreparedPhot
     `photo` is returned by `open_photo`. For a model of Fashion-MNIST the garment is cut out and put on black; for any
     other the whole photo is fitted into a square. `mode` is one of PREPARE_MODES, as in `predict`.
     """
+    if is_16_bit(photo):  # opened with Pillow alone
+        photo = to_8_bit(photo, run.grey_bits)
     channels, height, width = run.model.input_shape
     is_model_input = photo.size == (width, height) and _is_grey(photo) == (channels == 1)
     if mode == "none" or (mode == "auto" and is_model_input):

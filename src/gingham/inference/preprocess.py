@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from gingham.data.decode import FORMATS, LARGEST_PIXELS, fit_square, open_image, to_8_bit
+from gingham.data.decode import FORMATS, LARGEST_PIXELS, fit_square, is_16_bit, open_image, to_8_bit
 from gingham.errors import DataError, one_line
 
 ImageArray = npt.NDArray[Any]  # uint8; OpenCV's type hints know no more
@@ -50,10 +50,13 @@ class PreparedPhoto:
         return [step.note for step in self.steps]
 
 
-def open_photo(file: Path | bytes, name: str | None = None, max_pixels: int = LARGEST_PIXELS) -> Image.Image:
+def open_photo(
+    file: Path | bytes, name: str | None = None, max_pixels: int = LARGEST_PIXELS, grey_bits: int = 16
+) -> Image.Image:
     """Return an image file, rotated as its EXIF data says: RGB, or RGBA if it has transparency; only the first frame.
 
-    `file` is a path or the content of a file; errors call it `name`. A JPEG is decoded at full size: decoding it at a
+    `file` is a path or the content of a file; errors call it `name`. The values of 16-bit grey are scaled as numbers of
+    `grey_bits`: a run's `grey_bits` are those of its training images. A JPEG is decoded at full size: decoding it at a
     fraction would be faster, but browsers cannot, and the web page must give the same predictions.
 
     Raises
@@ -66,7 +69,7 @@ def open_photo(file: Path | bytes, name: str | None = None, max_pixels: int = LA
     try:
         with open_image(file) as image:
             if image.width * image.height <= max_pixels:
-                return _to_upright_rgb(image)
+                return _to_upright_rgb(image, grey_bits)
             size = f"{image.width}x{image.height} pixels"
     except Image.DecompressionBombError:  # Pillow's own limit applies first if it is lower
         size = "far too many pixels"
@@ -83,10 +86,10 @@ def open_photo(file: Path | bytes, name: str | None = None, max_pixels: int = LA
     raise DataError(f"{display_name} has {size}; {allowed}")
 
 
-def _to_upright_rgb(image: Image.Image) -> Image.Image:
+def _to_upright_rgb(image: Image.Image, grey_bits: int) -> Image.Image:
     ImageOps.exif_transpose(image, in_place=True)  # no needless conversions here: each copy may take 200 MB
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return to_8_bit(image).convert("RGB")
+    if is_16_bit(image):
+        return to_8_bit(image, grey_bits).convert("RGB")
     mode = "RGBA" if image.has_transparency_data else "RGB"
     image.load()
     return image if image.mode == mode else image.convert(mode)

@@ -60,6 +60,11 @@ class Run:
         teachers = self.data.get("teachers") or []
         return ", ".join(f"{teacher.get('recipe')} with seed {teacher.get('seed')}" for teacher in teachers)
 
+    @property
+    def grey_bits(self) -> int:
+        """How many bits the values of 16-bit grey images use, by which photos are scaled too: 10, 12, 14 or 16."""
+        return self.data.get("grey_bits") or 16
+
     def metadata(self) -> dict[str, Any]:
         """Return everything except the tensors and the history, as JSON values."""
         return {

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gingham.data.decode import GREY_BITS
 from gingham.errors import RunError
 from gingham.io import parse_json
 from gingham.text import is_plain_name
@@ -41,6 +42,7 @@ NUMBER = Rule("a number", _is_number)
 AMOUNT = Rule("a number from 0 up", lambda value: _is_number(value, 0))
 SHARE = Rule("a number from 0 to 1", lambda value: _is_number(value, 0, 1))
 TEXT = Rule("a text", lambda value: isinstance(value, str))
+BITS = Rule("10, 12, 14 or 16", lambda value: type(value) is int and value in GREY_BITS)
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 OBJECTS = Rule("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.accepts, value)))
 
@@ -55,13 +57,14 @@ METADATA = {
 }
 COUNTS = ("parameters", "processes", "train_images", "epochs", "steps", "images_seen", "chosen_epoch")
 TIMES = ("train_seconds", "wall_seconds", "images_per_second_per_process", "resumed_from_step")
+ORIGIN = dict.fromkeys(("name", "fingerprint"), TEXT)
 SECTIONS = {
     "metrics": {
         **dict.fromkeys((*COUNTS, *TIMES), AMOUNT),
         **dict.fromkeys(("recipe", "device", "precision"), TEXT),
         "validation_accuracy": SHARE,
     },
-    "data": {"train_images": AMOUNT, "background": NUMBER, "name": TEXT, "fingerprint": TEXT, "teachers": OBJECTS},
+    "data": {"train_images": AMOUNT, "background": NUMBER, "grey_bits": BITS, "teachers": OBJECTS, **ORIGIN},
     "environment": dict.fromkeys(("gingham", "torch", "python", "system", "device", "hardware"), TEXT),
 }
 STEP = dict.fromkeys(("step", "loss", "accuracy", "learning_rate"), NUMBER)

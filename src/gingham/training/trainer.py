@@ -351,6 +351,8 @@ class Trainer:
         }
         if train.skip_unreadable:
             data["skip_unreadable"] = True
+        if train.grey_bits < 16:
+            data["grey_bits"] = train.grey_bits
         if self.options.teachers:
             data["teachers"] = [
                 {"recipe": teacher.recipe.name, "seed": teacher.recipe.seed, "weights_sha256": checksum}
