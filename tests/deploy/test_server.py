@@ -206,11 +206,26 @@ def test_the_page_may_run_only_its_own_script_and_contact_only_its_host(client):
     assert "@import" not in response.text
 
 
+def explain(client, content):
+    """Return the entry of one image with its explanation."""
+    response = client.post("/predict?explain=true", content=content, headers=PNG_HEADERS)
+    assert response.status_code == 200
+    (entry,) = response.json()["predictions"]
+    return entry
+
+
+def explain_with_neighbours(client, content):
+    """Explain an image again and again until the server has processed its training images."""
+    deadline = time.monotonic() + 120
+    while not (entry := explain(client, content))["explanation"]["among"]:
+        assert time.monotonic() < deadline
+    return entry
+
+
 def test_an_explanation_equals_that_of_the_library(packaged, fashion_mnist):
     photo, _ = draw_garment_photo((40, 60, 120), (255, 255, 255), texture=4)
     with TestClient(serving.create_app(packaged, lambda: fashion_mnist.train)) as client:
-        response = client.post("/predict?explain=true", content=encode_image(photo), headers=PNG_HEADERS)
-    (entry,) = response.json()["predictions"]
+        entry = explain_with_neighbours(client, encode_image(photo))
     prepared = preprocess(packaged, photo)
     for step_json, step in zip(entry["steps"], prepared.steps, strict=True):
         png = base64.b64decode(step_json["picture"].partition(",")[2])
@@ -226,8 +241,49 @@ def test_an_explanation_equals_that_of_the_library(packaged, fashion_mnist):
 
 
 def test_without_training_images_there_are_no_neighbours(client):
-    response = client.post("/predict?explain=true", content=random_png(), headers=PNG_HEADERS).json()
-    assert response["predictions"][0]["explanation"]["neighbours"] == []
+    assert explain(client, random_png())["explanation"]["neighbours"] == []
+
+
+def test_requests_do_not_wait_for_the_training_images(packaged, fashion_mnist, monkeypatch):
+    """Neither predictions nor explanations, even with a single thread for each."""
+    monkeypatch.setattr(serving, "MAX_THREADS", 1)
+    resume = threading.Event()
+
+    def load_slowly():
+        assert resume.wait(60)
+        return fashion_mnist.train
+
+    with TestClient(serving.create_app(packaged, load_slowly)) as client:
+        try:
+            assert client.post("/predict", content=random_png(), headers=PNG_HEADERS).status_code == 200
+            explanation = explain(client, random_png())["explanation"]
+            assert (explanation["among"], explanation["neighbours"]) == (0, [])
+            assert explanation["moved"]
+        finally:
+            resume.set()
+        assert len(explain_with_neighbours(client, random_png())["explanation"]["neighbours"]) == NUM_NEIGHBOURS
+
+
+def test_training_images_that_cannot_be_processed_are_one_sentence_and_no_failed_request(packaged, capfd):
+    def fail():
+        raise ValueError("the disk\nis gone")
+
+    with TestClient(serving.create_app(packaged, fail)) as client:
+        assert explain(client, random_png())["explanation"]["neighbours"] == []
+        deadline, printed = time.monotonic() + 30, ""
+        while not printed and time.monotonic() < deadline:
+            printed = capfd.readouterr().err
+        assert printed == "gingham: without the nearest training images (the disk is gone)\n"
+        assert explain(client, random_png())["explanation"]["neighbours"] == []
+
+
+def test_the_end_of_the_process_does_not_wait_for_the_training_images(tmp_path):
+    script = (
+        "import time, gingham\n"
+        "from gingham.deploy.server import create_app\n"
+        "create_app(gingham.load_packaged(), lambda: time.sleep(300))"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60, check=True)
 
 
 def test_each_request_gets_its_own_predictions_under_load(port, packaged):
@@ -344,12 +400,12 @@ def test_too_many_bytes_at_once_get_a_503(client, monkeypatch):
 
 def test_predictions_do_not_wait_for_explanations(port, monkeypatch):
     explaining, resume = threading.Semaphore(0), threading.Event()
-    explain = serving._explain
+    explain_at_once = serving._explain
 
     def explain_slowly(*arguments):
         explaining.release()
         resume.wait(30)
-        return explain(*arguments)
+        return explain_at_once(*arguments)
 
     monkeypatch.setattr(serving, "_explain", explain_slowly)
     request = predict_request(random_png())
@@ -390,8 +446,8 @@ def test_a_run_of_own_data_is_served_with_the_predictions_of_predict(small_run, 
         assert "What is this?" in client.get("/").text
     assert_equal_prediction(entry, expected)
     with TestClient(serving.create_app(run, lambda: data.train)) as client:
-        response = client.post("/predict?explain=true", content=encode_image(image), headers=PNG_HEADERS).json()
-        assert response["predictions"][0]["explanation"]["among"] == len(data.train), "all of a small training split"
+        explanation = explain_with_neighbours(client, encode_image(image))["explanation"]
+        assert explanation["among"] == len(data.train), "all of a small training split"
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from gingham.data.splits import Split
 from gingham.deploy.api_schema import PREDICT_BODY, PREDICT_RESPONSES, Health
 from gingham.deploy.page import model_metadata, served_page
 from gingham.deploy.request_images import BODY_BYTES, MAX_IMAGES, ImageReader
-from gingham.errors import DataError, GinghamError, format_message
+from gingham.errors import DataError, GinghamError, format_message, one_line
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, Gallery, features, gallery
 from gingham.inference.predict import ImagePrediction, mean_probabilities, preprocess, to_predictions
@@ -89,7 +90,16 @@ class _Service:
         self.preprocess_pool = ThreadPoolExecutor(threads, thread_name_prefix="preparation")
         # A separate pool, because an explanation takes a hundred times as long as a prediction.
         self.explain_pool = ThreadPoolExecutor(threads, thread_name_prefix="explanation")
-        self.gallery = self.batcher.pool.submit(lambda: gallery(run.model, load_train(), GALLERY_SIZE))
+        self.gallery: Gallery | None = None  # until its thread has built it; then None if there are no training images
+        # A thread of its own, so that no request waits for it, and a daemon, so that the end of the process does not.
+        threading.Thread(target=self._build_gallery, args=(load_train,), name="gallery", daemon=True).start()
+
+    def _build_gallery(self, load_train: Callable[[], Split | None]) -> None:
+        try:
+            self.gallery = gallery(self.run.model, load_train(), GALLERY_SIZE)
+        except Exception as error:  # noqa: BLE001  # whatever it is, requests are answered without the nearest images
+            with contextlib.suppress(OSError):
+                print(f"gingham: without the nearest training images ({one_line(error)})", file=sys.stderr)
 
     async def predict(self, request: Request, *, explain: bool) -> list[dict[str, Any]]:
         """Return the predictions for a request's images as JSON values."""
@@ -101,9 +111,8 @@ class _Service:
             predictions = to_predictions(self.run.model, names, results, await self.batcher.predict(prepared))
             if not explain:
                 return [prediction.to_dict() for prediction in predictions]
-            candidates = await asyncio.wrap_future(self.gallery)
             return [
-                await loop.run_in_executor(self.explain_pool, _explain, self.run, prediction, candidates)
+                await loop.run_in_executor(self.explain_pool, _explain, self.run, prediction, self.gallery)
                 for prediction in predictions
             ]
 
@@ -145,7 +154,7 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
     """Return the web app of a run: `POST /predict`, `GET /model`, `GET /health`, `GET /` (the page), `GET /docs`.
 
     `load_train` returns the training split, in which `explain` finds the nearest images, or None; it is called once, in
-    a thread.
+    a thread. Until that thread is done, and if it fails, explanations have no nearest images.
 
         app = gingham.deploy.server.create_app(gingham.load_packaged())
     """
