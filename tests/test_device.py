@@ -1,10 +1,24 @@
-"""Devices and precisions."""
+"""Devices and precisions, and the settings of the process, which threads share."""
 
+import logging
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import matplotlib as mpl
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import gingham
 from gingham import GinghamError
-from gingham.device import choose_device, choose_precision
+from gingham.deploy.onnx import _quiet
+from gingham.device import choose_device, choose_precision, cudnn_benchmark, without_tf32
+from gingham.models.networks import NETWORKS
+from gingham.plots import svg_chart
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:1:2"])
@@ -29,3 +43,116 @@ def test_auto_precision_depends_on_the_hardware(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tile=tile: tile)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         assert choose_precision("auto", cpu) == expected
+
+
+class ConvolutionRecorder(TorchDispatchMode):
+    """Records whether each convolution may use TF32."""
+
+    def __init__(self):
+        super().__init__()
+        self.allowed = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._convolution.default:
+            self.allowed.append(args[-1])
+        elif func is torch.ops.aten.convolution.default:
+            self.allowed.append(torch.backends.cudnn.allow_tf32)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_float32_convolutions_on_a_gpu_do_not_use_tf32_and_give_the_same_bits(mode):
+    """The mode of a GPU works on the CPU too, where it changes nothing."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding="same"), nn.ConvTranspose2d(4, 2, 3, bias=False), nn.Flatten())
+    network.append(nn.LazyLinear(3))
+    images = torch.randn(5, 1, 8, 8)
+    network(images)
+    with mode(), ConvolutionRecorder() as recorder:
+        with without_tf32(torch.device("cuda")):
+            outputs = network(images)
+        assert recorder.allowed == [False, False]
+        assert torch.equal(outputs, network(images))
+    assert torch.backends.cudnn.allow_tf32, "torch's default, for this and other threads"
+
+
+def test_predictions_on_a_gpu_do_not_use_tf32(monkeypatch):
+    monkeypatch.setattr("gingham.models.classifier.without_tf32", lambda device: without_tf32(torch.device("cuda")))
+    with ConvolutionRecorder() as recorder:
+        gingham.load_packaged().model.predict(torch.zeros(1, 1, 28, 28, dtype=torch.uint8))
+    assert recorder.allowed
+    assert not any(recorder.allowed)
+
+
+def test_trainings_in_several_threads_share_the_benchmark_of_cudnn():
+    """The first one to end leaves it on for the other, and the last one restores it; one on the CPU changes nothing."""
+    cudnn, entered, leave = torch.backends.cudnn, threading.Event(), threading.Event()
+
+    def hold():
+        with cudnn_benchmark(torch.device("cuda")):
+            entered.set()
+            assert leave.wait(30)
+            return cudnn.benchmark
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(hold)
+        assert entered.wait(30)
+        with cudnn_benchmark(torch.device("cuda")), cudnn_benchmark(torch.device("cpu")):
+            leave.set()
+            assert first.result()
+            assert cudnn.benchmark
+    assert not cudnn.benchmark
+
+
+def test_many_threads_leave_the_settings_of_the_process_as_they_were(small_run, tmp_path):
+    def settings():
+        return (
+            list(warnings.filters),
+            [logging.getLogger(name).level for name in ("", "PIL", "matplotlib")],
+            logging.root.manager.disable,
+            (sys.stdout, sys.stderr),
+            torch.backends.mha.get_fastpath_enabled(),
+            torch.get_rng_state().tolist(),
+            dict(mpl.rcParams),
+        )
+
+    def work(number):
+        gingham.load(tmp_path / "run")
+        gingham.summarize(attention, (1, 8, 8))
+        svg_chart("a line", lambda axes: axes.plot([0, number]))
+        with _quiet():
+            print("nobody reads this")
+
+    gingham.save(small_run[0], tmp_path / "run")
+    attention = nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(64, 2, 16, batch_first=True))
+    before, interval = settings(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(16)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert settings() == before
+
+
+class SlowToCreate(nn.Sequential):
+    """A network that leaves other threads time to draw between its layers."""
+
+    def __init__(self, classes):
+        super().__init__(nn.Flatten(), nn.Linear(28 * 28, 8))
+        time.sleep(0.1)
+        self.append(nn.Linear(8, classes))
+
+
+def test_trainings_in_several_threads_give_the_weights_of_one_after_the_other(small_run, monkeypatch):
+    run, data = small_run
+    monkeypatch.setitem(NETWORKS, run.recipe.network, SlowToCreate)
+    seeds = range(3)
+
+    def weights(seed):
+        trained = gingham.fit(run.recipe.replace(seed=seed, epochs=0.1), data.train, progress=False)
+        return [tensor.clone() for tensor in trained.model.state_dict().values()]
+
+    expected = [weights(seed) for seed in seeds]
+    with ThreadPoolExecutor(len(seeds)) as pool:
+        for parallel, alone in zip(pool.map(weights, seeds), expected, strict=True):
+            assert all(map(torch.equal, parallel, alone))

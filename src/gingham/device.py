@@ -5,14 +5,19 @@ import ctypes
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gingham._version import __version__
 from gingham.errors import GinghamError
+
+_GENERATOR_LOCK = threading.RLock()  # a network may load a run while it is created
+_BENCHMARK_LOCK, _BENCHMARK_BEFORE = threading.Lock(), list[bool]()
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -83,15 +88,61 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+class _ConvolutionsWithoutTF32(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no annotations here
+    """Inside the block, convolutions in this thread do not use TF32.
+
+    `torch.backends.cudnn.allow_tf32` belongs to all threads, and one of them may be training with TF32.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten, cudnn = torch.ops.aten, torch.backends.cudnn
+        if func is aten.convolution.default:  # does the same, with the settings of the process
+            deterministic = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+            return aten._convolution.default(*args, cudnn.benchmark, deterministic, cudnn.enabled, False)  # noqa: SLF001
+        if torch.is_inference_mode_enabled():  # then conv2d and others arrive here, which call convolution
+            with self:
+                result = func.decompose(*args, **kwargs or {})
+            if result is not NotImplemented:
+                return result
+        return func(*args, **kwargs or {})
+
+
+def without_tf32(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context manager for a forward pass whose convolutions do not round to the 10 bits of TF32 on a GPU."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return _ConvolutionsWithoutTF32()  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def forked_generators(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Inside the block, draw from torch's global generators of the CPU and these devices; afterwards they are restored.
+
+    One thread at a time: two of them would get each other's draws, and restore each other's state.
+    """
+    with _GENERATOR_LOCK, torch.random.fork_rng(devices):
+        yield
+
+
 @contextlib.contextmanager
 def cudnn_benchmark(device: torch.device) -> Iterator[None]:
-    """Inside the block, let cuDNN time its kernels on the first input of each shape and then use the fastest."""
+    """Inside the block, let cuDNN time its kernels on the first input of each shape and then use the fastest.
+
+    The setting belongs to the process: of blocks in several threads, the last one to end restores it.
+    """
+    if device.type != "cuda":
+        yield
+        return
     cudnn = torch.backends.cudnn
-    before, cudnn.benchmark = cudnn.benchmark, device.type == "cuda"
+    with _BENCHMARK_LOCK:
+        _BENCHMARK_BEFORE.append(cudnn.benchmark)
+        cudnn.benchmark = True
     try:
         yield
     finally:
-        cudnn.benchmark = before
+        with _BENCHMARK_LOCK:
+            cudnn.benchmark = len(_BENCHMARK_BEFORE) > 1 or _BENCHMARK_BEFORE[0]
+            _BENCHMARK_BEFORE.pop()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -28,8 +29,12 @@ from gingham.io import atomic_write
 INK, BLUE, RUST, GREY, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#b0b0b0", "#ffffff"
 # The beginnings of the names of fonts to prefer where matplotlib's own lacks a letter.
 FONTS = ("Noto Sans", "Source Han Sans", "WenQuanYi", "PingFang", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
+_SETTINGS_LOCK = threading.Lock()  # matplotlib's settings belong to all threads
 BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
 
+# Set once, for they belong to all threads: a missing letter is reported by `_find_fonts`, a missing bold face by nobody.
+warnings.filterwarnings("ignore", "Glyph ", append=True)
+logging.getLogger("matplotlib.font_manager").addHandler(logging.NullHandler())
 
 def draw_contact_sheet(
     images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, file: Path, per_class: int = 12
@@ -139,7 +144,9 @@ def svg_chart(description: str, draw: Callable[..., None], *arguments: Any) -> s
     figure = Figure(figsize=(5, 3.1), layout="constrained")
     draw(figure.add_subplot(), *arguments)
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none"}):
+    with _SETTINGS_LOCK, contextlib.ExitStack() as stack:  # rc_context would also undo what other threads set meanwhile
+        stack.callback(mpl.rcParams.__setitem__, "svg.fonttype", mpl.rcParams["svg.fonttype"])
+        mpl.rcParams["svg.fonttype"] = "none"
         figure.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue()
     svg = re.sub(r' id="[^"]*_\d+"', "", svg[svg.index("<g ") :])  # each chart of a page would have the same ids
@@ -225,8 +232,7 @@ def write_figure(figure: Figure, file: Path) -> Path:
     if file.exists() and not _drawn_by_gingham(file):
         raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
     _set_fonts(figure)
-    with atomic_write(file) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph ")  # is missing: said already
+    with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})
     return file
 
@@ -242,7 +248,6 @@ def _set_fonts(figure: Figure) -> None:
 @functools.cache
 def _find_fonts(letters: frozenset[str]) -> list[str]:
     """Return the names of fonts that have these letters. If no font has some of them, print that, once."""
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # no warning that a font has no bold letters
     for file in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
         with contextlib.suppress(OSError, RuntimeError, ValueError):
             fontManager.addfont(file)  # installed after matplotlib made its list

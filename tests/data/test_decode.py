@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -140,3 +142,18 @@ def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
         Image.new("L", (9, 9)).save(file)
     assert decode_images(files, np.empty((6, 3, 9, 9), np.uint8), "").missing == []
     assert most_active == 1
+
+
+def test_pillow_prints_no_warnings_and_logs(tmp_path):
+    Image.new("1", (9500, 9500)).save(tmp_path / "large.png")  # more pixels than Pillow opens without a warning
+    script = (
+        "import logging, pathlib\n"
+        "from gingham.data.decode import common_side\n"
+        "common_side([pathlib.Path('large.png')])\n"
+        "logging.getLogger('PIL.TiffImagePlugin').error('More samples per pixel than can be decoded')"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    done = subprocess.run([command[0], "-W", "default", *command[1:]], cwd=tmp_path, capture_output=True, text=True)
+    assert "DecompressionBombWarning" in done.stderr, "a program's own filters win"

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import io
 import json
+import logging
 import re
 import signal
 import socket
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import gingham
+from gingham.data.decode import decode_images
 from gingham.deploy import request_images
 from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
@@ -306,6 +309,32 @@ def test_each_request_gets_its_own_predictions_under_load(port, packaged):
 
     with concurrent.futures.ThreadPoolExecutor(24) as pool:
         assert all(pool.map(send_request, range(240)))
+
+
+def test_threads_that_answer_change_no_setting_of_the_process(port, packaged, tmp_path):
+    """Neither for a moment, which others would notice, nor for good."""
+    settings = {
+        "filters": lambda: list(warnings.filters),
+        "level of Pillow's logger": lambda: logging.getLogger("PIL").level,
+        "TF32": lambda: torch.backends.cudnn.allow_tf32,
+    }
+    file = tmp_path / "photo.jpg"
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(file)
+    content = file.read_bytes()
+
+    def ask(_):
+        assert send_raw(port, predict_request(content).replace(b"/predict", b"/predict?explain=true"))[0] == 200
+        assert gingham.predict(packaged, [file] * 3)[0].label
+        assert not decode_images([file] * 3, np.zeros((3, 3, 28, 28), np.uint8), "").issues
+
+    before = {name: read() for name, read in settings.items()}
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(ask, number) for number in range(24)]
+        while not all(future.done() for future in futures):
+            assert {name: read() for name, read in settings.items()} == before
+        for future in futures:
+            future.result()
+    assert {name: read() for name, read in settings.items()} == before
 
 
 def test_a_body_that_is_too_large_is_refused_while_it_arrives(port):

@@ -32,6 +32,11 @@ GREY_BITS = (10, 12, 14, 16)  # of cameras and scanners whose values are stored 
 _LARGE_IMAGE_LOCK = threading.Lock()
 T = TypeVar("T")
 
+# Pillow warns and logs about metadata, large images, and errors that it also raises. Nobody asked for it, so neither is
+# shown by default. Both are set once, for they belong to all threads; filters and handlers of the program's own win.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """Return a copy of an image as a square of `size` pixels, of mode "L" or "RGB", with its proportions kept.
@@ -133,11 +138,10 @@ def common_side(files: Sequence[Path]) -> int:
     Only the headers are read, up to the first image that differs. Unreadable files are ignored.
     """
     side = 0
-    with silence_pillow():
-        for width, height in filter(None, _map_files(read_size, files)):
-            side = side or width
-            if not width == height == side <= MAX_COMMON_SIDE:
-                return DEFAULT_SIDE
+    for width, height in filter(None, _map_files(read_size, files)):
+        side = side or width
+        if not width == height == side <= MAX_COMMON_SIDE:
+            return DEFAULT_SIDE
     return side or DEFAULT_SIDE
 
 
@@ -176,17 +180,16 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     count, grey, transient, largest = 0, True, False, 0
     issues: list[tuple[int, str]] = []
     decode = partial(_decode_file, size=images.shape[-1], grey_bits=bits)
-    with silence_pillow():
-        results = tqdm(_map_files(decode, files), title, len(files), unit=" pictures", disable=None, leave=False)
-        for index, (pixels, reason, may_change, largest_value) in enumerate(results):
-            if reason:
-                issues.append((index, reason))
-            transient |= may_change
-            largest = max(largest, largest_value)
-            if pixels is not None:
-                grey = grey and bool((pixels == pixels[:1]).all())
-                images[count] = pixels
-                count += 1
+    results = tqdm(_map_files(decode, files), title, len(files), unit=" pictures", disable=None, leave=False)
+    for index, (pixels, reason, may_change, largest_value) in enumerate(results):
+        if reason:
+            issues.append((index, reason))
+        transient |= may_change
+        largest = max(largest, largest_value)
+        if pixels is not None:
+            grey = grey and bool((pixels == pixels[:1]).all())
+            images[count] = pixels
+            count += 1
     used_bits = next((number for number in GREY_BITS if 0 < largest < 1 << number), bits)
     if used_bits < bits:
         return decode_images(files, images, title, used_bits)
@@ -227,19 +230,6 @@ def _map_files(function: Callable[[Path], T], files: Sequence[Path]) -> Iterator
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         for start in range(0, len(files), GROUP_SIZE):
             yield from pool.map(function, files[start : start + GROUP_SIZE])
-
-
-@contextlib.contextmanager
-def silence_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings and logs: about metadata, large images, and errors that it also raises."""
-    logger = logging.getLogger("PIL")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def resize_images(images: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 OPSET = 18  # supported by ONNX Runtime from 1.14 (2023) and by ONNX Runtime for browsers
+_QUIET_LOCK = threading.Lock()
 NUM_CALIBRATION = 1000  # training images from which the ranges of int8 activations are measured
 
 
@@ -144,10 +146,10 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporters' warnings, logs and prints, which are not for the user."""
-    disabled = logging.root.manager.disable
-    sink = io.StringIO()
-    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+    """Silence the exporters' warnings, logs and prints, which are not for the user; in one thread at a time."""
+    sink, hide_stdout, hide_stderr = io.StringIO(), contextlib.redirect_stdout, contextlib.redirect_stderr
+    with _QUIET_LOCK, warnings.catch_warnings(action="ignore"), hide_stdout(sink), hide_stderr(sink):
+        disabled = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             yield

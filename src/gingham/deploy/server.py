@@ -23,7 +23,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from gingham._version import __version__
-from gingham.data.decode import LARGE_PIXELS, read_size, silence_pillow
+from gingham.data.decode import LARGE_PIXELS, read_size
 from gingham.data.splits import Split
 from gingham.deploy.api_schema import PREDICT_BODY, PREDICT_RESPONSES, Health
 from gingham.deploy.page import model_metadata, served_page
@@ -117,8 +117,7 @@ class _Service:
             ]
 
     def _preprocess(self, images: list[tuple[str, bytes]]) -> list[PreparedPhoto | DataError]:
-        with silence_pillow():
-            return [self._preprocess_image(name, content) for name, content in images]
+        return [self._preprocess_image(name, content) for name, content in images]
 
     def _preprocess_image(self, name: str, content: bytes) -> PreparedPhoto | DataError:
         width, height = read_size(content) or (0, 0)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gingham.data.decode import is_16_bit, silence_pillow, to_8_bit
+from gingham.data.decode import is_16_bit, to_8_bit
 from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError, require_types
 from gingham.inference.preprocess import PreparedPhoto, open_photo, prepare_garment, prepare_plain, resize_photo
@@ -72,7 +72,7 @@ def predict(
         return prepared if keep_steps else PreparedPhoto(prepared.framings, ())
 
     names = [f"picture {k}" if isinstance(image, Image.Image) else str(image) for k, image in enumerate(images, 1)]
-    with silence_pillow(), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
+    with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         results = list(pool.map(prepare_image, images))
     prepared = [result for result in results if isinstance(result, PreparedPhoto)]
     return to_predictions(run.model, names, results, mean_probabilities(run.model, prepared))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gingham.device import without_tf32
 from gingham.errors import ModelError
 
 
@@ -106,15 +107,10 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
         """Return float32 logits (N, K) on the CPU, in evaluation mode and without gradients."""
-        cudnn = torch.backends.cudnn
-        allowed_tf32, cudnn.allow_tf32 = cudnn.allow_tf32, False  # on a GPU "float32" convolutions may round to 10 bits
-        try:
-            device = self.mean.device
-            with evaluation_mode(self):
-                logits = [self(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)]
-            return torch.cat(logits) if logits else torch.empty(0, len(self.classes))
-        finally:
-            cudnn.allow_tf32 = allowed_tf32
+        device = self.mean.device
+        with evaluation_mode(self), without_tf32(device):
+            logits = [self(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)]
+        return torch.cat(logits) if logits else torch.empty(0, len(self.classes))
 
 
 @contextmanager

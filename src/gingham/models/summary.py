@@ -1,5 +1,6 @@
 """Summarize a network by running it once and recording every layer."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -17,6 +18,8 @@ from gingham.models.classifier import evaluation_mode
 from gingham.models.conv_arithmetic import Field, read_windows
 from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary
 from gingham.models.receptive_field import UNKNOWN, View, input_view, operation_name, tensors_in, trace
+
+_LOCK = threading.Lock()  # a network's hooks, and torch's setting for attention, belong to all threads
 
 
 def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name: str = "network") -> Summary:
@@ -38,7 +41,7 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
     first_tensor = next(iter([*network.parameters(), *network.buffers()]), torch.empty(0))
     image = torch.zeros(1, channels, height, width, device=first_tensor.device, dtype=torch.float32)
     recorder = _Recorder(network, image)
-    with ExitStack() as stack:
+    with _LOCK, ExitStack() as stack:
         for module_name, module in network.named_modules():
             enter_module = partial(recorder.enter_module, module_name)
             stack.enter_context(module.register_forward_pre_hook(enter_module, with_kwargs=True))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from gingham.device import forked_generators
 from gingham.errors import GinghamError, RunError, one_line, require_types
 from gingham.io import (
     is_run_folder,
@@ -152,7 +153,7 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
         recipe = Recipe.from_dict(metadata["recipe"])
         _require_network(folder, recipe.network, network)
         classes, shape = metadata["classes"], tuple(metadata["input_shape"])
-        with torch.random.fork_rng(devices=[]):  # keep the caller's random state: the initial weights are overwritten
+        with forked_generators():  # keep the caller's random state: the initial weights are overwritten
             model = build_classifier(recipe.network, classes, shape, recipe.mean, recipe.std, recipe.tta, network)
     except RunError:
         raise

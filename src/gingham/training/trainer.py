@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
 from gingham.data.statistics import median_border
-from gingham.device import choose_device, choose_precision, describe_environment
+from gingham.device import choose_device, choose_precision, describe_environment, forked_generators
 from gingham.distributed import DistributedContext
 from gingham.errors import RunError, one_line
 from gingham.models.registry import build_classifier
@@ -70,9 +70,9 @@ class Trainer:
         self.precision = choose_precision(recipe.precision, self.device)
         # What rounding depends on: resuming in another one gives a warning.
         self.numeric_environment = state.numeric_environment(self.device, self.precision, context.size)
-        # `fork_rng` restores the generators of these devices and of the CPU for the caller.
+        # The generators of these devices and of the CPU are restored for the caller.
         self.rng_devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(self.rng_devices):
+        with forked_generators(self.rng_devices):
             torch.manual_seed(recipe.seed)
             model = build_classifier(
                 recipe.network, train.classes, train.image_shape, recipe.mean, recipe.std, recipe.tta, options.network
