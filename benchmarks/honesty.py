@@ -14,7 +14,7 @@ from pathlib import Path
 
 import gingham
 import records
-from gingham.device import choose_device, describe_environment
+from gingham.device import choose_device, describe_environment, retain_freed_memory
 from gingham.presets import RECIPES
 from gingham.recipe import parse_settings
 
@@ -36,6 +36,7 @@ def main() -> None:
     data = gingham.load_data("fashion-mnist", recipe.validation_images)
     assert data.validation is not None
     validation = data.validation
+    retain_freed_memory()  # as gingham trials does
 
     def fit(kind: str, trained_recipe: gingham.Recipe, number: int) -> gingham.Trials:
         seeds = range(number * options.seeds, (number + 1) * options.seeds)

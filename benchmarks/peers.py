@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 import gingham
 import records
-from gingham.device import choose_device, describe_environment
+from gingham.device import choose_device, describe_environment, retain_freed_memory
 from gingham.io import read_json, write_json
 
 RECIPES = ("fast-85", "fast-90", "fast-92", "fast")
@@ -322,6 +322,7 @@ PEERS: dict[str, tuple[str, Callable[[], list[Point]]]] = {
 
 def gingham_recipe(name: str, seed: int) -> list[Point]:
     data = gingham.load_data("fashion-mnist")
+    retain_freed_memory()  # as gingham train does
     run = gingham.fit(gingham.RECIPES[name].replace(seed=seed), data.train, data.validation, progress=False)
     accuracy = gingham.evaluate(run, data.test).accuracy
     return [{"epochs": run.metrics["epochs"], "train_seconds": run.metrics["train_seconds"], "test_accuracy": accuracy}]

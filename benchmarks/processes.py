@@ -73,15 +73,15 @@ def input_share(name: str, context: DistributedContext) -> float:
     train_step = EagerStep(model, optimizer, CrossEntropyLoss(recipe.label_smoothing), precision, recipe.hard_share < 1)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     shard, input_times, step_times = shard_of(recipe.batch_size, context.rank, context.size), [], []
-    with retain_freed_memory():
-        for step in range(10 + STEPS):
-            batch = order[step * recipe.batch_size :][: recipe.batch_size][shard]
-            started = time.perf_counter()
-            images = augment(data.train.images[batch], batch, recipe, 0, step, shard, recipe.batch_size)
-            input_ready = time.perf_counter()
-            train_step(Batch(images, data.train.labels[batch]))
-            input_times.append(input_ready - started)
-            step_times.append(time.perf_counter() - started)
+    retain_freed_memory()
+    for step in range(10 + STEPS):
+        batch = order[step * recipe.batch_size :][: recipe.batch_size][shard]
+        started = time.perf_counter()
+        images = augment(data.train.images[batch], batch, recipe, 0, step, shard, recipe.batch_size)
+        input_ready = time.perf_counter()
+        train_step(Batch(images, data.train.labels[batch]))
+        input_times.append(input_ready - started)
+        step_times.append(time.perf_counter() - started)
     return statistics.median(input_times[10:]) / statistics.median(step_times[10:])
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import gingham
 import records
+from gingham.device import retain_freed_memory
 from gingham.evaluation.metrics import mean_interval
 from gingham.io import write_json
 
@@ -28,6 +29,7 @@ STUCK_BELOW = 0.15  # a network that never left 10 % ends below this
 
 
 def train_seed(seed: int, data: gingham.DataSplits) -> dict[str, Any]:
+    retain_freed_memory()  # as gingham train does
     started = time.perf_counter()
     snapshots: list[dict[str, Any]] = []
     run = gingham.fit(

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import gingham
 import records
 from gingham.data.idx import IDX_FILES
-from gingham.device import choose_device, describe_environment
+from gingham.device import choose_device, describe_environment, retain_freed_memory
 
 RECIPE = gingham.RECIPES["fast"].replace(name="scaling", hard_share=1.0, tta="none", shift_pixels=1)
 NUMBER_KEYS = (6_000, 60_000, 600_000)
@@ -66,6 +66,7 @@ def train(folder: Path, steps: int) -> dict[str, Any]:
     before = memory("VmRSS")
     data = gingham.load_data(str(folder), validation=0)
     epochs = steps * RECIPE.batch_size / len(data.train)
+    retain_freed_memory()  # as gingham train does
     run = gingham.fit(RECIPE.replace(epochs=epochs), data.train, progress=False)
     seconds, images = run.metrics["train_seconds"], run.metrics["images_seen"]
     return {

@@ -9,7 +9,6 @@ benchmarks/results/step-time-<hardware>-<date>.md.
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 import subprocess
@@ -78,13 +77,14 @@ def measure(name: str, trick: str) -> float:
         batches = [dummy_batch(recipe.batch_size, model, recipe)]
         warm_up(model, step, batches, recipe, 0)  # the first calls of libraries cannot be captured
         train_step = CUDAGraphStep(step, batches)
-    with contextlib.nullcontext() if trick == "kept pages" else retain_freed_memory():
-        for _ in range(10 + STEPS):
-            started = time.perf_counter()
-            train_step(batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - started)
+    if trick != "kept pages":
+        retain_freed_memory()
+    for _ in range(10 + STEPS):
+        started = time.perf_counter()
+        train_step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
     return statistics.median(times[10:])
 
 
@@ -95,12 +95,12 @@ def profile(name: str) -> list[tuple[str, float, int]]:
     torch.manual_seed(0)
     model = build_classifier(recipe.network, list("0123456789"), (1, 28, 28)).to(device).train()
     step, batch = create_step(model, recipe, precision), random_batch(recipe, device)
-    with retain_freed_memory():
-        for _ in range(10):
+    retain_freed_memory()
+    for _ in range(10):
+        step(batch)
+    with torch.profiler.profile() as profiler:
+        for _ in range(STEPS):
             step(batch)
-        with torch.profiler.profile() as profiler:
-            for _ in range(STEPS):
-                step(batch)
     on_gpu = device.type == "cuda"
     rows = [
         (op.key, op.self_device_time_total if on_gpu else op.self_cpu_time_total, op.count)

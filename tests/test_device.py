@@ -1,6 +1,9 @@
 """Devices and precisions, and the settings of the process, which threads share."""
 
+import ctypes
 import logging
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -19,6 +22,7 @@ from gingham.deploy.onnx import _quiet
 from gingham.device import choose_device, choose_precision, cudnn_benchmark, without_tf32
 from gingham.models.networks import NETWORKS
 from gingham.plots import svg_chart
+from helpers import ROOT
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "cpu:1:2"])
@@ -156,3 +160,56 @@ def test_trainings_in_several_threads_give_the_weights_of_one_after_the_other(sm
     with ThreadPoolExecutor(len(seeds)) as pool:
         for parallel, alone in zip(pool.map(weights, seeds), expected, strict=True):
             assert all(map(torch.equal, parallel, alone))
+
+
+# What follows a training in a process of its own: whether malloc still takes 31 MB from the system, and returns them at
+# once. It always does so by default; once the two thresholds are set, it keeps what is freed.
+RETURNS_MEMORY = """
+import ctypes
+libc = ctypes.CDLL(None)
+fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+mapped = libc.mallinfo2().hblkhd
+libc.malloc(31 << 20)
+print(libc.mallinfo2().hblkhd - mapped >= 31 << 20)
+"""
+FIT = """
+import sys, gingham
+data = gingham.load_data(sys.argv[1])
+gingham.fit(gingham.RECIPES["article"].replace(epochs=0.1), data.train, progress=False)
+"""
+COMMAND = """
+import contextlib, sys
+from gingham.cli.app import main
+with contextlib.suppress(SystemExit):
+    main([*sys.argv[2:], "--recipe", "article", "--data", sys.argv[1], "--epochs", "0.1"])
+"""
+RETAIN_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRESHOLD_": "1073741824"}
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
+    reason="the C library is no glibc from 2.33 on",
+)
+@pytest.mark.parametrize(
+    ("script", "arguments", "environment", "returns_memory"),
+    [
+        (FIT, (), {}, "True"),
+        (FIT, (), RETAIN_FREED_MEMORY, "False"),
+        (COMMAND, ("train",), {}, "False"),
+        (COMMAND, ("trials", "--seeds", "1"), {}, "False"),
+    ],
+)
+def test_only_commands_let_the_c_library_keep_freed_memory(
+    quadrants, tmp_path, script, arguments, environment, returns_memory
+):
+    """The README names the environment for programs in Python."""
+    command = [sys.executable, "-c", script + RETURNS_MEMORY, quadrants, *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == returns_memory
+    assert (
+        " ".join(f"{name}={value}" for name, value in RETAIN_FREED_MEMORY.items()) in (ROOT / "README.md").read_text()
+    )

@@ -145,27 +145,19 @@ def cudnn_benchmark(device: torch.device) -> Iterator[None]:
             _BENCHMARK_BEFORE.pop()
 
 
-@contextlib.contextmanager
-def retain_freed_memory() -> Iterator[None]:
-    """Inside the block, let the C library keep the memory it frees.
+def retain_freed_memory() -> None:
+    """Let the C library keep the memory that this process frees, until the process ends.
 
     Each step frees its activations and allocates as much again. By default their pages are returned to the system in
     between and faulted in again, 3,000 of them in a step of `fast`, which makes steps 1.2 times as long
-    (benchmarks/step_time.py). Only glibc has this setting.
+    (benchmarks/step_time.py). Only glibc has this setting, and it cannot return to its default, which adapts: therefore
+    commands call this in their own process, and `fit` does not. MALLOC_TRIM_THRESHOLD_=2147483647 and
+    MALLOC_MMAP_THRESHOLD_=1073741824 in the environment do the same.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(libc, "mallopt"):
-        yield
-        return
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    libc.mallopt(trim_threshold, 2**31 - 1)
-    libc.mallopt(mmap_threshold, 1 << 30)
-    try:
-        yield
-    finally:
-        libc.mallopt(trim_threshold, 64 << 20)  # the maximum that glibc itself adjusts to
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.malloc_trim(0)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD of malloc.h
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def train(
     """Train a network and write a run folder."""
     chosen, changes = choose_recipe(recipe, settings, seed=seed, epochs=epochs)
     folder = out or default_folder(chosen, model, chosen.seed)
-    from gingham.device import choose_device
+    from gingham.device import choose_device, retain_freed_memory
     from gingham.distributed import init_distributed, is_restart
     from gingham.runs.checkpoint import has_checkpoint
     from gingham.runs.run import METADATA_FILE
@@ -56,6 +56,7 @@ def train(
             with context.main_first():
                 chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
+            retain_freed_memory()  # for the next step
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
             fit = functools.partial(fit, options=gingham.FitOptions(device, network, teachers, track))
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()

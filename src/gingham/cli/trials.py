@@ -34,6 +34,7 @@ def trials(
     if "seed" in changes:
         raise GinghamError("--set got a seed; trials takes many: give --seeds N and --first-seed K")
     folder = out or default_folder(chosen, model, "trials")
+    from gingham.device import retain_freed_memory
     from gingham.text import duration
 
     def print_seed(seed: int, trained: "gingham.Run | None", was_finished: bool) -> None:
@@ -47,6 +48,7 @@ def trials(
 
     teachers = load_teacher_runs(teacher, changes)
     chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
+    retain_freed_memory()  # for the next step
     try:
         result = gingham.trials(
             chosen,

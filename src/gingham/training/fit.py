@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from gingham.data.splits import Split
-from gingham.device import cudnn_benchmark, retain_freed_memory
+from gingham.device import cudnn_benchmark
 from gingham.distributed import init_distributed
 from gingham.evaluation.calibrate import calibrate
 from gingham.recipe import Recipe
@@ -71,7 +71,6 @@ def fit(
             trainer.resume(warn=callbacks.warn)
         # Prepare the device and compile the step, outside the training time.
         stack.enter_context(cudnn_benchmark(trainer.device))
-        stack.enter_context(retain_freed_memory())  # malloc keeps freed pages for the next step
         if options.network is not None:  # it may draw from torch's global generator; the caller's state is restored
             stack.enter_context(torch.random.fork_rng(trainer.rng_devices))
         stack.enter_context(callbacks.running(trainer))
