@@ -191,7 +191,8 @@ def test_health_and_model_describe_the_server(client, packaged):
 def test_the_documentation_needs_no_other_host(client):
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {"/predict", "/model", "/health"}
-    assert "multipart/form-data" in schema["paths"]["/predict"]["post"]["requestBody"]["content"]
+    content = schema["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["required"] == ["images"]
     page = client.get("/docs").text
     assert not re.findall(r"""(?:src|href)=["']https?://""", page)
     for path in re.findall(r"""(?:src|href)=["'](/[^"']+)""", page):

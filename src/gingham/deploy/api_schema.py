@@ -69,7 +69,8 @@ PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
     503: {"model": Refusal, "description": "too much at once"},
 }
 _FILE = {"type": "string", "format": "binary"}
-_FORM = {"type": "object", "properties": {"images": {"type": "array", "items": _FILE}}}
+_FILES = {"type": "array", "items": _FILE, "minItems": 1}
+_FORM = {"type": "object", "properties": {"images": _FILES}, "required": ["images"]}
 _SCHEMAS = {"multipart/form-data": _FORM, "image/jpeg": _FILE, "image/png": _FILE, "image/webp": _FILE}
 PREDICT_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in _SCHEMAS.items()}}
