@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -225,7 +226,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        remedy = "choose another --port, or 127.0.0.1 as --host"
+        remedy = "choose another --host, such as 127.0.0.1"
+        if error.errno == errno.EADDRINUSE or isinstance(error, PermissionError):
+            remedy = "choose another port, or --port 0 for any that is free"
         raise GinghamError(f"cannot listen on {host} port {port} ({reason}); {remedy}") from None
     # Connections inherit both. Otherwise the body of a response waits until the client acknowledges its head, 44 ms per
     # request on a connection that is kept alive, and the system buffers megabytes of responses to a client that never
