@@ -36,6 +36,7 @@ BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#
 warnings.filterwarnings("ignore", "Glyph ", append=True)
 logging.getLogger("matplotlib.font_manager").addHandler(logging.NullHandler())
 
+
 def draw_contact_sheet(
     images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, file: Path, per_class: int = 12
 ) -> Path:

@@ -56,3 +56,9 @@ def test_show_draws_a_batch_as_the_recipe_photo_augments_it(command, fashion_mni
 def test_show_rejects_the_recipe_photo_for_colour_images(command, tmp_path):
     np.savez(tmp_path / "colours.npz", images=np.zeros((40, 8, 8, 3), np.uint8), labels=np.arange(40) % 2)
     assert "3 channels" in command("show", tmp_path / "colours.npz", "--batch", 8, "--recipe", "photo", code=2).stderr
+
+
+def test_a_recipe_without_a_batch_is_an_error(command, quadrants):
+    stderr = command("show", quadrants, "--recipe", "fast", code=2).stderr
+    assert stderr == "gingham: --recipe is for the figure of --batch; give both, or neither\n"
+    assert not list(command.folder.iterdir())

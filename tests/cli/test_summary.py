@@ -23,3 +23,9 @@ def test_summary_accepts_a_run_or_an_own_class(command, run_json, trained):
         "from torch import nn\nclass Net(nn.Conv2d):\n  def __init__(self): super().__init__(1, 2, 3)\n"
     )
     assert run_json("summary", "mine:Net", "--input", "1x9x9")["layers"][0]["output_shape"] == [2, 7, 7]
+
+
+@pytest.mark.parametrize("model", ["article", "torchvision:alexnet", "own_networks:Plain"])
+def test_a_class_for_what_is_no_run_is_an_error(command, model):
+    stderr = command("summary", model, "--model", "own_networks:Plain", code=2).stderr
+    assert stderr == f"gingham: --model is for a run, and {model} is none; leave it out\n"

@@ -170,3 +170,11 @@ def test_track_writes_tensorboard_events(command, train):
     train("--epochs", 1, "--track", "tensorboard")
     assert any((command.folder / "runs/article-0/tensorboard").glob("events*"))
     assert "Invalid value for '--track'" in train("--track", "x", "--out", "y", code=2).stderr
+
+
+@pytest.mark.parametrize(("name", "command_name"), [("seed", "train"), ("epochs", "train"), ("epochs", "trials")])
+def test_two_values_for_a_field_of_the_recipe_are_an_error(command, name, command_name):
+    """One of them would be ignored."""
+    stderr = command(command_name, f"--{name}", 1, "--set", f"{name}=2", code=2).stderr
+    assert stderr == f"gingham: {name} got two values, by --{name} and by --set; give one of them\n"
+    assert not list(command.folder.iterdir())

@@ -25,6 +25,10 @@ def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
     command("diagnose", "a/seed-0", "--split", "test")
     assert len(gingham.load(command.folder / "a/seed-0").test_openings) == 1
     assert "--split is for a run" in command("diagnose", quadrants, "--split", "test", code=2).stderr
+    stderr = command("diagnose", quadrants, "--model", "own_networks:Plain", code=2).stderr
+    assert stderr == f"gingham: --model is for a run, and {quadrants} is none; leave it out\n"
+    stderr = command("compare", "a/seed-0", "b/seed-0", "--model", "own_networks:Plain", code=2).stderr
+    assert stderr == "gingham: own_networks:Plain is the network of no run in a/seed-0 or b/seed-0; leave it out\n"
     assert (
         "'train' is not one of 'validation', 'test'" in command("compare", "a", "b", "--split", "train", code=2).stderr
     )

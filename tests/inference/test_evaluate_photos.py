@@ -56,6 +56,14 @@ def test_a_single_split_of_photos_can_be_evaluated(tmp_path, packaged):
         gingham.evaluate_photographs(packaged, folder, "validation")
 
 
+def test_a_split_of_photos_without_splits_is_an_error(command, tmp_path):
+    folder = make_photo_folders(tmp_path / "photos", {"bag": 1})
+    stderr = command("evaluate", "packaged", "--data", folder, "--split", "test", code=2).stderr
+    assert stderr == (
+        f"gingham: {folder} has no splits to choose test from; leave --split out to take all its photos\n"
+    )
+
+
 def test_an_unknown_class_is_an_error_and_unreadable_photos_are_returned(tmp_path, packaged):
     folder = make_photo_folders(tmp_path / "photos", {"bag": 1, "hat": 1})
     with pytest.raises(gingham.DataError, match=r"has the class hat, which is none of the model's \(T-shirt/top, "):

@@ -33,8 +33,8 @@ def diagnose(
     folder = Path(what)
     if is_run_folder(folder):
         issues, splits, notes = _diagnose_run(folder, split, model)
-    elif split is not None:
-        raise GinghamError(f"--split is for a run, and {what} is none; leave it out")
+    elif split is not None or model is not None:
+        raise GinghamError(f"--{'model' if split is None else 'split'} is for a run, and {what} is none; leave it out")
     else:
         issues, splits, notes = _diagnose_data(what)
     figure = None

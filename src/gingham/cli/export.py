@@ -13,7 +13,9 @@ from gingham.cli.resolve import load_run_or_packaged
 FILE_HELP = "What to write: FILE.onnx, or FILE.html for a page that answers by itself."
 DATA_HELP = "Other pictures to compare the answers on, where those of the run are not at hand."
 INT8_HELP = "Weights and activations of 8 bits: smaller and faster, and what it costs is said."
-NEIGHBOURS_HELP = "With FILE.html: how many training pictures the page holds, to show those most like yours."
+NEIGHBOURS_HELP = (
+    "With FILE.html: how many training images the page holds, to show those most like yours; by default 2000."
+)
 
 
 def export(
@@ -21,7 +23,7 @@ def export(
     run: RunFolder = None,
     data: Annotated[str | None, Option(help=DATA_HELP)] = None,
     int8: Annotated[bool, Option("--int8", help=INT8_HELP)] = False,
-    neighbours: Annotated[int, Option(min=0, help=NEIGHBOURS_HELP)] = 2000,
+    neighbours: Annotated[int | None, Option(min=0, help=NEIGHBOURS_HELP)] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +31,7 @@ def export(
     from gingham.deploy.export import require_exportable
     from gingham.evaluation.run_data import load_run_data
 
-    require_exportable(file, int8=int8)  # before the slow part
+    require_exportable(file, int8=int8, neighbours=neighbours)  # before the slow part
     trained = load_run_or_packaged(run, model)
     result = gingham.export(trained, file, load_run_data(trained, run, data), int8=int8, neighbours=neighbours)
     print_result(result.to_dict(), _format_result(result, trained), as_json)

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 def choose_recipe(name: str, settings: Sequence[str] | None, **options: float | None) -> tuple[Recipe, dict[str, Any]]:
     """Return the named recipe, changed by --set and by options such as --epochs that are given, and these changes."""
-    changes = parse_settings(settings or []) | {key: value for key, value in options.items() if value is not None}
-    return RECIPES[name].replace(**changes), changes
+    changes, given = parse_settings(settings or []), {k: value for k, value in options.items() if value is not None}
+    if twice := sorted(set(changes) & set(given)):
+        raise GinghamError(f"{twice[0]} got two values, by --{twice[0]} and by --set; give one of them")
+    return RECIPES[name].replace(**changes, **given), changes | given
 
 
 def default_folder(recipe: Recipe, model: str | None, ending: object) -> Path:
@@ -132,15 +134,19 @@ def find_network(
     `package.module:Class`. A run of your own network needs its class as `factory`.
 
     Raises
+        GinghamError: a `factory` for what is no run.
         ModelError: there is no such network, or it cannot be built.
         RunError: the run cannot be loaded.
     """
     from gingham.models.networks import NETWORKS
     from gingham.models.registry import create_network, torchvision_network
 
+    is_run = bool(model) and model not in NETWORKS and Path(model).is_dir()
+    if factory is not None and not is_run:
+        raise GinghamError(f"--model is for a run, and {model} is none; leave it out")
     if model.startswith("torchvision:"):
         return torchvision_network(model.removeprefix("torchvision:")), (3, 224, 224)
-    if model not in NETWORKS and model and Path(model).is_dir():
+    if is_run:
         classifier = gingham.load(model, factory).model
         return classifier.network, classifier.input_shape
     if model not in NETWORKS and ":" not in model:

@@ -8,19 +8,24 @@ from typer import Argument, Option
 import gingham
 from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Json, SkipUnreadable
 from gingham.cli.output import format_pairs, print_message, print_result
+from gingham.errors import GinghamError
 from gingham.presets import DEFAULT_RECIPE, RECIPES
 from gingham.recipe import Recipe
+
+RECIPE_HELP = f"With --batch: the recipe whose batch it is; by default {DEFAULT_RECIPE}."
 
 
 def show(
     data: Annotated[str, Argument(help=DATA_HELP)] = DEFAULT_DATA,
     skip_unreadable: SkipUnreadable = False,
     batch: Annotated[int | None, Option(min=1, help="Show one training batch of N as the loop sees it.")] = None,
-    recipe: Annotated[str, Option(help="With --batch: the recipe whose batch it is.")] = DEFAULT_RECIPE,
+    recipe: Annotated[str | None, Option(help=RECIPE_HELP)] = None,
     out: Annotated[Path | None, Option(help="The PNG to write; by default <name>.png here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Print a dataset's facts and draw its pictures."""
+    if recipe is not None and batch is None:
+        raise GinghamError("--recipe is for the figure of --batch; give both, or neither")
     from gingham.data.statistics import describe
     from gingham.plots import draw_contact_sheet
 
@@ -34,7 +39,7 @@ def show(
         statistics["file"] = str(draw_contact_sheet(train.images, train.labels, train.classes, stem, file))
         text = _format_statistics(statistics)
     else:
-        chosen = RECIPES[recipe].replace(batch_size=batch)
+        chosen = RECIPES[recipe or DEFAULT_RECIPE].replace(batch_size=batch)
         statistics |= _draw_batch(splits, chosen, out or Path(f"{stem}-batch.png"))
         text = _format_batch(statistics)
     print_result(statistics, text, as_json)

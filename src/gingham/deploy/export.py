@@ -59,7 +59,7 @@ class ExportResult:
 
 
 def export(
-    run: Run, file: str | Path, data: DataSplits | None = None, *, int8: bool = False, neighbours: int = GALLERY_SIZE
+    run: Run, file: str | Path, data: DataSplits | None = None, *, int8: bool = False, neighbours: int | None = None
 ) -> ExportResult:
     """Write a run's model as one file that predicts the same without gingham: `.onnx`, or `.html`, a page for browsers.
 
@@ -68,8 +68,8 @@ def export(
     threshold for "not sure" and the origin of the model. With `int8`, weights and activations have 8 bits, for a third
     to a half of the size and of the time; the loss of accuracy is measured, but not limited.
 
-    HTML: the page of `gingham serve`, with the model and its runtime, and with `neighbours` training images from which
-    it shows the nearest.
+    HTML: the page of `gingham serve`, with the model and its runtime, and with `neighbours` training images, by default
+    2,000, from which it shows the nearest.
 
     Nothing is written unless ONNX Runtime agrees with the model on 1,000 images of `data`, by default the run's own: of
     the validation split, or of the training split if no images were held out.
@@ -77,13 +77,13 @@ def export(
         gingham.export(run, "fast.onnx").agreement        # 1.0
 
     Raises
-        GinghamError: another file suffix, missing packages of gingham[export], a network that cannot be converted to
-        ONNX, other predictions than the model's, or a file that cannot be written.
+        GinghamError: another file suffix, an option for the other kind of file, missing packages of gingham[export], a
+        network that cannot be converted to ONNX, other predictions than the model's, or a file that cannot be written.
         DataError: the run's data, or the libraries for the page, are not available.
     """
     require_types("export", run=(run, Run))
     file = Path(file)
-    require_exportable(file, int8=int8)
+    require_exportable(file, int8=int8, neighbours=neighbours)
     data = load_run_data(run) if data is None else data
     split = data.validation or data.train  # never the test split
     shape, needed = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
@@ -106,7 +106,7 @@ def export(
         session = create_session(content)
         results = _compare(expected, session, images) | _measure_int8(run, session, split)
     if is_page:
-        training_gallery = gallery(run.model, data.train, neighbours)
+        training_gallery = gallery(run.model, data.train, GALLERY_SIZE if neighbours is None else neighbours)
         content = offline_page(run, content, training_gallery).encode()
         results["neighbours"] = len(training_gallery.labels) if training_gallery else 0
     with atomic_write(file) as temporary:
@@ -114,8 +114,9 @@ def export(
     return ExportResult(file=file, bytes=len(content), opset=OPSET, split=split.name, **results)
 
 
-def require_exportable(file: Path, *, int8: bool) -> None:
-    """Raise a GinghamError for another suffix, a file that is there and no export, a page in int8, missing packages."""
+def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> None:
+    """Raise a GinghamError for another suffix, a file that is there and no export, an option for the other kind of
+    file, and missing packages."""
     suffix = file.suffix.lower()
     if suffix not in MARKERS:
         ending = file.suffix or "nothing"
@@ -124,6 +125,8 @@ def require_exportable(file: Path, *, int8: bool) -> None:
         raise GinghamError(f"{file} exists already and is no export of gingham's; choose another name, or move it away")
     if int8 and suffix == ".html":
         raise GinghamError("int8 is for .onnx files; leave it out, as a page answers as predict does")
+    if neighbours is not None and suffix != ".html":
+        raise GinghamError("neighbours is for .html files; leave it out, as an ONNX file holds no training images")
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise GinghamError(f"exporting needs the package {package}; pip install 'gingham[export]'")

@@ -63,8 +63,8 @@ def compare(
         gingham.compare("runs/fast-trials", "runs/other-trials", lambda run: data.validation).verdict
 
     Raises
-        GinghamError: one is a run and the other trials, a folder is neither, or they were not evaluated on the same
-        images.
+        GinghamError: one is a run and the other trials, a folder is neither, they were not evaluated on the same
+        images, or a network is that of no run.
 
     Sources: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947); Owen, "The
     pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), which resamples images and seeds together and is too
@@ -76,6 +76,9 @@ def compare(
     is_trials, other_is_trials = (is_run_folder(folder, TRIALS_FILE) for folder in folders)
     if is_trials != other_is_trials:
         raise GinghamError(f"one of {a} and {b} is a single run and the other a set of trials; compare two of a kind")
+    known = {run.recipe.network for runs in sides for run in runs}
+    if unused := [name for name in map(factory_name, networks) if name not in known]:
+        raise GinghamError(f"{unused[0]} is the network of no run in {a} or {b}; leave it out")
     split_a, split_b = (splits(runs[0]) for runs in sides)
     if split_a.fingerprint != split_b.fingerprint or not torch.equal(split_a.labels, split_b.labels):
         raise GinghamError(

@@ -20,19 +20,22 @@ def evaluate_photographs(
 
     The folder has a folder of photos for each class, or is a `.csv` of paths and labels. Class names are matched to the
     model's without regard to case and punctuation ("t-shirt-top" is "T-shirt/top"); classes may be missing. If there
-    are train, validation and test folders, `split` selects one of them; otherwise all photos are used. This is not the
+    are train, validation and test folders, `split` selects one of them; without it all photos are used. This is not the
     dataset's test split, so it is not recorded as a use of it.
 
         result, unreadable = gingham.evaluate_photographs(gingham.load_packaged(), "photographs")
         result.balanced_accuracy        # the mean over the classes that have photos
 
     Raises
-        DataError: a folder whose name matches no class, no photos, or none that can be read.
+        DataError: a folder whose name matches no class, no photos, none that can be read, or a `split` of a folder
+        without splits.
     """
     require_types("evaluate_photographs", run=(run, Run))
     path = Path(folder)
     entries = list_images(path, training=False).entries
-    if split is not None and {entry.split for entry in entries} != {"train"}:
+    if split not in (None, "train") and {entry.split for entry in entries} == {"train"}:
+        raise DataError(f"{path} has no splits to choose {split} from; leave --split out to take all its photos")
+    if split is not None:
         entries = tuple(entry for entry in entries if entry.split == split)
     class_indices = {normalize_class_name(name): k for k, name in enumerate(run.model.classes)}
     indices = [class_indices.get(normalize_class_name(entry.label), -1) for entry in entries]
