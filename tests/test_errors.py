@@ -42,7 +42,8 @@ def test_messages_are_one_printable_line_of_limited_length(kind):
         (lambda run, data: gingham.write_report("x", data.train, None, None, "y"), "write_report got 'x' as run"),
     ],
 )
-def test_an_argument_of_another_type_is_an_error_of_one_sentence(small_run, call, text):
+def test_an_argument_of_another_type_is_an_error_of_one_sentence(small_run, call, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(gingham.GinghamError, match=re.escape(f"gingham.{text}")) as caught:
         call(*small_run)
     assert "\n" not in str(caught.value)
