@@ -4,6 +4,7 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import gc
 import hashlib
 import http.client
 import io
@@ -418,6 +419,17 @@ def test_clients_may_disconnect_before_their_body_is_complete(process):
     started.send_signal(signal.SIGTERM)
     assert started.wait(timeout=60) == 0
     assert started.stderr.read() == "", "nothing is logged"
+
+
+@pytest.mark.parametrize("end", [None, -30, 100])
+def test_the_files_of_a_form_are_closed(client, end):
+    """Also those of a form that is cut off; otherwise Python warns of each."""
+    form = encode_form([("a.png", random_png()), ("b.png", random_png(1))])[:end]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        assert client.post("/predict", content=form, headers=FORM_HEADERS).status_code == (200 if end is None else 422)
+        gc.collect()
+    assert not [warning for warning in caught if warning.category is ResourceWarning]
 
 
 def test_too_many_bytes_at_once_get_a_503(client, monkeypatch):

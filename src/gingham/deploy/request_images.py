@@ -24,6 +24,10 @@ class _FormParser(MultiPartParser):
     def on_end(self) -> None:
         self.is_complete = True
 
+    def close(self) -> None:
+        for file in self._files_to_close_on_error:  # all files, and those of a form that stalls or is too large too
+            file.close()
+
 
 class ImageReader:
     """Reads the images of requests, and limits how many bytes all requests in progress hold in memory."""
@@ -94,18 +98,18 @@ async def _read_images(request: Request, pieces: AsyncGenerator[bytes, None]) ->
 
 
 async def _read_form(request: Request, pieces: AsyncGenerator[bytes, None]) -> list[tuple[str, bytes]]:
-    parser = _FormParser(request.headers, pieces)
-    try:
-        form = await parser.parse()
-        if not parser.is_complete:
-            raise MultiPartException("Its end is missing.")
-    except (MultiPartException, ValueError) as error:  # a ValueError: of a file name in a charset that the form chose
-        reason = str(error).rstrip(".")
-        raise HTTPException(422, f"the form is broken ({reason}); send it again as multipart/form-data") from None
-    files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
-    names = [(file.filename or f"picture {number}")[:200] for number, file in enumerate(files, 1)]
-    valid_names = [name.encode(errors="replace").decode() for name in names]  # JSON cannot have lone surrogates
-    return [(name, await file.read()) for name, file in zip(valid_names, files, strict=True)]
+    with contextlib.closing(_FormParser(request.headers, pieces)) as parser:
+        try:
+            form = await parser.parse()
+            if not parser.is_complete:
+                raise MultiPartException("Its end is missing.")
+        except (MultiPartException, ValueError) as error:  # a ValueError: of a file name in a charset the form chose
+            reason = str(error).rstrip(".")
+            raise HTTPException(422, f"the form is broken ({reason}); send it again as multipart/form-data") from None
+        files = [file for _, file in form.multi_items() if isinstance(file, UploadFile)]
+        names = [(file.filename or f"picture {number}")[:200] for number, file in enumerate(files, 1)]
+        valid_names = [name.encode(errors="replace").decode() for name in names]  # JSON cannot have lone surrogates
+        return [(name, await file.read()) for name, file in zip(valid_names, files, strict=True)]
 
 
 def _body_too_large() -> HTTPException:
