@@ -204,12 +204,11 @@ RETAIN_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRE
 def test_only_commands_let_the_c_library_keep_freed_memory(
     quadrants, tmp_path, script, arguments, environment, returns_memory
 ):
-    """The README names the environment for programs in Python."""
+    """The document on training names the environment for programs in Python."""
     command = [sys.executable, "-c", script + RETURNS_MEMORY, quadrants, *arguments]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == returns_memory
-    assert (
-        " ".join(f"{name}={value}" for name, value in RETAIN_FREED_MEMORY.items()) in (ROOT / "README.md").read_text()
-    )
+    variables = " ".join(f"{name}={value}" for name, value in RETAIN_FREED_MEMORY.items())
+    assert variables in (ROOT / "docs" / "training.md").read_text()

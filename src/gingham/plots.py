@@ -33,7 +33,7 @@ _SETTINGS_LOCK = threading.Lock()  # matplotlib's settings belong to all threads
 BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
 
 # Set once, for they belong to all threads: `_find_fonts` reports missing letters, and nobody missing bold faces.
-warnings.filterwarnings("ignore", "Glyph ", append=True)
+warnings.filterwarnings("ignore", "Glyph ")
 logging.getLogger("matplotlib.font_manager").addHandler(logging.NullHandler())
 
 

@@ -153,13 +153,12 @@ def test_every_command_accepts_a_folder_and_a_run_on_it(command, shoes):
 def test_a_run_is_evaluated_on_another_folder(command, shoes, tmp_path):
     command("train", "--recipe", "fast-90", "--data", shoes, "--epochs", 2)
     other = make_image_folder(tmp_path / "other", {"sandal": 4, "boot": 4}, shape=(300, 200))
-    evaluation = parse_json(command("evaluate", "runs/fast-90-0", "--split", "test", "--data", other, "--json"))
-    assert (evaluation["split"], evaluation["total"]) == (
-        "photographs",
-        8,
-    )  # all of them, because the folder has no splits
+    evaluation = parse_json(command("evaluate", "runs/fast-90-0", "--data", other, "--json"))
+    assert (evaluation["split"], evaluation["total"]) == ("photographs", 8)
+    failed = command("evaluate", "runs/fast-90-0", "--split", "test", "--data", other, code=2)
+    assert "has no splits to choose test from" in failed.stderr
     unknown = make_image_folder(tmp_path / "unknown", {"sandal": 4, "clog": 4})
-    failed = command("evaluate", "runs/fast-90-0", "--split", "test", "--data", unknown, code=2)
+    failed = command("evaluate", "runs/fast-90-0", "--data", unknown, code=2)
     assert "has the class clog, which is none of the model's (boot, sandal)" in failed.stderr
 
 
