@@ -73,3 +73,8 @@ def test_every_public_name_has_a_docstring():
         and not (getattr(gingham, name).__doc__ or "").strip()
     ]
     assert not missing
+
+
+def test_the_citation_names_this_version():
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text()
+    assert f"\nversion: {gingham.__version__}\n" in citation
