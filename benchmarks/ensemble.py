@@ -4,7 +4,7 @@
     python benchmarks/ensemble.py runs/best-* --size 5 --split test --record best-ensemble
 
 An ensemble predicts with the mean of its members' probabilities. --size splits the runs, in their order, into disjoint
-ensembles of that size, so that the accuracy of the ensembles has a spread too. Each member opens the test split once.
+ensembles of that size, so that the accuracy of the ensembles has a spread too. Each member uses the test split once.
 Writes benchmarks/results/ensemble-<hardware>-<date>.md, and with --record a folder in records/ with all predictions.
 """
 
@@ -24,16 +24,14 @@ from gingham.evaluation.metrics import proportion_interval
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--size", type=int, help="how many runs answer together; all of them unless told")
+    parser.add_argument("--size", type=int, help="runs per ensemble; by default all in one")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
-    parser.add_argument("--target", type=float, help="the accuracy asked for, for the record")
+    parser.add_argument("--target", type=float, help="the target accuracy, for the record")
     parser.add_argument("--record", metavar="NAME", help="write records/<date>-NAME; needs --split test")
     options = parser.parse_args()
     size = options.size or len(options.runs)
     if not 2 <= size <= len(options.runs):
-        parser.error(
-            f"an ensemble needs at least 2 runs and has at most those given, {len(options.runs)}; --size got {size}"
-        )
+        parser.error(f"--size got {size} with {len(options.runs)} runs; allowed: 2 to the number of runs")
     if options.record and options.split != "test":
         parser.error("a record needs --split test")
     commit = records.clean_commit()
@@ -42,13 +40,13 @@ def main() -> None:
     if any(
         run.data.get("fingerprint") != data.fingerprint or run.data["train_images"] != len(data.train) for run in runs
     ):
-        sys.exit("an ensemble here is of runs on Fashion-MNIST, all with the same pictures held out")
+        sys.exit("the runs must be of Fashion-MNIST, all with the same validation images")
     split = data.test if options.split == "test" else data.validation
     assert split is not None
     single_accuracies, probabilities = [], []
     for run in runs:
         run.model.to(choose_device("auto"))
-        single_accuracies.append(gingham.evaluate(run, split).accuracy)  # records the opening of the test split
+        single_accuracies.append(gingham.evaluate(run, split).accuracy)  # records the use of the test split
         probabilities.append(run.model.predict(split.images).probabilities)
     predictions = [
         torch.stack(probabilities[k : k + size]).mean(dim=0).argmax(dim=1) for k in range(0, len(runs), size)
@@ -66,21 +64,21 @@ def main() -> None:
     recipes = ", ".join(f"`{name}`" for name in dict.fromkeys(run.recipe.name for run in runs))
     lines = [
         (
-            f"| {len(runs)} runs of {recipes}, each alone | {format_mean(single_accuracies)} | "
+            f"| {len(runs)} single runs of {recipes} | {format_mean(single_accuracies)} | "
             f"{min(single_accuracies):.2%} to {max(single_accuracies):.2%} |"
         ),
         (
-            f"| {len(predictions)} of {size} runs together | {format_mean(accuracies)} | {min(accuracies):.2%} to "
+            f"| ensembles of {size} runs: {len(predictions)} | {format_mean(accuracies)} | {min(accuracies):.2%} to "
             f"{max(accuracies):.2%} |"
         ),
     ]
-    text = f"""# Runs that answer together
+    text = f"""# Ensembles
 
 Command: `{command}`, commit {commit[:12]}.
-The runs were trained on: {environment["hardware"]}; torch {environment["torch"]}. {len(split):,} {options.split} pictures; the 95 % interval of
-the first ensemble, from how many pictures there are, is {low:.2%} to {high:.2%}.
+The runs were trained on: {environment["hardware"]}; torch {environment["torch"]}. {len(split):,} {options.split} images. The 95 % interval of
+the first ensemble, over images, is {low:.2%} to {high:.2%}.
 
-| who answers | accuracy: mean ± std | min to max |
+| predictions of | accuracy: mean ± std | min to max |
 | --- | ---: | ---: |
 {chr(10).join(lines)}
 """

@@ -93,18 +93,18 @@ def main() -> None:
                 f"Hardware: {environment['hardware']}; torch {environment['torch']}, onnxruntime "
                 f"{onnxruntime.__version__}."
             ),
-            f"Seconds from start to exit: the median of {arguments.repeats}, and their range. One seed a run.",
+            f"Seconds from start to exit: the median of {arguments.repeats} and the range. One seed per run.",
             "",
             (
-                "| run | file | size | `gingham export` | same class as the model | probabilities within | points of "
+                "| run | file | size | `gingham export` | same top class as the model | largest difference of a probability | points of "
                 "accuracy lost |"
             ),
             "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
             *files,
             "",
-            "Milliseconds for the answers with one thread, the median of 50, taking turns:",
+            "Milliseconds per prediction with one thread, measured in turn, the median of 50:",
             "",
-            "| run | pictures | PyTorch | ONNX Runtime | 8 bits |",
+            "| run | images | PyTorch | ONNX Runtime | 8 bits |",
             "| --- | ---: | ---: | ---: | ---: |",
             *speeds,
             "",

@@ -23,10 +23,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--recipe", default="fast-85")
     parser.add_argument(
-        "--worse", default="epochs=0.265", metavar="FIELD=VALUE", help="what makes the variant about a point worse"
+        "--worse",
+        default="epochs=0.265",
+        metavar="FIELD=VALUE",
+        help="the setting that makes the variant about a point worse",
     )
     parser.add_argument("--tries", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=5, help="how many a set")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds per set")
     parser.add_argument("--work", type=Path, default=Path("runs/honesty"))
     options = parser.parse_args()
     commit = records.clean_commit()
@@ -47,7 +50,7 @@ def main() -> None:
     sets = [(fit("a", recipe, k), fit("b", recipe, k + offset), fit("worse", variant, k)) for k in range(options.tries)]
     folders = [(work / f"a-{k}", work / f"b-{k + offset}", work / f"worse-{k}") for k in range(options.tries)]
     rows = []
-    for title, other in (("the same recipe", 1), ("the worse one", 2)):
+    for title, other in (("the same recipe", 1), ("the worse variant", 2)):
         for kind, inner in (("sets", ""), ("single runs", "seed-{}")):
             values = []
             for k, group in enumerate(folders):
@@ -61,12 +64,12 @@ def main() -> None:
             )
     means = [statistics.mean(group[side].mean for group in sets) for side in (0, 1, 2)]
     environment = describe_environment(choose_device("auto"))
-    text = f"""# Whether `compare` is honest
+    text = f"""# How often `gingham compare` is wrong
 
 Command: `python benchmarks/honesty.py --recipe {options.recipe} --worse {options.worse} --tries {options.tries} --seeds {options.seeds}`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}.
-Sets of {options.seeds} seeds, no seed in two sets, on the {len(validation):,} validation pictures. Means over all sets: the recipe {means[0]:.2%}
-and {means[1]:.2%}, the variant {means[2]:.2%}. "Found": the p-value is below 0.05.
+Sets of {options.seeds} seeds, no seed in two sets, on the {len(validation):,} validation images. Mean accuracy over all sets: the recipe {means[0]:.2%}
+and {means[1]:.2%}, the variant {means[2]:.2%}. "Found" counts the p-values below 0.05.
 
 | compared with | as | found | smallest p | median p | largest p |
 | --- | --- | ---: | ---: | ---: | ---: |

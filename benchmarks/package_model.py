@@ -1,10 +1,10 @@
 """Replace the packaged model with a run's model if it is at least as good.
 
-    gingham train --recipe photo --seed 0 --out runs/photo-0 python benchmarks/package_model.py runs/photo-0 --photos
-    ~/photographs      # `make model` does both, without --photos
+    gingham train --recipe photo --seed 0 --out runs/photo-0
+    python benchmarks/package_model.py runs/photo-0 --photos ~/photographs      # `make model` does both, without --photos
 
 The run's filters are rounded to 16 bits, and its temperature and threshold are fitted again. Then both models are
-evaluated on the test split (the model records the opening), on photos made from validation images, and on each folder
+evaluated on the test split (the model records this use), on photos made from validation images, and on each folder
 of real photos. If the new model is worse on any of them, the packaged one stays.
 """
 
@@ -28,18 +28,15 @@ LARGEST_BYTES = 1_000_000
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
-    parser.add_argument(
-        "--photos", nargs="*", type=Path, default=[], help="folders with a folder of photographs a class"
-    )
+    parser.add_argument("--photos", nargs="*", type=Path, default=[], help="folders with a folder of photos per class")
     arguments = parser.parse_args()
     run = gingham.load(arguments.run)
     data = gingham.load_data("fashion-mnist", run.recipe.validation_images)
     if run.data.get("fingerprint") != data.fingerprint or data.validation is None:
         sys.exit(
-            f"{arguments.run} was not trained on Fashion-MNIST with pictures held out; nothing else comes into the "
-            "package"
+            f"{arguments.run} was not trained on Fashion-MNIST with validation images, as the packaged model must be"
         )
-    run.folder = None  # the rounded model is evaluated, with its own test openings
+    run.folder = None  # the rounded model is evaluated, with its own uses of the test split
     run.test_openings = []
     run.model.load_state_dict(halve(run.model.state_dict()))
     calibrate(run, data.validation)
@@ -69,11 +66,11 @@ def scores(run: Run, data: gingham.DataSplits, folders: list[Path]) -> dict[str,
         images, labels = photographs.make(kind, 40)
         predicted = mean_probabilities(run.model, [preprocess(run, image, "photo") for image in images]).argmax(dim=1)
         correct = (predicted == labels).double()
-        accuracies[f"made photographs, {kind}"] = float(
+        accuracies[f"made photos, {kind}"] = float(
             torch.stack([correct[labels == k].mean() for k in sorted(set(labels.tolist()))]).mean()
         )
     for folder in folders:
-        accuracies[f"photographs, {folder.name}"] = evaluate_photographs(run, folder)[0].balanced_accuracy
+        accuracies[f"photos, {folder.name}"] = evaluate_photographs(run, folder)[0].balanced_accuracy
     return accuracies
 
 

@@ -341,8 +341,8 @@ def best(points: list[Point]) -> Point:
 def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> str:
     lines = [
         (
-            "| what | version | accuracy: best look of each round | epochs | train_seconds, median | gingham's "
-            "quickest as accurate | ratio |"
+            "| name | version | accuracy: best evaluation of each round | epochs | train_seconds, median | fastest "
+            "recipe as accurate | ratio |"
         ),
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
@@ -422,10 +422,10 @@ def main() -> None:
         "names", nargs="*", choices=[*RECIPES, *PEERS, []], metavar="NAME", help=", ".join([*RECIPES, *PEERS])
     )
     parser.add_argument(
-        "--rounds", type=int, default=1, help="how often each is run; recipes take another seed each time"
+        "--rounds", type=int, default=1, help="how often each is run; recipes use another seed each time"
     )
-    parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished ones are kept")
-    parser.add_argument("--redraw", type=Path, help="only draw the figure of a results file (.json) again")
+    parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished results are saved")
+    parser.add_argument("--redraw", type=Path, help="only redraw the figure of a results file (.json)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -443,7 +443,7 @@ def main() -> None:
     commit = records.clean_commit()
     missing = [name for name in names if name in PEERS and importlib.util.find_spec(PEERS[name][0]) is None]
     for name in missing:
-        print(f"{name} is not installed; left out (pip install --group peers)", file=sys.stderr)
+        print(f"{name} is not installed and is skipped (pip install --group peers)", file=sys.stderr)
     names = [name for name in names if name not in missing]
     outcomes: dict[str, list[list[Point]]] = {name: [] for name in names}
     for turn in range(options.rounds):
@@ -461,15 +461,15 @@ def main() -> None:
 
 Command: `{command}`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}; rounds: {options.rounds}, one seed each.
-Left out, not installed: {", ".join(missing) or "none"}.
-Accuracy on the 10,000 test pictures: the peers' after the best of the epochs they were looked at, Gingham's once, at the end.
-The ratio is the peer's training seconds to those of Gingham's quickest recipe that is at least as accurate in this run.
+Skipped because not installed: {", ".join(missing) or "none"}.
+Accuracy on the 10,000 test images: for the peers after the best epoch that was evaluated, for Gingham after the only evaluation, at the end.
+The ratio is the training time of the peer divided by that of the fastest recipe of Gingham that is at least as accurate in this run.
 
 {table(outcomes, versions)}
 
-Every look at a peer, first round:
+All evaluations of the first round:
 
-| what | epochs | train_seconds | test accuracy |
+| name | epochs | train_seconds | test accuracy |
 | --- | ---: | ---: | ---: |
 """
     for name, rounds in outcomes.items():

@@ -130,10 +130,8 @@ def accuracy_cells(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument(
-        "--photos", nargs="*", type=Path, default=[], help="folders with a folder of photographs a class"
-    )
-    parser.add_argument("--each", type=int, default=40, help="photographs made a class")
+    parser.add_argument("--photos", nargs="*", type=Path, default=[], help="folders with a folder of photos per class")
+    parser.add_argument("--each", type=int, default=40, help="photos to make per class")
     arguments = parser.parse_args()
     commit = records.clean_commit()
     runs: dict[str, Run] = {
@@ -146,7 +144,7 @@ def main() -> None:
     for folder in arguments.photos:
         entries = list_images(folder).entries
         labels = torch.tensor([known[normalize_class_name(entry.label)] for entry in entries])
-        sets[f"photographs: {folder.name}"] = ([open_photo(entry.path) for entry in entries], labels)
+        sets[f"photos: {folder.name}"] = ([open_photo(entry.path) for entry in entries], labels)
     rows, times = [], list[float]()
     for title, (images, labels) in sets.items():
         prepared = []
@@ -166,13 +164,13 @@ def main() -> None:
     environment = describe_environment(torch.device("cpu"))
     text = "\n".join(
         [
-            "# Photographs",
+            "# Photos",
             "",
             f"Command: `python benchmarks/photographs.py {' '.join(map(str, runs))}`, commit {commit[:12]}.",
-            f"Hardware: {environment['hardware']}; torch {environment['torch']}. One seed a run.",
-            f"Preparing a photograph took {1000 * statistics.median(times):.0f} ms, the median of {len(times)}.",
+            f"Hardware: {environment['hardware']}; torch {environment['torch']}. One seed per run.",
+            f"Preparing a photo took {1000 * statistics.median(times):.0f} ms (median of {len(times)}).",
             "",
-            "| photographs | how many | run | prepared | balanced accuracy | not sure | wrong of the sure |",
+            "| photos | number | run | preparation | balanced accuracy | not sure | errors among the others |",
             "| --- | ---: | --- | --- | ---: | ---: | ---: |",
             *rows,
             "",

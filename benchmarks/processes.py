@@ -108,17 +108,17 @@ def main() -> None:
         f"{input_share(recipe, DistributedContext(0, 2)):.1%} |"
         for recipe in RECIPES
     ]
-    text = f"""# Processes that share one machine
+    text = f"""# Processes that share a machine
 
 Command: `python benchmarks/processes.py`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}; precision {choose_precision("auto", choose_device("cpu"))}.
 {", ".join(f"`{recipe}` for {epochs} epoch{'s' * (epochs > 1)}" for recipe, epochs in RECIPES.items())}; {ROUNDS} rounds, all rows in turn, seed 0.
 
-| recipe | how | train_seconds, median | range | pictures a second in each process, median | validation accuracy |
+| recipe | setup | train_seconds, median | range | images per second in each process, median | validation accuracy |
 | --- | --- | ---: | ---: | ---: | ---: |
 {chr(10).join(rows)}
 
-The share of a step's time, with one thread, that goes to getting its pictures (median of {STEPS} steps after 10):
+The share of a step's time that its input takes, with one thread (median of {STEPS} steps after 10):
 
 | recipe | in one process | in each of two |
 | --- | ---: | ---: |

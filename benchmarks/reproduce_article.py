@@ -65,7 +65,7 @@ def draw(outcomes: list[dict[str, Any]], file: Path) -> None:
         epochs, [100 * x for x in ARTICLE_CURVE], color="#c2552d", lw=2, ls="--", marker="s", label="the article's run"
     )
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", xticks=list(epochs))
-    axes.set_title("The article's network and settings, one line a seed", loc="left", fontsize=11)
+    axes.set_title("The article's network and settings, one line per seed", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False, loc="lower right")
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds, counted from 0 (default: 10)")
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/reproduce-article"), help="where finished seeds are kept"
+        "--work", type=Path, default=Path("runs/reproduce-article"), help="where finished seeds are saved"
     )
     options = parser.parse_args()
     if options.seeds < 2:
@@ -125,13 +125,13 @@ def main() -> None:
 Command: `python benchmarks/reproduce_article.py --seeds {options.seeds}`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}; float32.
 
-After epoch 3, on the 10,000 test pictures, over {len(final)} seeds: mean {statistics.mean(final):.2%}
+After epoch 3, on the 10,000 test images, over {len(final)} seeds: mean {statistics.mean(final):.2%}
 (95 % interval of the mean {low:.2%} to {high:.2%}), standard deviation {statistics.stdev(final):.2%}, minimum {min(final):.2%},
 maximum {max(final):.2%}; {num_stuck} of {len(final)} seeds never left 10 %. The article's own run: 84.82 %.
 `train_seconds`: median {statistics.median(seconds):.0f}, from {min(seconds):.0f} to {max(seconds):.0f}.
 
-The article looks at the test set after every epoch. So does this measurement, {len(ARTICLE_CURVE)} openings a seed, each recorded;
-nothing was chosen by them.
+The article evaluates on the test set after every epoch. So does this measurement: it uses the test set {len(ARTICLE_CURVE)} times per seed, each recorded.
+Nothing was chosen by the results.
 
 {table(outcomes)}
 """

@@ -3,11 +3,11 @@
     python benchmarks/same_bits.py BASE [HEAD] [--only fast-85 ...]
 
 Extracts both commits side by side and, in turn and with the Python that runs this script, trains each recipe of CASES
-with seed 0 and asks the packaged model for its probabilities on 1,000 test images of Fashion-MNIST. Prints a table of
-SHA-256 sums and exits with 1 if any differ. Names of tensors do not count, so a commit that only renames things leaves
-every sum as it was.
+with seed 0 and predicts probabilities with the packaged model for 1,000 test images of Fashion-MNIST. Prints a table of
+SHA-256 sums and exits with 1 if any differ. Names of tensors are not compared, so a commit that only renames things changes no
+sum.
 
-Uses nothing of the package but its public API, which both commits must have: load_data, RECIPES, fit and load_packaged.
+Uses only the public API of the package, which both commits must have: load_data, RECIPES, fit and load_packaged.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def git(*arguments: str) -> str:
 
 
 def extract(commit: str, folder: Path) -> Path:
-    """Extract the files of a commit into a folder and return it. git keeps no record of it, as of a work tree."""
+    """Extract the files of a commit into a folder and return the folder. Unlike a work tree, git does not record it."""
     archive = subprocess.run(["git", "archive", commit], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")

@@ -98,7 +98,7 @@ def memory_limit(limit: int) -> Iterator[Path]:
         cgroup.mkdir()
         (cgroup / ("memory.limit_in_bytes" if version_1.is_dir() else "memory.max")).write_text(str(limit))
     except OSError as error:
-        sys.exit(f"cannot make a memory cgroup ({error}); this measurement needs Linux and root")
+        sys.exit(f"cannot create a memory cgroup ({error}); this measurement needs Linux and root")
     try:
         yield cgroup
     finally:
@@ -129,13 +129,13 @@ def main() -> None:
                 results[name].append(measure(folder, steps, cgroup))
         lines.extend(["", f"## {title}", ""])
         header = (
-            "what",
-            "µs a picture, median",
+            "images",
+            "µs per image, median",
             "range",
-            "pictures/s",
+            "images/s",
             "data",
             "memory above imports",
-            "of it not data",
+            "without the data",
         )
         lines.extend([row(*header), row("---", *["---:"] * (len(header) - 1))])
         for name, rounds in results.items():
@@ -152,13 +152,13 @@ def main() -> None:
         cases: list[tuple[str, Path, int, Path | None]] = []
         for count in NUMBER_KEYS:
             repeat(root / f"{count}", count, 28)
-            cases.append((f"{count:,} pictures of 28x28", root / f"{count}", 300, None))
-        table("Number of pictures", cases)
+            cases.append((f"{count:,} images of 28x28", root / f"{count}", 300, None))
+        table("Number of images", cases)
         cases = []
         for size, count, steps in zip(SIZES, (20_000, 20_000, 4_000), (200, 60, 8), strict=True):
             repeat(root / f"side{size}", count, size)
-            cases.append((f"{size}x{size}, {count:,} pictures", root / f"side{size}", steps, None))
-        table("Size of pictures", cases)
+            cases.append((f"{size}x{size}, {count:,} images", root / f"side{size}", steps, None))
+        table("Size of images", cases)
         repeat(root / "large", LARGE, 28)
         mapped = f"mapped, within {LIMIT >> 20:,} MiB"
         cases = [("resident", root / "large", 600, None), (mapped, root / "large", 600, cgroup)]
@@ -168,14 +168,14 @@ def main() -> None:
         assert all(r["mapped"] for r in results[mapped])
         assert not any(r["mapped"] for r in results["resident"])
         spread = f"median {statistics.median(ratios):.0%}, from {min(ratios):.0%} to {max(ratios):.0%}"
-        lines.extend(["", f"Mapped speed as a share of resident speed: {spread}."])
+        lines.extend(["", f"Speed of mapped images as a share of the speed of resident images: {spread}."])
 
-    text = f"""# How the cost grows
+    text = f"""# How the cost of training scales
 
 Command: `python benchmarks/scaling.py`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}; float32 unless the hardware has bfloat16.
-The network `small`, batches of {RECIPE.batch_size}, flips and shifts, one seed, {ROUNDS} rounds, the rows of a table in turn, a process each.
-Memory is the process's peak above what it held after its imports; of mapped pictures it counts the pages that were resident.
+The network `small`, batches of {RECIPE.batch_size}, flips and shifts, one seed, {ROUNDS} rounds, the rows of a table in turn, each in its own process.
+Memory is the peak of the process minus what it used after its imports. Of memory-mapped images it includes the pages that were in memory.
 {chr(10).join(lines)}
 """
     print(records.write_result("scaling", environment, text))

@@ -178,20 +178,20 @@ async def loads(port: int, process: int, images: list[bytes], photo: bytes, seco
             f"{load.percentile(0.5):.1f} | {load.percentile(0.99):.1f} | {more} |"
         )
 
-    row("1 picture, 200 a second", await load_at_rate(port, singles, 200, seconds), 1)
+    row("1 image, 200 per second", await load_at_rate(port, singles, 200, seconds), 1)
     # The first requests tell how many fill the time.
     probe, _ = await load_concurrently(port, many, 2, 40)
     row(
-        "64 pictures, 2 clients",
+        "64 images, 2 clients",
         (await load_concurrently(port, many, 2, max(40, int(40 / probe.seconds * seconds))))[0],
         64,
     )
     before = memory(process)
     load, health = await load_concurrently(port, singles, 64, 10_000)
-    row("1 picture, 64 "
+    row("1 image, 64 "
         "clients", load, 1, f"/health: {health.errors} errors of {len(health.latencies)}, p99 {health.percentile(0.99):.0f} ms; memory "
         f"{before:.0f} to {memory(process):.0f} MB")  # fmt: skip
-    row("1 photograph, 4 clients", (await load_concurrently(port, [form([photo])], 4, 200))[0], 1)
+    row("1 photo, 4 clients", (await load_concurrently(port, [form([photo])], 4, 200))[0], 1)
     huge = np.zeros((7000, 7000, 4), np.uint8)
     huge[..., 3], huge[2000:5000, 2500:4500, 0], huge[:9, :, 3] = 255, 90, 0
     file, before = io.BytesIO(), memory(process)
@@ -209,7 +209,7 @@ async def loads(port: int, process: int, images: list[bytes], photo: bytes, seco
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="*", default=["packaged"])
-    parser.add_argument("--seconds", type=float, default=20, help="of each of the first two loads")
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each of the first two loads")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     commit = records.clean_commit()
@@ -246,15 +246,15 @@ def main() -> None:
             f"Command: `python benchmarks/serve.py {command}`, commit {commit[:12]}.",
             f"Hardware: {environment['hardware']}, shared by the server and its clients; torch {environment['torch']}, "
             + ", ".join(f"{name} {versions[name]}" for name in ("fastapi", "uvicorn")) + ".",
-            "Each repeat has a server of its own, the runs taking turns. Latencies in milliseconds.",
+            "Each repeat has its own server, and the runs take turns. Latencies are in milliseconds.",
             "",
-            "| run | load | requests | errors | requests/s | pictures/s | p50 | p99 | |",
+            "| run | load | requests | errors | requests/s | images/s | p50 | p99 | |",
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
             *(f"| {name} | {row}" for name, repeats in table.items() for row in repeats),
             "",
             "Medians of the repeats:",
             "",
-            "| run | load | pictures/s | p50 | p99 |",
+            "| run | load | images/s | p50 | p99 |",
             "| --- | --- | ---: | ---: | ---: |",
             *(f"| {name} | {column_median(rows, 3):,.0f} | {column_median(rows, 4):.1f} | {column_median(rows, 5):.1f} "
               "|" for name, rows in table.items()),

@@ -30,12 +30,12 @@ from gingham.training.optimizer import build_optimizer
 from gingham.training.step import CUDAGraphStep, EagerStep, TrainStep, compile_step, dummy_batch, warm_up
 
 WITHOUT = {
-    "as it is": "everything on",
-    "kept pages": "memory that a step frees goes back to the system",
+    "as it is": "all optimizations on",
+    "kept pages": "freed memory is returned to the system",
     "channels last": "activations and filters as NCHW",
-    "mean over NHWC": "nn.AdaptiveAvgPool2d in place of MeanPool",
-    "bfloat16": "float32 throughout (no difference where the hardware lacks bfloat16)",
-    "eager steps": "the network compiled by torch.compile, once it is",
+    "mean over NHWC": "nn.AdaptiveAvgPool2d instead of MeanPool",
+    "bfloat16": "float32 throughout (no difference if the hardware lacks bfloat16)",
+    "eager steps": "the network compiled with torch.compile, after its compilation",
     "one by one": "steps recorded as a CUDA graph and replayed (no difference without an NVIDIA GPU)",
 }
 RECIPES = ("fast-85", "fast", "fast-94")
@@ -118,7 +118,7 @@ def write_profile(names: list[str], commit: str) -> None:
             "",
             f"## `{name}`",
             "",
-            "| operation | share of the step's time | calls a step |",
+            "| operation | share of the step's time | calls per step |",
             "| --- | ---: | ---: |",
         ]
         lines += [f"| {key} | {share:.1%} | {count} |" for key, share, count in profile(name)[:12]]
@@ -126,7 +126,7 @@ def write_profile(names: list[str], commit: str) -> None:
 
 Command: `python benchmarks/step_time.py {" ".join(names)} --profile`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}; precision {choose_precision("auto", choose_device("auto"))}.
-`torch.profiler` over {STEPS} steps, one process, one seed: the time spent in each operation itself.
+`torch.profiler` over {STEPS} steps, one process, one seed: the time spent in each operation, without the operations that it calls.
 {chr(10).join(lines)}
 """
     print(records.write_result("profile", environment, text))
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("recipes", nargs="*", default=RECIPES, metavar="RECIPE")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--profile", action="store_true", help="which operations the time of a step goes to")
+    parser.add_argument("--profile", action="store_true", help="measure the time of a step by operation instead")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -164,14 +164,14 @@ def main() -> None:
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
     environment = describe_environment(choose_device("auto"))
-    text = f"""# The time of a step, trick by trick
+    text = f"""# The time of a step without each optimization
 
 Command: `python benchmarks/step_time.py {" ".join(options.recipes)} --rounds {options.rounds}`, commit {commit[:12]}.
-Hardware: {environment["hardware"]}; torch {environment["torch"]}; precision {choose_precision("auto", choose_device("auto"))} where not said otherwise.
-{options.rounds} rounds, all rows in turn; a measurement is the median of {STEPS} steps after 10 that warm up, in a process of its own. One seed,
-as only time is measured.
+Hardware: {environment["hardware"]}; torch {environment["torch"]}; precision {choose_precision("auto", choose_device("auto"))} unless the row says otherwise.
+{options.rounds} rounds, all rows in turn. Each measurement is the median of {STEPS} steps after 10 warm-up steps, in its own process. One seed, since
+only time is measured.
 
-| recipe | left out | what runs then | ms a step, median | range | times as long: median of the rounds' ratios |
+| recipe | without | what runs instead | ms per step, median | range | relative time: median of the ratios per round |
 | --- | --- | --- | ---: | ---: | ---: |
 {chr(10).join(rows)}
 """

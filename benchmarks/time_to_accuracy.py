@@ -8,7 +8,7 @@ NAME:FIELD=VALUE:FIELD=VALUE changes fields of a recipe, to measure the effect o
 in its own process; the recipes take turns, so that slow periods of the machine affect all of them. If a seed takes a
 second but its process ten, --seeds-a-process lets several seeds share a process, each with all recipes. Finished seeds
 are saved in --work. With --minutes the training that runs then saves its state and stops; the same command continues
-it. The test split is opened once per run, after all have been trained. Writes
+it. The test split is used once per run, after all have been trained. Writes
 benchmarks/results/<title>-<hardware>-<date>.md and .json, and with --record a folder in records/ for each recipe, with
 the predictions of each seed on the test images.
 """
@@ -65,11 +65,11 @@ COLUMNS = (
     "train_seconds",
     "wall_seconds",
     "not training",
-    "pictures/s",
+    "images/s",
     "peak memory",
     "TFLOP/s",
     "share of float32, bfloat16 rate",
-    "asked: accuracy in seconds",
+    "target: accuracy in seconds",
 )
 
 
@@ -105,7 +105,7 @@ def train_one(recipe: str, seed: int, folder: Path, started: float, teachers: li
     spent_path = Path(f"{folder}.wall.json")  # the seconds of processes that were stopped
     spent = read_json(spent_path)["wall_seconds"] if spent_path.exists() else 0.0
     if not spent_path.exists():
-        shutil.rmtree(folder, ignore_errors=True)  # of a seed that was killed: its seconds are unknown
+        shutil.rmtree(folder, ignore_errors=True)  # the seed was killed, so its seconds are unknown
     try:
         gingham_command(["train", "--recipe", name, "--seed", str(seed), "--out", str(folder), "--resume", *options])
     except SystemExit as stop:
@@ -167,12 +167,12 @@ def train_all(options: argparse.Namespace, work: Path) -> dict[str, list[dict[st
                 worker.terminate()
                 worker.wait()
                 sys.exit(
-                    f"{options.minutes:g} minutes are over; what is done is kept in {work}: give the same command again"
+                    f"{options.minutes:g} minutes are over; finished seeds are saved in {work}: run the same command again"
                 )
         failed += [job for job in batch if not result_path(work, *job).exists()]
     if failed:
         sys.exit(
-            f"no result of {', '.join(f'{name} with seed {seed}' for name, seed in failed)}; the reasons stand above"
+            f"no result of {', '.join(f'{name} with seed {seed}' for name, seed in failed)}; the reasons are above"
         )
     return {
         name: [read_json(result_path(work, name, seed)) for seed in range(options.seeds)] for name in options.recipes
@@ -200,7 +200,7 @@ def train_jobs(jobs: list[tuple[str, int]], work: Path, teachers: list[Path]) ->
         except SystemExit as stop:
             if stop.code not in (1, 2):  # stopped by a signal
                 raise
-        except Exception as error:  # noqa: BLE001 - the other jobs must run all the same
+        except Exception as error:  # noqa: BLE001 - the other jobs must still run
             print(f"    {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         started = time.time()
 
@@ -215,7 +215,7 @@ def evaluate_on_test(outcomes: list[dict[str, Any]]) -> list[torch.Tensor]:
         outcome["accuracy"] = gingham.evaluate(run, test).accuracy
         stored = load_predictions(run, test)
         if stored is None:
-            sys.exit(f"the predictions of {outcome['folder']} could not be kept")
+            sys.exit(f"the predictions of {outcome['folder']} could not be saved")
         predictions.append(stored)
     return predictions
 
@@ -280,19 +280,19 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE[:FIELD=VALUE...]")
-    parser.add_argument("--title", default="time-to-accuracy", help="what the results file is called")
+    parser.add_argument("--title", default="time-to-accuracy", help="the name of the results file")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds, counted from 0 (default: 10)")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument(
         "--record", action="store_true", help="write records/<date>-<recipe>/record.json; needs --split test"
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("runs/time-to-accuracy"), help="where finished seeds are kept"
+        "--work", type=Path, default=Path("runs/time-to-accuracy"), help="where finished seeds are saved"
     )
     parser.add_argument(
-        "--teacher", type=Path, action="append", default=[], metavar="RUN", help="as gingham train; repeatable"
+        "--teacher", type=Path, action="append", default=[], metavar="RUN", help="as in gingham train; repeatable"
     )
-    parser.add_argument("--minutes", type=float, help="stop after so many; the same command goes on")
+    parser.add_argument("--minutes", type=float, help="stop after this many; the same command continues")
     parser.add_argument(
         "--seeds-a-process", type=int, default=1, metavar="N", help="how many seeds share a process (default: 1)"
     )
@@ -306,9 +306,9 @@ def main() -> None:
         parser.error(f"a spread needs at least 2 seeds, a record {min_seeds} and --split test")
     for spec in options.recipes:
         name, *settings = spec.split(":")
-        RECIPES[name].replace(**parse_settings(settings))  # a wrong name stops here, not after an hour
+        RECIPES[name].replace(**parse_settings(settings))  # fail on a wrong name now, not after an hour
         if options.record and settings:
-            parser.error("a record is of a recipe as it is")
+            parser.error("a record needs an unchanged recipe")
     commit = records.clean_commit()
     work = options.work / commit[:12]
 
@@ -351,23 +351,23 @@ def main() -> None:
     rates = [outcome["matrix_tflops"] for seeds in outcomes.values() for outcome in seeds]
     float32, bfloat16 = (statistics.median(rate[name] for rate in rates) for name in ("float32", "bfloat16"))
     images = (
-        "10,000 test pictures, opened once a run after the last was trained"
+        "10,000 test images, used once per run after all runs were trained"
         if options.split == "test"
-        else ("5,000 validation pictures")
+        else ("5,000 validation images")
     )
-    timing_note = f", or from the end of the one before it, as {options.seeds_a_process} seeds share a process"
+    timing_note = f", or from the end of the previous command, since {options.seeds_a_process} seeds share a process"
     timing_note = timing_note if options.seeds_a_process > 1 else ""
     text = f"""# Time to accuracy
 
 Command: `{command}`, commit {commit[:12]}.
 Hardware: {environments[0]["hardware"]}; torch {environments[0]["torch"]}; precision {", ".join(sorted({row["precision"] for row in rows}))}.
-Accuracy on the {images}. Every run has a fixed length; seconds are medians over the seeds, the recipes taken in turn.
+Accuracy on the {images}. Every run has a fixed length; seconds are medians over the seeds, and the recipes take turns.
 Square matrix products in the same processes, median: {float32:.3f} TFLOP/s in float32, {bfloat16:.3f} in bfloat16.
 
 {table(rows)}
 
-`train_seconds`: from bytes in memory and fresh weights to final weights. `wall_seconds`: from the start of the process to the
-command's end{timing_note}. TFLOP/s: three times the forward pass's operations a picture, one multiply-add being two.
+`train_seconds`: from images in memory and fresh weights to the final weights. `wall_seconds`: from the start of the process to
+the end of the command{timing_note}. TFLOP/s: three times the operations of the forward pass per image, where a multiply-add counts as two.
 """
     path = records.write_result(options.title, environments[0], text)
     write_json(

@@ -41,7 +41,7 @@ def run(monkeypatch, program, *arguments):
 @pytest.mark.slow
 def test_seeds_are_trained_once_and_can_form_an_ensemble(root, monkeypatch, fashion_mnist_folder):
     arguments = (SHORT, "--seeds", 2, "--seeds-a-process", 2, "--title", "short")
-    with pytest.raises(SystemExit, match="minutes are over; what is done is kept in"):
+    with pytest.raises(SystemExit, match="minutes are over; finished seeds are saved in"):
         run(monkeypatch, time_to_accuracy, *arguments, "--minutes", 1e-6)
     run(monkeypatch, time_to_accuracy, *arguments)
     (file,) = root.glob("benchmarks/results/short-*.json")
@@ -54,7 +54,7 @@ def test_seeds_are_trained_once_and_can_form_an_ensemble(root, monkeypatch, fash
     assert all(0 < outcome["train_seconds"] < outcome["wall_seconds"] for outcome in outcomes)
     text = file.with_suffix(".md").read_text()
     assert f"| `{SHORT}` | {row['mean']:.2%} ± {row['std']:.2%} |" in text
-    assert "as 2 seeds share a process" in text
+    assert "since 2 seeds share a process" in text
 
     def fail(*_, **__):
         raise AssertionError("it trained again")
@@ -65,8 +65,8 @@ def test_seeds_are_trained_once_and_can_form_an_ensemble(root, monkeypatch, fash
 
     run(monkeypatch, ensemble, *(work / f"{SHORT}-{seed}" for seed in (0, 1)))
     (file,) = root.glob("benchmarks/results/ensemble-*.md")
-    assert "| 1 of 2 runs together |" in file.read_text()
-    assert f"| 2 runs of `fast-85`, each alone | {row['mean']:.2%} ± {row['std']:.2%} |" in file.read_text()
+    assert "| ensembles of 2 runs: 1 |" in file.read_text()
+    assert f"| 2 single runs of `fast-85` | {row['mean']:.2%} ± {row['std']:.2%} |" in file.read_text()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_seeds_are_trained_once_and_can_form_an_ensemble(root, monkeypatch, fash
         (["fast", "--seeds", "1"], "a spread needs at least 2 seeds"),
         (["fast", "--seeds", "9", "--record", "--split", "test"], "a record 10 and --split test"),
         (["fast", "--seeds", "10", "--record"], "a record 10 and --split test"),
-        (["fast:epochs=3", "--seeds", "10", "--record", "--split", "test"], "a record is of a recipe as it is"),
+        (["fast:epochs=3", "--seeds", "10", "--record", "--split", "test"], "a record needs an unchanged recipe"),
     ],
 )
 def test_invalid_record_is_refused_before_training(root, monkeypatch, capsys, arguments, message):
