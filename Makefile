@@ -1,10 +1,12 @@
-# make train    set up an environment, get Fashion-MNIST, train, print the result
-# make test     the quick tests; make test-all adds the slow ones, which make test-slow runs alone
-# make stress   killed, starved, besieged, fed garbage, spread over processes: a table of what survived (under twenty minutes)
-# make check    formatter, linter, type checker, import direction
-# make data     get Fashion-MNIST alone; needs no root
-# make wheel    build the wheel, install it elsewhere, use it
-# make model    train the model that comes in the package anew (twenty minutes), and let it in if it is no worse
+# make train      create the environment, get Fashion-MNIST, train and evaluate
+# make test       run the quick tests
+# make test-slow  run the slow tests
+# make test-all   run both
+# make stress     run the stress tests: kills, scarce resources, several processes, fuzzing and server load (under twenty minutes)
+# make check      run the formatter, linter and type checker, and check the direction of imports
+# make data       only get Fashion-MNIST; needs no root
+# make wheel      build the wheel, install it into a separate environment and use it
+# make model      train the packaged model again (twenty minutes), and replace it if the new one is at least as good
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,16 +18,16 @@ train: $(VENV)/installed data
 	$(BIN)/gingham train $(if $(wildcard runs/fast-0),--resume)
 	$(BIN)/gingham evaluate runs/fast-0
 	@echo
-	@echo "What to try next (first: . $(BIN)/activate)"
-	@echo "  gingham show                             look at the pictures"
-	@echo "  gingham report runs/fast-0               everything about this run, on one page for a browser"
-	@echo "  gingham summary article                  see why the network sees the whole picture"
+	@echo "Next steps (activate the environment first: . $(BIN)/activate)"
+	@echo "  gingham show                             look at the images"
+	@echo "  gingham report runs/fast-0               everything about this run on one HTML page"
+	@echo "  gingham summary article                  see why the network sees the whole image"
 	@echo "  gingham train --seed 1                   another seed: how much of that accuracy was luck?"
-	@echo "  gingham train --recipe fast-85           two seconds instead of a minute; --recipe article for the article's own"
-	@echo "  gingham evaluate runs/fast-0 --split test    the test pictures: every look is written into the run"
+	@echo "  gingham train --recipe fast-85           two seconds instead of a minute; --recipe article is that of the article"
+	@echo "  gingham evaluate runs/fast-0 --split test    use the test images; each use is recorded in the run"
 
-# A worker on each core; what needs a machine to itself (a browser, other processes, a besieged server) is in the slow tier, one after the other.
-# The tests need no network: without Fashion-MNIST those of the real data are skipped, and pytest says so.
+# One worker per core. Tests that need the machine to themselves (a browser, other processes, a server under load) are in the slow tier, which
+# runs one test after the other. The tests need no network: without Fashion-MNIST, those that need it are skipped, and pytest says so.
 test: $(VENV)/tested
 	@scripts/get-data $(BIN)/python || true
 	$(BIN)/python -m pytest -q --numprocesses auto --dist worksteal
@@ -54,7 +56,7 @@ model: $(VENV)/installed data
 	$(BIN)/gingham train --recipe photo --seed 0 --out runs/photo-0 --resume
 	$(BIN)/python benchmarks/package_model.py runs/photo-0
 
-# Two stamps, so that training needs none of the development tools.
+# Two stamp files, so that training needs no development tools.
 $(VENV)/installed: pyproject.toml
 	@scripts/make-environment $(PYTHON) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .

@@ -53,7 +53,7 @@ def test_vulnerable_package_is_named(tmp_path):
     )
     assert process.returncode == 1
     assert "VULNERABLE: numpy " in process.stdout
-    assert ": PYSEC-2, CVE-3; mended in 99\n" in process.stdout
+    assert ": PYSEC-2, CVE-3; fixed in 99\n" in process.stdout
 
 
 def test_package_that_could_not_be_audited_is_named(tmp_path):
