@@ -2,7 +2,7 @@
 
     make stress                         # all of it
     python stress --short               # the few cases that CI runs
-    python stress IDX SIGKILL           # the checks with these words in their names
+    python stress IDX SIGKILL           # the checks with one of these words in their name
 
 Exits with 1 if a case was lost. Each check runs in its own process, two at a time; all of them take less than twenty
 minutes on two cores.
@@ -29,7 +29,7 @@ try:
     from stress.outcomes import Check, Outcome
 except ImportError as error:
     sys.exit(
-        f"the stress tests need {error.name}; make stress installs all that they need, for this Python: pip install "
+        f"the stress tests need {error.name}; run make stress, which installs it, or for this Python: pip install "
         "--group dev"
     )
 
@@ -63,7 +63,7 @@ def run_in_process(check: Check, short: bool) -> tuple[Outcome, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="run the checks that have one of these in their name")
-    parser.add_argument("--short", action="store_true", help="as few cases as CI tries")
+    parser.add_argument("--short", action="store_true", help="run as few cases as CI does")
     parser.add_argument("--one", choices=CHECKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -73,7 +73,9 @@ def main() -> int:
     selected = [name for name in CHECKS if not arguments.words or any(word in name for word in arguments.words)]
     if not selected:
         parser.error(
-            "no check has {} in its name; there are\n  {}".format(" or ".join(arguments.words), "\n  ".join(CHECKS))
+            "no check has {} in its name; the checks are\n  {}".format(
+                " or ".join(arguments.words), "\n  ".join(CHECKS)
+            )
         )
     started = time.monotonic()
     results: dict[str, tuple[Outcome, float]] = {}

@@ -297,9 +297,9 @@ def on_two_hosts(kills: int) -> Outcome:
 
 
 CHECKS = [
-    Check("Processes as one: torchrun with 2 and more", as_one_process, short=1, long=3, unit="runs"),
-    Check("Processes: a worker killed, restarted by torchrun", restart_after_kill, short=1, long=4, unit="kills"),
+    Check("Processes: 2 or more with torchrun equal one", as_one_process, short=1, long=3, unit="runs"),
+    Check("Processes: a killed worker, restarted by torchrun", restart_after_kill, short=1, long=4, unit="kills"),
     Check("Processes: SIGTERM and Ctrl-C", stop_signals, short=1, long=2, unit="signals"),
-    Check("Processes: BatchNorm against one process", with_batchnorm, short=3, long=6, unit="seeds"),
+    Check("Processes: BatchNorm, compared with one process", with_batchnorm, short=3, long=6, unit="seeds"),
     Check("Processes on two hosts", on_two_hosts, short=1, long=3, unit="kills"),
 ]

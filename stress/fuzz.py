@@ -1,7 +1,7 @@
 """Fuzz everything that Gingham reads from untrusted sources or failing disks.
 
 A case by bytes is identified by its check, a seed and a number: `replay("IDX files, by bytes", 123)` runs it again. A
-case by properties is shrunk by hypothesis and printed.
+lost case by properties is shrunk by hypothesis and printed.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from stress.outcomes import Check, Outcome
 from stress.verdicts import Judge, isolated_judge
 
 SEED = 0
-MAX_LOST = 20  # a check stops after so many lost cases, which usually have few causes
+MAX_LOST = 20  # a check stops after this many lost cases, which usually have few causes
 MAX_ROUNDS = 5  # of hypothesis, each with another seed, since it stops at the first lost case
 
 
@@ -110,7 +110,7 @@ def _search(name: str, judge: Judge, target: Target, size: int, seed: int, outco
 TARGETS: dict[str, Callable[[Judge], Target]] = {
     "IDX files": IdxFiles,
     "npz files": Npz,
-    "pictures": Images,
+    "images": Images,
     "tables and folders": Tables,
     "model.json": ModelJson,
     "weights and predictions": Weights,

@@ -1,4 +1,4 @@
-"""Fuzzed image files: wrong headers, decompression bombs, arbitrary metadata; what is read from those that open."""
+"""Fuzzed image files: wrong headers, decompression bombs, arbitrary metadata, and the pixels of files that open."""
 
 import functools
 import io
@@ -400,7 +400,7 @@ class Images:
         )
 
     def read_single(self, file: Path | bytes, variant: int) -> None:
-        photo = open_photo(file, None if variant % 2 else "a picture")
+        photo = open_photo(file, None if variant % 2 else "an image")
         assert photo.mode in ("RGB", "RGBA")
         assert 0 < photo.width * photo.height <= LARGEST_PIXELS
         if photo.width * photo.height > 1_000_000:

@@ -38,7 +38,7 @@ FIELDS = tuple(RECIPE.to_dict())
 METADATA_KEYS = {(section, key) for section, rules in SECTIONS.items() for key in rules}
 METADATA_KEYS |= {("data", "new")}
 STEPS = 60  # enough losses for the diagnosis
-REPORT_EVERY = 25  # one in so many loaded runs has its report written, which takes a hundred times as long as the rest
+REPORT_EVERY = 25  # the report of one in this many loaded runs is written, which takes 100 times as long as the rest
 
 scalars = st.one_of(
     st.none(),

@@ -154,7 +154,7 @@ def kill_repeatedly(
                 ] * max(1, run_kills)
         outcome.figures = (
             f"{trainings} trainings to their end, {resumes} of the kills after a checkpoint"
-            + f", {corrupted} torn" * corrupt
+            + f", {corrupted} corrupted" * corrupt
         )
     return outcome
 
@@ -175,7 +175,7 @@ CHECKS = [
         unit="kills",
     ),
     Check(
-        "SIGKILL, then the last checkpoint torn",
+        "SIGKILL, then the last checkpoint corrupted",
         lambda kills: kill_repeatedly(kills, while_writing, 0, corrupt=True),
         short=3,
         long=15,

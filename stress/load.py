@@ -1,4 +1,4 @@
-"""Load test of a server: beside misbehaving clients good ones get correct responses, and no resource grows.
+"""Load-test a server: good clients get correct responses next to misbehaving ones, and resource use does not grow.
 
 Runs `gingham serve` with the packaged model, the memory settings of docs/deploy.md and 1,024 file descriptors. 64 good
 clients send images and compare each response with the model's own predictions. Others send slowly, never read,
@@ -8,15 +8,14 @@ twice a second. There are fewer connections than the server's limit: disconnecti
 These count as lost:
 
 - a status of 500 or more other than 503, an error that is neither JSON with `error` on one line nor uvicorn's own
-refusal of malformed HTTP, or a status that does not fit the request;
+  refusal of malformed HTTP, or a status that does not fit the request;
 - a wrong response to a good request, or none. A busy server may close a connection or respond 503; a good client then
-retries for up to
-  60 seconds, as it does when its connection was closed between two requests;
+  retries for up to 60 seconds, as it does when its connection was closed between two requests;
 - a /health that does not respond 200 within 5 seconds, on its own connection and without a retry;
 - a server that has ended, a traceback on its stderr, or an exit code other than 0 after SIGTERM;
 - a median memory in the last quarter that exceeds that of the second quarter by more than a tenth and 50 MB;
-- more threads in the last quarter than in the second (two may come and go), or file descriptors left open after all
-clients have left.
+- more threads in the last quarter than in the second (with a tolerance of two), or file descriptors left open after all
+  clients have disconnected.
 """
 
 import asyncio
@@ -106,7 +105,7 @@ def find_issues(record: Record) -> list[str]:
             f"{record.files_after} files are open when everyone has left, {record.files_before} were before they came"
         )
     if record.exit_code != 0:
-        lost.append(f"told to end, the server ended with {record.exit_code}, not 0: {record.stderr[-300:]!r}")
+        lost.append(f"after SIGTERM, the server ended with {record.exit_code}, not 0: {record.stderr[-300:]!r}")
     if "Traceback" in record.stderr:
         lost.append(f"a traceback on stderr: {record.stderr[record.stderr.index('Traceback') :][-600:]!r}")
     return lost
@@ -325,7 +324,7 @@ async def good_client(session: LoadSession, rng: random.Random) -> None:
                 record.lost[f"a good request was answered {status}: {response[:200]!r}"] += 1
                 break
             if time.monotonic() - started > TIMEOUT_SECONDS:
-                request_label = f"{len(indices)} pictures{' explained' * explain}"
+                request_label = f"{len(indices)} images{' explained' * explain}"
                 record.lost[
                     f"a good request of {request_label} was not answered within {TIMEOUT_SECONDS:g} s: "
                     f"{', '.join(attempts[-3:])}"
@@ -592,21 +591,21 @@ async def odd_request(session: LoadSession, rng: random.Random) -> None:
 async def hostile_image(session: LoadSession, rng: random.Random) -> None:
     content = rng.choice(session.images.hostile)
     await session.ask(
-        "a hostile picture", post(content, rng.choice((b"image/png", b"image/tiff", b"application/octet-stream"))), 422
+        "a hostile image", post(content, rng.choice((b"image/png", b"image/tiff", b"application/octet-stream"))), 422
     )
     hostile = rng.sample(session.images.hostile, 3)
     response = await session.ask(
-        "hostile pictures among good ones",
+        "hostile images among good ones",
         post(form([("a", session.images.good[0]), *(("b", content) for content in hostile)]), FORM),
         422,
     )
     if response and response[0] == 422 and not session.images.is_correct(0, json.loads(response[1])["predictions"][0]):
-        session.record.lost["a good picture among hostile ones got a wrong answer"] += 1
+        session.record.lost["a good image among hostile ones got a wrong answer"] += 1
 
 
 async def largest_image(session: LoadSession, rng: random.Random) -> None:
     """Send an image with as many pixels as are allowed; decoding it takes 0.6 GB."""
-    await session.ask("a picture of 49 megapixels", post(session.images.largest), 200)
+    await session.ask("an image of 49 megapixels", post(session.images.largest), 200)
     await asyncio.sleep(rng.uniform(1, 4))
 
 

@@ -20,7 +20,7 @@ class Outcome:
 class Check:
     """A check under its name in the table; `run(size)` gets the size `short` in CI and `long` in `make stress`.
 
-    The size is a number of cases, of kills or, for the server, of seconds. `unit` is what is counted as tried.
+    The size is the number of cases or kills or, for the server, of seconds. `unit` names what is counted as tried.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 Each case runs `gingham` in its own folder with a small dataset. It survives if the process exits with 2, one message on
 stderr after its progress, no traceback and earlier files intact; or with 0 and the same bytes as an undisturbed run.
-Where space is freed again, `--resume` must give those bytes too.
+If space is freed later, `--resume` must give those bytes too.
 
 Cases that mount file systems or need another user are skipped where that is not possible; the figures name them, and
 they do not count as tried.
@@ -740,10 +740,12 @@ def run_cases(size: int, cases: Sequence[Callable[[Bench], None]] = CASES) -> Ou
                 outcome.lost.append(f"{name}: {reason}")
             outcome.tried += 1
     notes = [f"not tried: {', '.join(not_tried)}"] if not_tried else []
-    outcome.figures = "; ".join([f"{outcome.tried} kinds of want", *bench.notes, *notes])
+    outcome.figures = "; ".join([f"{outcome.tried} kinds of shortage", *bench.notes, *notes])
     return outcome
 
 
 CHECKS = [
-    Check("trainings starved of room, memory, permission, files and time", run_cases, short=len(CASES), long=len(CASES))
+    Check(
+        "training without enough disk, memory, permissions, files or time", run_cases, short=len(CASES), long=len(CASES)
+    )
 ]

@@ -142,7 +142,8 @@ _HOOK_INSTALLED: list[
 class Judge:
     """Runs cases in a folder of their own and returns why a case is lost, or None.
 
-    A case may write to `folder`, which also holds Gingham's cache meanwhile, but not to `outside`, a folder next to it.
+    A case may write to `folder`, where Gingham's cache is while the case runs, but not to `outside`, a folder next to
+    it.
     """
 
     def __init__(self, root: Path, seconds: float = TIME_LIMIT_SECONDS, growth: int = MEMORY_LIMIT_BYTES) -> None:

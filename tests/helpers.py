@@ -1,4 +1,4 @@
-"""What tests in several folders share: small datasets and photos, and the command line as a user calls it."""
+"""Shared by the tests: small datasets and photos, and the command line as a user calls it."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 def make_dataset(
     folder: Path, train: int = 300, test: int = 80, classes: int = 4, side: int = 28, seed: int = 0
 ) -> Path:
-    """Write four IDX files of noisy pictures with one bright quadrant a class: learned within an epoch or two."""
+    """Write four IDX files of noisy images with one bright quadrant per class, which are learned in an epoch or two."""
     random = np.random.RandomState(seed)
     half = side // 2
     corners = [(0, 0), (0, half), (half, 0), (half, half)]
@@ -123,7 +123,7 @@ SHIRT = [
 
 
 def draw_garment_photo(colour, ground, size=(300, 400), scale=2.0, corner=(50, 80), texture=0.0):
-    """A shirt on a ground, and where it is."""
+    """Return a photo of a shirt on a background, and the mask of the shirt."""
     random = np.random.default_rng(0)
     there = Image.new("1", size)
     ImageDraw.Draw(there).polygon([(corner[0] + scale * x, corner[1] + scale * y) for x, y in SHIRT], fill=1)
@@ -136,14 +136,14 @@ def draw_garment_photo(colour, ground, size=(300, 400), scale=2.0, corner=(50, 8
 COLOURS_AND_BACKGROUNDS = [
     ((40, 60, 120), (255, 255, 255)),  # dark on white
     ((230, 230, 225), (60, 30, 20)),  # light on dark
-    ((200, 40, 40), (150, 150, 150)),  # a colour of the ground's brightness
+    ((200, 40, 40), (150, 150, 150)),  # a colour as bright as the background
     ((120, 120, 120), (200, 180, 150)),
     ((20, 20, 20), (90, 120, 70)),
 ]
 
 
 def reference_article():
-    """The article's network, layer by layer as its text has it: a twin to check ours against."""
+    """Return the network that the article describes, written layer by layer, to compare ours with."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, bias=False), nn.ReLU(),
         nn.Conv2d(16, 32, 3, bias=False), nn.ReLU(),

@@ -36,7 +36,7 @@ class TwiceSoftmax(Plain):
 
 
 class Dead(Plain):
-    """A bias so low that no picture ever gets through the second convolution's ReLU."""
+    """A bias so low that every output of the second convolution's ReLU is 0 for every image."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(classes)
@@ -44,7 +44,7 @@ class Dead(Plain):
 
 
 class Zero(Plain):
-    """All weights zero: nothing can be learned, and no ReLU is to blame alone."""
+    """All weights zero: nothing can be learned, and not only because of a ReLU."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(classes)

@@ -28,8 +28,8 @@ def make_record(**changes):
         ({"files_after": 40}, "40 files are open when everyone has left, 20 were before they came"),
         ({"health": [0.1, 7.0]}, r"/health took 7.0 s, over 5 s"),
         ({"health": []}, "/health was never answered"),
-        ({"exit_code": None}, "told to end, the server ended with None"),
-        ({"exit_code": -9}, "told to end, the server ended with -9"),
+        ({"exit_code": None}, "after SIGTERM, the server ended with None"),
+        ({"exit_code": -9}, "after SIGTERM, the server ended with -9"),
         ({"stderr": "x\nTraceback (most recent call last):\n"}, "a traceback on stderr"),
     ],
 )

@@ -43,7 +43,7 @@ def run_in_thread(case):
 
 
 def touch_new_memory(size):
-    # From the system and not from malloc, which after many other tests may have as much at hand.
+    # From the system, because malloc may have this much memory left over from other tests.
     with mmap.mmap(-1, size) as memory:
         memory[::4096] = bytes(size // 4096)
 

@@ -1,4 +1,4 @@
-"""Make the golden run of this release: `python tests/golden/make.py`. A released one is never made anew."""
+"""Create the golden run of this release: `python tests/golden/make.py`. Those of earlier releases are never replaced."""
 
 import json
 import sys
