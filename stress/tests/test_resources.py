@@ -25,7 +25,7 @@ def test_lost_and_untried_cases_are_counted():
     outcome = run_cases(3, [survives, is_damaged, cannot_be_tried, survives])
     assert outcome.tried == 2
     assert outcome.lost == ["is damaged: undisturbed came to other weights than an undisturbed run"]
-    assert outcome.figures == "2 kinds of want; not tried: cannot be tried (there is no moon)"
+    assert outcome.figures == "2 kinds of shortage; not tried: cannot be tried (there is no moon)"
 
 
 @pytest.mark.parametrize(

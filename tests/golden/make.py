@@ -1,4 +1,4 @@
-"""Create the golden run of this release: `python tests/golden/make.py`. Those of earlier releases are never replaced."""
+"""Create the golden run of this release: `python tests/golden/make.py`. Earlier releases keep theirs unchanged."""
 
 import json
 import sys
