@@ -9,6 +9,7 @@ they do not count as tried.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,6 +103,10 @@ class Bench:
         return self.folder / "data"
 
     @property
+    def images(self) -> Path:
+        return self.folder / "images"
+
+    @property
     def undisturbed(self) -> Path:
         return self.folder / "undisturbed"
 
@@ -112,6 +118,7 @@ class Bench:
             **os.environ,
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "MPLCONFIGDIR": str(self.folder / "matplotlib"),
+            "OMP_NUM_THREADS": "1",
             **{name: str(value) for name, value in variables.items()},
         }
 
@@ -290,11 +297,16 @@ def file_limit(bench: Bench) -> None:
 
 
 def train_on_images(bench: Bench, epochs: int, *settings: str) -> tuple[str | Path, ...]:
-    """Return the arguments of a training on image files, which are made on first use."""
-    folder = bench.folder / "images"
-    if not folder.exists():
-        write_image_folder(folder)
-    arguments: tuple[str | Path, ...] = ("train", "--data", folder, "--recipe", "fast-85", "--epochs", str(epochs))
+    """Return the arguments of a training on image files."""
+    arguments: tuple[str | Path, ...] = (
+        "train",
+        "--data",
+        bench.images,
+        "--recipe",
+        "fast-85",
+        "--epochs",
+        str(epochs),
+    )
     for setting in ("validation_images=20", *settings):
         arguments += ("--set", setting)
     return arguments
@@ -313,13 +325,10 @@ def full_cache(bench: Bench) -> None:
 
 def full_cache_beyond_memory(bench: Bench) -> None:
     """The same for images that exceed memory: they need the cache, so the command fails with a message."""
-    image_folder = bench.folder / "images"
-    if not image_folder.exists():
-        write_image_folder(image_folder)
     cache = bench.mount_tmpfs(0.06)
     patch = "import gingham.data.pack_cache; gingham.data.pack_cache.free_memory = lambda: 1000"
     result = bench.run(
-        "train", "--data", image_folder, "--out", bench.folder / "large", XDG_CACHE_HOME=cache, BEFORE=patch
+        "train", "--data", bench.images, "--out", bench.folder / "large", XDG_CACHE_HOME=cache, BEFORE=patch
     )
     result.require_error("free")
 
@@ -337,14 +346,11 @@ def read_only_out(bench: Bench) -> None:
 
 def read_only_cache(bench: Bench) -> None:
     """The cache is read-only."""
-    image_folder = bench.folder / "images"
-    if not image_folder.exists():
-        write_image_folder(image_folder)
     cache = bench.mount_tmpfs()
     bench.remount(cache, "ro")
     out = bench.folder / "read-only-cache"
     bench.run(
-        "train", "--data", image_folder, "--recipe", "fast-85", "--out", out, XDG_CACHE_HOME=cache
+        "train", "--data", bench.images, "--recipe", "fast-85", "--out", out, XDG_CACHE_HOME=cache
     ).require_success()
     require((out / METADATA_FILE).exists(), "a run with a read-only cache was not finished")
 
@@ -512,13 +518,10 @@ def no_threads(bench: Bench) -> None:
         'def refuse(*_): raise RuntimeError("can\'t start new thread")\n'
         "threading.Thread.start = refuse\n"
     )
-    image_folder = bench.folder / "images"
-    if not image_folder.exists():
-        write_image_folder(image_folder)
     result = bench.run(
         "train",
         "--data",
-        image_folder,
+        bench.images,
         "--out",
         bench.folder / "no-threads",
         BEFORE=patch,
@@ -716,6 +719,7 @@ def open_bench() -> Iterator[Bench]:
     bench = Bench(Path(tempfile.mkdtemp(prefix="gingham-resources-")))
     try:
         write_data(bench.data)
+        write_image_folder(bench.images)
         bench.run(*bench.train(bench.undisturbed)).require_success()
         bench.weights = sha256(bench.undisturbed / WEIGHTS_FILE)
         yield bench
@@ -725,20 +729,30 @@ def open_bench() -> Iterator[Bench]:
         shutil.rmtree(bench.folder, ignore_errors=True)
 
 
+def try_case(case: Callable[[Bench], None], bench: Bench) -> LostError | NotTriedError | None:
+    """Run a case and return the reason for which it is lost or was not tried, or None."""
+    try:
+        case(bench)
+    except (LostError, NotTriedError) as reason:
+        return reason
+    return None
+
+
 def run_cases(size: int, cases: Sequence[Callable[[Bench], None]] = CASES) -> Outcome:
     """Run the first `size` cases."""
     outcome, not_tried = Outcome(), []
     with open_bench() as bench:
-        for case in cases[:size]:
+        # A case mostly waits for a process with one thread.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            reasons = list(pool.map(functools.partial(try_case, bench=bench), cases[:size]))
+        for case, reason in zip(cases, reasons, strict=False):
             name = case.__name__.replace("_", " ")
-            try:
-                case(bench)
-            except NotTriedError as reason:
+            if isinstance(reason, NotTriedError):
                 not_tried.append(f"{name} ({reason})")
                 continue
-            except LostError as reason:
-                outcome.lost.append(f"{name}: {reason}")
             outcome.tried += 1
+            if reason is not None:
+                outcome.lost.append(f"{name}: {reason}")
     notes = [f"not tried: {', '.join(not_tried)}"] if not_tried else []
     outcome.figures = "; ".join([f"{outcome.tried} kinds of shortage", *bench.notes, *notes])
     return outcome
