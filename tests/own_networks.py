@@ -85,6 +85,36 @@ class Norms(nn.Module):
         return self.out(F.relu(self.norm(self.hidden(self.features(x)))))
 
 
+class Lazy(nn.Sequential):
+    """Layers that get their shape, and draw their weights, in the first forward pass."""
+
+    def __init__(self, classes: int = 10) -> None:
+        layers = nn.LazyConv2d(4, 3, stride=2), nn.LazyBatchNorm2d(affine=False), nn.ReLU(), nn.Flatten()
+        super().__init__(*layers, nn.LazyLinear(classes))
+
+
+class LazyUncalled(Lazy):
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.add_module("spare", nn.LazyLinear(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in list(self)[:5]:
+            x = layer(x)
+        return x
+
+
+class NoParameters(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1)[:, :4]
+
+
+class Frozen(Plain):
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.requires_grad_(requires_grad=False)
+
+
 class Flat(nn.Sequential):
     """No convolution at all."""
 

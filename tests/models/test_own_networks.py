@@ -5,8 +5,8 @@ import pytest
 
 import gingham
 from gingham import ModelError, RunError
-from helpers import ROOT
-from own_networks import Norms, Plain, WrongLinear, WrongOutputs
+from helpers import ROOT, fit
+from own_networks import Frozen, Lazy, LazyUncalled, NoParameters, Norms, Plain, WrongLinear, WrongOutputs
 
 
 @pytest.fixture
@@ -108,3 +108,30 @@ def test_run_loads_only_with_its_own_network(quadrants, tmp_path):
     gingham.save(article_run, tmp_path / "plain")
     with pytest.raises(RunError, match="leave --model out"):
         gingham.load(tmp_path / "plain", Plain)
+
+
+@pytest.mark.parametrize("recipe", ["article", "fast-90"])
+def test_lazy_layers_train_and_load(quadrants, tmp_path, recipe):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = gingham.RECIPES[recipe].replace(epochs=0.5, batch_size=32)
+    runs = [fit(recipe, data, network=Lazy) for _ in range(2)]
+    gingham.save(runs[0], tmp_path / "run")
+    runs.append(gingham.load(tmp_path / "run", Lazy))
+    first, *others = (run.model.predict(data.test.images).probabilities for run in runs)
+    assert all(other.equal(first) for other in others), "the weights are drawn from the seed"
+    assert runs[0].metrics["parameters"] == 4 * 9 + 4 + 4 * 13 * 13 * 4 + 4
+
+
+@pytest.mark.parametrize("recipe", ["article", "fast-90"])
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (NoParameters, "the network own_networks:NoParameters has no parameter to train"),
+        (Frozen, "the network own_networks:Frozen has no parameter to train"),
+        (LazyUncalled, r"own_networks:LazyUncalled never calls the layer of spare.weight"),
+    ],
+)
+def test_a_network_with_nothing_to_train_is_an_error(quadrants, recipe, network, reason):
+    data = gingham.load_data(str(quadrants), validation=40)
+    with pytest.raises(ModelError, match=reason):
+        fit(gingham.RECIPES[recipe], data, network=network)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gingham.errors import ModelError, is_exhausted, one_line, suggest
 from gingham.models.classifier import Classifier
@@ -68,13 +69,17 @@ def build_classifier(
     limit = MAX_TRIAL_SIDE if factory is None else max(height, width)
     trial_shape = (channels, min(height, limit), min(width, limit))
     shape = "x".join(map(str, trial_shape))
+    if any(map(is_lazy, [*created.parameters(), *created.buffers()])):
+        from gingham.models.summary import summarize  # takes a tenth of a second to import and is rarely needed
+
+        summarize(created, trial_shape, network)  # a forward pass, in which lazy layers get their shape and weights
     model = Classifier(created, classes, trial_shape, mean, std, tta)
     try:
         output_shape = tuple(model.logits(torch.zeros(1, *trial_shape, dtype=torch.uint8)).shape)
     except Exception as error:  # a user's forward may fail in any way
         if is_exhausted(error):
             raise
-        from gingham.models.summary import summarize  # takes a tenth of a second to import and is needed only here
+        from gingham.models.summary import summarize
 
         summarize(created, trial_shape, network)  # its error names the layer
         raise ModelError(f"the network {network!r} cannot take pictures of {shape} ({one_line(error)})") from error

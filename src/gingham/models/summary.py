@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -25,13 +26,13 @@ _LOCK = threading.Lock()  # a network's hooks, and torch's setting for attention
 def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name: str = "network") -> Summary:
     """Return the layer table of a network for one float image of shape `input_shape` (C, H, W).
 
-    The network is run once, in evaluation mode, and is not changed. It may have strides, dilation, padding, groups,
-    branches, adaptive and global pooling.
+    The network is run once, in evaluation mode; nothing changes but lazy layers, which get their shape. It may have
+    strides, dilation, padding, groups, branches, adaptive and global pooling.
 
         gingham.summarize(gingham.NETWORKS["article"](1, 10)).receptive_field   # 28
 
     Raises
-        ModelError: the input does not fit; the message names the layer that failed.
+        ModelError: the input does not fit, or a lazy layer is never called; the message names the layer.
 
     Source: Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks" (distill.pub, 2019).
     """
@@ -55,6 +56,10 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
         except Exception as error:
             raise ModelError(_describe_failure(recorder.calls[-1], error, name, tuple(input_shape))) from error
     view = recorder.view_by_id.get(id(outputs[0]), UNKNOWN) if outputs else UNKNOWN
+    if unused := [name for name, parameter in network.named_parameters() if is_lazy(parameter)]:
+        raise ModelError(
+            f"{name} never calls the layer of {unused[0]}, which has no shape until then; remove the layer"
+        )
     parameters = list(network.parameters())
     return Summary(
         name=name,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gingham.errors import ModelError
 from gingham.recipe import Recipe
 
 
@@ -121,8 +122,13 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over the trainable parameters.
 
     Each parameter group has a `scale`: its learning rate as a multiple of the recipe's.
+
+    Raises
+        ModelError: there is no such parameter.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ModelError(f"the network {recipe.network} has no parameter to train; give it one with requires_grad=True")
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
