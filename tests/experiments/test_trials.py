@@ -8,7 +8,7 @@ import scipy.stats
 import gingham
 from gingham import GinghamError, RunError
 from gingham.experiments.trials import TrialOptions
-from helpers import locked_by_another
+from helpers import fit, locked_by_another
 from own_networks import InfiniteWithSeedOne, UnbuiltWithSeedOne
 
 
@@ -123,6 +123,28 @@ def test_trials_of_another_recipe_or_without_validation_images_are_errors(trial_
     )
     with pytest.raises(GinghamError, match="no pictures are held out"):
         gingham.trials(recipe, without_validation, range(1), good.folder, progress=False)
+
+
+def test_a_folder_holds_either_a_run_or_trials(trial_pair, recipe, data, tmp_path):
+    def stop(model, epoch):
+        raise KeyboardInterrupt
+
+    good, _ = trial_pair
+    files = {*good.folder.iterdir()}
+    with pytest.raises(RunError, match="holds trials; give another folder"):
+        fit(recipe, data, good.folder)
+    with pytest.raises(RunError, match="holds trials; give another folder"):
+        fit(recipe, data, good.folder, resume=True)
+    with pytest.raises(RunError, match="already holds a finished run or trials; choose another folder"):
+        gingham.save(gingham.load(good.folder / "seed-0"), good.folder)
+    assert {*good.folder.iterdir()} == files
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe.replace(checkpoint_seconds=0), data, tmp_path / "unfinished", on_epoch=stop)
+    gingham.save(fit(recipe.replace(epochs=0.1), data), tmp_path / "finished")
+    for name in ("unfinished", "finished"):
+        with pytest.raises(GinghamError, match=f"{name} holds runs, but no trials; give another --out"):
+            gingham.trials(recipe, data, [0], tmp_path / name, progress=False)
+        assert not (tmp_path / name / "trials.json").exists()
 
 
 def test_trials_whose_seeds_all_diverge_are_an_error(data, tmp_path):

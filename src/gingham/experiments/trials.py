@@ -13,6 +13,7 @@ from gingham.evaluation.metrics import mean_interval, proportion_interval
 from gingham.io import locked, read_json, write_json
 from gingham.models.registry import factory_name
 from gingham.recipe import Recipe, describe_changes
+from gingham.runs.checkpoint import has_checkpoint
 from gingham.runs.run import FORMAT, METADATA_FILE, TRIALS_FILE, Run, load, save
 from gingham.runs.schema import require_format
 from gingham.text import duration
@@ -185,7 +186,7 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
         require_format(manifest, stored.get("format", 1 if is_old else FORMAT), FORMAT, "give another --out")
         if changes := describe_changes(stored, settings):
             raise GinghamError(f"{folder} holds trials with {changes}; give another --out")
-    elif any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists():
+    elif any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists() or has_checkpoint(folder):
         raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
     else:
         write_json(manifest, {"format": FORMAT, **settings, "data": data.name})

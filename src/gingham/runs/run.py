@@ -94,12 +94,12 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
 
     Raises
         GinghamError: the folder cannot be written.
-        RunError: the folder holds another finished run.
+        RunError: the folder holds another finished run, or trials.
     """
     require_types("save", run=(run, Run), folder=(folder, str | PathLike))
     folder = Path(folder).resolve()
-    if (folder / METADATA_FILE).exists() and run.folder != folder:
-        raise RunError(f"{folder} already holds a finished run; choose another folder")
+    if run.folder != folder and ((folder / METADATA_FILE).exists() or is_run_folder(folder, TRIALS_FILE)):
+        raise RunError(f"{folder} already holds a finished run or trials; choose another folder")
     tensors = run.model.state_dict()
     write_tensors(folder / WEIGHTS_FILE, halve(tensors) if halved else tensors)
     write_text(folder / HISTORY_FILE, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))

@@ -8,11 +8,11 @@ from pathlib import Path
 from gingham.data.augment_photos import simulate_photos
 from gingham.data.splits import Split
 from gingham.errors import DataError, GinghamError, RunError, require_types
-from gingham.io import locked
+from gingham.io import is_run_folder, locked
 from gingham.models.registry import factory_name
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint
-from gingham.runs.run import METADATA_FILE
+from gingham.runs.run import METADATA_FILE, TRIALS_FILE
 from gingham.training.distillation import validate_teachers
 from gingham.training.options import FitOptions
 
@@ -40,12 +40,14 @@ def reserve_folder(folder: Path, resume: bool) -> Iterator[None]:
     """Lock a folder for a training, which must not hold another one.
 
     Raises
-        RunError: it holds a finished run, or an unfinished one that is not to be resumed.
+        RunError: it holds a finished run, trials, or an unfinished run that is not to be resumed.
         GinghamError: another process has locked it, or it cannot be written to.
     """
     with locked(folder, wait=False):
         if (folder / METADATA_FILE).exists():
             raise RunError(f"{folder} already holds a finished run; give another folder")
+        if is_run_folder(folder, TRIALS_FILE):
+            raise RunError(f"{folder} holds trials; give another folder")
         if has_checkpoint(folder) and not resume:
             raise RunError(f"{folder} holds an unfinished training; resume it (resume=True), or give another folder")
         yield
