@@ -70,6 +70,19 @@ with locked(Path({str(tmp_path)!r}), wait=False):
         pass
 
 
+def test_a_folder_that_the_lock_creates_is_removed_unless_something_is_written(tmp_path):
+    with locked(tmp_path / "new" / "run", wait=False):
+        assert (tmp_path / "new" / "run").exists()
+    assert not list(tmp_path.iterdir())
+    with locked(tmp_path / "new" / "run", wait=False):
+        write_text(tmp_path / "new" / "note.txt", "x")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["note.txt"]
+    (tmp_path / "mine").mkdir()
+    with locked(tmp_path / "mine", wait=False):
+        pass
+    assert (tmp_path / "mine").exists()
+
+
 def test_written_files_have_default_permissions(tmp_path):
     write_text(tmp_path / "a.txt", "x")
     write_tensors(tmp_path / "a.safetensors", {"weights": torch.ones(3)})

@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 # The manifests of a run, of trials and of an unfinished run, each with a key that it holds.
 MANIFESTS = {"model.json": "recipe", "trials.json": "recipe", "checkpoint/step-*.json": "sha256"}
-LOCK_FILE = ".lock"  # stays when the lock is released: removing it could give two processes a lock each
+LOCK_FILE = ".lock"
 
 
 def cache_folder() -> Path:
@@ -72,29 +71,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
     """Lock a folder against other gingham processes with its file `.lock`. The lock is released when the process dies.
 
-    A thread may lock a folder again that it has locked already.
+    A thread may lock a folder again that it has locked already. A folder that this creates, and in which nothing is
+    written, is removed again.
 
     Raises
         GinghamError: another process holds the lock, and `wait` is False; or the folder cannot be written to.
     """
     try:
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
         lock = FileLock(folder / LOCK_FILE, is_singleton=True).acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise GinghamError(f"another gingham is writing into {folder}; wait for it, or give another --out") from None
     except OSError as error:
         raise _cannot_write(folder / LOCK_FILE, error) from error
     with lock:
-        yield
-
-
-def require_writable(folder: Path) -> None:
-    """Create the folder and check that files can be written there, before hours of work depend on it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise _cannot_write(folder, error) from error
+        try:
+            yield
+        finally:
+            # In no other case is the lock file removed: two processes could have a lock each.
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                if created and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+                    (folder / LOCK_FILE).unlink()
+                    for path in created:
+                        path.rmdir()
 
 
 def _cannot_write(path: Path, error: OSError) -> GinghamError:

@@ -89,6 +89,17 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(command, tr
     assert "cannot write" in train("--epochs", 0.1, code=2).stderr
 
 
+def test_a_training_that_fails_leaves_no_new_folder(command, quadrants):
+    options = ("train", "--recipe", "article", "--data", quadrants, "--out")
+    diverging, no_split = ("--set", "learning_rate=9999"), ("--set", "patience=2", "--set", "validation_images=0")
+    for failing in (diverging, no_split, (*diverging, "--resume")):
+        assert command.call(*options, "new/run", *failing).code == 2
+        assert not list(command.folder.iterdir()), failing
+    (command.folder / "mine").mkdir()
+    assert command.call(*options, "mine", *diverging).code == 2
+    assert (command.folder / "mine").exists()
+
+
 def test_a_locked_folder_is_an_error_before_training(command, train):
     (command.folder / "busy").mkdir()
     with locked_by_another(command.folder / "busy"):

@@ -89,11 +89,10 @@ def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any],
 
 def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":
     """Train with the folder locked, save the run there and draw its curves."""
-    from gingham.io import locked, require_writable
+    from gingham.io import locked
     from gingham.plots import draw_curves
     from gingham.runs.checkpoint import has_checkpoint, has_unverified_checkpoint
 
-    require_writable(folder)
     if resume and not has_checkpoint(folder):
         unverified = " (its checkpoint folder has no manifest, so it may be torn)" * has_unverified_checkpoint(folder)
         print_message(f"nothing to resume in {folder}{unverified}; starting")
