@@ -1,6 +1,11 @@
 import json
+import os
+import signal
+
+import pytest
 
 import gingham
+from gingham.training.trainer import Trainer
 
 
 def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
@@ -34,3 +39,24 @@ def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
     )
     assert "is a single run and" in command("compare", "a", "b/seed-0", code=2).stderr
     assert "--set got a seed" in command("trials", "--set", "seed=3", code=2).stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_trials_say_how_to_go_on(command, quadrants, monkeypatch, number, code):
+    record = Trainer.record
+
+    def signal_in_seed_one(trainer, *arguments):
+        if trainer.recipe.seed == 1:
+            os.kill(os.getpid(), number)
+        record(trainer, *arguments)
+
+    options = ("--recipe", "article", "--data", quadrants, "--epochs", 1, "--seeds", 2, "--out", "a",
+               "--set", "validation_images=40")  # fmt: skip
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    monkeypatch.setattr("gingham.training.trainer.Trainer.record", signal_in_seed_one)
+    stopped = command.call("trials", *options)
+    signal.signal(signal.SIGINT, before)
+    assert (stopped.code, stopped.stdout) == (code, "")
+    assert stopped.stderr.endswith("\ninterrupted; finished seeds are kept in a: the same command goes on\n")
+    monkeypatch.undo()
+    assert "seed 0 (1 of 2), there already" in command("trials", *options).stderr

@@ -10,7 +10,7 @@ import gingham
 from gingham.cli import options
 from gingham.cli.output import print_message, print_result
 from gingham.cli.resolve import choose_recipe, default_folder, load_teacher_runs, load_training_data, network_factory
-from gingham.errors import GinghamError
+from gingham.errors import GinghamError, Terminated
 from gingham.presets import DEFAULT_RECIPE
 
 
@@ -59,7 +59,7 @@ def trials(
             progress=sys.stderr.isatty(),
             options=gingham.TrialOptions(device, network_factory(model), teachers, on_seed=print_seed),
         )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         print_message(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")
         raise
     advice = f"runs      {folder}/seed-N; compare with others: gingham compare {folder} OTHER-TRIALS"

@@ -51,7 +51,8 @@ def fit(
         DataError: a test split, splits of different datasets, an empty split, or a teacher that was trained on other
             images.
         ModelError: the network cannot be created, or does not fit the images or the number of classes.
-        RunError: the folder holds a finished run or trials, or an unfinished one and `resume` is False or its recipe is another.
+        RunError: the folder holds a finished run or trials, or an unfinished run, and `resume` is False or its recipe
+            is another.
         GinghamError: an unknown device, a folder in use, or another process that failed or trains something else.
         TrainingError: a loss that is no longer finite.
         KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after the state was saved in the folder.
