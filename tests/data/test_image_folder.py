@@ -7,6 +7,7 @@ import pytest
 from dataset_files import make_image_folder, save_image
 from gingham import DataError, load_data
 from gingham.data.image_files import list_images
+from gingham.data.load_data import load_unchecked
 from gingham.io import write_json
 
 pytestmark = pytest.mark.usefixtures("pack_folder")
@@ -46,6 +47,18 @@ def test_links_are_followed_and_loops_of_links_end(shoes, tmp_path):
     data = load_data(str(shoes), validation=0)
     assert data.classes == ("boot", "clog", "sandal")
     assert len(data.train) + len(data.test) == 46
+
+
+def test_links_that_cannot_be_followed_are_unreadable_files(shoes):
+    (shoes / "boot" / "loop.png").symlink_to("loop.png")
+    (shoes / "boot" / "gone.png").symlink_to("nowhere")
+    (shoes / "loop").symlink_to("loop")
+    reasons = r"boot/gone.png \(No such file .*\), boot/loop.png \(Too many levels of symbolic links\); fix or remove"
+    with pytest.raises(DataError, match=rf"2 of the 42 files of .* cannot be read as pictures: {reasons}"):
+        load_data(str(shoes))
+    data = load_data(str(shoes), validation=0, skip_unreadable=True)
+    assert len(data.train) + len(data.test) == 40
+    assert [name for name, _ in load_unchecked(str(shoes))[1]] == ["boot/gone.png", "boot/loop.png"]
 
 
 def test_links_to_links_do_not_make_millions_of_paths(shoes):

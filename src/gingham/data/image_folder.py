@@ -85,10 +85,18 @@ def _scan(folder: Path) -> list[tuple[Path, bool]]:
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
-            return [(folder / entry.name, entry.is_dir()) for entry in visible]
+            return [(folder / entry.name, _is_folder(entry)) for entry in visible]
     except FileNotFoundError:
         raise DataError(
             f"there is no folder {folder}; name a folder of images, or a .csv table that is there"
         ) from None
     except OSError as error:
         raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one. A link that cannot be followed is an unreadable file."""
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
