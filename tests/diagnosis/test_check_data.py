@@ -11,6 +11,7 @@ import gingham
 from gingham import DataError
 from gingham.data.load_data import load_unchecked
 from gingham.diagnosis.check_data import find_leaks
+from gingham.training.checks import check_labels
 from helpers import make_dataset
 
 
@@ -91,6 +92,24 @@ def test_constant_images(data):
 def test_shuffled_labels(data):
     labels = data.train.labels[torch.randperm(400, generator=torch.Generator().manual_seed(0))]
     assert codes(gingham.check_data(with_train(data, labels=labels))) == ["shuffled-labels"]
+
+
+@pytest.mark.parametrize("statistic", ["brightness", "contrast"])
+def test_labels_of_noise_with_its_own_brightness_or_contrast(statistic):
+    """Of such images neighbours by correlation show nothing."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    level = 60 * labels[:, None, None, None]
+    noise = 10 * torch.randn(300, 1, 28, 28, generator=generator)
+    values = 60 + level + noise if statistic == "brightness" else 127 + noise * (1 + level / 60)
+    images = values.clamp(0, 255).to(torch.uint8)
+    train, validation = (
+        gingham.Split(name, images[part], labels[part], tuple("abc"), "noise", "1")
+        for name, part in (("train", slice(240)), ("validation", slice(240, 300)))
+    )
+    assert list(check_labels(train, validation)) == []
+    shuffled = train.labels[torch.randperm(240, generator=generator)]
+    assert codes(check_labels(dataclasses.replace(train, labels=shuffled), None)) == ["shuffled-labels"]
 
 
 def test_wrong_labels(data):

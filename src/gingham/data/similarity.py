@@ -27,6 +27,12 @@ def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
     return torch.cat(rows)
 
 
+def brightness_and_contrast(images: torch.Tensor) -> torch.Tensor:
+    """Return what correlations do not show, float32 (N, 2C): the standard deviation and mean of each channel."""
+    statistics = [torch.std_mean(batch.float(), dim=(2, 3)) for batch in torch.split(images, 1024)]
+    return torch.cat([torch.cat(pair, dim=1) for pair in statistics])
+
+
 def near_duplicates(vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELATION) -> torch.Tensor:
     """Return the pairs of images whose correlation is at least `near`, the highest correlation first.
 
