@@ -176,6 +176,68 @@ def test_only_a_lasting_rise_of_the_validation_loss_is_overfitting(data):
     assert check([0.9, 0.5, 0.7, 0.8, 0.9], patience=3) == [], "the run keeps the best weights"
 
 
+def planted(run, losses, **last):
+    """Give a run a history of these losses of steps, with one evaluation at each quarter and changes of the last."""
+    entry = next(entry for entry in run.history if "epoch" in entry)
+    entry = {**entry, "train_accuracy": 0.99, "validation_accuracy": 0.97, "validation_loss": 0.1}
+    steps = [{**run.history[0], "step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+    run.history = [*steps, *({**entry, "epoch": epoch} for epoch in (1, 2, 3)), {**entry, "epoch": 4, **last}]
+    return run
+
+
+@pytest.fixture
+def trained(data):
+    return gingham.fit(ARTICLE.replace(epochs=1), data.train, data.validation, progress=False)
+
+
+FALLING = [1.4 * 0.98**step for step in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ({}, []),
+        ({"train_accuracy": 1.0, "validation_accuracy": 0.76}, ["over-fitting"]),
+        ({"train_accuracy": 1.0, "validation_accuracy": 0.9}, []),
+        ({"train_accuracy": 0.91, "validation_accuracy": 0.7}, []),  # a network that still learns
+    ],
+)
+def test_only_a_large_gap_alone_is_overfitting(data, trained, last, expected):
+    issues = gingham.check_run(planted(trained, FALLING, **last), data.train, data.validation)
+    assert codes(issues) == expected
+    assert all("collect more training pictures, or augment" in issue.fix for issue in issues)
+
+
+def test_a_loss_that_jumps_and_does_not_come_back(data, trained):
+    def check(losses):
+        return codes(gingham.check_run(planted(trained, losses), data.train, data.validation))
+
+    assert check([*FALLING, *[0.8] * 100]) == ["loss-jump"]
+    assert check([*FALLING, *[0.8] * 20, *FALLING[100:]]) == [], "it came back"
+    assert check([*FALLING, *[0.06] * 100]) == [], "a small one"
+    # Losses of hard images are not comparable; the validation loss is.
+    trained.recipe = trained.recipe.replace(hard_share=0.3)
+    assert check([*FALLING[:60], *[0.8] * 200]) == []
+    for entry in planted(trained, FALLING).history[-3:]:
+        entry |= {"validation_loss": 0.5, "validation_accuracy": 0.85, "train_accuracy": 0.8}
+    assert codes(gingham.check_run(trained, data.train, data.validation)) == ["loss-jump"]
+
+
+def test_a_run_at_chance_level(data, trained):
+    """Two thirds are of one class, so the loss is not stuck at ln K."""
+    rows = torch.cat([(data.train.labels == 1).nonzero().flatten(), torch.arange(40)])
+    images, labels = data.train.images[rows], data.train.labels[rows]
+    validation = dataclasses.replace(data.validation, images=images, labels=labels)
+    share = float((labels == 1).double().mean())
+    last = {"train_accuracy": share, "validation_accuracy": share}
+    (issue,) = gingham.check_run(planted(trained, [0.9] * 600, **last), data.train, validation)
+    assert issue.code == "chance-level"
+    assert issue.evidence.endswith(f"{share:.1%} are 1")
+    assert "check the labels" in issue.fix
+    (issue,) = gingham.check_run(planted(trained, [0.9] * 60, **last), data.train, validation)
+    assert issue.fix == "train for more steps"
+
+
 @pytest.mark.slow
 def test_overfitting(capsys, tmp_path):
     random = torch.Generator().manual_seed(0)

@@ -14,7 +14,8 @@ from gingham.io import is_run_folder
 
 RUN_CHECKS = (
     "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a "
-    "learning rate far too high or low, over-fitting, a batch of one under BatchNorm"
+    "loss that jumped, a learning rate far too high or low, over-fitting, accuracy at chance level, a batch of one "
+    "under BatchNorm"
 )
 DATA_CHECKS = (
     "looked for: files, classes a split lacks, imbalance, pictures of one value, a narrow range of values, exact and "

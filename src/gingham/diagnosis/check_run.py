@@ -1,11 +1,15 @@
 """Check a finished run for problems."""
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 
 from gingham.data.splits import Split
 from gingham.errors import require_types
+from gingham.evaluation.metrics import proportion_interval
 from gingham.runs.run import Run
-from gingham.training.checks import check_batches, check_labels, check_training
+from gingham.training.checks import LEARNS_NOTHING_FIX, SLOW_START_STEPS, check_batches, check_labels, check_training
 from gingham.training.issue import Issue
 
 
@@ -13,8 +17,9 @@ def check_run(run: Run, train: Split, validation: Split | None = None) -> list[I
     """Return the issues of a trained network, the likeliest cause first; an empty list if there are none.
 
     `train` and `validation` are the splits it was trained with. Checks for layers with dead ReLUs, softmax applied
-    twice, pixels that are not normalized, a loss stuck at ln K, a learning rate far too high or low, overfitting, and a
-    last batch of one under BatchNorm. Only a sample of the training images is run through the network; the test split
+    twice, pixels that are not normalized, a loss stuck at ln K or that jumped and did not come back, a learning rate
+    far too high or low, overfitting, an accuracy at chance level that nothing else explains, and a last batch of one
+    under BatchNorm. Only a sample of the training images is run through the network; the test split
     is never used.
 
         for issue in gingham.check_run(run, data.train, data.validation):
@@ -28,4 +33,19 @@ def check_run(run: Run, train: Split, validation: Split | None = None) -> list[I
     label_issues = list(check_labels(train, validation))
     if label_issues:
         issues = [issue for issue in issues if issue.code != "stuck-loss"]  # a consequence of the labels
+    if not label_issues and not issues and validation is not None:
+        issues += _check_chance(epochs, len(losses), validation)
     return [*label_issues, *issues, *check_batches(recipe, len(train), model.network)]
+
+
+def _check_chance(epochs: Sequence[dict[str, Any]], steps: int, validation: Split) -> Iterator[Issue]:
+    """Yield an issue if a run is no better than always naming the most common class, as far as can be told."""
+    accuracies = [entry["validation_accuracy"] for entry in epochs if entry["validation_accuracy"] is not None]
+    name, count = max(validation.counts().items(), key=lambda item: item[1])
+    total = len(validation)
+    if accuracies and total >= 30 and proportion_interval(round(accuracies[-1] * total), total)[0] <= count / total:
+        evidence = (
+            f"{accuracies[-1]:.1%} of {total:,} validation pictures are right, and {count / total:.1%} are {name}"
+        )
+        fix = "train for more steps" if steps < SLOW_START_STEPS else LEARNS_NOTHING_FIX
+        yield Issue("chance-level", "the network is no better than always naming the commonest class", evidence, fix)

@@ -27,6 +27,7 @@ DEAD_SHARE = 0.5  # of a layer's channels
 RELU_OPERATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MIN_STEPS = 50  # before which the loss says little
+LEARNS_NOTHING_FIX = "check the labels with gingham diagnose on the data, then try another --seed and a lower rate"
 SLOW_START_STEPS = 500  # that a healthy network without BatchNorm may need until its loss falls below ln K
 
 
@@ -134,16 +135,24 @@ def check_losses(recipe: Recipe, train: Split, losses: Tensor, over: bool) -> It
         return
     tenth, ending = _ending(comparable)
     may_start = len(comparable) < SLOW_START_STEPS
-    highest = max(float(part.mean()) for part in torch.split(comparable, tenth))
+    means = [float(part.mean()) for part in torch.split(comparable, tenth)]
+    lowest, highest = min(means[:-1]), max(means)
     if ending > 1.1 * chance or highest > 1.5 * chance:
         evidence = f"the loss rises to {highest:.3g}, the mean of {tenth} steps, where guessing gives {chance:.3g}"
         fix = f"lower it: --set learning_rate={recipe.learning_rate / 10:g}"
         yield Issue("learning-rate-too-high", "the learning rate is far too high", evidence, fix)
+    elif over and ending > 2 * lowest and ending > lowest + 0.1 * chance:
+        evidence = f"it was {lowest:.3g}, the mean of {tenth} steps, and is {ending:.3g} over the last {tenth}"
+        yield _loss_jump(recipe, evidence)
     elif abs(ending - chance) < 0.02 * chance and (over or not may_start):
         evidence = f"it is {ending:.3f} over the last {tenth} steps, and guessing gives ln {classes} = {chance:.3f}"
-        search = "check the labels with gingham diagnose on the data, then try another --seed and a lower rate"
-        fix = "train for more steps" if may_start else search
+        fix = "train for more steps" if may_start else LEARNS_NOTHING_FIX
         yield Issue("stuck-loss", f"the loss is stuck at ln {classes}", evidence, fix)
+
+
+def _loss_jump(recipe: Recipe, evidence: str) -> Issue:
+    fix = f"lower the learning rate: --set learning_rate={recipe.learning_rate / 3:.3g}"
+    return Issue("loss-jump", "the loss has risen and did not come back", evidence, fix)
 
 
 def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: int) -> Iterator[Issue]:
@@ -155,13 +164,17 @@ def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: i
     # The loss of a healthy network may double from one evaluation to the next while the learning rate is high.
     rise = min(entry["validation_loss"] for entry in evaluations[-3:]) / max(best["validation_loss"], 1e-9)
     gap = end["train_accuracy"] - end["validation_accuracy"]
-    if gap > 0.03 and rise > 1.15:
-        evidence = (
-            f"since epoch {best['epoch']:.3g} the validation loss has risen by {rise - 1:.0%}, and the accuracy on "
-            f"training pictures is {gap:.1%} above that on validation pictures"
-        )
-        fix = "train shorter (--set patience=3), or augment: --set shift_pixels=1 --set flip=alternating"
-        yield Issue("over-fitting", "the network over-fits", evidence, fix)
+    since, rises = f"since epoch {best['epoch']:.3g} the validation loss has risen by {rise - 1:.0%}", rise > 1.15
+    evidence = f"the accuracy on training pictures is {gap:.1%} above that on validation pictures"
+    augment = "or augment: --set shift_pixels=1 --set flip=alternating"
+    if gap > 0.03 and rises:
+        fix = f"train shorter (--set patience=3), {augment}"
+        yield Issue("over-fitting", "the network over-fits", f"{since}, and {evidence}", fix)
+    elif gap > 0.2 and end["train_accuracy"] > 0.98:
+        # A smaller gap is usual, also of the best network that the data allows.
+        yield Issue("over-fitting", "the network over-fits", evidence, f"collect more training pictures, {augment}")
+    elif recipe.hard_share < 1 and rise > 2:  # the losses of the steps, of hard images, do not show it
+        yield _loss_jump(recipe, since)
 
 
 def _comparable_losses(losses: Tensor, recipe: Recipe, train: Split) -> Tensor:
