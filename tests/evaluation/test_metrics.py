@@ -66,7 +66,9 @@ def test_mean_interval_agrees_with_scipy():
     values = [0.83, 0.84, 0.86, 0.85]
     expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
     assert mean_interval(values) == pytest.approx(expected)
-    assert mean_interval([0.8]) == (-math.inf, math.inf)
+    assert mean_interval([0.8]) == (0, 1)
+    assert mean_interval([0.9, 0.99]) == (pytest.approx(0.945 - 0.045 * 12.706, abs=1e-4), 1)
+    assert mean_interval([0.1, 0.01])[0] == 0
 
 
 @settings(deadline=None, max_examples=30)

@@ -22,8 +22,8 @@ def test_trials_agree_with_single_trainings(trial_pair, recipe, data):
     values = json.loads(json.dumps(good.to_dict(), allow_nan=False))
     assert {"accuracies", "mean", "std", "interval"} <= set(values)
     assert values["mean"] == pytest.approx(sum(good.accuracies) / 3)
-    expected = scipy.stats.t.interval(0.95, 2, values["mean"], values["std"] / 3**0.5)
-    assert values["interval"] == pytest.approx(expected)
+    low, high = scipy.stats.t.interval(0.95, 2, values["mean"], values["std"] / 3**0.5)
+    assert values["interval"] == pytest.approx([low, min(high, 1)])
     assert values["best"]["accuracy"] == max(good.accuracies)
     assert "3 seeds (0 to 2)" in str(good)
     assert good.dead == ()
@@ -36,7 +36,7 @@ def test_equal_accuracies_have_no_interval(trial_pair):
     assert equal.to_dict()["interval"] is None
     assert "interval  unknown, as all seeds have the same accuracy" in str(equal)
     differing = dataclasses.replace(good, accuracies=(0.8, 0.9, 0.9))
-    assert differing.interval[0] < differing.mean < differing.interval[1]
+    assert differing.interval[0] < differing.mean < differing.interval[1] == 1
 
 
 def test_seeds_that_learn_nothing_are_dead(trial_pair):

@@ -161,7 +161,7 @@ def paired_interval(lost: int, gained: int, total: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return Student's 95 % t interval of the mean of independent values, which is infinite for fewer than two.
+    """Return Student's 95 % t interval of the mean of independent fractions, cut to [0, 1]; all of it for one value.
 
     >>> [round(edge, 2) for edge in mean_interval([0.83, 0.84, 0.85])]
     [0.82, 0.86]
@@ -169,6 +169,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     import scipy.stats  # takes a second to import, and few commands need it
 
     if len(values) < 2:
-        return -math.inf, math.inf
+        return 0.0, 1.0
     half_width = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values) - half_width, statistics.fmean(values) + half_width
+    return max(0.0, statistics.fmean(values) - half_width), min(1.0, statistics.fmean(values) + half_width)
