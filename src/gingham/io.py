@@ -181,9 +181,10 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: M
         try:
             save_file(_contiguous(tensors), temporary, metadata=dict(metadata) if metadata else None)
         except SafetensorError as error:  # also raised instead of an OSError when the disk is full
-            raise GinghamError(
-                f"cannot write {path} ({one_line(error)}); free some room and go on with --resume"
-            ) from error
+            # The file may be a checkpoint, or the weights of a run that has one.
+            has_checkpoint = any(is_run_folder(folder, "checkpoint/step-*.json") for folder in path.parents[:2])
+            advice = f"free some room{' and go on with --resume' * has_checkpoint}"
+            raise GinghamError(f"cannot write {path} ({one_line(error)}); {advice}") from error
 
 
 def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:

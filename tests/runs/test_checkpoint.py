@@ -1,12 +1,13 @@
 import json
 import os
+import resource
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from gingham.errors import GinghamError, RunError
-from gingham.io import sha256
+from gingham.io import sha256, write_tensors
 from gingham.runs.checkpoint import (
     has_checkpoint,
     has_unverified_checkpoint,
@@ -101,6 +102,27 @@ def test_a_state_without_a_manifest_is_ignored(folder):
     (folder / "checkpoint" / ".step-00000015.safetensors.x7.safetensors").write_bytes(b"killed while writing")
     save(folder, 13)
     assert {path.stem for path in (folder / "checkpoint").iterdir()} == {"step-00000009", "step-00000013"}
+
+
+@pytest.fixture
+def small_files():
+    """Let no file be over 2,000 bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_resume_is_suggested_for_a_full_disk_only_if_there_is_a_checkpoint(folder, tmp_path, small_files):
+    large = {"x": torch.zeros(1000)}
+    for begun in (
+        lambda: save_checkpoint(folder, 12, large, {}),
+        lambda: write_tensors(folder / "x.safetensors", large),
+    ):
+        with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some room and go on with --resume$"):
+            begun()
+    with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some room$"):
+        save_checkpoint(tmp_path / "new", 12, large, {})
 
 
 def test_has_unverified_checkpoint_is_true_only_for_states_without_any_manifest(folder):
