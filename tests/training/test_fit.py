@@ -223,3 +223,19 @@ def test_resume_without_a_folder_is_an_error(quadrants):
     data = gingham.load_data(str(quadrants), validation=0)
     with pytest.raises(GinghamError, match="resume is True, and there is no folder to resume from; give folder="):
         gingham.fit(ARTICLE, data.train, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_damaged_checkpoint_gives_a_warning(quadrants, tmp_path, capsys, progress):
+    def stop(model, epoch):
+        raise KeyboardInterrupt
+
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = ARTICLE.replace(epochs=2, batch_size=32, checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, data, tmp_path / "run", on_epoch=stop)
+    sorted((tmp_path / "run/checkpoint").glob("*.safetensors"))[-1].write_bytes(b"")
+    gingham.fit(recipe, data.train, data.validation, folder=tmp_path / "run", resume=True, progress=progress)
+    stderr = capsys.readouterr().err
+    assert "is torn (step-00000008.safetensors has 0 bytes" in stderr
+    assert ("epoch 2/2" in stderr) == progress

@@ -198,10 +198,10 @@ def print_line(line: str) -> None:
 
 
 def create_callbacks(options: FitOptions, *, progress: bool, is_main: bool) -> Callbacks:
-    """Return the callbacks of a training in this process. `progress` says whether progress and warnings are printed."""
+    """Return the callbacks of a training in this process. `progress` says whether progress and issues are printed."""
 
     def warn(line: str) -> None:
-        if progress and is_main:
+        if is_main:
             print_line(f"warning: {line}")
 
     callbacks: list[Callback] = []

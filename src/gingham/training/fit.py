@@ -40,7 +40,8 @@ def fit(
     locked.
 
     Unless `progress` is False, stderr shows a progress bar on a terminal and plain lines elsewhere, and warnings of the
-    issues that `training/checks.py` finds. `options` has the device, a network of your own, teachers and more.
+    issues that `training/checks.py` finds. A damaged checkpoint and other causes of another result are always warned
+    of. `options` has the device, a network of your own, teachers and more.
 
     In processes started by torchrun, call `fit` with the same arguments in each. Each takes its shard of every batch
     and returns the same Run; only the first writes checkpoints, and only the first should save.
@@ -66,9 +67,8 @@ def fit(
         # Build the model, its optimizer and everything else that changes while it trains.
         trainer = Trainer(recipe, train, validation, options, folder, context)
         callbacks = create_callbacks(options, progress=progress, is_main=context.is_main)
-        if context.any(resume)[
-            0
-        ]:  # before the step is prepared, which may capture the optimizer's state in a CUDA graph
+        # Before the step is prepared, which may capture the optimizer's state in a CUDA graph.
+        if context.any(resume)[0]:
             trainer.resume(warn=callbacks.warn)
         # Prepare the device and compile the step, outside the training time.
         stack.enter_context(cudnn_benchmark(trainer.device))
