@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gingham.runs.checkpoint import save_checkpoint
 from helpers import train_arguments
 
 pytestmark = pytest.mark.slow
@@ -53,3 +54,14 @@ def test_processes_started_without_torchrun_train_together_or_report_what_differ
             "process with the same command on the same data"
         )
     ]
+
+
+def test_every_process_ends_with_the_error_of_a_damaged_checkpoint(quadrants, tmp_path):
+    save_checkpoint(tmp_path / "run", 3, {}, {})
+    (tmp_path / "run/checkpoint/step-00000003.safetensors").write_bytes(b"")
+    arguments = [*train_arguments(quadrants, 0.5)[1:], "--resume"]
+    ends = train_in_processes(tmp_path, arguments, arguments)
+    assert [code for code, _ in ends] == [2, 2]
+    first, second = (stderr.splitlines()[-1] for _, stderr in ends)
+    assert first.startswith("gingham: no checkpoint in run/checkpoint is whole: ")
+    assert second == first.replace("gingham:", "gingham (process 1 of 2):")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from gingham.errors import GinghamError, TrainingError, one_line
+from gingham.errors import GinghamError, RunError, TrainingError, one_line
 
 TIMEOUT = timedelta(hours=2)  # for another process that is alive: the first may be decoding a large dataset
 
@@ -84,6 +84,18 @@ class DistributedContext:
             content = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         dist.broadcast(content, 0)
         return content.numpy().tobytes()
+
+    def from_main(self, read: Callable[[], bytes]) -> bytes:
+        """Return in every process the bytes that a function returns in process 0, or raise its RunError in each."""
+        data, message = b"", ""
+        if self.is_main:
+            try:
+                data = read()
+            except RunError as error:
+                message = str(error)
+        if message := self.broadcast_bytes(message.encode()).decode():
+            raise RunError(message)
+        return self.broadcast_bytes(data)
 
     def require_same(self, what: str, value: str) -> None:
         """Check that a text, such as a fingerprint, is the same in every process.

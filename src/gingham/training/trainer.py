@@ -113,23 +113,25 @@ class Trainer:
 
     def resume(self, warn: Callable[[str], None]) -> None:
         """Continue from the last checkpoint in the main process's folder, if there is one."""
-        assert self.folder is not None
-        data = b""
-        if self.context.is_main and has_checkpoint(self.folder):
-            data, torn = read_checkpoint(self.folder)
+        folder = self.folder
+        assert folder is not None
+
+        def read() -> bytes:
+            data, torn = read_checkpoint(folder) if has_checkpoint(folder) else (b"", [])
             for sentence in torn:
                 warn(f"{sentence}; going on from the one before it")
-        data = self.context.broadcast_bytes(data)
-        if not data:
+            return data
+
+        if not (data := self.context.from_main(read)):
             return
-        checkpoint = parse_checkpoint(data, self.folder)
-        state.require_same_settings(checkpoint.metadata, self.settings, self.folder)
+        checkpoint = parse_checkpoint(data, folder)
+        state.require_same_settings(checkpoint.metadata, self.settings, folder)
         try:
             self._load_state(checkpoint.tensors, checkpoint.metadata)
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
-            path = self.folder / "checkpoint"
+            path = folder / "checkpoint"
             raise RunError(
-                f"the checkpoint in {self.folder} does not fit ({one_line(error)}); remove {path} to start over"
+                f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {path} to start over"
             ) from error
         if warning := state.resume_warning(checkpoint.metadata.get("environment"), self.numeric_environment):
             warn(warning)
