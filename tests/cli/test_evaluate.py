@@ -1,7 +1,10 @@
 import json
+import shutil
 
 from PIL import Image
 
+import gingham
+from dataset_files import make_image_folder
 from helpers import make_dataset
 
 
@@ -55,3 +58,22 @@ def test_the_result_is_printed_if_the_figure_cannot_be_written(command, trained)
     assert result["total"] == 80
     assert result["file"] is None
     assert "no figure: " in done.stderr
+
+
+def test_a_use_of_the_test_split_in_a_copy_of_the_data_is_recorded(command, run_json, tmp_path):
+    for split in ("train", "test"):
+        make_image_folder(tmp_path / "shoes" / split, {"boot": 20, "sandal": 20})
+    command("train", "--recipe", "article", "--data", tmp_path / "shoes", "--epochs", 1, "--out", "run")
+    copy = shutil.copytree(tmp_path / "shoes", tmp_path / "copy")
+    options = ("evaluate", "run", "--split", "test", "--data")
+    own, copied = (run_json(*options, folder) for folder in (tmp_path / "shoes", copy))
+    assert (copied["accuracy"], copied["total"], copied["split"]) == (own["accuracy"], 40, "test")
+    assert len(copied["test_openings"]) == 2
+    (copy / "train" / "boot" / "0.png").unlink()  # no longer the same data, so these are photos
+    assert run_json(*options, copy)["split"] == "photographs"
+    assert len(gingham.load(command.folder / "run").test_openings) == 2
+
+
+def test_an_empty_name_of_data_does_not_skip_the_check_of_its_fingerprint(command, trained, quadrants):
+    make_dataset(quadrants, seed=1)
+    assert "has changed since" in command("evaluate", "runs/article-0", "--data", "", code=2).stderr

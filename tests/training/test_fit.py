@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_gives_a_warning(quadrants, tmp_path, capsys, progr
     recipe = ARTICLE.replace(epochs=2, batch_size=32, checkpoint_seconds=0)
     with pytest.raises(KeyboardInterrupt):
         fit(recipe, data, tmp_path / "run", on_epoch=stop)
-    sorted((tmp_path / "run/checkpoint").glob("*.safetensors"))[-1].write_bytes(b"")
+    max((tmp_path / "run/checkpoint").glob("*.safetensors")).write_bytes(b"")
     gingham.fit(recipe, data.train, data.validation, folder=tmp_path / "run", resume=True, progress=progress)
     stderr = capsys.readouterr().err
     assert "is torn (step-00000008.safetensors has 0 bytes" in stderr

@@ -1,5 +1,6 @@
 """`gingham evaluate`."""
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ def evaluate(
     trained = load_run_or_packaged(run, model, device)
     is_packaged = trained.folder is None
     unreadable_json: dict[str, Any] = {}
-    if data is not None and _is_photo_collection(data, trained):
+    if data and _is_photo_collection(data, trained):
         result, unreadable = gingham.evaluate_photographs(trained, data, split)
         unreadable_json["unreadable"] = [prediction.to_dict() for prediction in unreadable]
         for prediction in unreadable:
@@ -44,13 +45,20 @@ def evaluate(
 
 
 def _is_photo_collection(data: str, trained: "gingham.Run") -> bool:
-    """Return whether `data` is a folder or table of image files other than the run's own, for `predict` to prepare."""
+    """Return whether `data` is a folder or table of image files other than the run's own, for `predict` to prepare.
+
+    A copy of the run's own data is its own, or a use of its test split would go unrecorded.
+    """
     from gingham.data.load_data import is_image_collection
     from gingham.data.registry import REGISTRY
+    from gingham.evaluation.run_data import load_run_data
 
-    path = Path(data).resolve()
-    is_own = str(path) == trained.data.get("name")
-    return data not in REGISTRY and not is_own and is_image_collection(path)
+    path, name = Path(data).resolve(), trained.data.get("name")
+    if data in REGISTRY or str(path) == name or not is_image_collection(path):
+        return False
+    with contextlib.suppress(GinghamError):  # photos may be too few for a dataset
+        return name in REGISTRY or load_run_data(trained, name=str(path)).fingerprint != trained.data.get("fingerprint")
+    return True
 
 
 def _format_result(result: "gingham.EvaluationResult", trained: "gingham.Run", figure: str | None) -> str:

@@ -20,7 +20,7 @@ def load_run_data(
     Raises
         DataError: the data is unknown or missing, or has changed since the training.
     """
-    folder, is_original = folder or run.folder or Path("the packaged model"), name is None
+    folder, is_original = folder or run.folder or Path("the packaged model"), not name
     name = name or run.data.get("name")
     if not isinstance(name, str):
         raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
