@@ -10,12 +10,14 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import gingham
 from gingham import GinghamError, RunError
 from gingham.runs.checkpoint import load_checkpoint, save_checkpoint
 from gingham.training.trainer import Trainer
 from helpers import fit, locked_by_another
+from own_networks import Norms
 
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
@@ -214,3 +216,21 @@ def test_patience_resumes_to_the_same_weights(quadrants, tmp_path):
     )  # killed after the last checkpoint, before the run was saved
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(again).values(), strict=True))
     assert again.metrics["steps"] == whole.metrics["steps"]
+
+
+class Drawing(Norms):
+    """Draws random numbers in every forward pass, also in evaluation mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(F.dropout(x, 0.2, training=True))
+
+
+def test_evaluations_do_not_change_the_training(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    recipe = gingham.RECIPES["article"].replace(epochs=2, batch_size=26, precision="float32")
+    evaluated = fit(recipe, data, network=Drawing)
+    rarely = fit(recipe.replace(validate_every=2), data, network=Drawing)
+    never = gingham.fit(recipe, data.train, progress=False, options=gingham.FitOptions(network=Drawing))
+    for run in (rarely, never):
+        for name, tensor in evaluated.model.network.state_dict().items():
+            assert tensor.equal(run.model.network.state_dict()[name]), name
