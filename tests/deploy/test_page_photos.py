@@ -125,7 +125,7 @@ def test_transparent_files(page, tmp_path):
         Image.fromarray((mask * 255).astype(np.uint8)).resize(photo.size).rotate(3, Image.Resampling.BICUBIC)
     )
     photo.save(tmp_path / "photo.png")
-    assert "cut out already" in check_equal(page, tmp_path / "photo.png").notes[1]
+    assert "already cut out" in check_equal(page, tmp_path / "photo.png").notes[1]
     for shape in ([3, 32, 32], [1, 28, 28]):
         check_equal(page, tmp_path / "photo.png", {"input_shape": shape, "garments": False, "background": None})
     photo.putalpha(255)
@@ -136,7 +136,7 @@ def test_transparent_files(page, tmp_path):
 
 def test_an_image_that_is_negative_already(page, tmp_path):
     draw_garment_photo((140, 140, 140), (0, 0, 0), texture=4)[0].convert("L").save(tmp_path / "photo.png")
-    assert "kept" in check_equal(page, tmp_path / "photo.png").notes[3]
+    assert "not inverted" in check_equal(page, tmp_path / "photo.png").notes[3]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 1), (3, 200), (5, 5), (300, 300), (161, 160)])
@@ -178,7 +178,7 @@ def test_an_image_of_the_models_input_size_is_not_changed(page, tmp_path):
         values = random.integers(0, 256, pixels, dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / "photo.png")
         result = in_browser(page, tmp_path / "photo.png", {"input_shape": shape, "garments": True, "background": 0})
-        assert [(step["name"], step["note"]) for step in result["steps"]] == [("size", "taken as it is")]
+        assert [(step["name"], step["note"]) for step in result["steps"]] == [("size", "used unchanged")]
         assert np.array_equal(result["framings"][0], values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
 
 
@@ -232,13 +232,13 @@ def test_larger_photos_are_halved_to_save_memory(page, tmp_path):
 
 
 def test_unreadable_files_give_a_one_line_error(page, tmp_path):
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")
     for name, reason in (
-        ("text.jpg", "text.jpg cannot be read as a picture"),
-        ("empty.png", "empty.png is empty, 0 bytes; allowed: "),
-        ("huge.png", "huge.png has 20000x7000 pixels; allowed: 120,000,000 in all; make it smaller"),
+        ("text.jpg", "text.jpg cannot be read as an image"),
+        ("empty.png", "empty.png is empty (0 bytes); choose an image"),
+        ("huge.png", "huge.png has 20000x7000 pixels; allowed: 120,000,000; reduce its size"),
     ):
         message = in_browser(page, tmp_path / name)["error"]
         assert message.startswith(reason)

@@ -41,7 +41,7 @@ def test_an_image_of_the_dataset_is_predicted_without_preprocessing(tmp_path, pa
     probabilities = torch.tensor([list(prediction.probabilities.values()) for prediction in predictions])
     assert torch.allclose(probabilities, expected.probabilities, atol=1e-6)
     assert [prediction.unsure for prediction in predictions] == expected.unsure.tolist()
-    assert predictions[0].prepared.notes == ["taken as it is"]
+    assert predictions[0].prepared.notes == ["used unchanged"]
 
 
 def test_the_probabilities_of_a_photo_are_the_mean_over_its_framings(packaged):

@@ -58,8 +58,8 @@ def test_every_step_is_kept_with_its_image_and_note():
         "size",
         "narrower",
     ]
-    assert prepared.notes[0] == "looked at 120x160 pixels"
-    assert "made negative" in prepared.notes[3]
+    assert prepared.notes[0] == "processed at 120x160 pixels"
+    assert "inverted: dark cloth becomes light" in prepared.notes[3]
     for step in prepared.steps:
         assert step.image.dtype == np.uint8
         assert step.image.shape[2] == 3
@@ -83,7 +83,7 @@ def test_a_negative_photo_is_not_inverted():
     pixels = np.array(photo)
     pixels[:, 150:][mask[:, 150:]] = 240
     prepared = prepare_garment(Image.fromarray(pixels))
-    assert "kept" in prepared.notes[3]
+    assert "not inverted" in prepared.notes[3]
     assert prepared.image[0][12:20, 16:19].mean() > prepared.image[0][12:20, 9:12].mean() + 60
 
 
@@ -128,7 +128,7 @@ def test_the_alpha_channel_is_used_as_the_mask():
     photo, mask = draw_garment_photo((255, 255, 255), (255, 255, 255))
     photo.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
     prepared = prepare_garment(photo)
-    assert "cut out already" in prepared.notes[1]
+    assert "already cut out" in prepared.notes[1]
     assert iou(garment_mask(prepared), expected_mask()) > 0.9
 
 

@@ -105,17 +105,17 @@ def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: f
     channels, height, width = shape
     square = fit_square(photo, max(height, width)).convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = np.asarray(square)
-    note = f"shrunk to {width}x{height} in its own proportions, padded in the colour of its border"
+    note = f"scaled to fit {width}x{height} pixels, padded with the colour of its border"
     steps = [_step("size", note, pixels)]
     if channels == 1 and background is not None:
         border = float(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
         if abs(border - background) > 96:
             pixels, border = 255 - pixels, 255 - border
-            steps.append(_step("tone", "made negative: the training pictures have the other background", pixels))
+            steps.append(_step("tone", "inverted to match the background of the training images", pixels))
         if background < 16:
             above_border = (pixels.astype(np.float32) - border - 8).clip(0)
             pixels = (above_border / max(float(above_border.max()), 32) * 255).astype(np.uint8)
-            steps.append(_step("contrast", "its background made black, what stands out of it light", pixels))
+            steps.append(_step("contrast", "background set to black, contrast stretched", pixels))
     return _prepared(pixels, steps)
 
 
@@ -137,21 +137,22 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
     small.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
     colour = np.asarray(to_8_bit(small).convert("RGB"))
     whole = f"{colour.shape[1]}x{colour.shape[0]}"
-    steps = [_step("photo", f"looked at {whole} pixels", colour)]
+    steps = [_step("photo", f"processed at {whole} pixels", colour)]
     mask, note = _segment_garment(small, colour)
     steps.append(_step("garment", note, np.where(mask[..., None], colour, (colour * 0.2).astype(np.uint8))))
 
     left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
     crop = (slice(top, top + height), slice(left, left + width))
     cropped_mask = mask[crop]
-    steps.append(_step("crop", f"cropped to {width}x{height} of {whole}", colour[crop] * cropped_mask[..., None]))
+    note = f"cropped to {width}x{height} of {whole} pixels"
+    steps.append(_step("crop", note, colour[crop] * cropped_mask[..., None]))
 
     # A median filter removes wrinkles and weave, which would look like a printed pattern at 28 pixels.
     tone = cv2.cvtColor(cv2.medianBlur(colour, 3), cv2.COLOR_RGB2GRAY)[crop]
     if _is_negative(colour, mask):
-        note = "is a negative already, light on black: kept"
+        note = "not inverted: already light on black"
     else:
-        tone, note = 255 - tone, "made negative, as the dataset is: dark cloth turns light"
+        tone, note = 255 - tone, "inverted: dark cloth becomes light, as in the dataset"
     steps.append(_step("tone", note, tone * cropped_mask))
 
     core = cv2.erode(cropped_mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # the outline is half background
@@ -162,10 +163,10 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
 
     size = shape[1:]
     image = _fit_centred(tone, size)
-    steps.append(_step("size", f"longer side brought to {max(size)} pixels, centred on black", image))
+    steps.append(_step("size", f"longer side scaled to {max(size)} pixels, centred on black", image))
     narrow_size = round(size[1] * NARROW_WIDTH), size[0]
     narrow = _fit_centred(cv2.resize(image, narrow_size, interpolation=cv2.INTER_AREA), size)
-    note = f"answered for at {NARROW_WIDTH:.0%} of its width too, as clothes lie wider than they hang"
+    note = f"also classified at {NARROW_WIDTH:.0%} of the width, because clothes lying flat are wider"
     steps.append(_step("narrower", note, narrow))
     return PreparedPhoto(np.repeat(np.stack([image, narrow])[:, None], shape[0], axis=1), tuple(steps))
 
@@ -173,7 +174,7 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
 def resize_photo(photo: Image.Image, shape: tuple[int, int, int]) -> PreparedPhoto:
     """Return a photo only resized to `shape`, (C, H, W), without keeping its proportions."""
     channels, height, width = shape
-    note = "taken as it is" if photo.size == (width, height) else f"shrunk to {width}x{height}, and nothing else"
+    note = "used unchanged" if photo.size == (width, height) else f"only resized to {width}x{height} pixels"
     small = to_8_bit(photo).convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
     pixels = np.asarray(small)
     return _prepared(pixels, [_step("size", note, pixels)])
@@ -194,11 +195,11 @@ def _segment_garment(image: Image.Image, colour: ImageArray) -> tuple[Mask, str]
     if image.mode == "RGBA":
         opaque = np.asarray(image.getchannel("A")) > 127
         if 0 < opaque.mean() < 0.98:
-            return opaque, f"cut out already: {opaque.mean():.0%} of the picture is not transparent"
+            return opaque, f"already cut out: {opaque.mean():.0%} of the photo is opaque"
     mask = _clean_mask(_grab_cut(colour) & ~_plain_background(colour))
     if mask.mean() < 0.005:
-        return np.ones_like(mask), "no garment stands out from its background: the whole picture is taken"
-    return mask, f"garment found: {mask.mean():.0%} of the picture"
+        return np.ones_like(mask), "no garment found: the whole photo is used"
+    return mask, f"garment found: {mask.mean():.0%} of the photo"
 
 
 def _grab_cut(colour: ImageArray) -> Mask:

@@ -1,6 +1,6 @@
-// Turns a photo into an image like those of the dataset, with every step, as inference/preprocess.py does, for a browser.
-// The functions have the names of those in inference/preprocess.py, data/decode.py and inference/predict.py, which give the reasons, and
-// return the same bytes and words. `cv` is OpenCV.js; the functions of Pillow and NumPy are reimplemented at the end.
+// Prepares a photo like the images of the dataset, in a browser. The functions have the names of those in
+// inference/preprocess.py, data/decode.py and inference/predict.py, which give the reasons, and return the same bytes
+// and notes. `cv` is OpenCV.js; the functions of Pillow and NumPy are reimplemented at the end.
 var GinghamPhotos = (() => {
   'use strict';
 
@@ -8,24 +8,24 @@ var GinghamPhotos = (() => {
   const LARGEST_PIXELS = 120_000_000;
   const NARROW_WIDTH = 0.85;
   const MIN_GARMENT_VALUE = 65;
-  // 100 MB, which phones have. Larger images are reduced first; Python does not do so, and its results differ slightly.
+  // 100 MB, which phones can hold. Larger images are reduced first, unlike in Python, so the results differ slightly.
   const MAX_FULL_PIXELS = 25_000_000;
   const STRIP = 256; // rows copied from a decoded image at a time, a multiple of 8
 
-  // An image is {width, height, channels, data} with 1 or 4 channels; with 4, `transparent` says whether the alpha channel is used.
+  // An image is {width, height, channels, data}, with 1 or 4 channels; `transparent` says whether alpha is used.
 
   async function openPhoto(blob) {
-    const name = blob.name || 'this picture';
-    const advice = 'allowed: what this browser shows, such as PNG, JPEG, WEBP, BMP and GIF; save it as one of these';
-    if (!blob.size) throw new Error(`${name} is empty, 0 bytes; ${advice}`);
+    const name = blob.name || 'this image';
+    const advice = 'choose an image in a format that this browser supports, such as PNG, JPEG, WEBP, BMP or GIF';
+    if (!blob.size) throw new Error(`${name} is empty (0 bytes); ${advice}`);
     const options = { imageOrientation: 'from-image', premultiplyAlpha: 'none', colorSpaceConversion: 'none' };
     const bitmap = await createImageBitmap(blob, options).catch((error) => {
-      throw new Error(`${name} cannot be read as a picture (${error.message.replace(/\.$/, '')}); ${advice}`);
+      throw new Error(`${name} cannot be read as an image (${error.message.replace(/\.$/, '')}); ${advice}`);
     });
     try {
       const { width, height } = bitmap;
       if (width * height > LARGEST_PIXELS) {
-        const allowed = `allowed: ${LARGEST_PIXELS.toLocaleString('en')} in all; make it smaller, 1000 a side are plenty`;
+        const allowed = `allowed: ${LARGEST_PIXELS.toLocaleString('en')}; reduce its size, 1,000 a side are enough`;
         throw new Error(`${name} has ${width}x${height} pixels; ${allowed}`);
       }
       return readPixels(bitmap, [1, 2, 4].find((factor) => width * height <= MAX_FULL_PIXELS * factor ** 2));
@@ -37,7 +37,7 @@ var GinghamPhotos = (() => {
   // Read in strips, because some browsers do not allow a canvas as large as a phone's photo.
   function readPixels(bitmap, factor) {
     const rows = Math.min(STRIP, bitmap.height);
-    const canvas = typeof OffscreenCanvas === 'undefined' ? document.createElement('canvas') : new OffscreenCanvas(1, 1);
+    const canvas = window.OffscreenCanvas ? new OffscreenCanvas(1, 1) : document.createElement('canvas');
     [canvas.width, canvas.height] = [bitmap.width, rows];
     const context = canvas.getContext('2d', { willReadFrequently: true });
     context.globalCompositeOperation = 'copy';
@@ -57,11 +57,11 @@ var GinghamPhotos = (() => {
 
   function preprocess(cv, photo, model) {
     const [channels, height, width] = model.input_shape;
-    const image = { width: photo.width, height: photo.height, channels: 4, data: photo.rgba, transparent: photo.transparent };
+    const image = { ...photo, channels: 4, data: photo.rgba };
     const grey = channels === 1;
     if (image.width === width && image.height === height && isGrey(image) === grey) {
       const small = grey ? toGrey(onWhite(image)) : onWhite(image);
-      return preparedPhoto([small], [step('size', 'taken as it is', small)]);
+      return preparedPhoto([small], [step('size', 'used unchanged', small)]);
     }
     if (grey && model.garments) return prepareGarment(cv, image, height, width);
     return preparePlain(image, channels, height, width, model.background);
@@ -70,19 +70,20 @@ var GinghamPhotos = (() => {
   function preparePlain(photo, channels, height, width, background) {
     const square = fitSquare(photo, Math.max(height, width));
     let image = resize(channels === 1 ? toGrey(square) : square, width, height, BICUBIC);
-    const note = `shrunk to ${width}x${height} in its own proportions, padded in the colour of its border`;
+    const note = `scaled to fit ${width}x${height} pixels, padded with the colour of its border`;
     const steps = [step('size', note, image)];
     if (channels === 1 && typeof background === 'number') {
       let border = median(borderPixels(image, 1));
       if (Math.abs(border - background) > 96) {
         [image, border] = [mapped(image, (value) => 255 - value), 255 - border];
-        steps.push(step('tone', 'made negative: the training pictures have the other background', image));
+        steps.push(step('tone', 'inverted to match the background of the training images', image));
       }
       if (background < 16) {
         const aboveBorder = (value) => Math.max(value - border - 8, 0);
         const largest = Math.max(...Array.from(image.data, aboveBorder), 32);
-        image = mapped(image, (value) => Math.floor(Math.fround(Math.fround(aboveBorder(value) / largest) * 255))); // float32
-        steps.push(step('contrast', 'its background made black, what stands out of it light', image));
+        const toShare = (value) => Math.fround(aboveBorder(value) / largest); // float32, as in Python
+        image = mapped(image, (value) => Math.floor(Math.fround(toShare(value) * 255)));
+        steps.push(step('contrast', 'background set to black, contrast stretched', image));
       }
     }
     return preparedPhoto([image], steps);
@@ -91,14 +92,14 @@ var GinghamPhotos = (() => {
   function prepareGarment(cv, photo, ...size) {
     const small = thumbnail(photo, WORKING_SIDE);
     const colour = onWhite(small);
-    const steps = [step('photo', `looked at ${colour.width}x${colour.height} pixels`, colour)];
+    const steps = [step('photo', `processed at ${colour.width}x${colour.height} pixels`, colour)];
     const [mask, note] = segmentGarment(cv, small, colour);
     steps.push(step('garment', note, dimBackground(colour, mask)));
 
     const crop = boundsOf(mask);
     const croppedMask = cut(mask, crop);
     const masked = (image) => mapped(image, (value, i) => value * croppedMask.data[Math.floor(i / image.channels)]);
-    const cropNote = `cropped to ${crop.width}x${crop.height} of ${colour.width}x${colour.height}`;
+    const cropNote = `cropped to ${crop.width}x${crop.height} of ${colour.width}x${colour.height} pixels`;
     steps.push(step('crop', cropNote, masked(cut(colour, crop))));
 
     const smooth = runOpenCv(cv, colour, (source, result) => {
@@ -109,22 +110,24 @@ var GinghamPhotos = (() => {
     const negative = isNegative(colour, mask);
     const tone = negative ? grey : mapped(grey, (value) => 255 - value);
     const toneNote = negative
-      ? 'is a negative already, light on black: kept'
-      : 'made negative, as the dataset is: dark cloth turns light';
+      ? 'not inverted: already light on black'
+      : 'inverted: dark cloth becomes light, as in the dataset';
     steps.push(step('tone', toneNote, masked(tone)));
 
-    const core = runOpenCv(cv, croppedMask, (source, result, keep) => cv.erode(source, result, keep(cv.Mat.ones(3, 3, cv.CV_8U))));
+    const core = runOpenCv(cv, croppedMask, (source, result, keep) =>
+      cv.erode(source, result, keep(cv.Mat.ones(3, 3, cv.CV_8U))));
     const cloth = core.data.includes(1) ? core : croppedMask;
     const values = tone.data.filter((_, i) => cloth.data[i]);
     const [low, high] = [percentile(values, 0.5), percentile(values, 99.5)];
     const stretched = masked(stretchContrast(tone, low, high));
-    steps.push(step('contrast', `contrast stretched from ${round(low)}-${round(high)} to ${MIN_GARMENT_VALUE}-255`, stretched));
+    const contrastNote = `contrast stretched from ${round(low)}-${round(high)} to ${MIN_GARMENT_VALUE}-255`;
+    steps.push(step('contrast', contrastNote, stretched));
 
     const image = fitCentred(cv, stretched, size);
-    steps.push(step('size', `longer side brought to ${Math.max(...size)} pixels, centred on black`, image));
+    steps.push(step('size', `longer side scaled to ${Math.max(...size)} pixels, centred on black`, image));
     const narrow = fitCentred(cv, scaled(cv, image, round(size[1] * NARROW_WIDTH), size[0], cv.INTER_AREA), size);
-    const share = percent(NARROW_WIDTH);
-    steps.push(step('narrower', `answered for at ${share} of its width too, as clothes lie wider than they hang`, narrow));
+    const narrowNote = `also classified at ${percent(NARROW_WIDTH)} of the width, because clothes lying flat are wider`;
+    steps.push(step('narrower', narrowNote, narrow));
     return preparedPhoto([image, narrow], steps);
   }
 
@@ -141,7 +144,8 @@ var GinghamPhotos = (() => {
   function onWhite(image) {
     if (!image.transparent) return image;
     const blend = (value, alpha) => by255(value * alpha + 255 * (255 - alpha));
-    return { ...mapped(image, (value, i) => (i % 4 === 3 ? 255 : blend(value, image.data[i | 3]))), transparent: false };
+    const data = image.data.map((value, i) => (i % 4 === 3 ? 255 : blend(value, image.data[i | 3])));
+    return { ...image, data, transparent: false };
   }
 
   // A mask is an image of zeros and ones.
@@ -149,13 +153,13 @@ var GinghamPhotos = (() => {
     if (image.transparent) {
       const opaque = makeMask(image, (i) => image.data[4 * i + 3] > 127);
       const share = mean(opaque.data);
-      if (share > 0 && share < 0.98) return [opaque, `cut out already: ${percent(share)} of the picture is not transparent`];
+      if (share > 0 && share < 0.98) return [opaque, `already cut out: ${percent(share)} of the photo is opaque`];
     }
     const [foreground, background] = [grabCut(cv, colour), plainBackground(cv, colour)];
     const mask = cleanMask(cv, makeMask(colour, (i) => foreground.data[i] && !background.data[i]));
     const share = mean(mask.data);
-    if (share >= 0.005) return [mask, `garment found: ${percent(share)} of the picture`];
-    return [makeMask(colour, () => true), 'no garment stands out from its background: the whole picture is taken'];
+    if (share >= 0.005) return [mask, `garment found: ${percent(share)} of the photo`];
+    return [makeMask(colour, () => true), 'no garment found: the whole photo is used'];
   }
 
   function grabCut(cv, colour) {
@@ -236,7 +240,7 @@ var GinghamPhotos = (() => {
   }
 
   function preparedPhoto(images, steps) {
-    const planes = ({ channels, data }) => (channels === 1 ? [...data] : [0, 1, 2].flatMap((channel) => channelOf(channel, data)));
+    const planes = ({ channels, data }) => (channels === 1 ? [...data] : [0, 1, 2].flatMap((c) => channelOf(c, data)));
     return { framings: Uint8Array.from(images.flatMap(planes)), count: images.length, steps };
   }
 
@@ -266,7 +270,7 @@ var GinghamPhotos = (() => {
   }
 
   function scaled(cv, tone, width, height, interpolation) {
-    return runOpenCv(cv, tone, (source, result) => cv.resize(source, result, new cv.Size(width, height), 0, 0, interpolation));
+    return runOpenCv(cv, tone, (from, to) => cv.resize(from, to, new cv.Size(width, height), 0, 0, interpolation));
   }
 
   // Return the component of each pixel, 0 for the background, and the area of each component in pixels.
@@ -291,13 +295,15 @@ var GinghamPhotos = (() => {
   const percent = (share) => `${round(share * 100)}%`;
 
   function makeMask({ width, height }, test) {
-    return { width, height, channels: 1, data: Uint8Array.from({ length: width * height }, (_, i) => (test(i) ? 1 : 0)) };
+    const data = Uint8Array.from({ length: width * height }, (_, i) => (test(i) ? 1 : 0));
+    return { width, height, channels: 1, data };
   }
 
   function percentile(values, share) {
     const sorted = Float64Array.from(values).sort();
     const position = (sorted.length - 1) * (share / 100);
-    const [below, above, part] = [sorted[Math.floor(position)], sorted[Math.ceil(position)], position - Math.floor(position)];
+    const [below, above] = [sorted[Math.floor(position)], sorted[Math.ceil(position)]];
+    const part = position % 1;
     return part < 0.5 ? below + (above - below) * part : above - (above - below) * (1 - part);
   }
 
@@ -378,7 +384,7 @@ var GinghamPhotos = (() => {
 
   function resize(image, width, height, filter, reducingGap = Infinity) {
     if (image.width === width && image.height === height) return image;
-    const [across, down] = [image.width / width, image.height / height].map((ratio) => Math.floor(ratio / reducingGap) || 1);
+    const [across, down] = [image.width / width, image.height / height].map((r) => Math.floor(r / reducingGap) || 1);
     let part = premultiplied(image);
     if (across > 1 || down > 1) part = reduce(part, across, down);
     const passes = [
