@@ -137,7 +137,7 @@ def test_a_chosen_image_gets_a_prediction_and_an_explanation(page, packaged, tmp
     assert page.inner_text("#verdict") == expected.label
     assert page.locator("#steps li").count() == 7
     assert page.locator("#bars .name").count() == 10
-    assert f"sure from {100 * float(packaged.model.threshold):.0f} %" in page.inner_text("#bars")
+    assert f"threshold {100 * float(packaged.model.threshold):.0f} %" in page.inner_text("#bars")
     assert expected.label in page.inner_text("#status")
     assert page.locator("#like li").count() == 6
     count_unnamed = (
@@ -169,7 +169,7 @@ def test_a_pasted_or_dropped_image_gets_a_prediction(page, event, tmp_path):
     ("name", "content", "message"),
     [
         ("torn.png", b"\x89PNG\r\n\x1a\nnothing", "torn.png"),
-        ("letter.txt", b"Dear Sir", "letter.txt is no picture"),
+        ("letter.txt", b"Dear Sir", "letter.txt is not an image"),
         ("empty.png", b"", "empty"),
     ],
 )

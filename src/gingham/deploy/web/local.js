@@ -22,16 +22,16 @@ const GinghamEngine = (() => {
 
   async function load() {
     if (typeof DecompressionStream === 'undefined' || typeof WebAssembly === 'undefined') {
-      throw new Error('This browser is too old for the page; use one from 2023 or later.');
+      throw new Error('This browser is too old for this page. Use one from 2023 or later.');
     }
     const cv = await loadOpenCv(await readPayload('opencv.js'));
     const source = new Blob([await readPayload('ort.wasm.bundle.min.mjs')], { type: 'text/javascript' });
     const ort = await import(URL.createObjectURL(source));
     ort.env.wasm.numThreads = 1; // more threads need HTTP headers, which a file from disk does not have
     ort.env.wasm.wasmBinary = (await readPayload('ort-wasm-simd-threaded.wasm')).buffer;
-    const session = await ort.InferenceSession.create(await readPayload('model.onnx'), { executionProviders: ['wasm'] });
-    const galleryImages = await readPayload('gallery');
-    const features = await readPayload('features');
+    const graph = await readPayload('model.onnx');
+    const session = await ort.InferenceSession.create(graph, { executionProviders: ['wasm'] });
+    const [galleryImages, features] = [await readPayload('gallery'), await readPayload('features')];
     loaded = true;
     return { cv, ort, session, galleryImages, features: features && new Int8Array(features.buffer) };
   }
@@ -43,7 +43,7 @@ const GinghamEngine = (() => {
       const element = document.createElement('script');
       element.src = url;
       element.onload = done;
-      element.onerror = () => failed(new Error('OpenCV does not start in this browser; use one from 2023 or later.'));
+      element.onerror = () => failed(new Error('OpenCV cannot start in this browser. Use one from 2023 or later.'));
       document.head.append(element);
     });
     URL.revokeObjectURL(url);
@@ -53,8 +53,7 @@ const GinghamEngine = (() => {
   }
 
   function start() {
-    loading ??= load();
-    return loading;
+    return loading ??= load();
   }
 
   async function run(pixels, count) {
@@ -76,12 +75,12 @@ const GinghamEngine = (() => {
     });
     const top = mean.indexOf(Math.max(...mean));
     return {
-      image: blob.name || 'picture',
+      image: blob.name || 'image',
       label: model.classes[top],
       confidence: mean[top],
       probabilities: Object.fromEntries(model.classes.map((name, k) => [name, mean[k]])),
       unsure: mean[top] < model.threshold,
-      steps: prepared.steps.map((step) => ({ step: step.name, note: step.note, picture: dataUrl(step.rgba, step.width, step.height) })),
+      steps: prepared.steps.map(({ name, note, ...image }) => ({ step: name, note, picture: dataUrl(image) })),
       framing: prepared.framings.slice(0, size),
     };
   }
@@ -92,8 +91,7 @@ const GinghamEngine = (() => {
     const label = model.classes.indexOf(prediction.label);
     const stride = Math.max(1, Math.floor(Math.max(height, width) / 14));
     const half = Math.floor(Math.max(5, 2 * stride + 1) / 2);
-    const rows = Math.ceil(height / stride);
-    const columns = Math.ceil(width / stride);
+    const [rows, columns] = [Math.ceil(height / stride), Math.ceil(width / stride)];
     const original = await run(prediction.framing, 1);
     const occlusionMap = [];
     for (let row = 0; row < rows; row++) {
@@ -103,8 +101,8 @@ const GinghamEngine = (() => {
         hide(batch.subarray(column * size, (column + 1) * size), row * stride, column * stride, half);
       }
       const { probabilities } = await run(batch, columns);
-      const classes = model.classes.length;
-      occlusionMap.push(Array.from({ length: columns }, (_, k) => original.probabilities[label] - probabilities[k * classes + label]));
+      const dropAt = (k) => original.probabilities[label] - probabilities[k * model.classes.length + label];
+      occlusionMap.push(Array.from({ length: columns }, (_, k) => dropAt(k)));
       await new Promise((done) => setTimeout(done)); // keeps the page responsive between rows
     }
     const neighbours = features ? nearest(original.features, features) : [];
@@ -113,7 +111,7 @@ const GinghamEngine = (() => {
       among: model.labels.length,
       neighbours: neighbours.map((k) => ({
         label: model.classes[model.labels[k]],
-        picture: dataUrl(toRgba(galleryImages.subarray(k * size, (k + 1) * size)), width, height),
+        picture: dataUrl({ rgba: toRgba(galleryImages.subarray(k * size, (k + 1) * size)), width, height }),
       })),
     };
   }
@@ -121,13 +119,13 @@ const GinghamEngine = (() => {
   function hide(image, row, column, half) {
     for (let c = 0; c < channels; c++) {
       for (let y = Math.max(0, row - half); y <= Math.min(height - 1, row + half); y++) {
-        const left = Math.max(0, column - half);
-        image.fill(0, (c * height + y) * width + left, (c * height + y) * width + Math.min(width - 1, column + half) + 1);
+        const start = (c * height + y) * width;
+        image.fill(0, start + Math.max(0, column - half), start + Math.min(width - 1, column + half) + 1);
       }
     }
   }
 
-  // Rows of `gallery` are int8 directions, each scaled by its own factor, so each dot product is divided by the row's length.
+  // Rows of `gallery` are int8 directions with different scales, so each dot product is divided by the row's norm.
   function nearest(query, gallery) {
     const count = gallery.length / query.length;
     const similarities = Array.from({ length: count }, (_, k) => {
@@ -153,10 +151,8 @@ const GinghamEngine = (() => {
     return rgba;
   }
 
-  function dataUrl(rgba, across, down) {
-    const canvas = document.createElement('canvas');
-    canvas.width = across;
-    canvas.height = down;
+  function dataUrl({ rgba, width: across, height: down }) {
+    const canvas = Object.assign(document.createElement('canvas'), { width: across, height: down });
     canvas.getContext('2d').putImageData(new ImageData(rgba, across, down), 0, 0);
     return canvas.toDataURL();
   }

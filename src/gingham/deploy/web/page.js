@@ -1,4 +1,4 @@
-// The page: takes an image in any way, and shows the prediction of GinghamEngine and its explanation.
+// The page: gets an image from the user, and shows the prediction of GinghamEngine and its explanation.
 (() => {
   'use strict';
 
@@ -20,14 +20,14 @@
     const request = ++lastRequest;
     if (!isDrawing) preview(blob);
     if (!isDrawing || $('prediction').hidden) {
-      $('working-text').textContent = GinghamEngine.ready() ? 'Looking' : 'Getting ready, which takes a few seconds once';
+      $('working-text').textContent = GinghamEngine.ready() ? 'Classifying' : 'Loading the model takes a few seconds';
       show('working');
     }
     try {
       const prediction = await GinghamEngine.predict(blob);
       if (request !== lastRequest) return;
       render(prediction);
-      if (!isDrawing) $('result').scrollIntoView({ block: 'nearest' }); // it is below the image on a phone
+      if (!isDrawing) $('result').scrollIntoView({ block: 'nearest' }); // on a phone, it is below the image
       const explanation = await GinghamEngine.explain(prediction);
       if (request === lastRequest) renderExplanation(prediction, explanation);
     } catch (error) {
@@ -51,82 +51,92 @@
   }
 
   function render(prediction) {
+    const { label, unsure, steps } = prediction;
+    const confidence = percent(prediction.confidence);
     show('prediction');
-    $('result').classList.toggle('unsure', prediction.unsure);
-    $('kicker').textContent = prediction.unsure ? 'Not sure. Perhaps' : `${percent(prediction.confidence)} sure:`;
-    $('verdict').textContent = prediction.label;
-    $('meaning').textContent = prediction.unsure
-      ? `Below ${percent(model.threshold)} it does not commit itself.` + (model.garments ? ' One garment alone, whole, on a ground of another colour helps.' : '')
-      : `Its confidence was calibrated on pictures held out from its training.${model.garments ? ' Photographs are harder.' : ''}`;
+    $('result').classList.toggle('unsure', unsure);
+    $('kicker').textContent = unsure ? 'Not sure. Best guess:' : `Prediction, with ${confidence} confidence:`;
+    $('verdict').textContent = label;
+    $('meaning').textContent = describeConfidence(unsure);
     const top = Object.entries(prediction.probabilities).sort((a, b) => b[1] - a[1]).slice(0, SHOWN);
     $('bars').replaceChildren(...top.map(([name, share]) => {
       const bar = make('div', { className: 'bar', ariaHidden: 'true' }, make('i'));
       requestAnimationFrame(() => { bar.firstChild.style.width = `${100 * share}%`; });
-      return make('li', {}, make('span', { className: 'name', title: name }, name), bar, make('span', { className: 'number' }, percent(share)));
+      const number = make('span', { className: 'number' }, percent(share));
+      return make('li', {}, make('span', { className: 'name', title: name }, name), bar, number);
     }));
-    if (model.threshold) {
+    if (model.threshold > 0 && model.threshold <= 1) {
       const line = make('i');
-      const text = make('span', {}, `sure from ${percent(model.threshold)}`);
+      const text = make('span', {}, `threshold ${percent(model.threshold)}`);
       line.style.left = text.style.left = `${100 * model.threshold}%`;
       $('bars').append(make('li', { className: 'mark', ariaHidden: 'true' }, line, text));
     }
-    $('steps').replaceChildren(...prediction.steps.map((step, k) => make('li', {},
-      make('div', { className: 'tile' }, makeImage(step.picture, `After step ${k + 1}, ${step.step}`)),
+    $('steps').replaceChildren(...steps.map((step, k) => make('li', {},
+      make('div', { className: 'tile' }, makeImage(step.picture, `Image after step ${k + 1}: ${step.step}`)),
       make('p', {}, make('b', {}, step.step[0].toUpperCase() + step.step.slice(1)), make('br'), step.note))));
-    $('evidence-for').textContent = `speaks for ${prediction.label}`;
+    $('evidence-for').textContent = `for ${label}`;
     $('occlusion-summary').textContent = '';
     $('like').replaceChildren();
     $('neighbours').hidden = false;
-    $('neighbours-summary').textContent = 'Looking through the training pictures';
-    drawOcclusion(prediction.steps.findLast((step) => step.step !== 'narrower').picture, null, prediction.label);
+    $('neighbours-summary').textContent = 'Searching the training images';
+    drawOcclusion(prediction, null);
     $('explanation').hidden = false;
-    announce(prediction.unsure ? `Not sure. Perhaps ${prediction.label}, ${percent(prediction.confidence)}.` : `${prediction.label}, ${percent(prediction.confidence)} sure.`);
+    announce(unsure ? `Not sure. Best guess: ${label}, ${confidence}.` : `${label}, with ${confidence} confidence.`);
   }
 
-  function renderExplanation(prediction, explanation) {
-    drawOcclusion(prediction.steps.findLast((step) => step.step !== 'narrower').picture, explanation.moved, prediction.label);
-    $('occlusion-summary').textContent = describeOcclusion(explanation.moved);
-    $('neighbours').hidden = !explanation.neighbours.length;
-    const sameLabel = explanation.neighbours.filter((neighbour) => neighbour.label === prediction.label).length;
-    $('neighbours-summary').textContent = `Of ${explanation.among.toLocaleString('en')} training pictures. ${sameLabel} of these ${explanation.neighbours.length} ${sameLabel === 1 ? 'is' : 'are'} ${prediction.label}.`;
-    $('like').replaceChildren(...explanation.neighbours.map((neighbour) => make('li', {},
-      make('div', { className: 'tile' }, makeImage(neighbour.picture, `Training picture: ${neighbour.label}`)), make('span', {}, neighbour.label))));
+  function describeConfidence(unsure) {
+    if (model.threshold > 1) return 'This model is not sure of any image: no threshold keeps its errors low enough.';
+    const [text, hint] = unsure
+      ? [`The top probability is below ${percent(model.threshold)}.`, ' Try one whole garment on a plain background.']
+      : ['The confidence was calibrated on validation images.', ' It is less reliable on photos.'];
+    return model.garments ? text + hint : text;
+  }
+
+  function renderExplanation(prediction, { moved, among, neighbours }) {
+    drawOcclusion(prediction, moved);
+    $('occlusion-summary').textContent = describeOcclusion(moved);
+    $('neighbours').hidden = !neighbours.length;
+    const same = neighbours.filter((neighbour) => neighbour.label === prediction.label).length;
+    const share = `${same} of these ${neighbours.length} ${same === 1 ? 'is' : 'are'} labelled ${prediction.label}`;
+    $('neighbours-summary').textContent = `From ${among.toLocaleString('en')} training images. ${share}.`;
+    $('like').replaceChildren(...neighbours.map(({ picture, label }) => make('li', {},
+      make('div', { className: 'tile' }, makeImage(picture, `Training image: ${label}`)), make('span', {}, label))));
   }
 
   // Blue marks evidence for the prediction, rust evidence against it; the largest value gets the strongest colour.
-  async function drawOcclusion(source, occlusionMap, label) {
+  async function drawOcclusion({ steps, label }, occlusionMap) {
     const canvas = $('occlusion');
     const context = canvas.getContext('2d');
     const drawing = ++lastDrawing;
     const image = new Image();
-    image.src = source;
+    image.src = steps.findLast((step) => step.step !== 'narrower').picture; // the input of the model
     await image.decode();
     if (drawing !== lastDrawing) return;
     context.imageSmoothingEnabled = false;
     context.clearRect(0, 0, canvas.width, canvas.height);
     context.drawImage(image, 0, 0, canvas.width, canvas.height);
-    canvas.setAttribute('aria-label', `The picture the network saw, marked where it speaks for ${label}`);
+    canvas.setAttribute('aria-label', `Input of the model, with the parts that are evidence for ${label}`);
     if (!occlusionMap) return;
     const overlay = new OffscreenCanvas(occlusionMap[0].length, occlusionMap.length);
     const largest = Math.max(0.02, ...occlusionMap.flat().map(Math.abs));
-    const pixels = occlusionMap.flat().flatMap((value) => [...(value > 0 ? [34, 103, 138] : [179, 70, 31]), 217 * Math.abs(value) / largest]);
+    const toColour = (value) => [...(value > 0 ? [34, 103, 138] : [179, 70, 31]), 217 * Math.abs(value) / largest];
+    const pixels = occlusionMap.flat().flatMap(toColour);
     overlay.getContext('2d').putImageData(new ImageData(new Uint8ClampedArray(pixels), occlusionMap[0].length), 0, 0);
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = 'high';
     context.drawImage(overlay, 0, 0, canvas.width, canvas.height);
   }
 
-  // Describe the occlusion map in words: which ninth of the image counts most.
+  // Describe the occlusion map in words: which ninth of the image is the strongest evidence for the prediction.
   function describeOcclusion(occlusionMap) {
     const sums = Array(9).fill(0);
     occlusionMap.forEach((row, y) => row.forEach((value, x) => {
       sums[3 * Math.floor(3 * y / occlusionMap.length) + Math.floor(3 * x / row.length)] += Math.max(0, value);
     }));
     const largest = Math.max(...sums);
-    if (largest * 9 < 0.05 * occlusionMap.length) return 'No single part decides: whatever is hidden, the answer stays.';
-    const region = sums.indexOf(largest);
-    const names = ['upper left', 'top', 'upper right', 'left', 'middle', 'right', 'lower left', 'bottom', 'lower right'];
-    return `Most of it rests on the ${names[region]}.`;
+    if (largest * 9 < 0.05 * occlusionMap.length) return 'No single part has much influence on the prediction.';
+    const names = ['top left', 'top', 'top right', 'left', 'centre', 'right', 'bottom left', 'bottom', 'bottom right'];
+    return `The strongest evidence is at the ${names[sums.indexOf(largest)]}.`;
   }
 
   function make(tag, attributes = {}, ...children) {
@@ -145,12 +155,12 @@
 
   function predictFirst(files) {
     const images = [...files].filter((file) => file.type.startsWith('image/'));
-    $('note').textContent = `This is the first of ${images.length} pictures; give the others one by one.`;
+    $('note').textContent = `Only the first of ${images.length} images is classified. Add the others one at a time.`;
     $('note').hidden = images.length < 2;
     if (images.length) {
       predict(images[0]);
     } else if (files.length) {
-      showError(`${files[0].name || 'That'} is no picture; give a photograph, such as a JPEG or PNG file.`);
+      showError(`${files[0].name || 'This file'} is not an image. Choose an image file, such as a JPEG or PNG.`);
     }
   }
 
@@ -181,7 +191,7 @@
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
     } catch {
-      return showError('The camera cannot be used: there is none, or it was not allowed. Choose a picture in its place.');
+      return showError('The camera cannot be used: there is none, or access was not allowed. Choose a photo instead.');
     }
     $('video').srcObject = stream;
     $('camera').showModal();
@@ -287,7 +297,8 @@
 
   const toPoint = (event) => {
     const box = paper.getBoundingClientRect();
-    return { x: (event.clientX - box.left) / box.width * paper.width, y: (event.clientY - box.top) / box.height * paper.height };
+    const [x, y] = [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+    return { x: x * paper.width, y: y * paper.height };
   };
   paper.addEventListener('pointerdown', (event) => {
     if (stroke) endStroke();
@@ -295,12 +306,15 @@
     $('pen').hidden = true;
     startStroke(toPoint(event));
   });
-  paper.addEventListener('pointermove', (event) => stroke && paper.hasPointerCapture(event.pointerId) && extendStroke(toPoint(event)));
+  paper.addEventListener('pointermove', (event) => {
+    if (stroke && paper.hasPointerCapture(event.pointerId)) extendStroke(toPoint(event));
+  });
   paper.addEventListener('pointerup', endStroke);
   paper.addEventListener('pointercancel', () => stroke && cancelStroke());
   paper.addEventListener('keydown', (event) => {
     const step = event.shiftKey ? 30 : 10;
-    const [x, y] = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] }[event.key] ?? [0, 0];
+    const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
+    const [x, y] = moves[event.key] ?? [0, 0];
     if (x || y) {
       pen = { x: Math.min(316, Math.max(4, pen.x + x)), y: Math.min(316, Math.max(4, pen.y + y)) };
       if (stroke) extendStroke({ ...pen });
@@ -309,7 +323,7 @@
       announce(stroke ? 'Pen down' : 'Pen up');
     } else if (event.key === 'Escape' && stroke) {
       cancelStroke();
-      announce('Line taken back');
+      announce('Line cancelled');
     } else {
       return;
     }
@@ -338,11 +352,8 @@
     cancelStroke();
     if (undoStack.length) predictDrawing(); else clear();
   });
-  $('clear').addEventListener('click', () => {
-    saveForUndo();
-    clear();
-  });
+  $('clear').addEventListener('click', () => { saveForUndo(); clear(); });
 
-  // Loading takes seconds, so it starts before the first image.
+  // Loading takes seconds, so it starts before an image is chosen.
   if (GinghamEngine.local) setTimeout(() => GinghamEngine.start().catch(() => {}), 300);
 })();

@@ -7,12 +7,12 @@ const GinghamEngine = {
   ready: () => true,
   async predict(blob) {
     const form = new FormData();
-    form.append('images', blob, blob.name || 'picture');
+    form.append('images', blob, blob.name || 'image');
     let response;
     try {
       response = await fetch('predict?explain=true', { method: 'POST', body: form });
     } catch {
-      throw new Error('The server does not answer; see that gingham serve is running, and try again.');
+      throw new Error('The server does not respond. Check that gingham serve is running, and try again.');
     }
     const result = await response.json();
     if (!response.ok) throw new Error(result.error);
