@@ -61,7 +61,7 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
+    return "-" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def _template_values(run: Run, train: Split, validation: Split | None, test: Split | None) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def _evaluate(run: Run, split: Split) -> dict[str, Any]:
     confused = [(int(matrix[label, answer]), label, answer) for label, answer in matrix.nonzero().tolist()]
     charts = {}
     for when, rows, color in (("before", result.reliability_before, RUST), ("after", result.reliability, BLUE)):
-        values = [f"{row['confidence']:.0%} sure, {row['accuracy']:.0%} right ({row['count']})" for row in rows]
-        description = f"Reliability {when} the temperature, with numbers of pictures: {'; '.join(values)}"
+        values = [f"{row['confidence']:.0%}, {row['accuracy']:.0%} ({row['count']})" for row in rows]
+        description = f"Confidence and accuracy {when} temperature scaling (number of images): {'; '.join(values)}"
         charts[when] = svg_chart(description, draw_reliability, rows, color)
     return {
         "result": result,
