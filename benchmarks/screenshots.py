@@ -1,12 +1,13 @@
-"""Make the screenshots in the documentation: docs/images/page.png, the page on a desktop and a phone, light and dark,
-and docs/images/explained.png, the figure of `gingham predict coat.jpg --explain`, whose output it prints.
+"""Make the images in docs/images: the page and a report in a browser, the figure of an explained prediction, and near
+duplicates in Fashion-MNIST.
 
-    python benchmarks/screenshots.py
+    python benchmarks/screenshots.py [--run runs/fast-0]
 
-The photos are made from validation images, as in benchmarks/photographs.py. Needs Debian's chromium, or google-chrome,
-and opens the page from disk, as `gingham export page.html` writes it.
+The report is that of the run, which `make train` makes. The photos are made from validation images, as in
+benchmarks/photographs.py. Needs Debian's chromium, or google-chrome, and opens the files from disk.
 """
 
+import argparse
 import io
 import shutil
 import subprocess
@@ -17,14 +18,18 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 import gingham
 import records
+from gingham.cli.diagnose import image_groups
+from gingham.evaluation.run_data import load_run_data
+from gingham.plots import draw_image_groups
 from photographs import floor, product
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-GAP, BACKGROUND = 40, "#d9dee0"
+PHONE: ViewportSize = {"width": 390, "height": 844}
+IMAGES = records.ROOT / "docs" / "images"
 
 
 def make_photo(make: Any, label: str, index: int, seed: int) -> bytes:
@@ -82,37 +87,52 @@ def explain(folder: Path) -> None:
         photo.convert("RGB").save(folder / "coat.jpg", quality=92)
     command = [sys.executable, "-m", "gingham", "predict", "coat.jpg", "--explain"]
     print(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
-    shutil.copy(folder / "coat-explained.png", records.ROOT / "docs" / "images" / "explained.png")
+    shutil.copy(folder / "coat-explained.png", IMAGES / "explained.png")
+
+
+def draw_near_duplicates() -> None:
+    """Draw the test images that are nearly in the training data, as `gingham diagnose fashion-mnist` does."""
+    splits = gingham.load_data("fashion-mnist")
+    issues = [issue for issue in gingham.check_data(splits) if issue.code == "near-duplicates-across-splits"]
+    draw_image_groups(image_groups(issues, splits), IMAGES / "near-duplicates.png")
+    print("written:", IMAGES / "near-duplicates.png")
+
+
+def write_report(folder: Path, file: Path) -> Path:
+    run = gingham.load(folder)
+    splits = load_run_data(run, folder)
+    return gingham.write_report(run, splits.train, splits.validation, splits.test, file)
+
+
+def save(image: Image.Image, name: str) -> None:
+    image.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(IMAGES / name, optimize=True)
+    print("written:", IMAGES / name)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/fast-0"), help="the run whose report is shown")
+    run = parser.parse_args().run
     executable = next(filter(None, map(shutil.which, NAMES)), None)
     if executable is None:
         raise SystemExit(f"there is no browser: install one of {', '.join(NAMES)}")
+    draw_near_duplicates()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         explain(Path(folder))
+        report = write_report(run, Path(folder, "report.html")).as_uri()
         address = gingham.export(gingham.load_packaged(), Path(folder, "page.html")).file.as_uri()
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
-        desktop = capture_prediction(
-            browser.new_page(viewport={"width": 1180, "height": 900}), address, make_photo(floor, "Ankle boot", 2, 12)
-        )
-        dark = browser.new_context(
-            viewport={"width": 390, "height": 844}, device_scale_factor=1.25, color_scheme="dark"
-        )
+        desktop = browser.new_page(viewport={"width": 1180, "height": 900})
+        save(capture_prediction(desktop, address, make_photo(floor, "Ankle boot", 2, 12)), "page-desktop.png")
+        desktop.goto(report)
+        save(Image.open(io.BytesIO(desktop.screenshot())).convert("RGB"), "report.png")
+        dark = browser.new_context(viewport=PHONE, device_scale_factor=2, color_scheme="dark")
         phone = capture_prediction(dark.new_page(), address, make_photo(product, "Coat", 2, 12))
-        light = browser.new_context(viewport={"width": 390, "height": 844}, device_scale_factor=1.25)
-        sketch = capture_drawing(light.new_page(), address)
+        light = browser.new_context(viewport=PHONE, device_scale_factor=2)
+        drawing = capture_drawing(light.new_page(), address)
         browser.close()
-    height = desktop.height
-    parts = [desktop, phone.crop((0, 0, phone.width, height)), sketch.crop((0, 0, sketch.width, height))]
-    sheet = Image.new("RGB", (sum(part.width + GAP for part in parts) + GAP, height + 2 * GAP), BACKGROUND)
-    left = GAP
-    for part in parts:
-        sheet.paste(part, (left, GAP))
-        left += part.width + GAP
-    file = records.ROOT / "docs" / "images" / "page.png"
-    sheet.convert("P", palette=Image.Palette.ADAPTIVE, colors=256).save(file, optimize=True)
-    print("written:", file)
+    for image, name in ((phone, "page-phone.png"), (drawing, "page-drawing.png")):
+        save(image.crop((0, 0, image.width, 2 * PHONE["height"])), name)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def diagnose(
         from gingham.plots import draw_image_groups
 
         file = out or Path(f"{Path(splits.name).name}-findings.png")
-        figure = try_draw(draw_image_groups, _groups(issues, splits), file)
+        figure = try_draw(draw_image_groups, image_groups(issues, splits), file)
     lines = [f"{issue}\n" for issue in issues] or [f"nothing found wrong with {what}"]
     lines += notes + ([f"pictures: {figure}"] if figure else [])
     values = [issue.to_dict() | {"file": figure if issue.images else None} for issue in issues]
@@ -91,7 +91,7 @@ def _diagnose_data(what: str) -> "tuple[list[gingham.Issue], gingham.DataSplits,
     return issues, splits, [*notes, DATA_CHECKS]
 
 
-def _groups(issues: "list[gingham.Issue]", splits: "gingham.DataSplits") -> list[tuple[str, Any]]:
+def image_groups(issues: "list[gingham.Issue]", splits: "gingham.DataSplits") -> list[tuple[str, Any]]:
     """Return each issue's title and its groups of images with captions, for `draw_image_groups`."""
     by_name = {split.name: split for split in (splits.train, splits.validation, splits.test) if split is not None}
 
