@@ -515,13 +515,9 @@ def test_signals_end_the_server_after_the_requests_in_progress(process, signal_n
 
 @pytest.mark.slow
 def test_a_request_that_exceeds_the_grace_period_gets_an_error(tmp_path):
-    script = (
-        "import gingham.deploy.server as s\n"
-        "s.GRACE_SECONDS = 1\n"
-        "from gingham.cli.app import main\n"
-        "main(['serve', '--port', '0'])"
-    )
-    started = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    script = "import gingham.deploy.server as s\ns.GRACE_SECONDS = 1\nfrom gingham.cli.app import run\nrun()"
+    command = [sys.executable, "-c", script, "serve", "--port", "0"]
+    started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     port = int(re.search(r":(\d+)/ ", started.stderr.readline())[1])
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(PREDICT_HEAD + b"Content-Length: 100\r\n\r\nabc")
