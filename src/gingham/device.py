@@ -37,7 +37,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         if local_rank >= num_gpus:
             raise GinghamError(
                 f"process {local_rank} of this host has no GPU of its own, as there are {num_gpus}; start as many "
-                "processes as there are GPUs (torchrun --nproc-per-node), or give --device cpu"
+                "processes as there are GPUs (torchrun --nproc-per-node), or choose the device cpu"
             )
         torch.cuda.set_device(local_rank)  # the device that NCCL uses
         return torch.device("cuda", local_rank)

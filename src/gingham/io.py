@@ -81,7 +81,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
         created = [path for path in (folder, *folder.parents) if not path.exists()]
         lock = FileLock(folder / LOCK_FILE, is_singleton=True).acquire(timeout=-1 if wait else 0)
     except Timeout:
-        raise GinghamError(f"another gingham is writing into {folder}; wait for it, or give another --out") from None
+        raise GinghamError(f"another gingham is writing into {folder}; wait for it, or choose another folder") from None
     except OSError as error:
         raise _cannot_write(folder / LOCK_FILE, error) from error
     with lock:
@@ -183,7 +183,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: M
         except SafetensorError as error:  # also raised instead of an OSError when the disk is full
             # The file may be a checkpoint, or the weights of a run that has one.
             has_checkpoint = any(is_run_folder(folder, "checkpoint/step-*.json") for folder in path.parents[:2])
-            advice = f"free some room{' and go on with --resume' * has_checkpoint}"
+            advice = f"free some room{', then go on by resuming' * has_checkpoint}"
             raise GinghamError(f"cannot write {path} ({one_line(error)}); {advice}") from error
 
 

@@ -229,9 +229,9 @@ def _grey_note(images: torch.Tensor) -> str:
 def write_figure(figure: Figure, file: Path) -> Path:
     """Write a figure as a PNG that names Gingham in its metadata, and return it. Other files are not replaced."""
     if file.suffix.lower() != ".png":
-        raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name with --out")
+        raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name")
     if file.exists() and not _drawn_by_gingham(file):
-        raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another --out")
+        raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another name")
     _set_fonts(figure)
     with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})

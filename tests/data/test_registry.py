@@ -151,7 +151,7 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
         (
             "kmnist",
             IDX_FILES[0],
-            r"train-images-idx3-ubyte.gz is missing; put it there as it is published.* with --data",
+            r"train-images-idx3-ubyte.gz is missing; put it there as it is published.* by its path",
         ),
         (
             "qmnist",
@@ -166,7 +166,7 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
         (
             "cifar-10",
             "data_batch_1.bin",
-            r"cifar-10-binary.tar.gz is missing; put it there .*, or use what is there, unverified, with --data",
+            r"cifar-10-binary.tar.gz is missing; put it there .*, or load what is there, unverified, by its path",
         ),
     ],
 )
@@ -263,7 +263,7 @@ def test_the_folder_in_gingham_data_is_used_first(fashion_mnist_copy, fashion_mn
 
 def test_mnist_in_the_folder_of_fashion_mnist_is_an_error(data_dir, monkeypatch):
     make_dataset(data_dir / "fashion-mnist")
-    with pytest.raises(DataError, match=r"is not fashion-mnist: its checksum begins .* or use it as it is with --data"):
+    with pytest.raises(DataError, match=r"is not fashion-mnist: its checksum begins .* or use it as it is by its path"):
         load_data("fashion-mnist")
     checksum = idx_sha256(read_idx(data_dir / "fashion-mnist" / IDX_FILES[0], 3))
     mnist = dataclasses.replace(REGISTRY["mnist"], sha256=(checksum, *REGISTRY["mnist"].sha256[1:]))

@@ -222,7 +222,7 @@ def test_the_file_contains_no_path_of_this_machine(quadrants, command):
     assert model_metadata(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
     quadrants.rename(quadrants.parent / "moved")
     stderr = command("export", "model.onnx", "--run", "run", code=2).stderr
-    assert "which run was trained on, is gone; put it back (evaluate and export also take --data)" in stderr
+    assert "which run was trained on, is gone; put it back, or give other data" in stderr
     command("export", "model.onnx", "--run", "run", "--data", quadrants.parent / "moved")
 
 

@@ -116,12 +116,12 @@ def test_trials_use_the_test_split_once_per_run_and_only_if_requested(recipe, da
 
 def test_trials_of_another_recipe_or_without_validation_images_are_errors(trial_pair, recipe, data):
     good, _ = trial_pair
-    with pytest.raises(GinghamError, match=r"holds trials with learning_rate 1.0, not 0.1; give another --out"):
+    with pytest.raises(GinghamError, match=r"holds trials with learning_rate 1.0, not 0.1; give another folder"):
         gingham.trials(recipe.replace(learning_rate=0.1), data, range(1), good.folder, progress=False)
     without_validation = gingham.DataSplits(
         data.name, data.train, None, data.test, data.classes, data.fingerprint, data.source
     )
-    with pytest.raises(GinghamError, match="no pictures are held out"):
+    with pytest.raises(GinghamError, match="no images are held out"):
         gingham.trials(recipe, without_validation, range(1), good.folder, progress=False)
 
 
@@ -184,7 +184,7 @@ def test_a_manifest_of_another_format_is_an_error(trial_pair, recipe, data, tmp_
         return gingham.trials(recipe, data, good.seeds, manifest.parent, progress=False)
 
     before_first_release = {**written, "recipe": {**written["recipe"], "views": "none", "averaging": 0.0}}
-    with pytest.raises(RunError, match=r"trials.json is of format 1, from before .*; give another --out"):
+    with pytest.raises(RunError, match=r"trials.json is of format 1, from before .*; give another folder"):
         again(before_first_release)
     with pytest.raises(RunError, match=r"trials.json is of format 3, newer than 2"):
         again({**written, "format": 3})

@@ -59,9 +59,7 @@ def test_a_single_split_of_photos_can_be_evaluated(tmp_path, packaged):
 def test_a_split_of_photos_without_splits_is_an_error(command, tmp_path):
     folder = make_photo_folders(tmp_path / "photos", {"bag": 1})
     stderr = command("evaluate", "packaged", "--data", folder, "--split", "test", code=2).stderr
-    assert stderr == (
-        f"gingham: {folder} has no splits to choose test from; leave --split out to take all its photos\n"
-    )
+    assert stderr == (f"gingham: {folder} has no splits to choose test from; leave split out to take all its photos\n")
 
 
 def test_an_unknown_class_is_an_error_and_unreadable_photos_are_returned(tmp_path, packaged):

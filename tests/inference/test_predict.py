@@ -78,7 +78,7 @@ def test_prepare_none_only_resizes_and_auto_keeps_model_inputs(packaged):
     assert len(preprocess(packaged, small, "photo").framings) == 2
     coloured = Image.new("RGB", (28, 28), "red")
     assert len(preprocess(packaged, coloured, "auto").framings) == 2, "of the model's size, but not of its colours"
-    with pytest.raises(gingham.GinghamError, match="--prepare got 'all'; allowed: auto, none, photo"):
+    with pytest.raises(gingham.GinghamError, match="prepare got 'all'; allowed: auto, none, photo"):
         gingham.predict(packaged, [photo], "all")
 
 
@@ -121,7 +121,7 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prepare", "much"), "--prepare got 'much'; allowed: auto, none, photo"),
+        (("--prepare", "much"), "prepare got 'much'; allowed: auto, none, photo"),
         (("--run", "nowhere"), "there is no folder nowhere"),
         (("--out", "figures"), "--out is for the figures of --explain"),
         (("--model", "a.b:C"), "give --run too"),

@@ -28,7 +28,8 @@ def test_own_network_trains_with_any_recipe(command_with_network, quadrants, rec
     run = f"runs/{recipe}-Plain-0"
     assert values["run"] == run
     message = command_with_network("evaluate", run, code=2).stderr
-    assert "is a run of the network mynets:Plain, not of a built-in one; give --model mynets:Plain" in message
+    assert "is a run of the network mynets:Plain, not of a built-in one; give its class as network" in message
+    assert "(--model mynets:Plain)" in message
     result = json.loads(command_with_network("evaluate", run, *model_option, "--json").stdout)
     assert result["accuracy"] == values["validation_accuracy"]
     assert "fc1" in command_with_network("summary", run, *model_option).stdout
@@ -102,11 +103,11 @@ def test_run_loads_only_with_its_own_network(quadrants, tmp_path):
     assert loaded.model.predict(data.test.images).probabilities.equal(run.model.predict(data.test.images).probabilities)
     with pytest.raises(RunError, match="is a run of the network own_networks:Plain, not of a built-in one"):
         gingham.load(tmp_path / "run")
-    with pytest.raises(RunError, match="not of own_networks:Norms; give --model own_networks:Plain"):
+    with pytest.raises(RunError, match=r"not of own_networks:Norms; give its class as network"):
         gingham.load(tmp_path / "run", Norms)
     article_run = gingham.fit(recipe, data.train, data.validation, progress=False)
     gingham.save(article_run, tmp_path / "plain")
-    with pytest.raises(RunError, match="leave --model out"):
+    with pytest.raises(RunError, match="leave network out"):
         gingham.load(tmp_path / "plain", Plain)
 
 

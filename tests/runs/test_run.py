@@ -85,7 +85,7 @@ DAMAGE = {
     "format that is no number": (lambda f: change(f, format="x"), "format is 'x', a whole number from 1 is needed"),
     "unknown network": (
         lambda f: change(f, recipe={"network": "os:system"}),
-        "is a run of the network os:system, not of a built-in one; give --model os:system",
+        "is a run of the network os:system, not of a built-in one; give its class as network",
     ),
     "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),
     "recipe of another type": (lambda f: change(f, recipe=[1]), "does not describe a run"),
@@ -198,7 +198,7 @@ def test_a_missing_run_and_an_unfinished_run_are_errors(tmp_path):
     with pytest.raises(RunError, match=r"there is no folder .*train one with gingham train --out"):
         gingham.load(tmp_path / "nowhere")
     save_checkpoint(tmp_path, 3, {"x": torch.zeros(1)}, {"step": 3})
-    with pytest.raises(RunError, match="is not finished; go on with the command that began it and --resume"):
+    with pytest.raises(RunError, match="is not finished; go on with resume=True in fit, or the command that began it"):
         gingham.load(tmp_path)
 
 

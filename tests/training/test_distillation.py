@@ -90,7 +90,7 @@ def test_trials_accept_a_teacher(data_and_teacher, tmp_path):
     alone = fit(recipe.replace(seed=3), data, teachers=[teacher])
     assert found.accuracies[0] == alone.metrics["validation_accuracy"]
     assert gingham.load(tmp_path / "trials/seed-4").teacher_names == "article with seed 0"
-    with pytest.raises(GinghamError, match=r"holds trials with teachers .*; give another --out"):
+    with pytest.raises(GinghamError, match=r"holds trials with teachers .*; give another folder"):
         gingham.trials(recipe, data, [3], tmp_path / "trials", progress=False)
     everything = gingham.fit(
         recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False

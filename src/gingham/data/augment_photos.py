@@ -69,7 +69,7 @@ def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], reci
     if images.shape[1] != 1:
         raise GinghamError(
             f"photo_share is {recipe.photo_share:g}, and the pictures have {images.shape[1]} channels; it is for grey "
-            "pictures of objects on black, so set photo_share=0 (another recipe, such as --recipe fast)"
+            "pictures of objects on black, so set photo_share=0, or choose another recipe, such as fast"
         )
     count = num_simulated(len(images), recipe)
     if not count:

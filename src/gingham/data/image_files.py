@@ -63,8 +63,8 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
     examples = ", ".join(unreadable[:3]) + (f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else "")
     if not skip_unreadable:
         raise DataError(
-            f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out with "
-            "--skip-unreadable (of train, trials and show)"
+            f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out "
+            "with skip_unreadable (train, trials and show: --skip-unreadable)"
         )
     return raw._replace(notes=(*raw.notes, f"{count} are left out: {examples}"))
 

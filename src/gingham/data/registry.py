@@ -128,7 +128,7 @@ def _verify_file(name: str, folder: Path, file: str) -> None:
     path = folder / file
     if not path.is_file():
         unverified = find_idx(folder, IDX_FILES[0]) or find_cifar(folder)
-        alternative = f", or use what is there, unverified, with --data {folder}" if unverified else ""
+        alternative = f", or load what is there, unverified, by its path: {folder}" if unverified else ""
         raise DataError(
             f"{path} is missing; put it there as it is published, or remove {folder} and load again{alternative}"
         )
@@ -151,7 +151,7 @@ def _require_checksum(name: str, path: Path, checksum: str, expected: str) -> No
         reason = f"a file of {other}, whose files have the same names" if other else "altered, or of another release"
         raise DataError(
             f"{path} is not {name}: its checksum begins {checksum[:12]}, not {expected[:12]} ({reason}); remove it and "
-            f"load again, or use it as it is with --data {path.parent}"
+            f"load again, or use it as it is by its path: {path.parent}"
         )
 
 

@@ -152,7 +152,7 @@ def _copy_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
     except (OSError, GinghamError) as error:
         raise DataError(
             f"cannot write {path} ({one_line(error)}), which a dataset larger than half of the free memory needs; "
-            f"free {size} bytes there, or hold no pictures out (--set validation_images=0)"
+            f"free {size} bytes there, or hold no images out (on the command line: --set validation_images=0)"
         ) from error
 
 
@@ -197,7 +197,7 @@ def _choose_validation(labels: Labels, validation: int, name: str) -> Rows:
     if not 0 <= validation < len(labels):
         raise DataError(
             f"{validation} validation pictures were asked of the {len(labels)} training pictures of {name}; "
-            f"allowed: 0 to {len(labels) - 1} (--set validation_images=N)"
+            f"allowed: 0 to {len(labels) - 1} (on the command line: --set validation_images=N)"
         )
     exact = np.bincount(labels) * (validation / len(labels))
     counts = np.floor(exact).astype(int)

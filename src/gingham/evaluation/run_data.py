@@ -23,10 +23,11 @@ def load_run_data(
     folder, is_original = folder or run.folder or Path("the packaged model"), not name
     name = name or run.data.get("name")
     if not isinstance(name, str):
-        raise DataError(f"{folder} does not say what it was trained on; give --data with a name or a place")
+        raise DataError(f"{folder} does not say what it was trained on; give the data (on the command line: --data)")
     if is_original and name not in REGISTRY and not Path(name).exists():
         raise DataError(
-            f"{name}, which {folder} was trained on, is gone; put it back (evaluate and export also take --data)"
+            f"{name}, which {folder} was trained on, is gone; put it back, or give other data to evaluate or export "
+            "(--data)"
         )
     # A folder of IDX files has only class numbers, so the names are the model's.
     _, height, width = run.model.input_shape
@@ -41,11 +42,11 @@ def load_run_data(
     if is_original and data.fingerprint != run.data.get("fingerprint"):
         raise DataError(
             f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "
-            f"restore it, or say --data {name} to measure on it as it is now"
+            f"restore it, or load {name} as other data to measure on it as it is now (--data {name})"
         )
     if is_original and held_out is None and len(data.validation or ()) != run.recipe.validation_images:
         raise DataError(
             f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where "
-            f"{len(data.validation or ())} are held out now; train again, or use --split test"
+            f"{len(data.validation or ())} are held out now; train again, or use the test split (--split test)"
         )
     return data

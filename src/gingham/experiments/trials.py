@@ -164,10 +164,13 @@ def trials(
 
 def _choose_split(data: DataSplits, name: str) -> Split:
     if name not in ("validation", "test"):
-        raise GinghamError(f"--split got {name!r}; allowed: validation, test")
+        raise GinghamError(f"split got {name!r}; allowed: validation, test")
     chosen = data.test if name == "test" else data.validation
     if chosen is None:
-        raise GinghamError("no pictures are held out to measure on; say --split test, or --set validation_images=5000")
+        raise GinghamError(
+            "no images are held out to measure on; choose the test split (--split test), or hold some out "
+            "(--set validation_images=5000)"
+        )
     return chosen
 
 
@@ -183,11 +186,11 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
         recipe_fields = stored.get("recipe")
         # Format 1 had no number and other fields; the first manifests of format 2 had no number either.
         is_old = isinstance(recipe_fields, dict) and not recipe_fields.keys() <= fields.keys()
-        require_format(manifest, stored.get("format", 1 if is_old else FORMAT), FORMAT, "give another --out")
+        require_format(manifest, stored.get("format", 1 if is_old else FORMAT), FORMAT, "give another folder (--out)")
         if changes := describe_changes(stored, settings):
-            raise GinghamError(f"{folder} holds trials with {changes}; give another --out")
+            raise GinghamError(f"{folder} holds trials with {changes}; give another folder (--out)")
     elif any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists() or has_checkpoint(folder):
-        raise GinghamError(f"{folder} holds runs, but no trials; give another --out")
+        raise GinghamError(f"{folder} holds runs, but no trials; give another folder (--out)")
     else:
         write_json(manifest, {"format": FORMAT, **settings, "data": data.name})
 

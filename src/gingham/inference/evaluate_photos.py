@@ -34,7 +34,7 @@ def evaluate_photographs(
     path = Path(folder)
     entries = list_images(path, training=False).entries
     if split not in (None, "train") and {entry.split for entry in entries} == {"train"}:
-        raise DataError(f"{path} has no splits to choose {split} from; leave --split out to take all its photos")
+        raise DataError(f"{path} has no splits to choose {split} from; leave split out to take all its photos")
     if split is not None:
         entries = tuple(entry for entry in entries if entry.split == split)
     class_indices = {normalize_class_name(name): k for k, name in enumerate(run.model.classes)}
@@ -45,7 +45,7 @@ def evaluate_photographs(
             f"({', '.join(run.model.classes[:20])}); rename it, or take it out"
         )
     if not entries:
-        raise DataError(f"{path} holds no photographs of the split {split}; leave --split out to take all there are")
+        raise DataError(f"{path} holds no photographs of the split {split}; leave split out to take all there are")
     predictions = predict(run, [entry.path for entry in entries], keep_steps=False)
     unreadable = [prediction for prediction in predictions if prediction.error is not None]
     if len(unreadable) == len(entries):

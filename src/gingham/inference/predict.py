@@ -61,7 +61,7 @@ def predict(
     """
     require_types("predict", run=(run, Run))
     if prepare not in PREPARE_MODES:
-        raise GinghamError(f"--prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
+        raise GinghamError(f"prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
 
     def prepare_image(image: str | Path | Image.Image) -> PreparedPhoto | DataError:
         try:

@@ -121,7 +121,7 @@ def import_network(name: str) -> NetworkFactory:
     module_name, _, class_name = name.partition(":")
     if module_name.endswith(".py") or not module_name or not class_name:
         example = f"{module_name.removesuffix('.py').replace('/', '.') or 'mynet'}:{class_name or 'Net'}"
-        raise ModelError(f"--model got {name!r}; write package.module:Class, such as {example}")
+        raise ModelError(f"got {name!r} as a network; write package.module:Class, such as {example}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # modules in the current folder, as with `python -m`
     try:

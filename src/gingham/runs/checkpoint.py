@@ -93,7 +93,7 @@ def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
     path = folder / FOLDER
     if torn:
         raise RunError(f"no checkpoint in {path} is whole: {'; '.join(torn)}; remove {path} to start over")
-    raise RunError(f"there is no checkpoint in {path}; train without --resume")
+    raise RunError(f"there is no checkpoint in {path}; train without resuming")
 
 
 def _read_verified(path: Path) -> bytes:

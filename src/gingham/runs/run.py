@@ -99,7 +99,8 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     require_types("save", run=(run, Run), folder=(folder, str | PathLike))
     folder = Path(folder).resolve()
     if run.folder != folder and ((folder / METADATA_FILE).exists() or is_run_folder(folder, TRIALS_FILE)):
-        raise RunError(f"{folder} already holds a finished run or trials; choose another folder")
+        remedy = "give another folder, or load it with gingham.load"
+        raise RunError(f"{folder} already holds a finished run or trials; {remedy}")
     tensors = run.model.state_dict()
     write_tensors(folder / WEIGHTS_FILE, halve(tensors) if halved else tensors)
     write_text(folder / HISTORY_FILE, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
@@ -178,8 +179,8 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 def _explain_missing_run(folder: Path) -> str:
     if has_checkpoint(folder):
         return (
-            f"the run in {folder} is not finished; go on with the command that began it and --resume, such as gingham "
-            f"train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
+            f"the run in {folder} is not finished; go on with resume=True in fit, or the command that began it and "
+            f"--resume: gingham train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
     runs = sorted(path for path in folder.glob("*") if is_run_folder(path, METADATA_FILE))
     if is_run_folder(folder, TRIALS_FILE):
@@ -198,7 +199,7 @@ def _require_network(folder: Path, name: str, factory: NetworkFactory | None) ->
     given = None if factory is None else factory_name(factory)
     needed = name if ":" in name else None
     if given != needed:
-        remedy = f"give --model {name}" if needed else "leave --model out"
+        remedy = f"give its class as network (--model {name})" if needed else "leave network out (--model)"
         raise RunError(f"{folder} is a run of the network {name}, not of {given or 'a built-in one'}; {remedy}")
 
 

@@ -105,8 +105,8 @@ class History:
         rate = self.recipe.learning_rate
         raise TrainingError(
             f"the loss is no longer finite since step {bad_step + 1} (batch {epoch_step + 1} of epoch {epoch + 1}: the "
-            f"training pictures {some}; learning rate {rate:g}); try a lower one and another --out, such as "
-            f"--set learning_rate={rate / 10:g}"
+            f"training pictures {some}; learning rate {rate:g}); try a lower one, such as "
+            f"learning_rate={rate / 10:g}, in another folder (--set learning_rate={rate / 10:g} --out FOLDER)"
         )
 
     def require_finite_validation(self, done: int, loss: float) -> None:
@@ -114,7 +114,7 @@ class History:
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the validation loss is not finite after step {done}, though the training losses are; try a lower "
-                f"rate and another --out, such as --set learning_rate={self.recipe.learning_rate / 10:g}"
+                f"rate in another folder (--set learning_rate={self.recipe.learning_rate / 10:g} --out FOLDER)"
             )
 
     def entries(self, done: int) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def require_same_settings(metadata: Mapping[str, Any], settings: Mapping[str, An
     if changes := describe_changes(metadata, settings):
         raise RunError(
             f"the checkpoint in {folder} was made with {changes}; resume with the same settings "
-            f"({resume_options(metadata)}), or give another --out"
+            f"({resume_options(metadata)}), or give another folder (--out)"
         )
 
 

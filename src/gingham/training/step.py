@@ -157,7 +157,7 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
                 raise
             size, reason, fix = len(batch), f"{type(error).__name__}, {one_line(error)}", "fix its forward"
             if size == 1:
-                fix += f", or choose another batch size, such as --set batch_size={recipe.batch_size + 1}"
+                fix += f", or choose another batch size, such as {recipe.batch_size + 1} (--set batch_size)"
             raise ModelError(
                 f"the network {recipe.network} cannot learn from a batch of {size}: {reason}; {fix}"
             ) from error

@@ -45,7 +45,7 @@ def reserve_folder(folder: Path, resume: bool) -> Iterator[None]:
     """
     with locked(folder, wait=False):
         if (folder / METADATA_FILE).exists():
-            raise RunError(f"{folder} already holds a finished run; give another folder")
+            raise RunError(f"{folder} already holds a finished run; give another folder, or load it with gingham.load")
         if is_run_folder(folder, TRIALS_FILE):
             raise RunError(f"{folder} holds trials; give another folder")
         if has_checkpoint(folder) and not resume:
@@ -67,7 +67,7 @@ def resolve_recipe(recipe: Recipe, train: Split, validation: Split | None, optio
     if recipe.patience and validation is None:
         raise GinghamError(
             f"patience is {recipe.patience}, and no validation split is held out to look at; "
-            "hold pictures out (--set validation_images=5000), or set patience=0"
+            "hold images out (on the command line: --set validation_images=5000), or set patience=0"
         )
     if recipe.photo_share:
         simulate_photos(train.images[:0], train.labels[:0], train.classes, recipe, 0)  # raises an error for colour
