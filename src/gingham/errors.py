@@ -77,14 +77,16 @@ class Terminated(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
+def suggest(word: str, known: Iterable[str], unlisted: Iterable[str] = ()) -> str:
     """Return `; did you mean 'x'? (known: a, b)`, the end of a message about an unknown name.
+
+    Names in `unlisted`, such as those of files, are suggested too, but not listed.
 
     >>> suggest("fasion-mnist", ["fashion-mnist"])
     "; did you mean 'fashion-mnist'? (known: fashion-mnist)"
     """
     names = list(known)
-    close, listing = difflib.get_close_matches(word, names, n=1), list_first(names, 20)
+    close, listing = difflib.get_close_matches(word, [*names, *unlisted], n=1), list_first(names, 20)
     return f"; did you mean {close[0]!r}? (known: {listing})" if close else f"; known: {listing}"
 
 

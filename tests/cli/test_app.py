@@ -9,7 +9,20 @@ import gingham
 
 USER_ERRORS = {
     "command": (["trian"], "No such command 'trian'"),
-    "option": (["train", "--sed", "1"], "No such option: --sed"),
+    "option": (["train", "--sed", "1"], "No such option: --sed; did you mean --seed?"),
+    "option far from all": (["train", "--gpu"], "train --help lists what it takes"),
+    "field as option": (
+        ["train", "--learning_rate", "0.1"],
+        "No such option: --learning_rate; it is a field of the recipe: give --set learning_rate=0.1\n",
+    ),
+    "field as option with =": (["trials", "--batch-size=64"], "give --set batch_size=64\n"),
+    "initials of a field": (["train", "--lr", "0.5"], "give --set learning_rate=0.5\n"),
+    "field without a value": (["train", "--lr"], "give --set learning_rate=VALUE\n"),
+    "argument as option": (["show", "--data", "my shoes"], "give it without --data: gingham show 'my shoes'\n"),
+    "recipe as argument": (["train", "fast-85"], "argument(s) (fast-85); give it as --recipe fast-85\n"),
+    "data as argument": (["train", "mnist"], "argument(s) (mnist); give it as --data mnist\n"),
+    "unknown argument": (["train", "x"], "train --help lists what it takes\n"),
+    "recipe as run": (["evaluate", "fast-85"], "train one with gingham train --recipe fast-85\n"),
     "recipe": (["train", "--recipe", "articel"], "unknown recipe 'articel'; did you mean 'article'?"),
     "field": (
         ["train", "--set", "lerning_rate=1"],
@@ -18,7 +31,11 @@ USER_ERRORS = {
     "value": (["train", "--set", "learning_rate=fast"], "learning_rate got 'fast'; allowed: a number from 0 to 10000"),
     "no equals": (["train", "--set", "learning_rate"], "write FIELD=VALUE"),
     "epochs": (["train", "--epochs", "0"], "epochs got 0.0; allowed: a number above 0"),
-    "seed": (["train", "--seed", "one"], "Invalid value for '--seed'"),
+    "seed": (
+        ["train", "--seed", "one"],
+        "Invalid value for '--seed': Input should be a valid integer, unable to parse string as an integer; got 'one'",
+    ),
+    "number": (["train", "--epochs", "abc"], "; got 'abc'\n"),
     "data": (["train", "--data", "fasion-mnist"], "unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?"),
     "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
     "no run": (["evaluate", "runs/nothing"], "there is no folder runs/nothing"),

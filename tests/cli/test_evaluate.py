@@ -77,3 +77,8 @@ def test_a_use_of_the_test_split_in_a_copy_of_the_data_is_recorded(command, run_
 def test_an_empty_name_of_data_does_not_skip_the_check_of_its_fingerprint(command, trained, quadrants):
     make_dataset(quadrants, seed=1)
     assert "has changed since" in command("evaluate", "runs/article-0", "--data", "", code=2).stderr
+
+
+def test_a_recipe_in_place_of_a_run_suggests_the_run_that_it_trained(command, trained):
+    stderr = command("evaluate", "article", code=2).stderr
+    assert "there is no folder article; did you mean 'runs/article-0'? (known: runs/article-0), or train one" in stderr

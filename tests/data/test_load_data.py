@@ -74,3 +74,10 @@ def test_a_file_of_another_format_is_an_error(tmp_path):
 def test_a_size_out_of_range_is_an_error(shoes, size):
     with pytest.raises(DataError, match=f"the size is {size}; allowed: 1 to 4096"):
         load_data(str(shoes), size=size)
+
+
+def test_a_misspelt_folder_suggests_the_one_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "clothes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"unknown dataset 'clothess'; did you mean 'clothes'\? \(known: fash"):
+        load_data("clothess")

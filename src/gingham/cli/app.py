@@ -12,6 +12,7 @@ import typer
 
 from gingham._version import __version__
 from gingham.cli import compare, diagnose, evaluate, export, predict, report, serve, show, summary, train, trials
+from gingham.cli.usage import describe_usage_error
 from gingham.errors import GinghamError, Terminated, is_exhausted, one_line
 
 app = typer.Typer(
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except usage_error as error:
-        _fail(error.format_message().replace("Value error, ", ""))  # words of a library below typer
+        _fail(describe_usage_error(error, sys.argv[1:] if arguments is None else arguments))
     except OSError as error:
         what, reason = error.filename or "a file or the output", error.strerror or one_line(error)
         _fail(f"cannot use {what} ({reason}); check that there is room, the path and its permissions")

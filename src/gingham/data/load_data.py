@@ -77,7 +77,8 @@ def load_data(
 def _read_user_data(name: str, size: int, skip_unreadable: bool) -> RawDataset:
     path = Path(name).resolve()
     if not name or not path.exists():
-        raise DataError(f"unknown dataset {name!r}{suggest(name, REGISTRY)}, or {FORMATS}")
+        beside = map(str, Path(name).parent.glob("*"))
+        raise DataError(f"unknown dataset {name!r}{suggest(name, REGISTRY, beside)}, or {FORMATS}")
     if is_image_collection(path):
         raw = read_image_dataset(path, size, skip_unreadable=skip_unreadable)
     elif path.suffix.lower() == ".npz":

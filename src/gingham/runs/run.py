@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gingham.device import forked_generators
-from gingham.errors import GinghamError, RunError, one_line, require_types
+from gingham.errors import GinghamError, RunError, one_line, require_types, suggest
 from gingham.io import (
     is_run_folder,
     locked,
@@ -25,6 +25,7 @@ from gingham.io import (
 )
 from gingham.models.classifier import Classifier
 from gingham.models.registry import NetworkFactory, build_classifier, factory_name
+from gingham.presets import RECIPES
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint, load_checkpoint, remove_checkpoints, resume_options
 from gingham.runs.schema import parse_history_entry, require_format, validate_metadata
@@ -191,7 +192,10 @@ def _explain_missing_run(folder: Path) -> str:
     if folder.is_file():
         return f"{folder} is a file; name the folder of a run, such as {folder.parent}"
     if not folder.exists():
-        return f"there is no folder {folder}; name a run folder, or train one with gingham train --out {folder}"
+        others = [str(path) for path in Path("runs").glob("*") if is_run_folder(path, METADATA_FILE)]
+        advice = suggest(str(folder), sorted(others)) if others else "; name a run folder"
+        option = f"--recipe {folder}" if str(folder) in RECIPES else f"--out {folder}"
+        return f"there is no folder {folder}{advice}, or train one with gingham train {option}"
     return f"no run in {folder} ({METADATA_FILE} is missing); name a run folder, or train one with gingham train"
 
 
