@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gingham
-from helpers import locked_by_another
+from helpers import locked_by_another, make_dataset
 
 
 def test_train_writes_a_run_and_prints_its_results(command, trained):
@@ -44,13 +44,31 @@ def test_train_writes_a_run_and_prints_its_results(command, trained):
     }
 
 
-def test_a_finished_run_is_not_overwritten(command, train, trained):
+def test_a_finished_run_is_not_overwritten(command, train, trained, quadrants):
     before = (command.folder / "runs/article-0/model.safetensors").read_bytes()
     assert "already holds a finished run; give another --out or --seed" in train(code=2).stderr
+    other = make_dataset(quadrants.parent / "other")
+    stderr = train("--data", other, code=2).stderr
+    assert (
+        stderr == f"gingham: runs/article-0 already holds a finished run, trained on {quadrants}; give another --out\n"
+    )
     resumed = train("--resume", "--json")
     assert json.loads(resumed.stdout) == trained
     assert "nothing to resume" in resumed.stderr
     assert (command.folder / "runs/article-0/model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data", "fashoin-mnist"), "unknown dataset 'fashoin-mnist'; did you mean 'fashion-mnist'?"),
+        (("--set", "momentum=7"), "recipe field momentum got 7.0"),
+        (("--device", "tpu"), "no device 'tpu' here"),
+        (("--teacher", "runs/nothing"), "--teacher: there is no folder runs/nothing"),
+    ],
+)
+def test_errors_of_data_and_options_come_before_that_of_an_existing_run(train, trained, options, message):
+    assert message in train(*options, code=2).stderr
 
 
 def test_resuming_a_finished_run_with_other_options_is_an_error(command, train, trained, quadrants):

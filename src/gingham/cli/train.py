@@ -43,16 +43,17 @@ def train(
 
     resume = resume or is_restart()
     finished = (folder / METADATA_FILE).exists()
-    if finished and not resume:
-        raise GinghamError(f"{folder} already holds a finished run; give another --out or --seed, or evaluate it")
-    if has_checkpoint(folder) and not resume:
-        raise GinghamError(f"{folder} holds a run that was interrupted; go on with --resume, or give another --out")
+    taken = not resume and (finished or has_checkpoint(folder))
     with init_distributed() as context:
-        (finished,) = context.any(context.is_main and finished)
-        if not finished:
+        finished, taken = context.any(context.is_main and finished, context.is_main and taken)
+        if taken or not finished:
             network = network_factory(model)
             choose_device(device, context.local_rank if context.size > 1 else None)  # an error before the slow part
             teachers = load_teacher_runs(teacher, changes)
+            if taken:  # only after the errors of the options and the data, and without the notes on them
+                held_out, size = chosen.validation_images, chosen.size
+                loaded = gingham.load_data(data, held_out, size=size, skip_unreadable=skip_unreadable)
+                raise GinghamError(_describe_taken(folder, finished, loaded.train.dataset))
             with context.main_first():
                 chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
@@ -67,6 +68,23 @@ def train(
         _require_same(trained, folder, changes, command_line)
         print_message(f"{folder} is finished already; nothing to resume")
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
+
+
+def _describe_taken(folder: Path, finished: bool, data: str) -> str:
+    """Return the message for a folder that holds another run: what it was trained on, if not on `data`, and advice."""
+    from gingham.io import read_json
+    from gingham.runs.checkpoint import load_checkpoint
+    from gingham.runs.run import METADATA_FILE
+
+    state = "already holds a finished run" if finished else "holds a run that was interrupted"
+    before = read_json(folder / METADATA_FILE).get("data") if finished else load_checkpoint(folder).metadata
+    name = before.get("name" if finished else "dataset") if isinstance(before, dict) else None
+    if name != data:
+        return f"{folder} {state}, trained on {name}; give another --out"
+    advice = (
+        "give another --out or --seed, or evaluate it" if finished else "go on with --resume, or give another --out"
+    )
+    return f"{folder} {state}; {advice}"
 
 
 def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any], command_line: Context) -> None:
