@@ -23,11 +23,14 @@ def test_find_network_by_name_run_torchvision_and_class(small_run, tmp_path, mon
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("articel", r"unknown model 'articel'; did you mean 'article'\? \(known: .*\), a run folder, torchvision:NAME"),
+        (
+            "articel",
+            r"unknown model 'articel'; did you mean 'article'\? \(known: .*\), packaged, a run folder",
+        ),
         ("torchvision:resnet19", "torchvision has no model 'resnet19'; did you mean 'resnet1"),
         ("nosuchmodule:Net", "No module named 'nosuchmodule'"),
         ("", "unknown model"),
-        ("mine/net.py:Net", "got 'mine/net.py:Net'; write package.module:Class, such as mine.net:Net"),
+        ("mine/net.py:Net", "got 'mine/net.py:Net' as a network; write package.module:Class, such as mine.net:Net"),
         ("torch.nn:Conv2d", "missing 3 required positional arguments"),
         ("torch.nn:NoSuch", "has no class or function 'NoSuch'"),
         ("json:JSONDecoder", "makes a JSONDecoder; a torch.nn.Module is needed"),

@@ -25,6 +25,19 @@ def test_summary_accepts_a_run_or_an_own_class(command, run_json, trained):
     assert run_json("summary", "mine:Net", "--input", "1x9x9")["layers"][0]["output_shape"] == [2, 7, 7]
 
 
+def test_the_packaged_model_has_a_summary_and_a_report(command, run_json, fashion_mnist_folder):
+    assert run_json("summary", "packaged")["parameters"] == run_json("summary", "broad")["parameters"]
+    assert "report: report.html" in command("report", "packaged").stdout
+    assert [path.name for path in command.folder.iterdir()] == ["report.html"]
+    stderr = command("summary", "packaged", "--model", "a:B", code=2).stderr
+    assert "--model is for a run of your own network" in stderr
+
+
+def test_a_python_file_suggests_its_form_as_a_module(command):
+    stderr = command("summary", "mynet.py", code=2).stderr
+    assert stderr == "gingham: got 'mynet.py' as a network; write package.module:Class, such as mynet:Net\n"
+
+
 @pytest.mark.parametrize("model", ["article", "torchvision:alexnet", "own_networks:Plain"])
 def test_a_class_for_what_is_no_run_is_an_error(command, model):
     stderr = command("summary", model, "--model", "own_networks:Plain", code=2).stderr

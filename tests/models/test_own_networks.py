@@ -136,3 +136,13 @@ def test_a_network_with_nothing_to_train_is_an_error(quadrants, recipe, network,
     data = gingham.load_data(str(quadrants), validation=40)
     with pytest.raises(ModelError, match=reason):
         fit(gingham.RECIPES[recipe], data, network=network)
+
+
+def test_a_teacher_with_an_own_network_is_an_error_that_says_what_works(command_with_network, quadrants):
+    settings = ("--data", quadrants, "--epochs", 0.2, "--set", "validation_images=40")
+    command_with_network("train", *settings, "--model", "mynets:Plain", "--out", "teacher")
+    stderr = command_with_network("train", *settings, "--out", "pupil", "--teacher", "teacher", code=2).stderr
+    assert stderr.startswith(
+        "gingham: --teacher: teacher is a run of the network mynets:Plain, not of a built-in one; "
+    )
+    assert stderr.endswith("works in Python: FitOptions(teachers=[gingham.load(RUN, CLASS)])\n")

@@ -67,7 +67,9 @@ def load_teacher_runs(folders: Sequence[Path] | None, changes: Mapping[str, Any]
     try:
         return [load_run_or_packaged(folder) for folder in folders or ()]
     except GinghamError as error:
-        raise GinghamError(f"--teacher: {error}") from error
+        own = "a teacher with a network of your own works in Python: FitOptions(teachers=[gingham.load(RUN, CLASS)])"
+        message = f"{str(error).partition(';')[0]}; {own}" if "--model" in str(error) else error
+        raise GinghamError(f"--teacher: {message}") from error
 
 
 def load_training_data(
@@ -126,32 +128,31 @@ def load_split(trained: "gingham.Run", folder: Path, data: str | None, split: st
 
 
 def find_network(
-    model: str, shape: tuple[int, int, int] | None = None, factory: "NetworkFactory | None" = None
+    model: str, shape: tuple[int, int, int] | None = None, model_class: str | None = None
 ) -> "tuple[nn.Module, tuple[int, int, int]]":
     """Return a network and its default input shape (C, H, W).
 
-    `model` is the name of one of gingham's networks, the folder of a run, `torchvision:NAME` (without its weights), or
-    `package.module:Class`. A run of your own network needs its class as `factory`.
+    `model` is the name of one of gingham's networks, the folder of a run, `packaged`, `torchvision:NAME` (without its
+    weights), or `package.module:Class`. A run of your own network needs its class, --model, as `model_class`.
 
     Raises
-        GinghamError: a `factory` for what is no run.
+        GinghamError: a `model_class` for what is no run.
         ModelError: there is no such network, or it cannot be built.
         RunError: the run cannot be loaded.
     """
     from gingham.models.networks import NETWORKS
     from gingham.models.registry import create_network, torchvision_network
 
-    is_run = bool(model) and model not in NETWORKS and Path(model).is_dir()
-    if factory is not None and not is_run:
+    is_run = model == "packaged" or (bool(model) and model not in NETWORKS and Path(model).is_dir())
+    if model_class is not None and not is_run:
         raise GinghamError(f"--model is for a run, and {model} is none; leave it out")
     if model.startswith("torchvision:"):
         return torchvision_network(model.removeprefix("torchvision:")), (3, 224, 224)
     if is_run:
-        classifier = gingham.load(model, factory).model
+        classifier = load_run_or_packaged(Path(model), model_class).model
         return classifier.network, classifier.input_shape
-    if model not in NETWORKS and ":" not in model:
-        raise ModelError(
-            f"unknown model {model!r}{suggest(model, NETWORKS)}, a run folder, torchvision:NAME, package.module:Class"
-        )
-    own = network_factory(model) if ":" in model else None
+    own = network_factory(model) if ":" in model or model.endswith(".py") else None
+    if model not in NETWORKS and own is None:
+        others = "packaged, a run folder, torchvision:NAME, package.module:Class"
+        raise ModelError(f"unknown model {model!r}{suggest(model, NETWORKS)}, {others}")
     return create_network(model, own, shape[0] if shape else 1), (1, 28, 28)

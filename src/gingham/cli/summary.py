@@ -7,12 +7,12 @@ from typer import Argument, Option
 import gingham
 from gingham.cli.options import Json, Model
 from gingham.cli.output import print_result
-from gingham.cli.resolve import find_network, network_factory
+from gingham.cli.resolve import find_network
 from gingham.errors import GinghamError
 
 
 def summary(
-    model: Annotated[str, Argument(help="A network, a run folder, torchvision:NAME or package.module:Class.")],
+    model: Annotated[str, Argument(help="A network, a run folder, packaged, torchvision:NAME or module:Class.")],
     input_shape: Annotated[str | None, Option("--input", metavar="CxHxW", help="Default: the model's own.")] = None,
     explain: Annotated[str | None, Option(metavar="LAYER", help="The arithmetic of one layer; all for all.")] = None,
     model_class: Model = None,
@@ -20,7 +20,7 @@ def summary(
 ) -> None:
     """Print a network's layers and receptive fields."""
     shape = None if input_shape is None else _parse_shape(input_shape)
-    network, default_shape = find_network(model, shape, network_factory(model_class))
+    network, default_shape = find_network(model, shape, model_class)
     result = gingham.summarize(network, shape or default_shape, model)
     if explain is None:
         print_result(result.to_dict(), result, as_json)
