@@ -1,8 +1,11 @@
 import sys
+from pathlib import Path
 
 import pytest
 
+import gingham
 from gingham.cli.export import NEIGHBOURS_HELP
+from gingham.deploy.export import require_exportable
 from gingham.inference.neighbours import GALLERY_SIZE
 from helpers import make_dataset, train_arguments
 
@@ -46,6 +49,19 @@ def test_a_file_that_is_no_export_is_not_overwritten(command):
     (command.folder / "notes.html").write_text("my own")
     assert "notes.html exists already and is no export of gingham's" in command("export", "notes.html", code=2).stderr
     assert (command.folder / "notes.html").read_text() == "my own"
+
+
+def test_a_file_that_cannot_be_read_is_not_overwritten(tmp_path, monkeypatch):
+    file = tmp_path / "secret.onnx"
+    file.write_bytes(b"gingham")
+
+    def deny(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as for a user: root may read everything
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    with pytest.raises(gingham.GinghamError, match=r"secret\.onnx exists already and is no export of gingham's"):
+        require_exportable(file, int8=False, neighbours=None)
 
 
 def test_the_help_names_the_default_of_neighbours():

@@ -1,6 +1,7 @@
 """Export a run's model as an ONNX file or an offline page, after comparing it with the model."""
 
 import importlib.util
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +122,7 @@ def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> Non
     if suffix not in MARKERS:
         ending = file.suffix or "nothing"
         raise GinghamError(f"{file} ends in {ending}; allowed: {', '.join(MARKERS)}; name it model.onnx or page.html")
-    if file.exists() and not (file.is_file() and MARKERS[suffix] in file.read_bytes()):
+    if file.exists() and not (file.is_file() and os.access(file, os.R_OK) and MARKERS[suffix] in file.read_bytes()):
         raise GinghamError(f"{file} exists already and is no export of gingham's; choose another name, or move it away")
     if int8 and suffix == ".html":
         raise GinghamError("int8 is for .onnx files; leave it out, as a page answers as predict does")
