@@ -15,7 +15,7 @@ def test_networks_that_do_not_fit_are_an_error():
         ModelError, match=r"turns one picture of 1x32x32 into \(1, 90\), where \(1, 10\) logits are needed"
     ):
         build_classifier("article", list("0123456789"), (1, 32, 32))
-    with pytest.raises(ModelError, match="mean has 3 numbers for pictures of 1 channels"):
+    with pytest.raises(ModelError, match="mean got 3 values for images of shape"):
         build_classifier("article", list("0123456789"), (1, 28, 28), mean=(0.1, 0.2, 0.3))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import gingham
-from gingham import ModelError, summarize
+from gingham import Classifier, ModelError, summarize
 
 
 def test_article_network_totals_match_hand_computed_ones():
@@ -106,3 +106,12 @@ def test_failing_network_is_an_error_with_its_message():
 
     with pytest.raises(ModelError, match=r"failed \(no luck\)"):
         summarize(nn.Sequential(Broken()), (1, 8, 8))
+
+
+def test_the_model_of_a_run_is_summarized_by_its_network_and_shape():
+    model = Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), ("a", "b"), (3, 8, 8))
+    summary = summarize(model)
+    assert summary.input_shape == (3, 8, 8)
+    assert [layer.name for layer in summary.layers] == [
+        layer.name for layer in summarize(model.network, (3, 8, 8)).layers
+    ]

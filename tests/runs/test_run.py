@@ -254,3 +254,9 @@ def test_halving_changes_probabilities_by_less_than_a_hundredth(small_run):
     run.model.load_state_dict(halve(run.model.state_dict()))
     after = run.model.predict(data.validation.images).probabilities
     assert 0 < float((after - before).abs().max()) < 1e-2
+
+
+def test_a_run_and_its_model_are_printed_on_one_line(small_run):
+    run, _ = small_run
+    assert repr(run.model) == "<Classifier: Sequential, (1, 28, 28) images, 4 classes>"
+    assert str(run) == f"<Run of article with seed 0, folder None: {run.model!r}>"

@@ -72,13 +72,16 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
                 raise ModelError(
-                    f"{name} has {len(values)} numbers for pictures of {channels} channels; give one, or one a channel"
+                    f"{name} got {len(values)} values for images of shape {input_shape}; give one, or one a channel"
                 )
             self.register_buffer(name, torch.tensor(values).repeat(channels // len(values)).view(1, channels, 1, 1))
         self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; divides the logits
         self.register_buffer("threshold", torch.tensor(0.0))  # a prediction whose probability is below it is "not sure"
         # Convolutions are faster on NHWC: with NCHW a step takes 1.2 to 1.3 times as long (benchmarks/step_time.py).
         self.to(memory_format=torch.channels_last)
+
+    def __repr__(self) -> str:
+        return f"<Classifier: {type(self.network).__name__}, {self.input_shape} images, {len(self.classes)} classes>"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gingham.errors import ModelError, one_line
-from gingham.models.classifier import evaluation_mode
+from gingham.models.classifier import Classifier, evaluation_mode
 from gingham.models.conv_arithmetic import Field, read_windows
 from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary
 from gingham.models.receptive_field import UNKNOWN, View, input_view, operation_name, tensors_in, trace
@@ -27,7 +27,8 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
     """Return the layer table of a network for one float image of shape `input_shape` (C, H, W).
 
     The network is run once, in evaluation mode; nothing changes but lazy layers, which get their shape. It may have
-    strides, dilation, padding, groups, branches, adaptive and global pooling.
+    strides, dilation, padding, groups, branches, adaptive and global pooling. If it is a Classifier, such as the
+    `model` of a run, the table is that of its network, for images of the shape that it takes.
 
         gingham.summarize(gingham.NETWORKS["article"](1, 10)).receptive_field   # 28
 
@@ -36,6 +37,8 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
 
     Source: Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks" (distill.pub, 2019).
     """
+    if isinstance(network, Classifier):
+        input_shape, network = network.input_shape, network.network
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise ModelError(f"the input shape is {tuple(input_shape)}; give channels, height and width, each at least 1")
     channels, height, width = input_shape

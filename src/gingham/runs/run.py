@@ -37,7 +37,7 @@ TINY = torch.finfo(torch.float32).tiny  # what is divided by is at least this
 WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "history.jsonl"
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A training run: the model and how it was trained.
 
@@ -55,6 +55,9 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<Run of {self.recipe.name} with seed {self.recipe.seed}, folder {self.folder}: {self.model!r}>"
 
     @property
     def teacher_names(self) -> str:
@@ -183,17 +186,17 @@ def _explain_missing_run(folder: Path) -> str:
             f"the run in {folder} is not finished; go on with resume=True in fit, or the command that began it and "
             f"--resume: gingham train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
-    runs = sorted(path for path in folder.glob("*") if is_run_folder(path, METADATA_FILE))
+    beside = (folder if folder.exists() else Path("runs")).glob("*")
+    runs = sorted(path for path in beside if is_run_folder(path, METADATA_FILE))
     if is_run_folder(folder, TRIALS_FILE):
         choice = f"one of its runs, such as {runs[0]}" if runs else "a run"
         return f"{folder} is a folder of trials; name {choice}, or compare it with other trials (gingham compare)"
-    if runs:
+    if runs and folder.exists():
         return f"{folder} is no run but holds runs; name one, such as {runs[0]}"
     if folder.is_file():
         return f"{folder} is a file; name the folder of a run, such as {folder.parent}"
     if not folder.exists():
-        others = [str(path) for path in Path("runs").glob("*") if is_run_folder(path, METADATA_FILE)]
-        advice = suggest(str(folder), sorted(others)) if others else "; name a run folder"
+        advice = suggest(str(folder), map(str, runs)) if runs else "; name a run folder"
         option = f"--recipe {folder}" if str(folder) in RECIPES else f"--out {folder}"
         return f"there is no folder {folder}{advice}, or train one with gingham train {option}"
     return f"no run in {folder} ({METADATA_FILE} is missing); name a run folder, or train one with gingham train"
