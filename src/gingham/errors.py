@@ -77,16 +77,16 @@ class Terminated(SystemExit):
         super().__init__(128 + signal.SIGTERM)
 
 
-def suggest(word: str, known: Iterable[str], unlisted: Iterable[str] = ()) -> str:
+def suggest(word: str, known: Iterable[str], unlisted: Iterable[object] = ()) -> str:
     """Return `; did you mean 'x'? (known: a, b)`, the end of a message about an unknown name.
 
-    Names in `unlisted`, such as those of files, are suggested too, but not listed.
+    Names in `unlisted`, such as paths, are suggested too, but not listed.
 
     >>> suggest("fasion-mnist", ["fashion-mnist"])
     "; did you mean 'fashion-mnist'? (known: fashion-mnist)"
     """
     names = list(known)
-    close, listing = difflib.get_close_matches(word, [*names, *unlisted], n=1), list_first(names, 20)
+    close, listing = difflib.get_close_matches(word, [*names, *map(str, unlisted)], n=1), list_first(names, 20)
     return f"; did you mean {close[0]!r}? (known: {listing})" if close else f"; known: {listing}"
 
 
@@ -128,6 +128,15 @@ def list_first(texts: Sequence[str], limit: int, joint: str = ", ") -> str:
     ('a, b', 'a, b, c and 2 more')
     """
     return joint.join(texts[:limit]) + (f" and {len(texts) - limit} more" if len(texts) > limit else "")
+
+
+def plural(number: float, noun: str, form: str = ",") -> str:
+    """Return a number with its noun.
+
+    >>> plural(1, "class"), plural(2000, "class"), plural(0.0512, "epoch", ".2g")
+    ('1 class', '2,000 classes', '0.051 epochs')
+    """
+    return f"{number:{form}} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def is_exhausted(error: BaseException | None) -> bool:
