@@ -27,7 +27,7 @@ def test_evaluate_measures_a_split_and_records_uses_of_test(command, run_json, t
         result = run_json("evaluate", "runs/article-0", "--split", "test")
         assert len(result["test_openings"]) == openings
     stdout = command("evaluate", "runs/article-0", "--split", "test").stdout
-    assert "of 80 test pictures right (95 % interval" in stdout
+    assert "of 80 test images right (95 % interval" in stdout
     assert "opened 3 times by this run" in stdout
     assert (command.folder / "runs/article-0/confusion-test.png").exists()
 

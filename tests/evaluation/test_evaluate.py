@@ -60,7 +60,7 @@ def test_a_printed_result_has_a_table_by_class(fashion_mnist):
     recipe = gingham.RECIPES["article"]
     result = compute_result(gingham.Run(fresh_model(recipe), recipe), fashion_mnist.test, logits)
     text = str(result)
-    assert "100.00% of 10,000 test pictures right (95 % interval 99.96% to 100.00%)" in text
+    assert "100.00% of 10,000 test images right (95 % interval 99.96% to 100.00%)" in text
     assert all(name in text for name in fashion_mnist.classes)
     shown = str(result.confusion)
     assert shown.count("1000") == 10

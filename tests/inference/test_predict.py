@@ -113,7 +113,7 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
     assert "cannot read text.png as a picture" in unreadable["error"]
     assert good["label"]
     assert "there is no file gone.png" in missing["error"]
-    assert done.stderr.startswith("gingham: 2 of 3 pictures were not answered: ")
+    assert done.stderr.startswith("gingham: no answer for 2 of 3 images: ")
     assert done.stderr.count("\n") == 1
     command("predict", "text.png", code=2)
 
@@ -125,11 +125,53 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
         (("--run", "nowhere"), "there is no folder nowhere"),
         (("--out", "figures"), "--out is for the figures of --explain"),
         (("--model", "a.b:C"), "give --run too"),
+        (("https://a.org/shirt.jpg",), "there is no file https:/a.org/shirt.jpg; download it first"),
+        (("empty",), "empty is a folder; name the images in it"),
     ],
 )
 def test_invalid_options_are_errors(command, arguments, message):
+    (command.folder / "empty").mkdir()
     draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
-    assert message in command("predict", "shirt.png", *arguments, code=2).stderr
+    done = command.call("predict", "shirt.png", *arguments)
+    assert done.code == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_stands_for_its_images_in_natural_order(command):
+    folder = command.folder / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name in ("10.png", "2.JPG", "more/3.png"):
+        draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(folder / name)
+    for name in ("notes.txt", ".hidden.png", "9.png"):
+        (folder / name).write_text("not an image")
+    done = command.call("predict", "photos", "photos/more/3.png", "--json")
+    entries = json.loads(done.stdout)
+    assert [entry["image"] for entry in entries] == [
+        f"photos/{name}" for name in ("2.JPG", "9.png", "10.png", "more/3.png")
+    ]
+    assert ["error" in entry for entry in entries] == [False, True, False, False]
+    assert (done.code, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("gingham: no answer for 1 of 4 images: cannot read photos/9.png")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "reason", "limit"),
+    [(0.999, "below 1.00", "top probability below 1.00"), (2.0, "this model is never sure", "no threshold is safe")],
+)
+def test_not_sure_says_below_what(command, tmp_path, threshold, reason, limit):
+    """A threshold of 2 means that none keeps the wrong answers within the recipe's risk."""
+    run = gingham.load_packaged()
+    run.model.threshold.fill_(threshold)
+    gingham.save(run, command.folder / "run")
+    photos = command.folder / "photos/bag"
+    photos.mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8)).save(photos / "noise.png")
+    stdout = command("predict", photos / "noise.png", "--run", "run", "--explain").stdout
+    assert f"noise.png: not sure ({reason}); " in stdout
+    stdout = command("evaluate", "run", "--data", "photos").stdout
+    assert f"not sure ({limit}) of 100.00%" in stdout
+    assert " of 1 photograph right" in stdout
 
 
 def test_a_model_of_colour_images_gets_whole_photos(command, tmp_path):

@@ -180,7 +180,7 @@ def test_unreadable_files_are_errors_with_the_reason(tmp_path):
             open_photo(tmp_path / name)
     with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; name a picture"):
         open_photo(tmp_path / "nowhere.jpg")
-    with pytest.raises(DataError, match="is a folder; name the pictures in it"):
+    with pytest.raises(DataError, match="is a folder; name the images in it"):
         open_photo(tmp_path)
 
 

@@ -10,7 +10,7 @@ import gingham
 from gingham.cli.options import Device, Json, Model, SplitName
 from gingham.cli.output import print_message, print_result, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_split
-from gingham.errors import GinghamError, format_message
+from gingham.errors import GinghamError, format_message, plural
 
 
 def evaluate(
@@ -37,7 +37,7 @@ def evaluate(
         raise GinghamError(f"{reason}; give --data FOLDER, with a folder of them for each class")
     else:
         result = gingham.evaluate(trained, load_split(trained, run, data, split or "validation"))
-    title = f"{result.accuracy:.2%} of {result.total:,} {result.image_noun} right; each row in percent"
+    title = f"{result.accuracy:.2%} of {plural(result.total, result.image_noun)} right; each row in percent"
     file = (Path() if is_packaged else run) / f"confusion-{result.split}.png"
     figure = try_draw(draw_confusion, result.confusion.matrix, result.confusion.classes, title, file)
     values = {**result.to_dict(), **unreadable_json, "file": figure}

@@ -10,7 +10,7 @@ import gingham
 from gingham.cli.options import Device, Json, Model, RunFolder
 from gingham.cli.output import print_result, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_training_images
-from gingham.errors import DataError, GinghamError
+from gingham.errors import DataError, GinghamError, list_first
 
 SHOWN = 3  # classes that are printed if the model is not sure; errors that are printed in full
 GROUP_SIZE = 64  # images per call of the library: the steps of one take half a megabyte
@@ -21,7 +21,10 @@ PREPARE_HELP = (
 
 
 def predict(
-    images: Annotated[list[Path], Argument(metavar="IMAGE...", help="PNG, JPEG, WEBP, BMP, GIF or TIFF files.")],
+    images: Annotated[
+        list[Path],
+        Argument(metavar="IMAGE-OR-FOLDER...", help="PNG, JPEG, WEBP, BMP, GIF or TIFF files, or folders of them."),
+    ],
     run: RunFolder = None,
     prepare: Annotated[str, Option(help=PREPARE_HELP)] = "auto",
     explain: Annotated[bool, Option("--explain", help="Draw the steps, what mattered, similar images.")] = False,
@@ -36,6 +39,7 @@ def predict(
     # The CPU predicts a few images before a GPU has started.
     trained = load_run_or_packaged(run, model, "cpu" if device == "auto" else device)
     train = load_training_images(trained, run) if explain else None
+    images = [file for image in images for file in (_list_folder(image) if image.is_dir() else [image])]
     entries: list[dict[str, Any]] = []
     used: Counter[str] = Counter()
     for start in range(0, len(images), GROUP_SIZE):
@@ -48,20 +52,29 @@ def predict(
                 entry["file"] = try_draw(draw_explanation, trained.model, prediction, train, file)
             entries.append(entry)
             if not as_json and prediction.error is None:
-                _print(prediction, entry.get("file"), notes=explain or len(images) <= SHOWN)
+                _print(prediction, trained, entry.get("file"), notes=explain or len(images) <= SHOWN)
     if as_json:
         print_result(entries, "", as_json)
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
-        summary = f"{len(errors)} of {len(entries)} pictures were not answered: " if len(entries) > 1 else ""
-        more = f"; and {len(errors) - SHOWN} more" * (len(errors) > SHOWN)
-        raise DataError(summary + "; ".join(errors[:SHOWN]) + more)
+        summary = f"no answer for {len(errors)} of {len(entries)} images: " if len(entries) > 1 else ""
+        raise DataError(summary + list_first(errors, SHOWN, "; "))
 
 
-def _print(prediction: "gingham.ImagePrediction", figure: str | None, *, notes: bool) -> None:
+def _list_folder(folder: Path) -> list[Path]:
+    """Return the image files in a folder, in natural order, or if there are none the folder, which is an error."""
+    from gingham.data.decode import SUFFIXES
+    from gingham.text import natural_key
+
+    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    return sorted(files, key=lambda path: natural_key(path.name)) or [folder]
+
+
+def _print(prediction: "gingham.ImagePrediction", run: "gingham.Run", figure: str | None, *, notes: bool) -> None:
     if prediction.unsure:
+        reason = f"below {run.model.threshold:.2f}" if run.model.threshold <= 1 else "this model is never sure"
         best = sorted((prediction.probabilities or {}).items(), key=lambda pair: -pair[1])[:SHOWN]
-        print(f"{prediction.image}: not sure; " + ", ".join(f"{name} {share:.0%}" for name, share in best))
+        print(f"{prediction.image}: not sure ({reason}); " + ", ".join(f"{name} {share:.0%}" for name, share in best))
     else:
         print(f"{prediction.image}: {prediction.label} ({prediction.confidence:.0%})")
     for note in prediction.prepared.notes if prediction.prepared and notes else ():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gingham.data.splits import Split
-from gingham.errors import DataError, GinghamError, list_first, require_types
+from gingham.errors import DataError, GinghamError, list_first, plural, require_types
 from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
@@ -72,8 +72,8 @@ class EvaluationResult:
 
     @property
     def image_noun(self) -> str:
-        """What was evaluated, in words: "validation pictures" or "photographs"."""
-        return self.split if self.split == "photographs" else f"{self.split} pictures"
+        """What one of the images is called: "validation image" or "photograph"."""
+        return "photograph" if self.split == "photographs" else f"{self.split} image"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; `confusion` becomes its rows, `classes` their names."""
@@ -87,16 +87,17 @@ class EvaluationResult:
             rows.append([name, *shares, f"{row['correct']:,}", f"{row['total']:,}"])
         lines = [render_table(["class", "accuracy", "precision", "correct", "total"], rows)]
         low, high = self.interval
-        correct = f"{self.accuracy:.2%} of {self.total:,} {self.image_noun} right"
+        correct = f"{self.accuracy:.2%} of {plural(self.total, self.image_noun)} right"
         lines += ["", f"{correct} (95 % interval {low:.2%} to {high:.2%})"]
         if len({row["total"] for row in self.per_class.values()}) > 1:
             balanced = f"balanced accuracy {self.balanced_accuracy:.2%}"
-            lines.append(f"{balanced}: the mean over the classes that have pictures")
+            lines.append(f"{balanced}: the mean over the classes that have images")
         before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
             wrong = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
-            lines.append(f"not sure (top probability below {self.threshold:.2f}) of {self.unsure_share:.2%}{wrong}")
+            limit = f"top probability below {self.threshold:.2f}" if self.threshold <= 1 else "no threshold is safe"
+            lines.append(f"not sure ({limit}) of {self.unsure_share:.2%}{wrong}")
         return "\n".join(lines)
 
 

@@ -62,7 +62,7 @@ def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: 
     axes.tick_params(length=0)
     for row, probability in enumerate(probabilities):
         axes.text(probability + 0.02, row, f"{probability:.0%}", va="center", fontsize=9, color=INK)
-    if threshold:
+    if 0 < threshold <= 1:
         axes.axvline(threshold, color=INK, lw=0.9, ls=":")
         axes.text(threshold, len(top) - 0.42, "sure from here", fontsize=7.5, color=INK, ha="center", va="top")
 

@@ -65,7 +65,7 @@ def open_photo(
     """
     display_name = name or ("the picture" if isinstance(file, bytes) else str(file))
     if isinstance(file, Path) and os.path.isdir(file):  # noqa: PTH112  # is_dir() raises for a name that is too long
-        raise DataError(f"{display_name} is a folder; name the pictures in it, such as {display_name}/*.jpg")
+        raise DataError(f"{display_name} is a folder; name the images in it, such as {display_name}/*.jpg")
     try:
         with open_image(file) as image:
             if image.width * image.height <= max_pixels:
@@ -74,7 +74,9 @@ def open_photo(
     except Image.DecompressionBombError:  # Pillow's own limit applies first if it is lower
         size = "far too many pixels"
     except FileNotFoundError:
-        raise DataError(f"there is no file {display_name}; name a picture: {', '.join(FORMATS)}") from None
+        formats = ", ".join(FORMATS)
+        remedy = "download it first" if display_name.startswith(("http:", "https:")) else f"name an image: {formats}"
+        raise DataError(f"there is no file {display_name}; {remedy}") from None
     # On a damaged file Pillow raises errors of nearly any type, including AssertionError and MemoryError.
     except Exception as error:
         text = one_line(error)
