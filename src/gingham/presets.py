@@ -88,9 +88,8 @@ def train_options(recipe: Recipe) -> str:
     for key, value in vars(recipe).items():
         if key in ("name", "seed") or value == getattr(named, key):
             continue
-        option = "--epochs " if key == "epochs" else f"--set {key}="
-        if key == "network" and ":" in value:
-            option = "--model "
+        is_own_network = key == "network" and ":" in value
+        option = "--epochs " if key == "epochs" else "--model " if is_own_network else f"--set {key}="
         options.append(option + _format_value(value))
     return " ".join(options)
 

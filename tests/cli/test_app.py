@@ -10,7 +10,7 @@ import gingham
 USER_ERRORS = {
     "command": (["trian"], "No such command 'trian'"),
     "option": (["train", "--sed", "1"], "No such option: --sed; did you mean --seed?"),
-    "option far from all": (["train", "--gpu"], "train --help lists what it takes"),
+    "option far from all": (["train", "--gpu"], "No such option: --gpu; --help lists those that there are\n"),
     "field as option": (
         ["train", "--learning_rate", "0.1"],
         "No such option: --learning_rate; it is a field of the recipe: give --set learning_rate=0.1\n",
@@ -21,7 +21,7 @@ USER_ERRORS = {
     "argument as option": (["show", "--data", "my shoes"], "give it without --data: gingham show 'my shoes'\n"),
     "recipe as argument": (["train", "fast-85"], "argument(s) (fast-85); give it as --recipe fast-85\n"),
     "data as argument": (["train", "mnist"], "argument(s) (mnist); give it as --data mnist\n"),
-    "unknown argument": (["train", "x"], "train --help lists what it takes\n"),
+    "unknown argument": (["train", "x"], "(x); --help lists what it takes\n"),
     "recipe as run": (["evaluate", "fast-85"], "train one with gingham train --recipe fast-85\n"),
     "recipe": (["train", "--recipe", "articel"], "unknown recipe 'articel'; did you mean 'article'?"),
     "field": (

@@ -50,7 +50,8 @@ def test_a_finished_run_is_not_overwritten(command, train, trained, quadrants):
     other = make_dataset(quadrants.parent / "other")
     stderr = train("--data", other, code=2).stderr
     assert (
-        stderr == f"gingham: runs/article-0 already holds a finished run, trained on {quadrants}; give another --out\n"
+        stderr == f"gingham: runs/article-0 already holds a finished run, trained on {quadrants}; give another --out "
+        "or --seed, or evaluate it\n"
     )
     resumed = train("--resume", "--json")
     assert json.loads(resumed.stdout) == trained
@@ -96,9 +97,11 @@ def test_resume_without_a_checkpoint_starts_a_training(command, train):
 
 def test_train_prints_a_table(train):
     done = train("--epochs", 1, "--seed", 7)
-    for text in ("runs/article-7", "45,944 parameters", "300 pictures", "train_seconds", "none held out"):
+    for text in ("runs/article-7", "45,944 parameters", "300 images", "train_seconds", "none held out"):
         assert text in done.stdout
-    assert "gingham evaluate runs/article-7 --split test" in done.stdout
+    assert "300 images of" in done.stdout
+    assert ", 1 epoch (300 images seen)" in done.stdout
+    assert "gingham evaluate runs/article-7 --split test  (each use of test is recorded)\n" in done.stdout
     assert "epoch 1/1" in done.stderr
 
 

@@ -102,8 +102,8 @@ INVALID_FOLDERS = {
         lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d, {"b": 3})),
         "holds pictures in b beside the split folder train",
     ),
-    "one class": (lambda d: make_image_folder(d, {"a": 9}), "has 1 classes; allowed: 2 to 10,000"),
-    "few": (lambda d: make_image_folder(d, {"a": 9, "b": 2}), "the class b of .* has 2 training pictures, too few"),
+    "one class": (lambda d: make_image_folder(d, {"a": 9}), "has 1 class; allowed: 2 to 10,000"),
+    "few": (lambda d: make_image_folder(d, {"a": 9, "b": 2}), "the class b of .* has 2 training images, too few"),
     "empty": (
         lambda d: (make_image_folder(d, {"a": 9, "b": 9}), (d / "c").mkdir()),
         "the class folder c of .* is empty",

@@ -117,7 +117,7 @@ INVALID = {
         r"test images of the shape \(2, 1, 9, 9\) .* in all splits, here \(1, 8, 8\)",
     ),
     "class lacks": (VALID | {"classes": np.array(["a", "b", "c"])}, "the train split of .* has no picture of c"),
-    "one class": (VALID | {"labels": np.zeros(12, int)}, "has 1 classes; allowed: 2 to 10,000"),
+    "one class": (VALID | {"labels": np.zeros(12, int)}, "has 1 class; allowed: 2 to 10,000"),
     "no letters": (
         VALID | {"labels": np.frombuffer(b"\xff" * 96, "U2")},
         "cannot read .*utf-8.* save it anew with np.savez",

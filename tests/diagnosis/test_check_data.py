@@ -193,7 +193,7 @@ def test_a_folder_without_readable_images_is_an_error(tmp_path):
         load_unchecked(tmp_path)
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "a.png").write_text("no")
-    with pytest.raises(DataError, match="has 1 classes; allowed: 2"):
+    with pytest.raises(DataError, match="has 1 class; allowed: 2"):
         load_unchecked(tmp_path)
     (tmp_path / "dogs").mkdir()
     (tmp_path / "dogs" / "a.png").write_text("no")

@@ -11,7 +11,7 @@ import gingham
 from gingham.cli import options
 from gingham.cli.output import format_pairs, print_message, print_result, try_draw, wall_seconds
 from gingham.cli.resolve import choose_recipe, default_folder, load_teacher_runs, load_training_data, network_factory
-from gingham.errors import GinghamError, Terminated
+from gingham.errors import GinghamError, Terminated, plural
 from gingham.presets import DEFAULT_RECIPE
 from gingham.recipe import describe_changes
 
@@ -51,9 +51,10 @@ def train(
             choose_device(device, context.local_rank if context.size > 1 else None)  # an error before the slow part
             teachers = load_teacher_runs(teacher, changes)
             if taken:  # only after the errors of the options and the data, and without the notes on them
-                held_out, size = chosen.validation_images, chosen.size
-                loaded = gingham.load_data(data, held_out, size=size, skip_unreadable=skip_unreadable)
-                raise GinghamError(_describe_taken(folder, finished, loaded.train.dataset))
+                now = gingham.load_data(
+                    data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable
+                )
+                raise GinghamError(_describe_taken(folder, finished, now.train.dataset))
             with context.main_first():
                 chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
@@ -71,20 +72,16 @@ def train(
 
 
 def _describe_taken(folder: Path, finished: bool, data: str) -> str:
-    """Return the message for a folder that holds another run: what it was trained on, if not on `data`, and advice."""
+    """Return the message for a folder that holds a run: what it was trained on, if not on `data`, and advice."""
     from gingham.io import read_json
-    from gingham.runs.checkpoint import load_checkpoint
     from gingham.runs.run import METADATA_FILE
 
-    state = "already holds a finished run" if finished else "holds a run that was interrupted"
-    before = read_json(folder / METADATA_FILE).get("data") if finished else load_checkpoint(folder).metadata
-    name = before.get("name" if finished else "dataset") if isinstance(before, dict) else None
-    if name != data:
-        return f"{folder} {state}, trained on {name}; give another --out"
-    advice = (
-        "give another --out or --seed, or evaluate it" if finished else "go on with --resume, or give another --out"
-    )
-    return f"{folder} {state}; {advice}"
+    if not finished:
+        return f"{folder} holds a run that was interrupted; go on with --resume, or give another --out"
+    before = read_json(folder / METADATA_FILE).get("data")
+    name = before.get("name") if isinstance(before, dict) else None
+    other = f", trained on {name}" if name != data else ""
+    return f"{folder} already holds a finished run{other}; give another --out or --seed, or evaluate it"
 
 
 def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any], command_line: Context) -> None:
@@ -145,18 +142,18 @@ def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> s
     processes = metrics.get("processes") or 1
     in_each = f" in each of {processes} processes" if processes > 1 else ""
     resumed = show("resumed_from_step", " (resumed at step {:,}: training in all, and this last process)", "")
-    split = "validation" if recipe.validation_images else "test"
+    split, recorded = ("validation", "") if recipe.validation_images else ("test", "  (each use of test is recorded)")
     pairs = {
         "run": folder,
         "network": f"{recipe.network}, {show('parameters', '{:,}')} parameters",
-        "trained on": f"{show('train_images', '{:,}')} pictures of {trained.data.get('name')}, "
-        f"{show('epochs', '{:.3g}')} epochs{show('images_seen', ' ({:,} pictures seen)', '')}",
+        "trained on": f"{plural(metrics.get('train_images') or 0, 'image')} of {trained.data.get('name')}, "
+        f"{plural(metrics.get('epochs') or 0, 'epoch', '.3g')}{show('images_seen', ' ({:,} images seen)', '')}",
         "time": f"{seconds('train_seconds')} train_seconds, {seconds('wall_seconds')} wall_seconds{resumed}",
         "taught by": trained.teacher_names,
-        "throughput": show("images_per_second_per_process", "{:,.0f} pictures a second" + in_each),
+        "throughput": show("images_per_second_per_process", "{:,.0f} images a second" + in_each),
         "on": f"{environment.get('hardware')}; torch {environment.get('torch')}, {metrics.get('precision')}",
         "validation": _format_accuracy(metrics.get("validation_accuracy"), recipe.validation_images),
-        "next": f"gingham evaluate {folder} --split {split}" + (f" --model {model}" if model else ""),
+        "next": f"gingham evaluate {folder} --split {split}{f' --model {model}' if model else ''}{recorded}",
     }
     return format_pairs({label: text for label, text in pairs.items() if text != ""})
 
@@ -167,4 +164,4 @@ def _format_accuracy(accuracy: float | None, count: int) -> str:
     from gingham.evaluation.metrics import proportion_interval
 
     low, high = proportion_interval(round(accuracy * count), count)
-    return f"{accuracy:.2%} of {count:,} pictures (95 % interval {low:.2%} to {high:.2%})"
+    return f"{accuracy:.2%} of {plural(count, 'image')} (95 % interval {low:.2%} to {high:.2%})"

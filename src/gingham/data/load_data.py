@@ -13,7 +13,7 @@ from gingham.data.npz import read_npz
 from gingham.data.raw import RawDataset, raw_from_arrays
 from gingham.data.registry import REGISTRY, read_registered
 from gingham.data.splits import DataSplits, cut_splits, make_splits
-from gingham.errors import DataError, suggest
+from gingham.errors import DataError, plural, suggest
 from gingham.text import is_plain_name
 
 FEWEST_CLASSES, MOST_CLASSES = 2, 10_000
@@ -77,8 +77,7 @@ def load_data(
 def _read_user_data(name: str, size: int, skip_unreadable: bool) -> RawDataset:
     path = Path(name).resolve()
     if not name or not path.exists():
-        beside = map(str, Path(name).parent.glob("*"))
-        raise DataError(f"unknown dataset {name!r}{suggest(name, REGISTRY, beside)}, or {FORMATS}")
+        raise DataError(f"unknown dataset {name!r}{suggest(name, REGISTRY, Path(name).parent.glob('*'))}, or {FORMATS}")
     if is_image_collection(path):
         raw = read_image_dataset(path, size, skip_unreadable=skip_unreadable)
     elif path.suffix.lower() == ".npz":
@@ -141,7 +140,7 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
 def _require_classes(classes: tuple[str, ...], name: str) -> None:
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         allowed = f"{FEWEST_CLASSES} to {MOST_CLASSES:,}"
-        raise DataError(f"{name} has {len(classes)} classes; allowed: {allowed}: give each its folder, or its label")
+        raise DataError(f"{name} has {plural(len(classes), 'class')}; allowed: {allowed}: give each a folder or label")
     for label in classes:
         if not is_plain_name(label):
             raise DataError(f"{name} has a class of the name {label!r}; rename it, in plain letters of UTF-8")

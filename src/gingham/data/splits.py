@@ -12,7 +12,7 @@ import torch
 
 from gingham.data.raw import Labels, Part, Pixels, RawDataset
 from gingham.data.registry import REGISTRY
-from gingham.errors import DataError, GinghamError, one_line
+from gingham.errors import DataError, GinghamError, one_line, plural
 from gingham.io import atomic_write, cache_folder
 
 BLOCK_BYTES = 1 << 16  # read from disk at once
@@ -184,8 +184,8 @@ def _choose_test(part: Part, classes: Sequence[str], name: str) -> Rows:
     for indices in filter(len, _indices_by_class(part.labels)):
         if len(indices) < 3:
             raise DataError(
-                f"the class {classes[part.labels[indices[0]]]} of {name} has {len(indices)} training pictures, too few "
-                "to hold some out for a test; allowed: 3 or more: add pictures, or a test split, or leave the class out"
+                f"the class {classes[part.labels[indices[0]]]} of {name} has {plural(len(indices), 'training image')}, "
+                "too few to hold some out for a test; allowed: 3 or more: add some, add a test split, or leave it out"
             )
         count = max((TEST_PERCENT * len(indices) + 50) // 100, int(len(indices) >= 4))
         held_out += sorted(indices.tolist(), key=image_hash)[:count]

@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from gingham.data.decode import UNREADABLE
 from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
 from gingham.data.splits import DataSplits, Split
-from gingham.errors import list_first, require_types
+from gingham.errors import list_first, plural, require_types
 from gingham.evaluation.metrics import fit_temperature
 from gingham.presets import RECIPES
 from gingham.training.checks import check_labels
@@ -91,7 +91,7 @@ def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
         pixels = split.images.flatten(1)
         constant += [(split.name, k) for k in (pixels.amax(dim=1) == pixels.amin(dim=1)).nonzero().flatten().tolist()]
     if constant:
-        title = f"{_count(len(constant), 'picture')} of one value all over"
+        title = f"{plural(len(constant), 'picture')} of one value all over"
         fix = "remove them, or see what went wrong when they were made"
         images = tuple((image,) for image in constant[:MAX_LISTED])
         yield Issue("constant-images", title, _image_names(splits, constant), fix, images)
@@ -142,7 +142,7 @@ def _check_duplicates(data: DataSplits, splits: Sequence[Split], groups: Groups,
     leak_title = f"{_count_are(sum(map(_leaks, across)), 'test picture')} in the training data too ({kind} duplicates)"
     repeats = _count_are(sum(len(group) - 1 for group in within), "picture")
     repeat_title = f"{repeats} there more than once within a split ({kind} duplicates)"
-    conflict_title = f"{_count(len(conflicting), 'group')} of {kind} duplicates with different labels"
+    conflict_title = f"{plural(len(conflicting), 'group')} of {kind} duplicates with different labels"
     compare = "; gingham diagnose RUN --split test gives a run's accuracy with and without them"
     remove = "remove the training pictures" + (compare if data.fingerprint else "")
     similar = f"a correlation of {NEAR_DUPLICATE_CORRELATION} or more, whatever brightness and contrast"
@@ -155,7 +155,7 @@ def _check_duplicates(data: DataSplits, splits: Sequence[Split], groups: Groups,
         if found:
             first_labels = " and ".join(dict.fromkeys(labels[image] for image in found[0]))
             such_as = f"such as {_image_names(splits, found[0])}, labelled {first_labels}"
-            evidence = f"{_count(len(found), 'group')} of pictures with {alike}, {such_as}"
+            evidence = f"{plural(len(found), 'group')} of pictures with {alike}, {such_as}"
             yield Issue(f"{kind}-duplicates-{code}", title, evidence, fix, tuple(found[:MAX_LISTED]))
 
 
@@ -223,9 +223,5 @@ def _image_names(splits: Sequence[Split], images: Sequence[ImageIndex]) -> str:
     return list_first([files[name][k] if files[name] else f"{name} picture {k}" for name, k in images], 4)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def _count_are(number: int, noun: str) -> str:
-    return f"{_count(number, noun)} {'is' if number == 1 else 'are'}"
+    return f"{plural(number, noun)} {'is' if number == 1 else 'are'}"

@@ -25,10 +25,7 @@ def load_run_data(
     if not isinstance(name, str):
         raise DataError(f"{folder} does not say what it was trained on; give the data (on the command line: --data)")
     if is_original and name not in REGISTRY and not Path(name).exists():
-        raise DataError(
-            f"{name}, which {folder} was trained on, is gone; put it back, or give other data to evaluate or export "
-            "(--data)"
-        )
+        raise DataError(f"{name}, which {folder} was trained on, is gone; put it back, or give other data (--data)")
     # A folder of IDX files has only class numbers, so the names are the model's.
     _, height, width = run.model.input_shape
     data = load_data(

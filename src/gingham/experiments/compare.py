@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gingham.data.splits import Split
-from gingham.errors import GinghamError, RunError
+from gingham.errors import GinghamError, RunError, plural
 from gingham.evaluation.evaluate import correct_predictions
 from gingham.evaluation.metrics import paired_interval
 from gingham.io import is_run_folder, read_json
@@ -144,7 +144,7 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     n, sizes = a.shape[1], (len(a), len(b))
     if min(sizes) < 2:
         raise GinghamError(
-            f"{names[0]} has {sizes[0]} finished seeds and {names[1]} {sizes[1]}; both need 2, better 10 (--seeds 10)"
+            f"{names[0]} has {plural(sizes[0], 'finished seed')} and {names[1]} {sizes[1]}; both need 2, better 10"
         )
     accuracies = (float(a.double().mean()), float(b.double().mean()))
     difference = accuracies[1] - accuracies[0]

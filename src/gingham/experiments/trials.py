@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gingham.data.splits import DataSplits, Split
-from gingham.errors import GinghamError, ModelError, RunError, TrainingError, require_types
+from gingham.errors import GinghamError, ModelError, RunError, TrainingError, plural, require_types
 from gingham.evaluation.evaluate import correct_predictions, evaluate
 from gingham.evaluation.metrics import mean_interval, proportion_interval
 from gingham.io import locked, read_json, write_json
@@ -94,10 +94,8 @@ class Trials:
 
 
 def _format_seeds(seeds: Sequence[int]) -> str:
-    if len(seeds) == 1:
-        return f"1 seed ({seeds[0]})"
-    consecutive = list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
-    return f"{len(seeds)} seeds ({f'{seeds[0]} to {seeds[-1]}' if consecutive else ', '.join(map(str, seeds))})"
+    consecutive = len(seeds) > 1 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{plural(len(seeds), 'seed')} ({f'{seeds[0]} to {seeds[-1]}' if consecutive else str(seeds)[1:-1]})"
 
 
 @dataclass(frozen=True)
@@ -158,7 +156,7 @@ def trials(
                 options.on_seed(seed, run, was_finished)
         trained = [seed for seed in seeds if seed not in failed]
         if not trained:
-            raise GinghamError(f"not one of {len(seeds)} seeds could be trained ({failed[seeds[0]]})")
+            raise GinghamError(f"not one of {plural(len(seeds), 'seed')} could be trained ({failed[seeds[0]]})")
         return _summarize(recipe, folder, trained, failed, chosen, options)
 
 
@@ -167,10 +165,7 @@ def _choose_split(data: DataSplits, name: str) -> Split:
         raise GinghamError(f"split got {name!r}; allowed: validation, test")
     chosen = data.test if name == "test" else data.validation
     if chosen is None:
-        raise GinghamError(
-            "no images are held out to measure on; choose the test split (--split test), or hold some out "
-            "(--set validation_images=5000)"
-        )
+        raise GinghamError("no images are held out to measure on; use the test split (--split test), or hold some out")
     return chosen
 
 
