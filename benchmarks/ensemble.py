@@ -5,7 +5,8 @@
 
 An ensemble predicts with the mean of its members' probabilities. --size splits the runs, in their order, into disjoint
 ensembles of that size, so that the accuracy of the ensembles has a spread too. Each member uses the test split once.
-Writes benchmarks/results/ensemble-<hardware>-<date>.md, and with --record a folder in records/ with all predictions.
+Writes ensemble-<hardware>-<date>.md into the folder --out, if it is given, and with --record a folder in records/ with
+all predictions.
 """
 
 import argparse
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--target", type=float, help="the target accuracy, for the record")
     parser.add_argument("--record", metavar="NAME", help="write records/<date>-NAME; needs --split test")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write the results into a file there")
     options = parser.parse_args()
     size = options.size or len(options.runs)
     if not 2 <= size <= len(options.runs):
@@ -82,7 +84,8 @@ the first ensemble, over images, is {low:.2%} to {high:.2%}.
 | --- | ---: | ---: |
 {chr(10).join(lines)}
 """
-    print(records.write_result("ensemble", environment, text))
+    if options.out:
+        print(records.write_result("ensemble", environment, text, options.out))
     print(text)
     if options.record:
         seconds = [run.metrics["train_seconds"] for run in runs]
@@ -109,4 +112,4 @@ def format_mean(accuracies: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

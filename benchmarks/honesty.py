@@ -80,4 +80,4 @@ and {means[1]:.2%}, the variant {means[2]:.2%}. "Found" counts the p-values belo
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -16,6 +16,7 @@ import torch
 
 import gingham
 import photographs
+import records
 from gingham.evaluation.calibrate import calibrate
 from gingham.inference.evaluate_photos import evaluate_photographs
 from gingham.inference.packaged_model import PACKAGED, load_packaged
@@ -75,4 +76,4 @@ def scores(run: Run, data: gingham.DataSplits, folders: list[Path]) -> dict[str,
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -488,4 +488,4 @@ All evaluations of the first round:
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -7,6 +7,7 @@ Trains each recipe for a few epochs in one process with one thread, in one with 
 Writes benchmarks/results/processes-<hardware>-<date>.md.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -86,6 +87,7 @@ def input_share(name: str, context: DistributedContext) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
     commit = records.clean_commit()
     results: dict[tuple[str, str], list[dict[str, Any]]] = {
         (recipe, setup): [] for recipe in RECIPES for setup in SETUPS
@@ -129,4 +131,4 @@ The share of a step's time that its input takes, with one thread (median of {STE
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

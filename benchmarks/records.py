@@ -3,6 +3,7 @@
 python benchmarks/records.py      # rewrites the table in records/README.md from the record.json files
 """
 
+import argparse
 import datetime as dt
 import itertools
 import json
@@ -11,11 +12,13 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gingham.errors import GinghamError
 from gingham.io import atomic_write, write_json, write_text
 
 if TYPE_CHECKING:
@@ -42,15 +45,25 @@ def clean_commit() -> str:
     ).stdout.strip()
 
 
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; for an error that its user can fix, such as a missing run, exit with its message."""
+    try:
+        main()
+    except (GinghamError, OSError) as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def write_result(what: str, environment: dict[str, Any], text: str) -> Path:
-    """Write benchmarks/results/<what>-<hardware>-<date>.md and return its path, with -2 for the second of a day."""
-    path = unused_path(
-        ROOT / "benchmarks" / "results", f"{what}-{slug(environment['hardware'])}-{dt.date.today()}", ".md"
-    )
+def write_result(what: str, environment: dict[str, Any], text: str, folder: Path | None = None) -> Path:
+    """Write <what>-<hardware>-<date>.md, by default into benchmarks/results, and return its path.
+
+    The second of a day gets -2 at its end.
+    """
+    folder = folder or ROOT / "benchmarks" / "results"
+    path = unused_path(folder, f"{what}-{slug(environment['hardware'])}-{dt.date.today()}", ".md")
     write_text(path, text)
     return path
 
@@ -147,4 +160,5 @@ def write_table() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Rewrite the table in records/README.md.").parse_args()
     write_table()

@@ -140,4 +140,4 @@ Nothing was chosen by the results.
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -183,4 +183,4 @@ Memory is the peak of the process minus what it used after its imports. Of memor
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -271,4 +271,4 @@ def column_median(rows: list[str], column: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -180,4 +180,4 @@ only time is measured.
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -380,4 +380,4 @@ the end of the command{timing_note}. TFLOP/s: three times the operations of the 
 STARTED = time.time()
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

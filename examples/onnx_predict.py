@@ -39,7 +39,9 @@ def preprocess_photo(file: Path, shape: tuple[int, int, int], metadata: dict[str
 
 def main() -> None:
     if len(sys.argv) < 3:
-        sys.exit("give an exported model and pictures: python onnx_predict.py model.onnx coat.png")
+        sys.exit("give an exported model and images: python onnx_predict.py model.onnx coat.png")
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f"there is no file {sys.argv[1]}; write one with: gingham export model.onnx")
     session = onnxruntime.InferenceSession(sys.argv[1])
     metadata = session.get_modelmeta().custom_metadata_map
     classes, threshold = json.loads(metadata["classes"]), float(metadata["threshold"])

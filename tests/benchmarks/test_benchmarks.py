@@ -63,10 +63,34 @@ def test_seeds_are_trained_once_and_can_form_an_ensemble(root, monkeypatch, fash
     run(monkeypatch, time_to_accuracy, *arguments)
     assert len(list(root.glob("benchmarks/results/short-*-2.md"))) == 1, "the first one of the day stays"
 
-    run(monkeypatch, ensemble, *(work / f"{SHORT}-{seed}" for seed in (0, 1)))
+    runs = [work / f"{SHORT}-{seed}" for seed in (0, 1)]
+    run(monkeypatch, ensemble, *runs)
+    assert not list(root.glob("benchmarks/results/ensemble-*.md"))
+    run(monkeypatch, ensemble, *runs, "--out", root / "benchmarks/results")
     (file,) = root.glob("benchmarks/results/ensemble-*.md")
     assert "| ensembles of 2 runs: 1 |" in file.read_text()
     assert f"| 2 single runs of `fast-85` | {row['mean']:.2%} ± {row['std']:.2%} |" in file.read_text()
+
+
+def test_a_missing_run_ends_a_benchmark_with_one_sentence(root, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["benchmarks/ensemble.py", "runs/nothing", "runs/nothing"])
+    with pytest.raises(SystemExit, match=r"^ensemble.py: there is no folder runs/nothing; name a run folder"):
+        records.run(ensemble.main)
+
+
+@pytest.mark.parametrize("program", ["processes.py", "records.py", "screenshots.py"])
+def test_help_measures_nothing(program):
+    line = [sys.executable, f"benchmarks/{program}", "--help"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith(f"usage: {program}")
+
+
+def test_the_example_exits_with_one_sentence_if_the_model_is_missing(tmp_path):
+    pytest.importorskip("onnxruntime")
+    line = [sys.executable, ROOT / "examples/onnx_predict.py", "model.onnx", "coat.png"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "there is no file model.onnx; write one with: gingham export model.onnx\n"
 
 
 @pytest.mark.parametrize(
