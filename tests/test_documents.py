@@ -50,6 +50,29 @@ def test_docstring_examples_run(name, tmp_path, monkeypatch):
     assert doctest.testmod(module, extraglobs=names, optionflags=flags).failed == 0
 
 
+def python_blocks(path):
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_readmes_example_runs_twice(fashion_mnist_folder, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    (text,) = python_blocks("README.md")
+    for _ in range(2):
+        exec(text.replace("epochs=6", "epochs=0.05"), {})
+    first, second = capsys.readouterr().out.rsplit("class ", 1)
+    assert first == f"class {second}"
+
+
+def test_the_packaged_model_knows_the_classes_of_the_documents_own_data(fashion_mnist_folder, command, monkeypatch):
+    monkeypatch.chdir(command.folder)
+    exec(python_blocks("docs/data.md")[-1], {})
+    result = json.loads(command("evaluate", "packaged", "--data", "clothes", "--json").stdout)
+    assert result["total"] == 200
+    assert result["accuracy"] > 0.8
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_have_a_target(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):

@@ -1,4 +1,4 @@
-"""Gingham trains image classifiers on small pictures: in seconds on a laptop, honest about how good they are.
+"""Gingham trains image classifiers on small images: in seconds on a laptop, honest about how good they are.
 
 import gingham
 

@@ -33,7 +33,7 @@ def predict(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Name what is in your own pictures."""
+    """Classify your own images."""
     if out is not None and not explain:
         raise GinghamError("--out is for the figures of --explain; give both, or neither")
     # The CPU predicts a few images before a GPU has started.
