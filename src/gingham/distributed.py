@@ -180,7 +180,7 @@ def init_distributed() -> Iterator[DistributedContext]:
             raise
         raise TrainingError(
             f"{context} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them again, and "
-            "starting them with resume (--resume) continues from the last checkpoint"
+            "resume=True (--resume) continues from the last checkpoint"
         ) from error
     finally:
         with contextlib.suppress(RuntimeError):

@@ -165,7 +165,7 @@ def _choose_split(data: DataSplits, name: str) -> Split:
         raise GinghamError(f"split got {name!r}; allowed: validation, test")
     chosen = data.test if name == "test" else data.validation
     if chosen is None:
-        raise GinghamError("no images are held out to measure on; use the test split (--split test), or hold some out")
+        raise GinghamError("no images are held out to measure on; set validation_images=5000, or use the test split")
     return chosen
 
 
