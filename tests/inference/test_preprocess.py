@@ -178,7 +178,7 @@ def test_unreadable_files_are_errors_with_the_reason(tmp_path):
             DataError, match=f"cannot read .*{name} as a picture .*{reason}.*give a file of the formats PNG"
         ):
             open_photo(tmp_path / name)
-    with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; name a picture"):
+    with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; name an image"):
         open_photo(tmp_path / "nowhere.jpg")
     with pytest.raises(DataError, match="is a folder; name the images in it"):
         open_photo(tmp_path)

@@ -198,7 +198,9 @@ def test_a_missing_run_and_an_unfinished_run_are_errors(tmp_path):
     with pytest.raises(RunError, match=r"there is no folder .*train one with gingham train --out"):
         gingham.load(tmp_path / "nowhere")
     save_checkpoint(tmp_path, 3, {"x": torch.zeros(1)}, {"step": 3})
-    with pytest.raises(RunError, match="is not finished; go on with resume=True in fit, or the command that began it"):
+    with pytest.raises(
+        RunError, match="is not finished; go on with resume=True in fit, or with the command that began it"
+    ):
         gingham.load(tmp_path)
 
 

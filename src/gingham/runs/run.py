@@ -183,8 +183,8 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 def _explain_missing_run(folder: Path) -> str:
     if has_checkpoint(folder):
         return (
-            f"the run in {folder} is not finished; go on with resume=True in fit, or the command that began it and "
-            f"--resume: gingham train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
+            f"the run in {folder} is not finished; go on with resume=True in fit, or with the command that began "
+            f"it, such as gingham train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
     beside = (folder if folder.exists() else Path("runs")).glob("*")
     runs = sorted(path for path in beside if is_run_folder(path, METADATA_FILE))
