@@ -52,10 +52,13 @@ def test_interrupted_trials_say_how_to_go_on(command, quadrants, monkeypatch, nu
 
     options = ("--recipe", "article", "--data", quadrants, "--epochs", 1, "--seeds", 2, "--out", "a",
                "--set", "validation_images=40")  # fmt: skip
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    # The shell's background jobs ignore the one, and a server in this process has handled the other.
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {which: signal.signal(which, handler) for which, handler in defaults.items()}
     monkeypatch.setattr("gingham.training.trainer.Trainer.record", signal_in_seed_one)
     stopped = command.call("trials", *options)
-    signal.signal(signal.SIGINT, before)
+    for which, handler in before.items():
+        signal.signal(which, handler)
     assert (stopped.code, stopped.stdout) == (code, "")
     assert stopped.stderr.endswith("\ninterrupted; finished seeds are kept in a: the same command goes on\n")
     monkeypatch.undo()

@@ -131,7 +131,7 @@ def test_the_learning_rate_of_a_run_without_a_history_is_not_judged(data):
 
 def test_a_learning_rate_far_too_high(data, capsys):
     recipe = gingham.RECIPES["fast-90"].replace(
-        optimizer="sgd", momentum=0.9, batch_size=4, epochs=1, learning_rate=60.0
+        optimizer="sgd", momentum=0.9, batch_size=4, epochs=1, learning_rate=60.0, ema_decay=0
     )
     issues, warnings = fit_and_check(recipe, data, capsys)
     assert "learning-rate-too-high" in codes(issues)
@@ -149,7 +149,7 @@ def test_a_validation_loss_that_rises_and_falls_again_is_no_overfitting(capsys):
         Split(name, images[part].to(torch.uint8), labels[part], tuple("abcd"), "stripes", "1")
         for name, part in (("train", slice(200)), ("validation", slice(200, 300)))
     )
-    recipe = gingham.RECIPES["fast-90"].replace(batch_size=16, epochs=10, hard_share=1)
+    recipe = gingham.RECIPES["fast-90"].replace(batch_size=16, epochs=10, hard_share=1, ema_decay=0)
     run = gingham.fit(recipe, train, validation)
     evaluations = [entry for entry in run.history if "epoch" in entry]
     losses = [entry["validation_loss"] for entry in evaluations]

@@ -119,7 +119,7 @@ def test_resume_is_suggested_for_a_full_disk_only_if_there_is_a_checkpoint(folde
         lambda: save_checkpoint(folder, 12, large, {}),
         lambda: write_tensors(folder / "x.safetensors", large),
     ):
-        with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some room and go on with --resume$"):
+        with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some room, then go on by resuming$"):
             begun()
     with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some room$"):
         save_checkpoint(tmp_path / "new", 12, large, {})

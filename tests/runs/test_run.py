@@ -57,7 +57,7 @@ def test_saving_over_another_run_is_an_error(saved_run):
     folder, run, _ = saved_run
     gingham.save(run, folder)  # the same run may be saved again
     other = gingham.Run(run.model, run.recipe)
-    with pytest.raises(RunError, match="finished run; give another folder, or load it with"):
+    with pytest.raises(RunError, match="finished run or trials; give another folder, or load it with"):
         gingham.save(other, folder)
 
 
