@@ -147,6 +147,7 @@ def test_letters_that_no_font_has_are_no_warning(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # as outside of pytest
 def test_letters_that_no_font_has_are_reported_once(only_own_fonts, tmp_path, capfd):
     for number in range(2):
         draw_names(["类别一", "犬", "dog"], tmp_path / f"{number}.png")
@@ -156,6 +157,7 @@ def test_letters_that_no_font_has_are_reported_once(only_own_fonts, tmp_path, ca
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # as outside of pytest
 def test_letters_are_drawn_in_a_font_of_the_system_that_has_them(only_own_fonts, monkeypatch, tmp_path, capfd):
     boxes = draw_names(["类别一", "犬", "dog"], tmp_path / "boxes.png")
     capfd.readouterr()

@@ -116,6 +116,7 @@ def test_arrays_are_resized_as_image_files_are(channels):
     assert (resized[1] == (expected if channels == 1 else expected.transpose(2, 0, 1))).all()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as outside of pytest
 def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path):
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")  # 140 million pixels in a few thousand bytes
     Image.new("1", (9, 9)).save(tmp_path / "small.png")

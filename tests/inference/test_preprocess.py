@@ -193,6 +193,7 @@ def test_any_exception_that_pillow_raises_becomes_a_data_error(monkeypatch):
             open_photo(buffer.getvalue())
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as outside of pytest
 def test_an_image_with_too_many_pixels_is_an_error(tmp_path):
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")
     with pytest.raises(DataError, match="20000x7000 pixels; allowed: 120,000,000"):

@@ -159,6 +159,7 @@ EXAMPLES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_receptive_field_matches_the_gradient(name):
     network = EXAMPLES[name]
