@@ -142,7 +142,7 @@ def restart_after_kill(kills: int) -> Outcome:
             ):
                 outcome.lost.append(f"kill {number} (seed {SEED}): code {code}, {(folder / 'err').read_text()[-300:]}")
         stderr = (folder / "err").read_text()
-        outcome.figures = f"{len(re.findall('going on from step', stderr))} resumed from a checkpoint"
+        outcome.figures = f"{len(re.findall('resuming from step', stderr))} resumed from a checkpoint"
     return outcome
 
 

@@ -46,7 +46,7 @@ def test_process_without_one_error_message_is_lost(result):
 
 
 def test_error_message_must_contain_the_expected_words():
-    result = ProcessResult(2, "", "epoch 1\ngingham: cannot write x (No space left on device); free some room")
+    result = ProcessResult(2, "", "epoch 1\ngingham: cannot write x (No space left on device); free some disk space")
     result.require_error("No space")
     with pytest.raises(LostError):
         result.require_error("Read-only")

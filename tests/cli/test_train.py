@@ -64,7 +64,7 @@ def test_a_finished_run_is_not_overwritten(command, train, trained, quadrants):
     [
         (("--data", "fashoin-mnist"), "unknown dataset 'fashoin-mnist'; did you mean 'fashion-mnist'?"),
         (("--set", "momentum=7"), "recipe field momentum got 7.0"),
-        (("--device", "tpu"), "no device 'tpu' here"),
+        (("--device", "tpu"), "no device 'tpu' on this machine"),
         (("--teacher", "runs/nothing"), "--teacher: there is no folder runs/nothing"),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_locked_folder_is_an_error_before_training(command, train):
     (command.folder / "busy").mkdir()
     with locked_by_another(command.folder / "busy"):
         stderr = train("--out", "busy", "--epochs", 0.1, code=2).stderr
-    assert "another gingham is writing into busy" in stderr
+    assert "another gingham is writing to busy" in stderr
     train("--out", "busy", "--epochs", 0.1)
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_another_process_finishes_during_loading_is_not_overwritten(c
 
     monkeypatch.setattr(gingham, "load_data", load_while_another_finishes)
     stderr = train("--out", "shared", "--epochs", 0.1, code=2).stderr
-    assert "shared already holds a finished run; give another folder" in stderr
+    assert "shared already contains a finished run; give another folder" in stderr
     assert not (command.folder / "shared/checkpoint").exists()
 
 

@@ -55,7 +55,7 @@ def test_a_seed_that_another_process_trains_is_an_error(recipe, data, tmp_path):
     (tmp_path / "seed-0").mkdir()
     with (
         locked_by_another(tmp_path / "seed-0"),
-        pytest.raises(GinghamError, match=r"another gingham is writing into .*seed-0"),
+        pytest.raises(GinghamError, match=r"another gingham is writing to .*seed-0"),
     ):
         gingham.trials(recipe, data, [0], tmp_path, progress=False)
     assert gingham.trials(recipe, data, [0], tmp_path, progress=False).seeds == (0,)
@@ -126,15 +126,15 @@ def test_trials_of_another_recipe_or_without_validation_images_are_errors(trial_
         gingham.trials(recipe, without_validation, range(1), good.folder, progress=False)
 
 
-def test_a_folder_holds_either_a_run_or_trials(trial_pair, recipe, data, tmp_path):
+def test_a_folder_contains_either_a_run_or_trials(trial_pair, recipe, data, tmp_path):
     def stop(model, epoch):
         raise KeyboardInterrupt
 
     good, _ = trial_pair
     files = {*good.folder.iterdir()}
-    with pytest.raises(RunError, match="holds trials; give another folder"):
+    with pytest.raises(RunError, match="contains trials; give another folder"):
         fit(recipe, data, good.folder)
-    with pytest.raises(RunError, match="holds trials; give another folder"):
+    with pytest.raises(RunError, match="contains trials; give another folder"):
         fit(recipe, data, good.folder, resume=True)
     with pytest.raises(RunError, match="already holds a finished run or trials; give another folder"):
         gingham.save(gingham.load(good.folder / "seed-0"), good.folder)
@@ -156,7 +156,7 @@ def test_trials_whose_seeds_all_diverge_are_an_error(data, tmp_path):
 
 @pytest.mark.parametrize(
     ("network", "reason"),
-    [(InfiniteWithSeedOne, "the loss is no longer finite since step 1"), (UnbuiltWithSeedOne, "no seed 1, please")],
+    [(InfiniteWithSeedOne, "the loss has not been finite since step 1"), (UnbuiltWithSeedOne, "no seed 1, please")],
 )
 def test_a_seed_that_fails_is_named_and_the_others_are_trained(data, tmp_path, network, reason):
     recipe = gingham.RECIPES["article"].replace(epochs=0.3, batch_size=32, validation_images=60)

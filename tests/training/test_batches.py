@@ -1,4 +1,4 @@
-"""The shards of a batch: together they are the batch, whatever the number of processes."""
+"""The shards of a batch: together they are the whole batch, for any number of processes."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ def test_mean_of_weighted_shard_losses_is_the_batch_loss(count, size):
     losses = torch.rand(count, dtype=torch.float64)
     shares = [losses[shard_of(count, rank, size)].mean() * shard_weight(count, rank, size) for rank in range(size)]
     assert torch.stack(shares).mean() == pytest.approx(float(losses.mean()))
-    assert all(len(losses[shard_of(count, rank, size)]) for rank in range(size))  # no process is without a picture
+    assert all(len(losses[shard_of(count, rank, size)]) for rank in range(size))  # every process has an image
 
 
 def test_loss_weight_is_exact_for_uneven_shards():
-    # 5 pictures in two processes: 3 and 2, whose means count as 3/5 and 2/5.
+    # 5 images in two processes are shards of 3 and 2, whose means have the weights 3/5 and 2/5.
     logits, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
     whole = F.cross_entropy(logits, labels)
     halves = [F.cross_entropy(logits[rank::2], labels[rank::2]) * shard_weight(5, rank, 2) for rank in range(2)]

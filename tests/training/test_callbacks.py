@@ -47,7 +47,7 @@ def test_tensorboard_gets_the_whole_history(quadrants, tmp_path):
     assert [event.value for event in events.Scalars("validation/accuracy")] == pytest.approx(evaluations)
     with pytest.raises(GinghamError, match="track is 'wandb'; allowed: tensorboard"):
         fit(ARTICLE.replace(epochs=0.1), data, folder=tmp_path, track="wandb")
-    with pytest.raises(GinghamError, match="track is tensorboard, and there is no folder to write to; give folder="):
+    with pytest.raises(GinghamError, match="track is tensorboard, but there is no folder to write to; give folder="):
         fit(ARTICLE.replace(epochs=0.1), data, track="tensorboard")
 
 

@@ -39,26 +39,26 @@ def test_network_learns_from_a_teacher_without_labels(data_and_teacher):
     )
     recipe = gingham.RECIPES["article"].replace(epochs=10, batch_size=16, learning_rate=0.02, distillation_weight=1.0)
     run = gingham.fit(recipe, shuffled, data.validation, progress=False, options=gingham.FitOptions(teachers=[teacher]))
-    assert run.metrics["validation_accuracy"] > 0.85, "its labels are shuffled; only the teacher knows"
+    assert run.metrics["validation_accuracy"] > 0.85, "the labels are shuffled, so only the teacher can be learned from"
     assert run.data["teachers"][0]["recipe"] == "article"
 
 
 def test_history_records_the_loss_to_the_labels(data_and_teacher):
-    """So that it can be compared with ln K and with runs without teachers."""
+    """The recorded loss can be compared with ln K and with runs without teachers."""
     data, teacher = data_and_teacher
     recipe = gingham.RECIPES["article"].replace(
         epochs=1, batch_size=300, distillation_weight=0.9, distillation_temperature=20
     )
-    first = [fit(recipe, data, teachers=who).history[0]["loss"] for who in ((), (teacher,))]
+    first = [fit(recipe, data, teachers=teachers).history[0]["loss"] for teachers in ((), (teacher,))]
     assert first[0] == pytest.approx(first[1], abs=1e-6)
 
 
 def test_teacher_trained_on_other_images_is_an_error(data_and_teacher, quadrants):
     data, _ = data_and_teacher
     everything = gingham.load_data(str(quadrants), validation=0)
-    knows = gingham.fit(gingham.RECIPES["article"].replace(epochs=0.1), everything.train, progress=False)
-    with pytest.raises(DataError, match=r"was trained on 300 pictures .* may know what is held out here"):
-        fit(gingham.RECIPES["article"], data, teachers=[knows])
+    teacher = gingham.fit(gingham.RECIPES["article"].replace(epochs=0.1), everything.train, progress=False)
+    with pytest.raises(DataError, match=r"was trained on 300 images .* may have been trained on held-out images"):
+        fit(gingham.RECIPES["article"], data, teachers=[teacher])
 
 
 def test_teacher_with_other_classes_is_an_error(data_and_teacher, fashion_mnist):
@@ -73,11 +73,11 @@ def test_teacher_with_other_classes_is_an_error(data_and_teacher, fashion_mnist)
         )
 
 
-def test_teachers_without_weight_or_named_twice_are_an_error(data_and_teacher):
+def test_teachers_without_weight_or_given_twice_are_an_error(data_and_teacher):
     data, teacher = data_and_teacher
-    with pytest.raises(GinghamError, match="distillation_weight is 0, so teachers would not be heard"):
+    with pytest.raises(GinghamError, match="distillation_weight is 0, so teachers have no effect"):
         fit(gingham.RECIPES["article"].replace(distillation_weight=0), data, teachers=[teacher])
-    with pytest.raises(GinghamError, match="two of 2 teachers have the same weights; name each once"):
+    with pytest.raises(GinghamError, match="two of 2 teachers have the same weights; give each teacher once"):
         fit(gingham.RECIPES["article"], data, teachers=[teacher, teacher])
 
 
@@ -95,7 +95,7 @@ def test_trials_accept_a_teacher(data_and_teacher, tmp_path):
     everything = gingham.fit(
         recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False
     )
-    with pytest.raises(DataError, match="may know what is held out here"):
+    with pytest.raises(DataError, match="may have been trained on held-out images"):
         gingham.trials(
             recipe, data, [3], tmp_path / "others", progress=False, options=gingham.FitOptions(teachers=[everything])
         )
@@ -124,7 +124,7 @@ def test_train_and_trials_commands_accept_teachers(command, quadrants):
     alone = command("train", *same, "--out", "other", "--set", "distillation_weight=0.5", code=2)
     assert "distillation_weight is set and there is no teacher; name one with --teacher RUN" in alone.stderr
     packaged = command("train", *same, "--out", "other", "--teacher", "packaged", code=2)
-    assert "the teacher photo with seed 0 answers for pictures of" in packaged.stderr
+    assert "the teacher photo with seed 0 takes images of" in packaged.stderr
     assert not (command.folder / "other").exists()
 
 

@@ -22,10 +22,10 @@ def test_ema_equals_a_slow_reference(quadrants):
         for name, tensor in weights.items():
             mean[name] = kept * mean[name] + (1 - kept) * tensor if tensor.is_floating_point() else tensor
     averaged = fit(recipe.replace(ema_decay=0.4), data)
-    averaged.model.temperature.copy_(mean["temperature"])  # which is fitted at the end
+    averaged.model.temperature.copy_(mean["temperature"])  # fitted at the end of training
     averaged.model.threshold.copy_(mean["threshold"])
     for name, tensor in averaged.model.state_dict().items():
         assert torch.allclose(tensor.float(), mean[name].float(), atol=1e-6), name
     assert [entry["loss"] for entry in plain.history if "learning_rate" in entry] == [
         entry["loss"] for entry in averaged.history if "learning_rate" in entry
-    ], "the training itself goes on as it would"
+    ], "the EMA does not change the training"

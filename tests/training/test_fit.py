@@ -12,7 +12,7 @@ from helpers import ROOT, fit, make_dataset, reference_article
 GOLDEN = ROOT / "tests/golden"
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
-EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # what has a state or draw
+EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # all that has state or draws
 
 
 def weights(run):
@@ -20,7 +20,7 @@ def weights(run):
 
 
 def test_loop_equals_the_articles_loop(fashion_mnist):
-    """Forty steps beside the article's own: to tensor, normalise, zero, forward, NLL, backward, step."""
+    """Compare forty steps with those of the article: to tensor, normalise, zero, forward, NLL, backward, step."""
     few = Split("train", *(x[: 64 * 20 + 32] for x in (fashion_mnist.train.images, fashion_mnist.train.labels)),
                 fashion_mnist.classes, "few", "")  # fmt: skip
     recipe = ARTICLE.replace(epochs=2, seed=3)
@@ -44,7 +44,7 @@ def test_loop_equals_the_articles_loop(fashion_mnist):
 
 
 def test_first_losses_equal_the_golden_run(tmp_path):
-    # The numerics of init, order, normalisation, loss and SGD at once; a change of theirs must be meant.
+    # Depends on the numerics of init, order, normalisation, loss and SGD, which must not change by accident.
     data = gingham.load_data(str(make_dataset(tmp_path / "quadrants")), validation=40)
     recipe = ARTICLE.replace(epochs=1, batch_size=16, learning_rate=0.05, validation_images=40)
     run = fit(recipe, data)
@@ -69,7 +69,7 @@ def test_same_seed_gives_the_same_bytes(quadrants):
     expected = torch.rand(1)
     torch.manual_seed(2)
     second = fit(recipe, data)
-    assert torch.equal(torch.rand(1), expected), "the caller's random stream stays where it was"
+    assert torch.equal(torch.rand(1), expected), "the caller's random generator does not change"
     other = fit(recipe.replace(seed=1), data)
     assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
     assert not torch.equal(weights(first)["network.conv1.weight"], weights(other)["network.conv1.weight"])
@@ -108,7 +108,7 @@ def test_bfloat16_trains(quadrants):
     exact = fit(ARTICLE.replace(epochs=1, precision="float32", batch_size=32), data)
     assert (run.metrics["precision"], exact.metrics["precision"]) == ("bfloat16", "float32")
     difference = abs(run.history[0]["loss"] - exact.history[0]["loss"])
-    assert 0 < difference < 0.01, "coarser, but not by much"
+    assert 0 < difference < 0.01, "less precise, but not by much"
     assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
 
 
@@ -133,7 +133,7 @@ def test_label_smoothing_and_schedules_are_used(quadrants):
     assert rates == pytest.approx([0.01 * (1 - k / 6) for k in range(6)])
 
 
-# The quadrants' classes are each other's mirror images: what mirrors cannot learn them.
+# The classes of the quadrants are each other's mirror images, so they cannot be learned with mirrored images.
 STRAIGHT = FAST.replace(network="tiny", flip="none", tta="none")
 
 
@@ -145,12 +145,12 @@ def test_fast_recipe_learns(quadrants):
 def test_later_epochs_take_the_hardest_images(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
     run = fit(FAST.replace(network="tiny", epochs=3, batch_size=32, hard_share=0.2, easy_share=0.125), data)
-    # 260 pictures are 9 steps; later epochs have 52 hard ones and an eighth of the other 208, 3 steps.
+    # 260 images are 9 steps. Later epochs have 52 hard images and an eighth of the other 208, which are 3 steps.
     assert (run.metrics["steps"], run.metrics["images_seen"]) == (9 + 3 + 3, 260 + 78 + 78)
     assert [entry["step"] for entry in run.history if "epoch" in entry] == [9, 12, 15]
     ends = [entry for entry in run.history if "epoch" in entry]
     assert [entry["epoch"] for entry in ends] == [1, 2, 3]
-    # 78 pictures after the last measurement are no reason for another; the end is.
+    # 78 images after the last evaluation are too few for another, but the end of training has one.
     assert [entry["validation_accuracy"] is not None for entry in ends] == [True, False, True]
     assert [entry["sample_accuracy"] is not None for entry in ends] == [True, False, True]
     assert ends[-1]["validation_accuracy"] == run.metrics["validation_accuracy"]
@@ -177,7 +177,7 @@ def test_bfloat16_model_predicts_in_float32(quadrants):
     assert run.model.logits(data.validation.images).dtype == torch.float32
 
 
-# --- the test split stays shut
+# --- the test split is not used
 
 
 def test_fit_refuses_the_test_split(quadrants):
@@ -190,10 +190,10 @@ def test_fit_refuses_the_test_split(quadrants):
 
 def test_splits_of_two_datasets_are_an_error(quadrants, fashion_mnist):
     data = gingham.load_data(str(quadrants), validation=40)
-    with pytest.raises(DataError, match="cut both from one dataset"):
+    with pytest.raises(DataError, match="take both from the same dataset"):
         gingham.fit(ARTICLE, data.train, fashion_mnist.validation)
     make_dataset(quadrants, seed=9)
-    with pytest.raises(DataError, match="or of another state of it; cut both from one dataset"):
+    with pytest.raises(DataError, match="or from another version of it; take both from the same dataset"):
         gingham.fit(ARTICLE, data.train, gingham.load_data(str(quadrants), validation=40).validation)
 
 
@@ -206,7 +206,7 @@ def test_fast_recipes_reach_their_accuracy(fashion_mnist, name, low):
 
 @pytest.mark.slow
 def test_article_recipe_reaches_its_accuracy(fashion_mnist_folder):
-    """One epoch of the real thing, all 60,000 pictures: far above the single look of a broken loop."""
+    """One epoch over all 60,000 images of Fashion-MNIST reaches far more than a broken training loop."""
     data = gingham.load_data("fashion-mnist", validation=0)
     run = gingham.fit(ARTICLE.replace(epochs=1), data.train, progress=False)
     assert run.metrics["steps"] == 938
@@ -215,13 +215,13 @@ def test_article_recipe_reaches_its_accuracy(fashion_mnist_folder):
 
 def test_patience_without_validation_split_is_an_error(quadrants):
     data = gingham.load_data(str(quadrants), validation=0)
-    with pytest.raises(GinghamError, match="patience is 3, and no validation split is held out"):
+    with pytest.raises(GinghamError, match="patience is 3, but there is no validation split to evaluate on"):
         gingham.fit(ARTICLE.replace(patience=3), data.train, progress=False)
 
 
 def test_resume_without_a_folder_is_an_error(quadrants):
     data = gingham.load_data(str(quadrants), validation=0)
-    with pytest.raises(GinghamError, match="resume is True, and there is no folder to resume from; give folder="):
+    with pytest.raises(GinghamError, match="resume is True, but there is no folder to resume from; give folder="):
         gingham.fit(ARTICLE, data.train, resume=True, progress=False)
 
 

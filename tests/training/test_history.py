@@ -11,7 +11,7 @@ ARTICLE = gingham.RECIPES["article"]
 
 def test_history_has_every_step_and_epoch(small_run):
     run, data = small_run
-    assert run.metrics["steps"] == 9  # 260 pictures in batches of 32
+    assert run.metrics["steps"] == 9  # 260 images in batches of 32
     assert run.metrics["epochs"] == 1
     assert run.metrics["train_images"] == 260
     assert (run.metrics["device"], run.metrics["precision"]) == (str(choose_device("auto")), "float32")
@@ -25,9 +25,9 @@ def test_history_has_every_step_and_epoch(small_run):
     assert epoch["train_loss"] == pytest.approx(sum(s["loss"] * n for s, n in zip(steps, sizes, strict=True)) / 260)
     measured = gingham.evaluate(run, data.validation)
     assert epoch["validation_accuracy"] == run.metrics["validation_accuracy"] == measured.accuracy
-    sample = gingham.evaluate(run, data.train)  # of 260 images, all of them
+    sample = gingham.evaluate(run, data.train)  # the sample has all 260 images
     assert epoch["sample_accuracy"] == sample.accuracy
-    run.model.temperature.fill_(1.0)  # the history's losses are those of the raw network
+    run.model.temperature.fill_(1.0)  # the losses in the history are without a temperature
     assert epoch["validation_loss"] == pytest.approx(gingham.evaluate(run, data.validation).loss)
 
 
@@ -36,7 +36,7 @@ def test_history_has_every_step_and_epoch(small_run):
 
 def test_infinite_loss_is_an_error_that_names_the_step(quadrants):
     data = gingham.load_data(str(quadrants), validation=0)
-    with pytest.raises(GinghamError, match=r"no longer finite since step \d+ .*--set learning_rate=1000"):
+    with pytest.raises(GinghamError, match=r"has not been finite since step \d+ .*--set learning_rate=1000"):
         gingham.fit(ARTICLE.replace(learning_rate=1e4), data.train, progress=False)
 
 
@@ -51,7 +51,7 @@ class InfiniteWhenEvaluated(nn.Module):
 
 def test_a_sample_loss_that_is_not_finite_does_not_end_the_training(quadrants, tmp_path):
     data = gingham.load_data(str(quadrants), validation=40)
-    data.train.images[-1] = 0  # not reached in a tenth of an epoch
+    data.train.images[-1] = 0  # a tenth of an epoch does not train on this image
 
     class Standardized(nn.Linear):
         def __init__(self, channels: int, classes: int) -> None:

@@ -92,14 +92,14 @@ def test_muon_equals_sgd_except_for_filters(nesterov):
         momentum=0.9,
         nesterov=nesterov,
     )
-    pictures = torch.randn(8, 1, 5, 5)
+    images = torch.randn(8, 1, 5, 5)
     for _ in range(5):
         for model, optimizer in ((network, ours), (twin, theirs)):
             optimizer.zero_grad()
             with torch.no_grad():
                 norm = model[0].weight.norm()
-                model[0].weight.mul_(2 / norm)  # Muon keeps filters at √out; here the twin is kept there by hand
-            (model(pictures) ** 2).sum().backward()
+                model[0].weight.mul_(2 / norm)  # Muon scales filters to √out = 2; do the same in both networks
+            (model(images) ** 2).sum().backward()
             optimizer.step()
     for mine, other in zip(list(network.parameters())[1:], list(twin.parameters())[1:], strict=True):
         assert torch.allclose(mine, other, atol=1e-5)

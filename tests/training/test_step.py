@@ -1,4 +1,4 @@
-"""A step and its loss beside slow and readable twins, and the ways in which it is made fast beside the plain one."""
+"""A step and its loss compared with slow, readable ones, and the faster steps compared with the eager step."""
 
 import copy
 import dataclasses
@@ -42,7 +42,7 @@ def test_step_output_has_loss_correct_and_losses():
     assert eager_step(model, FAST)(batch).losses is None
 
 
-def test_loss_is_weighted_and_gradients_with_it():
+def test_loss_is_multiplied_by_the_weight_of_the_batch():
     model, batch = fresh_model(FAST), random_batch()
     whole, half = (eager_step(copy.deepcopy(model), ARTICLE)(replace(batch, weight=weight)) for weight in (1.0, 0.5))
     assert half.loss.item() == pytest.approx(whole.loss.item() / 2)
@@ -50,9 +50,9 @@ def test_loss_is_weighted_and_gradients_with_it():
 
 def test_mixed_image_counts_as_the_class_that_covers_most_of_it():
     model = fresh_model(FAST)
-    images, said = random_batch().images, model(random_batch().images).argmax(1)
-    wrong = (said + 1) % 10
-    batch = Batch(images, wrong, said, torch.tensor([0.4] * 5 + [0.6] * 7))
+    images, predicted = random_batch().images, model(random_batch().images).argmax(1)
+    wrong = (predicted + 1) % 10
+    batch = Batch(images, wrong, predicted, torch.tensor([0.4] * 5 + [0.6] * 7))
     assert int(eager_step(model, FAST.replace(cutmix=0.5))(batch).correct) == 5
 
 
@@ -118,7 +118,7 @@ def test_missing_compiler_is_a_clear_error(monkeypatch):
         compile_step(step, [dummy_batch(12, step.model, FAST)], "tiny")
 
 
-# --- the recipes for GPUs, at a length for CPUs
+# --- the recipes for GPUs, shortened for CPUs
 
 
 @pytest.mark.slow
@@ -132,6 +132,6 @@ def test_gpu_recipes_train_on_a_cpu(name, quadrants):
     run = gingham.fit(recipe, few, data.validation, progress=False)
     losses = [entry["loss"] for entry in run.history if "learning_rate" in entry]
     assert len(losses) == run.metrics["steps"] >= 3
-    assert run.metrics["validation_accuracy"] is not None, "the last look is taken, however seldom looks are"
+    assert run.metrics["validation_accuracy"] is not None, "the last epoch is evaluated, however rare evaluations are"
     assert len([entry for entry in run.history if entry.get("validation_loss") is not None]) == 1
     assert run.model.predict(data.test.images[:3]).probabilities.isfinite().all()

@@ -1,4 +1,4 @@
-"""Checkpoints and patience: a resumed training ends with the same bytes."""
+"""Checkpoints and patience: a resumed run ends with the same bytes as an uninterrupted one."""
 
 import json
 import os
@@ -21,8 +21,8 @@ from own_networks import Norms
 
 ARTICLE = gingham.RECIPES["article"]
 FAST = gingham.RECIPES["fast"]
-EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # what has a state or draw
-MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # which hard pictures exclude
+EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # all that has state or draws
+MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # CutMix cannot be combined with hard images
 
 
 def weights(run):
@@ -34,11 +34,11 @@ def weights(run):
 
 @pytest.fixture
 def short_epochs(monkeypatch):
-    """Epochs of milliseconds end in a checkpoint too, so that there is one soon."""
+    """Save a checkpoint also at the end of epochs of milliseconds."""
     monkeypatch.setattr("gingham.training.trainer.MIN_CHECKPOINT_AGE", 0.0)
 
 
-class Stop(Exception):  # noqa: N818  # not an error of anyone's
+class Stop(Exception):  # noqa: N818  # not an error
     pass
 
 
@@ -57,8 +57,7 @@ def test_resumed_training_ends_with_the_same_bytes(quadrants, tmp_path, base, ch
     with pytest.raises(Stop):
         fit(recipe, data, folder=tmp_path / "halves", on_epoch=stop)
     run = fit(recipe, data, folder=tmp_path / "halves", resume=True)
-    # It stopped in the second epoch's last step, whose checkpoint was not written yet; hard epochs are 3 steps long,
-    # not 9.
+    # It stopped in the last step of the second epoch, before its checkpoint. Epochs of hard images have 3 steps, not 9.
     second = 9 if base.hard_share == 1 else 3
     assert run.metrics["resumed_from_step"] == (9 + second - 1 if checkpoint_seconds == 0 else 9)
     halves = gingham.save(run, tmp_path / "halves")
@@ -93,7 +92,7 @@ def test_killed_training_resumes_to_the_same_bytes(command, quadrants, tmp_path)
 
 
 def interrupted(quadrants, folder):
-    """A recipe and data whose training was stopped in the second epoch of three, with its checkpoint in a folder."""
+    """Stop a training in the second of three epochs, with a checkpoint in a folder, and return recipe and data."""
     data = gingham.load_data(str(quadrants), validation=40)
 
     def stop(model, epoch):
@@ -110,15 +109,15 @@ def interrupted(quadrants, folder):
 def test_another_training_in_a_folder_is_kept(quadrants, tmp_path):
     recipe, data = interrupted(quadrants, tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
-    with pytest.raises(RunError, match="holds an unfinished training; resume it"):
+    with pytest.raises(RunError, match="contains an unfinished run; resume it"):
         fit(recipe.replace(seed=1), data, folder=tmp_path)
-    with locked_by_another(tmp_path), pytest.raises(GinghamError, match="another gingham is writing into"):
+    with locked_by_another(tmp_path), pytest.raises(GinghamError, match="another gingham is writing to"):
         fit(recipe, data, folder=tmp_path, resume=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()} == before
     run = fit(recipe, data, folder=tmp_path, resume=True)
     gingham.save(run, tmp_path)
     for resume in (False, True):
-        with pytest.raises(RunError, match="finished run; give another folder, or load it with"):
+        with pytest.raises(RunError, match=r"contains a finished run; give another folder, or use gingham\.load"):
             fit(recipe, data, folder=tmp_path, resume=resume)
 
 
@@ -134,9 +133,9 @@ def test_the_suggested_command_resumes_a_training_of_another_size(command, quadr
         with pytest.raises(Stop):
             command.call("train", *settings, "--out", "run")
     message = command("evaluate", "run", code=2).stderr
-    suggested = message.partition("such as gingham ")[2]
+    suggested = message.partition(" gingham train ")[2]
     assert "--set size=28" in suggested
-    command(*shlex.split(suggested))
+    command("train", *shlex.split(suggested))
 
 
 @pytest.mark.usefixtures("short_epochs")
@@ -150,28 +149,30 @@ def test_checkpoint_of_other_settings_is_an_error(quadrants, tmp_path):
         )
 
 
-SENSELESS = {
-    "a recipe that is none": lambda tensors, metadata: metadata.update(recipe=3),
+INCONSISTENT = {
+    "recipe is a number": lambda tensors, metadata: metadata.update(recipe=3),
     "no step": lambda tensors, metadata: metadata.update(step=None),
-    "a step beyond": lambda tensors, metadata: metadata.update(step=10**9),
-    "epochs that are none": lambda tensors, metadata: metadata.update(epochs=[{"epoch": 1}]),
-    "an epoch of text": lambda tensors, metadata: metadata["epochs"][0].update(train_loss="low"),
-    "an epoch beyond": lambda tensors, metadata: metadata["epochs"][0].update(step=10**6),
-    "pictures that there are not": lambda tensors, metadata: tensors["sampler.order"].fill_(300),
+    "step too large": lambda tensors, metadata: metadata.update(step=10**9),
+    "incomplete epochs": lambda tensors, metadata: metadata.update(epochs=[{"epoch": 1}]),
+    "text as a loss": lambda tensors, metadata: metadata["epochs"][0].update(train_loss="low"),
+    "epoch ends too late": lambda tensors, metadata: metadata["epochs"][0].update(step=10**6),
+    "images that do not exist": lambda tensors, metadata: tensors["sampler.order"].fill_(300),
     "a short order": lambda tensors, metadata: tensors.update({"sampler.order": tensors["sampler.order"][:9]}),
     "losses of one step": lambda tensors, metadata: tensors.update({"history.losses": tensors["history.losses"][:1]}),
-    "a momentum for another": lambda tensors, metadata: tensors.update({"optimizer.0.momentum_buffer": torch.zeros(1)}),
+    "momentum of wrong shape": lambda tensors, metadata: tensors.update(
+        {"optimizer.0.momentum_buffer": torch.zeros(1)}
+    ),
 }
 
 
 @pytest.mark.usefixtures("short_epochs")
-@pytest.mark.parametrize("name", SENSELESS)
+@pytest.mark.parametrize("name", INCONSISTENT)
 def test_inconsistent_checkpoint_is_an_error(quadrants, tmp_path, name):
     recipe, data = interrupted(quadrants, tmp_path)
     kept = load_checkpoint(tmp_path)
-    SENSELESS[name](kept.tensors, kept.metadata)
+    INCONSISTENT[name](kept.tensors, kept.metadata)
     save_checkpoint(tmp_path, 99, kept.tensors, kept.metadata)
-    with pytest.raises(RunError, match=r"does not fit \(|was made with"):
+    with pytest.raises(RunError, match=r"does not fit this run \(|was made with"):
         fit(recipe, data, folder=tmp_path, resume=True)
 
 

@@ -19,12 +19,12 @@ class Batch:
     """One process's shard of a batch of training images, on the training device.
 
     `images` is uint8 (B, C, H, W), `labels` int64 (B,). With CutMix, `mixed_labels`, int64 (B,), are the labels of the
-    images pasted over these, and `mix_weight`, float (B,), the share of each image that is still its own.
-    `distill_mask`, float (B,), is 1 for images that the teachers are asked about and 0 for the others; None if they are
-    asked about all.
+    images pasted over these, and `mix_weight`, float (B,), the share of each image that was not pasted over.
+    `distill_mask`, float (B,), is 1 for images that are distilled from the teachers and 0 for the others; None means
+    that all images are.
 
-    `indices`, int64 (B,), are the images' positions in the training split. `weight` is the factor for the shard's mean
-    loss that makes the mean over all processes the mean over the whole batch.
+    `indices`, int64 (B,), are the images' positions in the training split. The shard's mean loss is multiplied by
+    `weight`, so that the mean over all processes is the mean over the whole batch.
     """
 
     images: torch.Tensor
@@ -45,13 +45,15 @@ class Batch:
         return torch.where(self.mix_weight < 0.5, self.mixed_labels, self.labels)
 
     def inputs(self) -> list[torch.Tensor]:
-        """Return the tensors that a step computes with, in a fixed order."""
+        """Return the input tensors of a step, in a fixed order."""
         tensors = (self.images, self.labels, self.mixed_labels, self.mix_weight, self.distill_mask)
         return [tensor for tensor in tensors if tensor is not None]
 
 
 def shard_of(count: int, rank: int, world_size: int) -> slice:
-    """Return which images of a batch of `count` a process takes: every `world_size`-th, and another's if none is left.
+    """Return the slice of a batch of `count` images that a process takes: every `world_size`-th image.
+
+    A process for which no image is left repeats the shard of another process.
 
     >>> shard_of(5, rank=1, world_size=2), shard_of(2, rank=2, world_size=3)
     (slice(1, None, 2), slice(0, None, 3))
@@ -60,7 +62,9 @@ def shard_of(count: int, rank: int, world_size: int) -> slice:
 
 
 def shard_weight(count: int, rank: int, world_size: int) -> float:
-    """Return the factor for a shard's mean loss that makes the mean over the processes that over the batch.
+    """Return the factor for a shard's mean loss, so that the mean over the processes is the mean over the batch.
+
+    It is 0 for a shard that repeats the images of another process.
 
     >>> shard_weight(5, rank=1, world_size=2), shard_weight(2, rank=2, world_size=3)
     (0.8, 0.0)
@@ -69,10 +73,11 @@ def shard_weight(count: int, rank: int, world_size: int) -> float:
 
 
 class BatchLoader:
-    """The batches of a training. Every draw is made for the whole batch, and each process then takes its shard.
+    """Yields the batches of a training run.
 
-    So the images do not depend on the number of processes. With `mask_photos` the batches have a `distill_mask` that
-    excludes simulated photos.
+    Every random draw is made for the whole batch, and each process then takes its shard. The images therefore do not
+    depend on the number of processes. With `mask_photos` the batches have a `distill_mask` that excludes simulated
+    photos.
 
         loader = BatchLoader(train, recipe, sampler, device)
         for batch in loader.batches(start=0, stop=sampler.steps): ...
@@ -97,10 +102,10 @@ class BatchLoader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of the steps from `start` up to `stop`."""
-        # uint8; images that are on disk or too many for the GPU are copied batch by batch instead.
+        # uint8; images that are on disk or do not fit on the GPU are copied batch by batch instead.
         images = self.train.images.to(self.device) if _fits(self.train, self.device) else self.train.images
         labels = self.train.labels.to(self.device)
-        # Photos and CutMix are drawn on the CPU for each whole batch, so there is nothing to gain for them.
+        # Simulated photos and CutMix are drawn on the CPU batch by batch, so augmenting many at a time gains nothing.
         plain = not self.recipe.photo_share and not self.recipe.cutmix
         if images.is_cuda and self.world_size == 1 and plain:
             yield from self._draw_together(images, labels, start, stop)
@@ -109,11 +114,11 @@ class BatchLoader:
             yield self._draw(images, labels, indices, step)
 
     def _draw_together(self, images: torch.Tensor, labels: torch.Tensor, start: int, stop: int) -> Iterator[Batch]:
-        """Yield batches that were augmented many at a time, which takes a GPU hardly longer than one."""
+        """Yield batches that were augmented together, which takes a GPU hardly longer than augmenting one."""
         sampler, batch_size = self.sampler, self.recipe.batch_size
         while start < stop:
             epoch, epoch_step = sampler.position(start)
-            # The order of the next epoch is not known before this one ends.
+            # The order of the next epoch is not known until this one has ended.
             steps_left = (sampler.later_epoch_steps if epoch else sampler.first_epoch_steps) - epoch_step
             end = min(stop, start + steps_left, start + max(1, IMAGES_PER_CALL // batch_size))
             parts = list(sampler.batches(start, end))
@@ -148,7 +153,7 @@ class BatchLoader:
 
 
 def _fits(split: Split, device: torch.device) -> bool:
-    """Return whether the device can keep the images: not if they are on disk or take over half of its free memory."""
+    """Return whether the images are in memory and take less than half of the free memory of a GPU."""
     if device.type != "cuda":
         return split.block == 1
     return split.block == 1 and split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2

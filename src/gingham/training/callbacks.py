@@ -1,4 +1,4 @@
-"""What watches a training: the progress bar, TensorBoard, the health checks and the caller's own function."""
+"""Training callbacks: the progress bar, TensorBoard, the health checks and the user's own function."""
 
 import contextlib
 import sys
@@ -17,23 +17,23 @@ from gingham.training.trainer import Trainer
 
 
 class Callback:
-    """Watches a training. It changes nothing in it and never communicates with other processes."""
+    """Base class for callbacks. They do not change the training and never communicate with other processes."""
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Run before the first step, outside the training time."""
+        """Run before the first step. The training time does not include it."""
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """Run after each step; `trainer.step` counts it."""
+        """Run after each step, which `trainer.step` already counts."""
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Run after each epoch, with its entry in the history and the model's evaluation weights."""
+        """Run after each epoch, when the history has its entry and the model has its evaluation weights."""
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Run at the end, also after an error."""
+        """Run at the end of training, also after an error."""
 
 
 class Callbacks:
-    """Callbacks that run one after the other, in the order given. `warn` prints a warning where one is shown."""
+    """Runs callbacks in the order given. `warn` prints a warning in the main process."""
 
     def __init__(self, callbacks: Sequence[Callback], warn: Callable[[str], None]) -> None:
         self.callbacks, self.warn = callbacks, warn
@@ -48,33 +48,33 @@ class Callbacks:
             yield
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """Run all."""
+        """Call `on_step_end` of every callback."""
         for callback in self.callbacks:
             callback.on_step_end(trainer)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Run all."""
+        """Call `on_epoch_end` of every callback."""
         for callback in self.callbacks:
             callback.on_epoch_end(trainer)
 
 
 class ProgressBar(Callback):
-    """Shows progress on stderr: a tqdm bar on a terminal, else a line for each epoch and one every ten seconds."""
+    """Shows progress on stderr: a line for each epoch, and a tqdm bar on a terminal or a line every ten seconds."""
 
     bar: Any = None  # a tqdm
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        """Show the bar, and where a resumed training continues."""
+        """Show the bar, and the step at which a resumed run continues."""
         self.live = sys.stderr.isatty()
-        self.interval = 0.2 if self.live else 10.0  # seconds; reading a loss waits for the GPU, so not more often
+        self.interval = 0.2 if self.live else 10.0  # seconds; not more often, because reading a loss waits for the GPU
         self.next_update = time.monotonic() + self.interval
         total = trainer.total_steps
         self.bar = tqdm(total=total, initial=trainer.step, unit="step", file=sys.stderr, disable=not self.live)
         if trainer.step:
-            print_line(f"going on from step {trainer.step} of {total}")
+            print_line(f"resuming from step {trainer.step} of {total}")
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """Show loss and accuracy of the last 100 steps of the epoch, if it is time to."""
+        """Show the loss and accuracy of the last 100 steps of the epoch, if an update is due."""
         step, total = trainer.step, trainer.total_steps
         if time.monotonic() < self.next_update and not (self.live and step == total):
             return
@@ -96,7 +96,7 @@ class ProgressBar(Callback):
         line = f"epoch {entry['epoch']:.3g}/{sampler.epochs(trainer.total_steps):.3g}"
         line += f"  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
         if images < sampler.num_images:
-            line += f" of {images:,} hard pictures"
+            line += f" on {images:,} hard images"
         if entry["validation_accuracy"] is not None:
             line += f"  validation loss {entry['validation_loss']:.4f}  accuracy {entry['validation_accuracy']:.2%}"
         print_line(f"{line}  {trainer.clock.seconds:.1f} s")
@@ -108,7 +108,7 @@ class ProgressBar(Callback):
 
 
 class TensorBoardLogger(Callback):
-    """Writes the history to `tensorboard/` in the folder after each epoch, loss and accuracy of each step included."""
+    """Writes the history to `tensorboard/` in the run folder after each epoch, including the values of each step."""
 
     writer: Any = None  # a torch.utils.tensorboard.SummaryWriter
 
@@ -118,8 +118,8 @@ class TensorBoardLogger(Callback):
 
         assert trainer.folder is not None
         epochs = trainer.history.epochs
-        self.written = epochs[-1]["step"] if epochs else 0  # by the training that is resumed, epoch by epoch
-        # What a killed training wrote after its last checkpoint is written again, so the old steps are hidden.
+        self.written = epochs[-1]["step"] if epochs else 0  # steps that the interrupted run has written
+        # Steps after the last checkpoint are repeated, so their old values are hidden.
         purge_step = self.written + 1 if trainer.step else None
         self.writer = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=purge_step)
 
@@ -144,7 +144,7 @@ class TensorBoardLogger(Callback):
 
 
 class HealthMonitor(Callback):
-    """Warns of the issues that `training/checks.py` finds, each once."""
+    """Prints a warning for each issue that `training/checks.py` finds, once."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.warn = warn
@@ -155,11 +155,11 @@ class HealthMonitor(Callback):
         self._report(check_batches(trainer.recipe, len(trainer.train), trainer.model.network))
 
     def on_epoch_end(self, trainer: Trainer) -> None:
-        """Check the losses; after the first epoch also the model, and the labels if nothing is learned."""
+        """Check the losses; after the first epoch also the model, and if the loss is stuck the model and the labels."""
         recipe, train, epochs = trainer.recipe, trainer.train, trainer.history.epochs
         evaluations = trainer.history.evaluations()
         if evaluations and evaluations[-1] is not epochs[-1]:
-            return  # this epoch was not evaluated, and little changes between two evaluations
+            return  # this epoch was not evaluated, and little changes between evaluations
         losses = trainer.history.losses[: trainer.step].cpu()
         issues = list(check_losses(recipe, train, losses, over=False))
         stuck = any(issue.code == "stuck-loss" for issue in issues)
@@ -167,7 +167,7 @@ class HealthMonitor(Callback):
             issues = check_training(trainer.model, recipe, train, losses, epochs, trainer.total_steps, over=False)
         if trainer.step == trainer.total_steps:
             issues += check_overfitting(recipe, epochs, trainer.step)
-        wrong_labels = list(check_labels(train, None)) if stuck else []  # which explain all other issues
+        wrong_labels = list(check_labels(train, None)) if stuck else []  # wrong labels explain all other issues
         self._report(wrong_labels or issues)
 
     def _report(self, issues: Iterable[Issue]) -> None:
@@ -178,7 +178,7 @@ class HealthMonitor(Callback):
 
 
 class OnEpoch(Callback):
-    """Calls a function of the caller's after each whole epoch."""
+    """Calls the user's function after each complete epoch."""
 
     def __init__(self, function: Callable[[Classifier, int], None]) -> None:
         self.function = function
@@ -186,19 +186,19 @@ class OnEpoch(Callback):
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Call it with the model and the number of the epoch, counted from 1."""
         epoch, epoch_step = trainer.sampler.position(trainer.step)
-        if epoch_step == 0:  # the last epoch of a training may be a part of one
+        if epoch_step == 0:  # the last epoch may be incomplete
             self.function(trainer.model, epoch)
             trainer.model.train()  # the function may have set evaluation mode
 
 
 def print_line(line: str) -> None:
-    """Print a line to stderr, above a progress bar if there is one."""
+    """Print a line to stderr, above the progress bar if there is one."""
     with contextlib.suppress(OSError):  # stderr is closed or its disk is full; the training continues
         tqdm.write(line, file=sys.stderr)
 
 
 def create_callbacks(options: FitOptions, *, progress: bool, is_main: bool) -> Callbacks:
-    """Return the callbacks of a training in this process. `progress` says whether progress and issues are printed."""
+    """Return the callbacks of this process. `progress` controls whether progress and issues are printed."""
 
     def warn(line: str) -> None:
         if is_main:

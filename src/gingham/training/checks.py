@@ -1,4 +1,4 @@
-"""Checks of a network, its losses and its labels. Each yields the issues that it finds."""
+"""Checks of a network, its losses and its labels. Each check yields the issues that it finds."""
 
 import itertools
 import math
@@ -22,13 +22,13 @@ from gingham.recipe import Recipe
 from gingham.training.issue import Issue
 from gingham.training.optimizer import lr_at
 
-SAMPLE_SIZE = 512  # images of the training split
-DEAD_SHARE = 0.5  # of a layer's channels
+SAMPLE_SIZE = 512  # images of the training split that are run through the network
+DEAD_SHARE = 0.5  # share of dead channels from which a layer is reported
 RELU_OPERATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-MIN_STEPS = 50  # before which the loss says little
-LEARNS_NOTHING_FIX = "check the labels with gingham diagnose on the data, then try another --seed and a lower rate"
-SLOW_START_STEPS = 500  # that a healthy network without BatchNorm may need until its loss falls below ln K
+MIN_STEPS = 50  # fewer losses are too noisy to judge
+LEARNS_NOTHING_FIX = "check the labels with gingham diagnose DATA, then try another --seed and a lower learning rate"
+SLOW_START_STEPS = 500  # steps that a healthy network without BatchNorm may need before its loss falls below ln K
 
 
 def check_training(
@@ -40,16 +40,16 @@ def check_training(
     steps: int,
     over: bool,
 ) -> list[Issue]:
-    """Return the issues of model and losses together, without a stuck loss that another issue explains.
+    """Return the issues of the model and its losses. A stuck loss is left out if another issue explains it.
 
-    `losses`, float (steps,), are those of the steps so far, `epochs` the epochs' entries of the history, `steps` the
-    length of the whole training; `over` says whether it has ended.
+    `losses`, float (steps so far,), are the losses of the steps, `epochs` the history's entries for epochs, and `steps`
+    the number of steps of the whole training. `over` is True after its end.
     """
     images, labels = train.sample(SAMPLE_SIZE)
     causes = list(check_model(model, images, recipe))
     chance, comparable = math.log(len(train.classes)), _comparable_losses(losses, recipe, train)
     barely_learns = len(comparable) >= 10 and 0.6 * chance < _ending(comparable)[1] < 1.1 * chance
-    # The length of Muon's steps is its learning rate, so the check needs no evidence from the losses.
+    # The length of Muon's steps depends on the learning rate only, so the losses need not be checked first.
     if recipe.optimizer == "muon" or barely_learns:
         causes += check_rate(model, recipe, steps, images, labels)
     explained = any(cause.code in ("dead-relus", "double-softmax", "learning-rate-too-low") for cause in causes)
@@ -58,7 +58,7 @@ def check_training(
 
 
 def check_model(model: Classifier, images: Tensor, recipe: Recipe) -> Iterator[Issue]:
-    """Yield the issues that a forward pass over uint8 images (N, C, H, W) shows: in pixels, ReLUs and outputs."""
+    """Yield the issues of pixels, ReLUs and outputs that a forward pass over uint8 images (N, C, H, W) shows."""
     with _record_relus(model.network) as active:
         logits = model.logits(images) * float(model.temperature)
     pixels = images.float().to(model.mean.device) / 255
@@ -68,7 +68,7 @@ def check_model(model: Classifier, images: Tensor, recipe: Recipe) -> Iterator[I
         mean_std = f"mean {_numbers(model.mean)} and std {_numbers(model.std)}"
         evidence = f"with the recipe's {mean_std} they have mean {mean:.2f} and std {std:.2f}, not about 0 and 1"
         data_mean, data_std = _numbers(pixels.mean((0, 2, 3))), _numbers(pixels.std((0, 2, 3)))
-        fix = f"train with the data's own: --set mean={data_mean} --set std={data_std}"
+        fix = f"train with the mean and std of the data: --set mean={data_mean} --set std={data_std}"
         yield Issue("unnormalized-pixels", "the pixels are not normalised", evidence, fix)
     for name, channels in active.items():
         dead, total = int((~channels).sum()), len(channels)
@@ -76,12 +76,12 @@ def check_model(model: Classifier, images: Tensor, recipe: Recipe) -> Iterator[I
             yield Issue(
                 "dead-relus" if dead == total else "mostly-dead-relus",
                 f"{'all' if dead == total else 'most'} ReLUs are dead in layer {name}",
-                f"{dead} of its {total} channels ({dead / total:.0%}) are 0 everywhere in {len(images)} pictures",
+                f"{dead} of its {total} channels ({dead / total:.0%}) are 0 everywhere in {len(images)} images",
                 f"try --set learning_rate={recipe.learning_rate / 10:g}, another --seed, or BatchNorm before the ReLU",
             )
     if bool((logits >= -1e-6).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-3):
-        evidence = f"for {len(images)} pictures the outputs are at least 0 and sum to 1; their softmax is taken again"
-        fix = "let the network end in its last linear layer: remove its softmax"
+        evidence = f"for {len(images)} images the outputs are at least 0 and sum to 1; the loss applies softmax again"
+        fix = "remove the softmax, so that the network ends in its last linear layer"
         yield Issue("double-softmax", "softmax is applied twice", evidence, fix)
 
 
@@ -91,9 +91,9 @@ def _numbers(values: Tensor) -> str:
 
 @contextmanager
 def _record_relus(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Yield a dict that forward passes inside the block fill: for each ReLU, by name, which channels were ever above 0.
+    """Yield a dict that maps each ReLU's name to its channels that were above 0 in any forward pass in the block.
 
-    A ReLU that is called as a function is named after the last module before it. The values are bool (channels,).
+    The values are bool (channels,). A ReLU that is called as a function is named after the last module before it.
     """
     active: dict[str, Tensor] = {}
     names = {module: name or type(module).__name__ for name, module in network.named_modules()}
@@ -128,7 +128,7 @@ def _record_relus(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def check_losses(recipe: Recipe, train: Split, losses: Tensor, over: bool) -> Iterator[Issue]:
-    """Yield the issues that the losses of the steps show; the arguments are those of `check_training`."""
+    """Yield the issues that the losses of the steps show. The arguments are those of `check_training`."""
     classes = len(train.classes)
     chance, comparable = math.log(classes), _comparable_losses(losses, recipe, train)
     if len(comparable) < MIN_STEPS:
@@ -138,25 +138,25 @@ def check_losses(recipe: Recipe, train: Split, losses: Tensor, over: bool) -> It
     means = [float(part.mean()) for part in torch.split(comparable, tenth)]
     lowest, highest = min(means[:-1]), max(means)
     if ending > 1.1 * chance or highest > 1.5 * chance:
-        evidence = f"the loss rises to {highest:.3g}, the mean of {tenth} steps, where guessing gives {chance:.3g}"
+        evidence = f"the loss rises to {highest:.3g} (mean of {tenth} steps), and random guessing gives {chance:.3g}"
         fix = f"lower it: --set learning_rate={recipe.learning_rate / 10:g}"
         yield Issue("learning-rate-too-high", "the learning rate is far too high", evidence, fix)
     elif over and ending > 2 * lowest and ending > lowest + 0.1 * chance:
-        evidence = f"it was {lowest:.3g}, the mean of {tenth} steps, and is {ending:.3g} over the last {tenth}"
+        evidence = f"it was {lowest:.3g} (mean of {tenth} steps) and is {ending:.3g} over the last {tenth} steps"
         yield _loss_jump(recipe, evidence)
     elif abs(ending - chance) < 0.02 * chance and (over or not may_start):
-        evidence = f"it is {ending:.3f} over the last {tenth} steps, and guessing gives ln {classes} = {chance:.3f}"
+        evidence = f"it is {ending:.3f} over the last {tenth} steps; random guessing gives ln {classes} = {chance:.3f}"
         fix = "train for more steps" if may_start else LEARNS_NOTHING_FIX
         yield Issue("stuck-loss", f"the loss is stuck at ln {classes}", evidence, fix)
 
 
 def _loss_jump(recipe: Recipe, evidence: str) -> Issue:
     fix = f"lower the learning rate: --set learning_rate={recipe.learning_rate / 3:.3g}"
-    return Issue("loss-jump", "the loss has risen and did not come back", evidence, fix)
+    return Issue("loss-jump", "the loss rose and stayed high", evidence, fix)
 
 
 def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: int) -> Iterator[Issue]:
-    """Yield an issue if a network that has been trained to the end over-fits; the arguments are `check_training`'s."""
+    """Yield an issue if a fully trained network over-fits. The arguments are those of `check_training`."""
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
     if steps < MIN_STEPS or not evaluations or recipe.patience:  # patience keeps the weights of the best evaluation
         return
@@ -165,55 +165,55 @@ def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: i
     rise = min(entry["validation_loss"] for entry in evaluations[-3:]) / max(best["validation_loss"], 1e-9)
     gap = end["train_accuracy"] - end["validation_accuracy"]
     since, rises = f"since epoch {best['epoch']:.3g} the validation loss has risen by {rise - 1:.0%}", rise > 1.15
-    evidence = f"the accuracy on training pictures is {gap:.1%} above that on validation pictures"
+    evidence = f"the accuracy on training images is {gap:.1%} above that on validation images"
     augment = "or augment: --set shift_pixels=1 --set flip=alternating"
     if gap > 0.03 and rises:
-        fix = f"train shorter (--set patience=3), {augment}"
+        fix = f"stop training earlier (--set patience=3), {augment}"
         yield Issue("over-fitting", "the network over-fits", f"{since}, and {evidence}", fix)
     elif gap > 0.2 and end["train_accuracy"] > 0.98:
-        # A smaller gap is usual, also of the best network that the data allows.
-        yield Issue("over-fitting", "the network over-fits", evidence, f"collect more training pictures, {augment}")
-    elif recipe.hard_share < 1 and rise > 2:  # the losses of the steps, of hard images, do not show it
+        # A smaller gap is normal, even for the best network that the data allows.
+        yield Issue("over-fitting", "the network over-fits", evidence, f"collect more training images, {augment}")
+    elif recipe.hard_share < 1 and rise > 2:  # the losses of the steps are of hard images and do not show it
         yield _loss_jump(recipe, since)
 
 
 def _comparable_losses(losses: Tensor, recipe: Recipe, train: Split) -> Tensor:
-    """Return the losses of the steps that draw from all images: those of hard images alone are higher."""
+    """Return the losses of the steps that use all images, because the loss on hard images alone is higher."""
     return losses[: Sampler(recipe, len(train)).first_epoch_steps] if recipe.hard_share < 1 else losses
 
 
 def _ending(losses: Tensor) -> tuple[int, float]:
-    """Return a tenth of the number of losses, at least 10, and the mean of the last tenth."""
+    """Return a tenth of the number of losses, at least 10, and the mean of that many last losses."""
     tenth = max(10, len(losses) // 10)
     return tenth, float(losses[-tenth:].mean())
 
 
 def check_rate(model: Classifier, recipe: Recipe, steps: int, images: Tensor, labels: Tensor) -> Iterator[Issue]:
-    """Yield an issue if the learning rate is far too low for a whole training of `steps` to change the weights.
+    """Yield an issue if the learning rate is far too low to change the weights in `steps` steps.
 
-    Compares the length of all steps together, at the present gradient on some images, with the size of the filters. In
-    a few steps no rate changes the weights, so a rate is judged by SLOW_START_STEPS of them or more.
+    Compares the total length of all steps, at the current gradient on some images, with the norm of the filters. No
+    learning rate changes the weights much in a few steps, so the check assumes at least SLOW_START_STEPS.
     """
     if recipe.optimizer == "muon":
-        relative_step, smallest = recipe.filter_lr_scale, 0.05  # the gradient does not change the length of its steps
+        relative_step, smallest = recipe.filter_lr_scale, 0.05  # the step length does not depend on the gradient
     else:
         relative_gradient = _relative_gradient(model, images, labels)
         if not relative_gradient >= 1e-6:  # no gradient at all is another issue
             return
-        # The first gradients of a network without BatchNorm are a hundredth of what they become.
+        # The first gradients of a network without BatchNorm are a hundred times smaller than later ones.
         relative_step, smallest = relative_gradient / (1 - recipe.momentum), 1e-3
     movement = sum(lr_at(step, steps, recipe) for step in range(steps)) * relative_step
     if not steps or movement * max(1, SLOW_START_STEPS / steps) > smallest:
         return
     usual = RECIPES[recipe.name].learning_rate if recipe.name in RECIPES else 0.0
     higher = usual if usual > recipe.learning_rate else max(0.01, 10 * recipe.learning_rate)
-    evidence = f"{steps} steps of up to {recipe.learning_rate:g} can move the weights by {movement:.1e} of their size"
+    evidence = f"{steps} steps of up to {recipe.learning_rate:g} can change the weights by {movement:.1e} of their norm"
     fix = f"raise it: --set learning_rate={higher:g}"
     yield Issue("learning-rate-too-low", "the learning rate is far too low", evidence, fix)
 
 
 def _relative_gradient(model: Classifier, images: Tensor, labels: Tensor) -> float:
-    """Return the norm of the gradient on some images divided by that of the weights, without biases and scales."""
+    """Return the norm of the gradient on some images divided by the norm of the weights, without biases and scales."""
     device = model.mean.device
     with evaluation_mode(model), torch.enable_grad():
         loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device))
@@ -234,13 +234,16 @@ def check_batches(recipe: Recipe, num_images: int, network: nn.Module) -> Iterat
         return
     larger = itertools.count(recipe.batch_size + 1)
     batch_size = next(size for size in larger if all(images == 1 or images % size != 1 for images in sizes))
-    evidence = f"{single[0]:,} pictures in batches of {recipe.batch_size} leave a last batch of 1 for {norms[0]}"
+    evidence = f"{single[0]:,} images in batches of {recipe.batch_size} leave a last batch of 1 image for {norms[0]}"
     fix = f"choose another batch size: --set batch_size={batch_size}"
-    yield Issue("single-image-batch", "a batch of one picture goes through BatchNorm", evidence, fix)
+    yield Issue("single-image-batch", "a batch of one image goes through BatchNorm", evidence, fix)
 
 
 def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
-    """Yield an issue for each split whose labels do not belong to its images: similar images do not share them."""
+    """Yield an issue for each split whose labels do not belong to its images.
+
+    That is the case if similar images share a label no more often than by chance.
+    """
     images, train_labels = train.sample(8000)
     vectors, statistics = normalized_vectors(images), brightness_and_contrast(images)
     queried = torch.arange(len(vectors)) % 8 == 0
@@ -253,13 +256,13 @@ def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
         total = len(queries)
         if min(total, len(base)) < 30:
             continue
-        # If labels belong to their images one is far above chance, even if classes are hard to tell apart.
+        # If labels belong to their images, one share is far above chance, even if classes are hard to tell apart.
         nearest = (queries @ base.T).argmax(dim=1), torch.cdist(query_statistics, base_statistics).argmin(dim=1)
         share, other_share = (float((base_labels[rows] == labels).double().mean()) for rows in nearest)
         counts = [torch.bincount(rows, minlength=len(train.classes)) for rows in (labels, base_labels)]
         chance = float((counts[0] * counts[1]).sum()) / (total * len(base))
         if max(share, other_share) <= chance + 3 * math.sqrt(chance * (1 - chance) / total):
-            title = f"the labels of the {split.name} pictures do not belong to them"
-            evidence = f"{share:.1%} of {total:,} have their nearest training picture's label, {chance:.1%} by chance"
-            fix = f"make the {split.name} labels anew, in the order of their pictures"
+            title = f"the labels of the {split.name} images do not belong to them"
+            evidence = f"{share:.1%} of {total:,} have the label of the nearest training image; chance is {chance:.1%}"
+            fix = f"create the {split.name} labels again, in the order of the images"
             yield Issue("shuffled-labels", title, evidence, fix)

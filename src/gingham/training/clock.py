@@ -1,4 +1,4 @@
-"""The clock of a training."""
+"""Measure the training time."""
 
 import time
 
@@ -6,10 +6,10 @@ import torch
 
 
 class Clock:
-    """Counts `seconds` of training: from raw images in memory and fresh weights to the final weights.
+    """Measures the `seconds` of training, from raw images in memory and initial weights to the final weights.
 
-    Imports, reading, compilation, warm-up and the final evaluation are outside. Evaluations, checkpoints and callbacks
-    before the last step are inside. A resumed training adds the seconds `before` it.
+    Imports, reading data, compilation, warm-up and the final evaluation are not counted. Evaluations, checkpoints and
+    callbacks before the last step are. A resumed run adds the seconds `before` it was interrupted.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -18,23 +18,23 @@ class Clock:
         self.stopped: float | None = None
 
     def start(self) -> None:
-        """Start counting, when the device has finished its warm-up."""
+        """Start counting, after waiting for the device to finish its warm-up."""
         self._synchronize()
         self.started = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop now, or move an earlier stop to now."""
+        """Stop counting now, also if it was stopped earlier."""
         self.stopped = None
         self.stopped = self.seconds
 
     @property
     def seconds(self) -> float:
-        """The seconds of training so far."""
+        """The training time so far."""
         if self.stopped is not None:
             return self.stopped
         if self.started is None:
             return self.before
-        self._synchronize()  # kernels that are still queued belong to the training
+        self._synchronize()  # kernels that are still queued are part of the training
         return self.before + time.perf_counter() - self.started
 
     def _synchronize(self) -> None:

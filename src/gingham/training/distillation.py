@@ -1,4 +1,4 @@
-"""Distillation: learn from the predictions of trained models."""
+"""Knowledge distillation: learn from the predictions of trained models."""
 
 import copy
 from collections.abc import Sequence
@@ -19,12 +19,13 @@ from gingham.training.loss import CrossEntropyLoss
 
 
 class TeacherEnsemble(nn.Module):
-    """Trained models whose predictions another model learns: the mean of their probabilities.
+    """Trained models, the mean of whose probabilities another model learns to predict.
 
-    They get the same augmented images as the model that is trained.
+    The teachers get the same augmented images as the model that is trained.
 
-    Sources: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531); the same view for both
-    from Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv 2106.05237).
+    Sources: Hinton et al., "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531). That both get the same
+    augmented images is from Beyer et al., "Knowledge distillation: A good teacher is patient and consistent" (arXiv
+    2106.05237).
     """
 
     def __init__(self, models: Sequence[Classifier], temperature: float) -> None:
@@ -40,9 +41,9 @@ class TeacherEnsemble(nn.Module):
 
 
 class DistillationLoss:
-    """The loss to the labels, a share of it (`weight`) replaced by the divergence from the teachers' predictions.
+    """(1 - weight) times the label loss plus `weight` times the KL divergence from the teachers' predictions.
 
-    The divergence is multiplied by the squared temperature, which keeps its gradient at the scale of the labels'.
+    The divergence is multiplied by the squared temperature, which keeps its gradient at the scale of the label loss.
     """
 
     def __init__(self, label_loss: CrossEntropyLoss, teachers: TeacherEnsemble, weight: float, precision: str) -> None:
@@ -63,32 +64,32 @@ def validate_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, val
     """Check that runs can be teachers for a recipe on a split.
 
     Raises
-        GinghamError: the recipe does not listen to teachers, or two of them are the same.
-        DataError: one was trained on other pictures or classes, and so may know what is held out.
+        GinghamError: the recipe's `distillation_weight` is 0, or two teachers have the same weights.
+        DataError: a teacher was trained on other images or classes, perhaps on images that are held out here.
     """
     if teachers and not recipe.distillation_weight:
         raise GinghamError(
-            "distillation_weight is 0, so teachers would not be heard; set it above 0, such as 0.9, or name no teacher"
+            "distillation_weight is 0, so teachers have no effect; set it above 0, such as 0.9, or give no teachers"
         )
     held_out = len(validation) if validation else 0
     for run in teachers:
         name = run.folder or f"{run.recipe.name} with seed {run.recipe.seed}"
         if run.model.classes != train.classes or run.model.input_shape != train.image_shape:
             raise DataError(
-                f"the teacher {name} answers for pictures of {run.model.input_shape} in {len(run.model.classes)} "
-                f"classes, and these are of {train.image_shape} in {len(train.classes)}; choose teachers that were "
+                f"the teacher {name} takes images of {run.model.input_shape} in {len(run.model.classes)} classes, but "
+                f"these images are {train.image_shape} in {len(train.classes)} classes; choose teachers that were "
                 "trained on the same data"
             )
         if run.data.get("fingerprint") != train.fingerprint or run.data.get("train_images") != len(train):
             raise DataError(
-                f"the teacher {name} was trained on {run.data.get('train_images')} pictures of {run.data.get('name')}, "
-                f"and not on these {len(train)} of {train.dataset} with {held_out} held out: it may know what is held "
-                "out here; train it on the same split"
+                f"the teacher {name} was trained on {run.data.get('train_images')} images of {run.data.get('name')}, "
+                f"not on these {len(train)} of {train.dataset} with {held_out} held out, so it may have been trained "
+                "on held-out images; train it on the same split"
             )
     if len(set(teacher_checksums(teachers))) < len(teachers):
-        raise GinghamError(f"two of {len(teachers)} teachers have the same weights; name each once")
+        raise GinghamError(f"two of {len(teachers)} teachers have the same weights; give each teacher once")
 
 
 def teacher_checksums(teachers: Sequence[Run]) -> list[str]:
-    """Return the SHA-256 sums of the weights of runs."""
+    """Return the SHA-256 checksums of the weights of runs."""
     return [tensors_sha256(run.model.state_dict()) for run in teachers]

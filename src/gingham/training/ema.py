@@ -1,6 +1,6 @@
 """The exponential moving average (EMA) of a model's weights.
 
-torch's `AveragedModel` does the same, but reads a counter back at every step, for which a GPU has to be waited for.
+torch's `AveragedModel` does the same, but reads a counter from the device at every step, which waits for the GPU.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ EMA = dict[str, torch.Tensor]  # floating-point tensors of a model's state dict,
 
 
 def update_ema(ema: EMA, model: nn.Module, step: int, decay: float) -> None:
-    """Update the average of weights and statistics in place, after a step counted from 0.
+    """Update the average of weights and BatchNorm statistics in place, after a step counted from 0.
 
-    It starts at the weights after the first step, with a decay that grows from 0.1 to `decay`, so that it soon forgets
-    them.
+    The average starts as the weights after the first step. The decay grows from 0.1 to `decay`, so that the influence
+    of these early weights soon fades.
     """
     decay = min(decay, (1 + step) / (10 + step))
     weights = model.state_dict()
@@ -27,7 +27,7 @@ def update_ema(ema: EMA, model: nn.Module, step: int, decay: float) -> None:
 
 @contextlib.contextmanager
 def ema_weights(model: nn.Module, ema: EMA) -> Iterator[None]:
-    """Temporarily swap in the EMA weights, in place. Without an average the model keeps its own."""
+    """Temporarily swap in the EMA weights, in place. If `ema` is empty, the model keeps its own weights."""
     state = model.state_dict()
     own = {name: state[name].clone() for name in ema}
     copy_weights(model, ema)
@@ -38,7 +38,7 @@ def ema_weights(model: nn.Module, ema: EMA) -> Iterator[None]:
 
 
 def copy_weights(model: nn.Module, tensors: EMA) -> None:
-    """Copy tensors into those of the same names in the model's state dict, in place."""
+    """Copy tensors to the tensors with the same names in the model's state dict, in place."""
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -29,33 +29,36 @@ def fit(
     progress: bool = True,
     options: FitOptions = FitOptions(),  # noqa: B008  # frozen
 ) -> Run:
-    """Train a network as a recipe says and return the Run.
+    """Train a network with the settings of a recipe and return the Run.
 
-    With a validation split, the model's temperature and its threshold for "unsure" are fitted to it at the end. With
-    the recipe's `patience` it also stops the training early, and the weights are those of the best evaluation.
+    With a validation split, the model's temperature and its threshold for "not sure" are fitted to it at the end. If
+    the recipe has `patience`, the validation accuracy also stops the training early, and the weights are those of the
+    best evaluation.
 
-    With a `folder`, a checkpoint is saved there every `checkpoint_seconds`, and at the end of an epoch if the last one
-    is a second old. `resume` continues from it to the same weights (byte for byte on the same CPU and thread count).
-    Ctrl-C and SIGTERM take effect between steps; with a `folder` the state is saved first. Meanwhile the folder is
-    locked.
+    With a `folder`, a checkpoint is saved there every `checkpoint_seconds`, and at the end of an epoch if the last
+    checkpoint is at least a second old. `resume` continues from it and gives the same weights (byte for byte on the
+    same CPU and thread count). Ctrl-C and SIGTERM take effect between steps; with a `folder` the state is saved first.
+    The folder is locked during training.
 
     Unless `progress` is False, stderr shows a progress bar on a terminal and plain lines elsewhere, and warnings of the
-    issues that `training/checks.py` finds. A damaged checkpoint and other causes of another result are always warned
-    of. `options` has the device, a network of your own, teachers and more.
+    issues that `training/checks.py` finds. A damaged checkpoint, and anything else that changes the result of a resumed
+    run, always causes a warning. `options` has the device, a network of your own, teachers and more.
 
-    In processes started by torchrun, call `fit` with the same arguments in each. Each takes its shard of every batch
-    and returns the same Run; only the first writes checkpoints, and only the first should save.
+    In distributed training with torchrun, call `fit` with the same arguments in every process. Each process takes its
+    shard of every batch and returns the same Run. Only process 0 writes checkpoints, and only process 0 should save the
+    run.
 
         run = gingham.fit(recipe, data.train, data.validation)
 
     Raises
-        DataError: a test split, splits of different datasets, an empty split, or a teacher that was trained on other
-            images.
+        DataError: the split is a test split or empty, the splits are from different datasets, or a teacher was trained
+            on other images.
         ModelError: the network cannot be created, or does not fit the images or the number of classes.
-        RunError: the folder holds a finished run or trials, or an unfinished run, and `resume` is False or its recipe
-            is another.
-        GinghamError: an unknown device, a folder in use, or another process that failed or trains something else.
-        TrainingError: a loss that is no longer finite.
+        RunError: the folder contains a finished run or trials, or an unfinished run, and `resume` is False or its
+            recipe is different.
+        GinghamError: the device is unknown, the folder is in use, or another process cannot be reached or uses a
+            different recipe or different data.
+        TrainingError: a loss is no longer finite, or another process failed.
         KeyboardInterrupt, Terminated: on Ctrl-C and SIGTERM, after the state was saved in the folder.
     """
     folder = None if folder is None else Path(folder)
@@ -63,34 +66,34 @@ def fit(
     recipe = resolve_recipe(recipe, train, validation, options)  # also checks the splits and the teachers
     with init_distributed() as context, contextlib.ExitStack() as stack:
         if folder is not None and context.is_main:
-            stack.enter_context(reserve_folder(folder, resume))  # no other training may write to it meanwhile
-        # Build the model, its optimizer and everything else that changes while it trains.
+            stack.enter_context(reserve_folder(folder, resume))  # no other process may write to it during training
+        # Create the model, its optimizer and everything else that changes during training.
         trainer = Trainer(recipe, train, validation, options, folder, context)
         callbacks = create_callbacks(options, progress=progress, is_main=context.is_main)
-        # Before the step is prepared, which may capture the optimizer's state in a CUDA graph.
+        # Resume before the step is prepared, which may capture the optimizer's state in a CUDA graph.
         if context.any(resume)[0]:
             trainer.resume(warn=callbacks.warn)
         # Prepare the device and compile the step, outside the training time.
         stack.enter_context(cudnn_benchmark(trainer.device))
-        if options.network is not None:  # it may draw from torch's global generator; the caller's state is restored
+        if options.network is not None:  # it may use torch's global generator, so restore the caller's state afterwards
             stack.enter_context(torch.random.fork_rng(trainer.rng_devices))
         stack.enter_context(callbacks.running(trainer))
         train_step = trainer.create_train_step(warn=callbacks.warn)
-        # From here on Ctrl-C waits for the end of a step. A second one ends the process at once, except under torchrun,
-        # which sends each process the same Ctrl-C again.
+        # From here on, Ctrl-C waits for the end of the step. A second Ctrl-C ends the process at once, except under
+        # torchrun, which sends each process the same Ctrl-C again.
         with deferred_signals(ignore_repeats=context.size > 1) as trainer.stop_request:
             trainer.start_clock()
             for batch in trainer.batches():
                 set_learning_rate(trainer.optimizer, lr_at(trainer.step, trainer.total_steps, recipe))
                 output = train_step(batch)  # forward, loss, backward, optimizer.step()
-                trainer.record(batch, output)  # counts the step; history, losses by image, EMA
-                trainer.agree_on_stop_and_save()  # in all processes; raises an error if a loss is not finite
+                trainer.record(batch, output)  # counts the step; updates history, losses by image and EMA
+                trainer.agree_on_stop_and_save()  # in all processes; raises a TrainingError if a loss is not finite
                 callbacks.on_step_end(trainer)
                 if trainer.epoch_ended:
                     with trainer.evaluation_weights():
-                        trainer.evaluate()  # adds the epoch to the history, with validation results if due
+                        trainer.evaluate()  # adds the epoch to the history, with validation results if they are due
                         callbacks.on_epoch_end(trainer)
-                trainer.checkpoint_if_due()  # has the epoch's entry, and the weights that training continues with
+                trainer.checkpoint_if_due()  # with the epoch's entry, and the weights that training continues with
                 if trainer.should_stop:  # last step, patience, Ctrl-C or SIGTERM in any process
                     break
         trainer.raise_if_interrupted()

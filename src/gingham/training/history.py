@@ -1,4 +1,4 @@
-"""The History: loss and accuracy of every step and every epoch."""
+"""History: the loss and accuracy of every step and every epoch."""
 
 import math
 from typing import Any
@@ -13,9 +13,9 @@ from gingham.training.optimizer import lr_at
 
 
 class History:
-    """Loss and number of correct predictions of each step, and the results of each epoch.
+    """The loss and the number of correct predictions of each step, and the results of each epoch.
 
-    Those of the steps stay on the device until they are read.
+    The values of the steps stay on the device until they are read.
     """
 
     def __init__(self, recipe: Recipe, sampler: Sampler, device: torch.device) -> None:
@@ -38,14 +38,14 @@ class History:
         """Return the mean loss and the accuracy over the images of the steps from `start` up to `stop`."""
         span = slice(start, stop)
         images = self.sizes[span].sum()
-        # Weighted by shares, which cannot overflow: a loss may be as large as a float can hold.
+        # Weighted by shares, so that the sum cannot overflow: a loss may be as large as the largest float.
         return float((self.losses[span] * (self.sizes[span] / images)).sum()), float(self.correct[span].sum() / images)
 
     def end_epoch(self, done: int, validation: tuple[float, float] | None, sample: tuple[float, float] | None) -> None:
         """Add the entry of the epoch that ends after `done` steps.
 
-        `validation` and `sample` are loss and accuracy on the validation split and on a fixed sample of the training
-        split, None if the model was not evaluated.
+        `validation` and `sample` are the loss and accuracy on the validation split and on a fixed sample of the
+        training split. They are None if the model was not evaluated.
         """
         loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
         validation_loss, validation_accuracy = validation or (None, None)
@@ -64,48 +64,48 @@ class History:
         )
 
     def evaluation_due(self, done: int) -> bool:
-        """Return whether the model is to be evaluated after `done` steps, as the recipe's `validate_every` says.
+        """Return whether an evaluation is due after `done` steps, according to the recipe's `validate_every`.
 
-        Epochs of hard images are short, so what counts is the number of images seen, in sizes of the training split.
+        Epochs of hard images are short, so `validate_every` counts images seen, in sizes of the training split.
         """
         last_evaluation = next((entry["step"] for entry in reversed(self.evaluations())), 0)
         images_since = float(self.sizes[last_evaluation:done].sum())
         return done == self.sampler.steps or images_since >= self.sampler.num_images * self.recipe.validate_every
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Return the entries of the epochs after which the model was evaluated on the validation split."""
+        """Return the entries of the epochs that ended with an evaluation on the validation split."""
         return [entry for entry in self.epochs if entry["validation_accuracy"] is not None]
 
     def evaluations_since_best(self) -> int:
-        """Return how many evaluations ago the validation accuracy was highest: 0 for the last one."""
+        """Return how many evaluations ago the validation accuracy was highest; 0 means in the last one."""
         accuracies = [entry["validation_accuracy"] for entry in self.evaluations()]
         return len(accuracies) - 1 - accuracies.index(max(accuracies)) if accuracies else 0
 
     def chosen_epoch(self) -> dict[str, Any]:
-        """Return the entry of the epoch whose weights the run keeps: the best evaluated with patience, or the last."""
+        """Return the entry of the epoch whose weights the run keeps: with patience the best one, otherwise the last."""
         return self.evaluations()[-1 - self.evaluations_since_best()] if self.recipe.patience else self.epochs[-1]
 
     def require_finite(self, done: int, model: Classifier) -> None:
         """Check that losses and weights are finite after `done` steps.
 
         Raises
-            TrainingError: a loss of this epoch or a weight is not finite; the message names the step and its images.
+            TrainingError: a loss of this epoch or a weight is not finite; the message has the step and its images.
         """
-        # One tensor for both, so that the GPU is waited for only once.
+        # One tensor for both, so that the CPU waits for the GPU only once.
         losses, *weights = (tensor.isfinite().all() for tensor in (self.losses[:done], *model.parameters()))
         losses_finite, all_finite = torch.stack([losses, torch.stack([losses, *weights]).all()]).tolist()
         if all_finite:
             return
-        # If the losses are finite it was the last update: its loss would only show at the next step.
+        # If all losses are finite, the last update was the cause, and only the next loss would show it.
         bad_step = done - 1 if losses_finite else int((~self.losses[:done].isfinite()).nonzero()[0])
         epoch, epoch_step = self.sampler.position(bad_step)
-        # Every epoch ends with this check, so the step belongs to the epoch whose order the sampler still has.
+        # This check runs at the end of every epoch, so the sampler still has the order of the step's epoch.
         images = self.sampler.batch(epoch_step).tolist()
         some = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
         rate = self.recipe.learning_rate
         raise TrainingError(
-            f"the loss is no longer finite since step {bad_step + 1} (batch {epoch_step + 1} of epoch {epoch + 1}: the "
-            f"training pictures {some}; learning rate {rate:g}); try a lower one, such as "
+            f"the loss has not been finite since step {bad_step + 1} (batch {epoch_step + 1} of epoch {epoch + 1}, the "
+            f"training images {some}; learning rate {rate:g}); try a lower learning rate, such as "
             f"learning_rate={rate / 10:g}, in another folder (--set learning_rate={rate / 10:g} --out FOLDER)"
         )
 
@@ -113,12 +113,12 @@ class History:
         """Raise a TrainingError if the validation loss after `done` steps is not finite."""
         if not math.isfinite(loss):
             raise TrainingError(
-                f"the validation loss is not finite after step {done}, though the training losses are; try a lower "
-                f"rate in another folder (--set learning_rate={self.recipe.learning_rate / 10:g} --out FOLDER)"
+                f"the validation loss is not finite after step {done}, although the training losses are; try a lower "
+                f"learning rate in another folder (--set learning_rate={self.recipe.learning_rate / 10:g} --out FOLDER)"
             )
 
     def entries(self, done: int) -> list[dict[str, Any]]:
-        """Return the lines of `history.jsonl`: an entry for each of `done` steps, and for each epoch after its last."""
+        """Return the lines of `history.jsonl`: an entry for each of `done` steps, and one at the end of each epoch."""
         ends = {entry["step"]: entry for entry in self.epochs}
         entries: list[dict[str, Any]] = []
         accuracies = self.correct / self.sizes

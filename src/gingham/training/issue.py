@@ -1,4 +1,4 @@
-"""Issue: something wrong with a run or a dataset, with its evidence and a fix."""
+"""Issue: a problem with a run or a dataset, with its evidence and a fix."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Issue:
-    """Something wrong with a run or a dataset.
+    """A problem with a run or a dataset.
 
-    `code` names the kind of issue and never changes, so programs compare it and not the text, such as "dead-relus".
-    `title` says what is wrong, `evidence` how it shows, `fix` one thing to do. `images` are the images it shows in, if
-    any: groups of (split name, index), those of one group belong together.
+    `code` identifies the kind of issue, such as "dead-relus". It never changes, so programs should compare it and not
+    the text. `title` is the problem, `evidence` the observation that shows it, and `fix` one thing to do. `images` has
+    the affected images, if any, as groups of (split name, index), such as the members of a group of duplicates.
     """
 
     code: str

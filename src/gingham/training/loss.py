@@ -1,4 +1,4 @@
-"""The loss to the labels of a batch; distillation.py has the loss to the predictions of teachers."""
+"""The label loss of a batch. distillation.py has the loss that also follows the predictions of teachers."""
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +9,8 @@ from gingham.training.batches import Batch
 class CrossEntropyLoss:
     """The cross-entropy to the labels, smoothed by `label_smoothing`.
 
-    The network of the beginner's article ends in log-softmax and is trained with NLL. That is the same loss:
-    log-softmax leaves log-probabilities as they are.
+    The network of the beginner's article ends in log-softmax and is trained with the negative log-likelihood. That is
+    the same loss, because log-softmax does not change log-probabilities.
 
         loss = CrossEntropyLoss(label_smoothing=0.1)
         loss(logits, batch)        # float (B, K) -> scalar
@@ -34,7 +34,7 @@ class CrossEntropyLoss:
 
 
 class MixedLabelsLoss(CrossEntropyLoss):
-    """The cross-entropy to both labels of images that CutMix has mixed, weighted by their shares of the image."""
+    """The cross-entropy to both labels of images mixed by CutMix, each weighted by its share of the image."""
 
     def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the mean over the batch, a scalar."""

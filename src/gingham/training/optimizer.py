@@ -12,10 +12,11 @@ from gingham.recipe import Recipe
 
 
 def lr_at(step: int, steps: int, recipe: Recipe) -> float:
-    """Return the learning rate of a step, counted from 0 of `steps`.
+    """Return the learning rate of step number `step`, counted from 0, of `steps`.
 
-    Over the first `warmup` share of the steps it rises in a straight line from a fifth of the recipe's. From there
-    "constant" keeps it; "linear" and "cosine" fall from it towards 0, which they would reach at step `steps`.
+    During the first `warmup` share of the steps it rises linearly from a fifth of the recipe's learning rate to that
+    rate. After that the schedule "constant" keeps it, and "linear" and "cosine" decrease it towards 0, which they would
+    reach at step `steps`.
 
     >>> lr_at(50, 100, Recipe(schedule="linear", learning_rate=0.1))
     0.05
@@ -36,15 +37,16 @@ def lr_at(step: int, steps: int, recipe: Recipe) -> float:
 class Muon(torch.optim.Optimizer):
     """SGD with momentum, by default Nesterov's, whose updates of convolution filters are orthogonalised.
 
-    Parameter groups with `filters` true hold weights of two or more dimensions, seen as matrices (out, the rest). The
-    update of such a matrix is replaced by the nearest matrix with equal singular values, so that every direction learns
-    at one pace; and the matrix is kept at a norm of √out, which takes the place of weight decay. Everything else in a
-    network (biases, scales, the classifier) takes plain SGD steps; linear layers before the classifier are filters too.
+    Parameter groups with `filters` true have weights of two or more dimensions, treated as matrices (out, the rest).
+    The update of such a matrix is replaced by the nearest matrix with equal singular values, so that all directions
+    learn at the same rate. The matrix itself is scaled to a norm of √out, which replaces weight decay. Everything else
+    in a network (biases, scales, the classifier) takes plain SGD steps. Linear layers before the classifier are treated
+    as filters.
 
         optimizer = Muon([{"params": filters, "filters": True}, {"params": others}], lr=0.5, momentum=0.9)
 
     Sources: Jordan et al., "Muon" (https://kellerjordan.github.io/posts/muon, 2024), and the fixed norm from the same
-    author's cifar10-airbench; here both kinds of parameters share one optimizer and one schedule.
+    author's cifar10-airbench. Here both kinds of parameters share one optimizer and one schedule.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class Muon(torch.optim.Optimizer):
                 if not self.state[parameter]:
                     self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
             buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-            # Whole lists at a time, as torch's own optimizers do it: one kernel on a GPU in place of one a parameter.
+            # Process whole lists, as torch's own optimizers do: on a GPU, one kernel instead of one per parameter.
             updates = [parameter.grad for parameter in parameters if parameter.grad is not None]
             if group["weight_decay"]:
                 updates = list(torch._foreach_add(updates, parameters, alpha=group["weight_decay"]))
@@ -90,7 +92,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _orthogonalized(update: torch.Tensor) -> torch.Tensor:
-    """Return a filter's update orthogonalised as a matrix (out, the rest), with columns in the order of memory."""
+    """Return a filter's update, orthogonalised as a matrix (out, the rest) whose columns are in memory order."""
     moved = update.movedim(1, -1)
     return orthogonalize(moved.flatten(1)).view(moved.shape).movedim(-1, 1)
 
@@ -98,9 +100,9 @@ def _orthogonalized(update: torch.Tensor) -> torch.Tensor:
 def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, by a Newton-Schulz iteration.
 
-    `matrix` is float (rows, columns). With three iterations the larger singular values end between about 0.7 and 1.2;
-    those under a hundredth of the largest stay small. More iterations cost time and gained no accuracy. On a GPU the
-    products are in bfloat16, as Muon's author has them; on CPUs that gained no time.
+    `matrix` is float (rows, columns). After three iterations the larger singular values are between about 0.7 and 1.2;
+    those below a hundredth of the largest stay small. More iterations took longer and did not improve the accuracy. On
+    a GPU the products are in bfloat16, as in the original Muon; on CPUs bfloat16 was not faster.
 
     >>> orthogonalize(torch.diag(torch.tensor([3.0, 2.0])), iterations=5).diagonal().min() > 0.6
     tensor(True)
@@ -124,24 +126,24 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Each parameter group has a `scale`: its learning rate as a multiple of the recipe's.
 
     Raises
-        ModelError: there is no such parameter.
+        ModelError: the model has no trainable parameter.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
-        raise ModelError(f"the network {recipe.network} has no parameter to train; give it one with requires_grad=True")
+        raise ModelError(f"the network {recipe.network} has no trainable parameter; set requires_grad=True for one")
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
-        # On a GPU the learning rate is a tensor, which the fused kernels alone take.
+        # In a CUDA graph the learning rate is a tensor, which only the fused kernels accept.
         fused = bool(parameters) and all(parameter.is_cuda for parameter in parameters)
         return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused)
-    classifier = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the last matrix of a network
+    classifier = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the last matrix of the network
     filters = [
         parameter for parameter in parameters if parameter.ndim > 1 and all(parameter is not c for c in classifier)
     ]
     vectors = [
         parameter for parameter in parameters if parameter.ndim < 2
-    ]  # biases and scales: no decay, it gains nothing
+    ]  # biases and scales; weight decay gains nothing for them
     groups = [
         {"params": filters, "scale": recipe.filter_lr_scale, "filters": True},
         {"params": classifier, "scale": 1.0, "weight_decay": decay},
@@ -151,7 +153,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set each parameter group's learning rate to `rate` times its `scale`, in place where it is a tensor."""
+    """Set each parameter group's learning rate to `rate` times its `scale`, in place if it is a tensor."""
     for group in optimizer.param_groups:
         if torch.is_tensor(group["lr"]):
             group["lr"].fill_(rate * group["scale"])

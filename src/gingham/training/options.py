@@ -1,4 +1,4 @@
-"""FitOptions: what `fit` can be told beyond its recipe and data."""
+"""FitOptions: the options of `fit` other than recipe and data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from gingham.runs.run import Run
 class FitOptions:
     """Options of `fit` that most callers leave at their defaults.
 
-    `device` is "auto", "cpu", "cuda", "cuda:1" or "mps". `network` is a class or function that creates a network of
-    your own in place of the recipe's: float (N, C, H, W) in, logits (N, K) out. `teachers` are runs, trained on the
-    same split, from whose predictions the network learns beside the labels, with the recipe's `distillation_weight`.
-    With `track` "tensorboard" the history is also written for TensorBoard, to `tensorboard/` in the folder.
-    `on_epoch(model, epoch)` is called in every process after each whole epoch, counted from 1, with the weights that
-    are evaluated: the EMA where the recipe has one.
+    `device` is "auto", "cpu", "cuda", "cuda:1" or "mps". `network` is a class or function that creates your own network
+    in place of the recipe's: float (N, C, H, W) in, logits (N, K) out. `teachers` are runs trained on the same split;
+    the network learns from their predictions in addition to the labels, with the recipe's `distillation_weight`. If
+    `track` is "tensorboard", the history is also written for TensorBoard, to `tensorboard/` in the folder.
+    `on_epoch(model, epoch)` is called in every process after each complete epoch, counted from 1. The model then has
+    the weights that are evaluated: the EMA if the recipe has one.
 
         run = gingham.fit(recipe, data.train, options=gingham.FitOptions(network=MyNetwork, device="cpu"))
     """

@@ -1,4 +1,4 @@
-"""One step of gradient descent, and what makes it fast: warm-up, torch.compile and CUDA graphs."""
+"""One step of gradient descent, made fast by warm-up, torch.compile and CUDA graphs."""
 
 import copy
 import functools
@@ -24,11 +24,11 @@ Loss = CrossEntropyLoss | DistillationLoss
 
 @dataclass(frozen=True)
 class StepOutput:
-    """The result of a step, computed with the weights before it, on the device.
+    """The result of a step, computed with the weights before the step, as tensors on the device.
 
-    `loss` is the mean loss to the labels, without the teachers' part, times the batch's weight, and `correct` the
-    number of correct predictions, both scalars. `losses`, float (B,), has the cross-entropy of each image, without
-    smoothing, where the step was asked for it, else None.
+    `loss` is the mean label loss, without the teachers' part, times the batch's weight. `correct` is the number of
+    correct predictions. Both are scalars. `losses`, float (B,), is the cross-entropy of each image without smoothing,
+    or None if the step does not compute it.
     """
 
     loss: torch.Tensor
@@ -41,7 +41,7 @@ TrainStep = Callable[[Batch], StepOutput]
 
 @dataclass(frozen=True)
 class EagerStep:
-    """One step of gradient descent. `with_losses` asks for the loss of each image, to find the hard ones.
+    """One step of gradient descent. With `with_losses`, it returns the loss of each image, to find the hard ones.
 
     train_step = EagerStep(model, optimizer, CrossEntropyLoss(), "float32")
     output = train_step(batch)
@@ -64,7 +64,7 @@ class EagerStep:
 
         loss, logits = loss.detach(), logits.detach()
         if self.loss is not self.loss.label_loss:
-            # The history has the loss to the labels, which is comparable between runs with and without teachers.
+            # The history has the label loss, which can be compared between runs with and without teachers.
             loss = self._weighted(self.loss.label_loss, logits, batch)
         correct = (logits.argmax(dim=1) == batch.main_labels()).sum()
         losses = F.cross_entropy(logits, batch.labels, reduction="none") if self.with_losses else None
@@ -73,15 +73,15 @@ class EagerStep:
     @staticmethod
     def _weighted(loss: Loss, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         value = loss(logits, batch)
-        return value if batch.weight == 1 else value * batch.weight  # most batches: a kernel less
+        return value if batch.weight == 1 else value * batch.weight  # saves a kernel for most batches
 
 
 class CUDAGraphStep:
-    """A step captured as a CUDA graph for each batch size, and replayed.
+    """A step that is captured as a CUDA graph for each batch size and then replayed.
 
     A step of a small network is hundreds of kernels of a few microseconds each, and Python launches them more slowly
-    than the GPU executes them. The output of a step is overwritten by the next one. Call `warm_up` first: what
-    libraries initialise on first use cannot be captured.
+    than the GPU executes them. The next step overwrites the output of a step. Call `warm_up` first, because the
+    initialisation of libraries on their first use cannot be captured.
 
         train_step = CUDAGraphStep(step, [a batch of each size])
 
@@ -92,14 +92,14 @@ class CUDAGraphStep:
     def __init__(self, step: EagerStep, batches: Sequence[Batch]) -> None:
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, Batch, StepOutput]] = {}
         make_capturable(step.optimizer)
-        # Without a stream torch captures on the current GPU, which may be another.
+        # Without a stream torch captures on the current GPU, which may be a different one.
         stream = torch.cuda.Stream(batches[0].images.device)  # type: ignore[no-untyped-call]
         pool = None
         for batch in batches:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 output = step(batch)
-            pool = graph.pool()  # one memory pool for all, as they never run at once
+            pool = graph.pool()  # the graphs never run at the same time, so they share a memory pool
             self.graphs[len(batch)] = (graph, batch, output)
 
     def __call__(self, batch: Batch) -> StepOutput:
@@ -113,10 +113,10 @@ class CUDAGraphStep:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer) -> None:
-    """Prepare an optimizer for capture: learning rates become tensors, and momentum buffers exist and are 0.
+    """Prepare an optimizer for capture: make learning rates tensors, and create missing momentum buffers with zeros.
 
-    A rate that is a number would be captured as a constant, and buffers created in the captured step would be created
-    in each replay.
+    A learning rate that is a number would be captured as a constant, and buffers created in the captured step would be
+    created again in each replay.
     """
     for group in optimizer.param_groups:
         device = group["params"][0].device
@@ -129,7 +129,7 @@ def make_capturable(optimizer: torch.optim.Optimizer) -> None:
 def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, distill_mask: bool = False) -> Batch:
     """Return a batch of random images with every tensor that the recipe's batches have, on the model's device."""
     device = model.mean.device
-    generator = torch.Generator().manual_seed(recipe.seed)  # its own, so that the draws of the training do not change
+    generator = torch.Generator().manual_seed(recipe.seed)  # separate, so that it does not change the training's draws
     images = torch.randint(256, (batch_size, *model.input_shape), dtype=torch.uint8, generator=generator)
     labels = torch.randint(len(model.classes), (batch_size,), generator=generator).to(device)
     return Batch(
@@ -142,24 +142,27 @@ def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, distill_mask
 
 
 def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe: Recipe, num_predicted: int) -> bool:
-    """Train and evaluate a copy of the model on random images, so that no kernel is set up while the clock runs.
+    """Train and evaluate a copy of the model on random images, so that kernels are set up before the clock starts.
 
-    It takes a step for each batch, and predicts `num_predicted` images. Return whether some trainable parameters got no
+    Takes a step on each batch and predicts `num_predicted` images. Returns whether any trainable parameter got no
     gradient.
+
+    Raises
+        ModelError: a user's network fails in a step.
     """
     twin = copy.deepcopy(model).train()
     twin_step = replace(step, model=twin, optimizer=build_optimizer(twin, recipe))
-    for batch in (*batches, batches[-1]):  # cuDNN chooses its kernels when it sees a size for the second time
+    for batch in (*batches, batches[-1]):  # cuDNN chooses its kernels the second time that it sees a size
         try:
             twin_step(batch)
         except Exception as error:
             if recipe.network in NETWORKS or is_exhausted(error):
                 raise
-            size, reason, fix = len(batch), f"{type(error).__name__}, {one_line(error)}", "fix its forward"
+            size, reason, fix = len(batch), f"{type(error).__name__}, {one_line(error)}", "fix its forward method"
             if size == 1:
                 fix += f", or choose another batch size, such as {recipe.batch_size + 1} (--set batch_size)"
             raise ModelError(
-                f"the network {recipe.network} cannot learn from a batch of {size}: {reason}; {fix}"
+                f"the network {recipe.network} cannot be trained on a batch of size {size}: {reason}; {fix}"
             ) from error
     if num_predicted:
         twin.logits(dummy_batch(num_predicted, model, recipe).images)
@@ -169,7 +172,7 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
 def compile_step(step: EagerStep, batches: Sequence[Batch], network: str) -> EagerStep:
     """Return the step with its model compiled by torch for the sizes of these batches.
 
-    Weights, statistics and momentum keep their values. `network` is the network's name, for the error.
+    Weights, BatchNorm statistics and momentum keep their values. `network` is the name to show in an error.
 
     Raises
         GinghamError: there is no compiler, or it fails.
@@ -186,8 +189,8 @@ def compile_step(step: EagerStep, batches: Sequence[Batch], network: str) -> Eag
         if is_exhausted(error):
             raise
         raise GinghamError(
-            f"torch.compile could not compile the network {network} ({one_line(error)}); it needs a C++ compiler, and "
-            "on a GPU Triton: install them, or set compile=false"
+            f"torch.compile could not compile the network {network} ({one_line(error)}); it needs a C++ compiler and, "
+            "on a GPU, Triton; install them, or set compile=false"
         ) from error
     step.model.load_state_dict(weights)
     step.optimizer.load_state_dict(momentum)
@@ -196,8 +199,8 @@ def compile_step(step: EagerStep, batches: Sequence[Batch], network: str) -> Eag
 
 @functools.lru_cache(maxsize=1)
 def _reset_compiler(*settings: object) -> None:
-    """Discard what was compiled for other settings: torch keeps eight versions of a forward, and compiles no ninth.
+    """Discard the code compiled for other settings: torch keeps eight versions of a forward and compiles no ninth.
 
-    The cache keeps the compiled code for the next model with the same settings.
+    Because of the cache, the compiled code is kept for the next model with the same settings.
     """
     torch.compiler.reset()

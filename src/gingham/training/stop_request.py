@@ -11,7 +11,7 @@ from gingham.errors import Terminated
 
 
 class StopRequest:
-    """Whether this process was asked to stop, and by which signal."""
+    """Whether this process should stop, and which signal requested it."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -26,10 +26,11 @@ class StopRequest:
 
 @contextlib.contextmanager
 def deferred_signals(*, ignore_repeats: bool = False) -> Iterator[StopRequest]:
-    """Record Ctrl-C and SIGTERM inside the block instead of ending the process at once.
+    """Inside the block, record Ctrl-C and SIGTERM instead of ending the process at once.
 
-    The second Ctrl-C ends it all the same, unless `ignore_repeats`. Signals that already have a handler, or are
-    ignored, are left alone; so is everything outside the main thread, where Python does not allow signal handlers.
+    A second signal ends the process at once, unless `ignore_repeats` is True. Signals that already have a handler or
+    are ignored are not changed. Outside the main thread nothing is changed, because Python does not allow signal
+    handlers there.
 
         with deferred_signals() as stop_request:
             for batch in batches:

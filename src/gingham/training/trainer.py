@@ -1,4 +1,4 @@
-"""The Trainer: everything that changes while a network trains, and what its processes must agree on."""
+"""Trainer: the state of a training, and what its processes must agree on."""
 
 import contextlib
 import json
@@ -44,15 +44,15 @@ from gingham.training.step import (
 )
 from gingham.training.stop_request import StopRequest
 
-SAMPLE_SIZE = 500  # images of the training split, which take a tenth of the time of 5,000 validation images
-MIN_CHECKPOINT_AGE = 1.0  # seconds, at the end of an epoch: a GPU may do dozens of epochs a second
+SAMPLE_SIZE = 500  # training images to evaluate, in a tenth of the time that 5,000 validation images take
+MIN_CHECKPOINT_AGE = 1.0  # seconds, at the end of an epoch; a GPU may train dozens of epochs per second
 
 
 class Trainer:
-    """Everything that changes while a network trains: model, optimizer, sampler, history, EMA, step and clock.
+    """Everything that changes during training: model, optimizer, sampler, history, EMA, step and clock.
 
-    `fit` calls its methods in every process at the same step, as some of them communicate. The constructor checks that
-    all processes train the same.
+    `fit` calls the methods in every process at the same step, because some of them communicate. The constructor checks
+    that all processes have the same recipe, data and teachers.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Trainer:
         self.options, self.folder, self.context = options, folder, context
         self.device = choose_device(options.device, context.local_rank if context.size > 1 else None)
         self.precision = choose_precision(recipe.precision, self.device)
-        # What rounding depends on: resuming in another one gives a warning.
+        # What rounding depends on. Resuming in a different one prints a warning.
         self.numeric_environment = state.numeric_environment(self.device, self.precision, context.size)
-        # The generators of these devices and of the CPU are restored for the caller.
+        # Creating the network uses the generators of these devices and the CPU. The caller's state is restored.
         self.rng_devices = [self.device] if self.device.type == "cuda" else []
         with forked_generators(self.rng_devices):
             torch.manual_seed(recipe.seed)
@@ -81,26 +81,26 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, recipe)
         self.sampler = Sampler(recipe, len(train), self.device, train.block)
         self.history = History(recipe, self.sampler, self.device)
-        self.ema: EMA = {}  # averaged weights by name; stays empty without an `ema_decay`
-        self.best: dict[str, torch.Tensor] = {}  # the weights of the best evaluation, with patience
-        self.step = self.first_step = 0  # steps done, and the step resumed from
+        self.ema: EMA = {}  # averaged weights by name; empty if the recipe has no `ema_decay`
+        self.best: dict[str, torch.Tensor] = {}  # the weights of the best evaluation; empty without patience
+        self.step = self.first_step = 0  # the number of steps done, and of steps done before resuming
         self.total_steps = self.sampler.steps
-        self.stop_step = self.total_steps  # earlier once patience has run out
-        self.stop_request = StopRequest()  # to this process; `fit` sets the one that receives signals
-        self.interrupted = False  # whether any process had such a request, as last agreed
-        self.checkpoint_due = False  # as last agreed
+        self.stop_step = self.total_steps  # smaller once patience has run out
+        self.stop_request = StopRequest()  # of this process; `fit` sets the one that receives signals
+        self.interrupted = False  # whether any process had a stop request when they last agreed
+        self.checkpoint_due = False  # as of the last agreement
         self.clock = Clock(self.device)
         self.last_checkpoint = 0.0  # by time.monotonic()
-        self.steps_gathered = 0  # steps whose records are of whole batches, and not of this process's shards
+        self.steps_gathered = 0  # steps whose records are for whole batches instead of this process's shards
 
         self.loss = _build_loss(recipe, options.teachers, self.device, self.precision)
-        # If any teacher was not trained on simulated photos, none is asked about them.
+        # If any teacher was not trained on simulated photos, simulated photos are not distilled.
         trained_on_photos = all(teacher.recipe.photo_share for teacher in options.teachers)  # true without teachers
         self.mask_photos = recipe.photo_share > 0 and not trained_on_photos
         self.loader = BatchLoader(
             train, recipe, self.sampler, self.device, context.rank, context.size, self.mask_photos
         )
-        # What must be the same in every process, and in a checkpoint to resume from.
+        # These must be the same in every process, and in a checkpoint to resume from.
         self.settings: dict[str, Any] = {
             "recipe": recipe.to_dict(),
             "fingerprint": train.fingerprint,
@@ -112,14 +112,18 @@ class Trainer:
     # --- before the first step
 
     def resume(self, warn: Callable[[str], None]) -> None:
-        """Continue from the last checkpoint in the main process's folder, if there is one."""
+        """Continue from the last checkpoint in the main process's folder, if there is one.
+
+        Raises
+            RunError: the checkpoint has other settings, or does not fit this training.
+        """
         folder = self.folder
         assert folder is not None
 
         def read() -> bytes:
             data, torn = read_checkpoint(folder) if has_checkpoint(folder) else (b"", [])
             for sentence in torn:
-                warn(f"{sentence}; going on from the one before it")
+                warn(f"{sentence}; resuming from the one before it")
             return data
 
         if not (data := self.context.from_main(read)):
@@ -131,35 +135,35 @@ class Trainer:
         except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             path = folder / "checkpoint"
             raise RunError(
-                f"the checkpoint in {folder} does not fit ({one_line(error)}); remove {path} to start over"
+                f"the checkpoint in {folder} does not fit this run ({one_line(error)}); remove {path} to start over"
             ) from error
         if warning := state.resume_warning(checkpoint.metadata.get("environment"), self.numeric_environment):
             warn(warning)
 
     def create_train_step(self, warn: Callable[[str], None]) -> TrainStep:
-        """Return the fastest step for this device: eager, compiled if the recipe says so, a CUDA graph on a GPU."""
+        """Return the fastest step for this device: eager, compiled if the recipe says so, or a CUDA graph on a GPU."""
         recipe = self.recipe
-        # A dummy batch for each batch size: as many, and in the same order, in every process, as compiled steps
-        # communicate.
+        # One dummy batch for each batch size. Compiled steps communicate, so every process needs the same number of
+        # batches in the same order.
         sizes = self.loader.shard_sizes(sorted({int(size) for size in self.history.sizes.tolist()}))
         batches = [dummy_batch(size, self.model, recipe, self.mask_photos) for size in sizes]
         self.model.train()
         with_losses = recipe.hard_share < 1
         train_step = EagerStep(self.model, self.optimizer, self.loss, self.precision, with_losses)
         # Warm up with a copy of the model, also for evaluations, which take 500 images at a time. This shows whether
-        # parameters get no gradient, of which DistributedDataParallel must know.
+        # any parameter gets no gradient, which DistributedDataParallel needs to know.
         num_predicted = min(len(self.validation), 500) if self.validation else 0
         has_unused_parameters = warm_up(self.model, train_step, batches, recipe, num_predicted)
         train_step = replace(train_step, model=self.context.data_parallel(self.model, unused=has_unused_parameters))
         if recipe.compile:
             train_step = compile_step(train_step, batches, recipe.network)
-        # A graph repeats the kernels of one step. It runs none of the Python in a user's network, and cannot repeat
-        # the communication of several processes.
+        # A graph only repeats the kernels of one step. It would not run the Python code of a user's network, and
+        # cannot repeat the communication between processes.
         if self.device.type == "cuda" and self.options.network is None and self.context.size == 1:
             try:
                 return CUDAGraphStep(train_step, batches)
             except RuntimeError as error:
-                warn(f"the steps could not be captured as a CUDA graph and take longer ({one_line(error)})")
+                warn(f"the steps could not be captured as a CUDA graph, so they take longer ({one_line(error)})")
         return train_step
 
     def start_clock(self) -> None:
@@ -171,21 +175,21 @@ class Trainer:
 
     def batches(self) -> Iterator[Batch]:
         """Yield this process's shard of each remaining batch."""
-        # `stop_step` is before the end where a resumed training had already stopped early.
+        # `stop_step` is less than `total_steps` if a resumed training had already stopped early.
         for batch in self.loader.batches(self.step, self.stop_step):
             if self.options.network is not None:
-                # Dropout in a user's network draws from torch's global generator. It is seeded by the step, so that
-                # training can resume at any step; processes that share a batch drop different activations.
+                # Dropout in a user's network draws from torch's global generator. It is seeded with the step, so that
+                # training can resume at any step, and with the rank, so that processes drop different activations.
                 rank = f" {self.context.rank}" if self.context.rank else ""
                 torch.manual_seed(zlib.crc32(f"{self.recipe.seed} {self.step}{rank}".encode()))
             yield batch
 
     def record(self, batch: Batch, output: StepOutput) -> None:
-        """Count a step, and record it in the history, the losses by image and the EMA."""
+        """Count a step, and update the history, the losses by image and the EMA."""
         correct = output.correct
         if self.context.size > 1:
-            # Until `_gather_records`, the loss and the number of correct predictions of this shard stand for those of
-            # the batch. The loss is already times the weight, which is 0 for a shard that repeats another's image.
+            # Until `_gather_records`, the history has the loss and the number of correct predictions of this shard,
+            # scaled to the batch. The loss already includes the weight, which is 0 for a shard that repeats another's.
             correct = correct * self.context.size * (batch.weight > 0)
         self.history.record(self.step, output.loss, correct)
         if output.losses is not None and batch.indices is not None:
@@ -194,26 +198,29 @@ class Trainer:
             update_ema(self.ema, self.model, self.step, self.recipe.ema_decay)
         self.step += 1
         if self.step == self.total_steps:
-            self.clock.stop()  # the weights are final; what follows evaluates and saves them
+            self.clock.stop()  # the weights are final; only evaluation and saving follow
 
     def agree_on_stop_and_save(self) -> None:
         """Agree with the other processes whether to stop and to save.
 
-        Before either, and at the end of each epoch, check that losses and weights are finite. This is the only
-        collective of most steps beside those of DistributedDataParallel.
+        Before either, and at the end of each epoch, check that losses and weights are finite. In most steps this is the
+        only collective apart from those of DistributedDataParallel.
+
+        Raises
+            TrainingError: a loss or a weight is not finite.
         """
         seconds = time.monotonic() - self.last_checkpoint
         due = seconds >= self.recipe.checkpoint_seconds or (self.epoch_ended and seconds >= MIN_CHECKPOINT_AGE)
-        # The main process alone saves, so its time counts.
+        # Only the main process saves, so its time counts.
         self.interrupted, self.checkpoint_due = self.context.any(bool(self.stop_request), due and self.context.is_main)
         if self.epoch_ended or self.checkpoint_due or self.interrupted:
             self._gather_records()
             self.history.require_finite(self.step, self.model)
 
     def _gather_records(self) -> None:
-        """Turn the records of this process's shards since the last call into those of whole batches.
+        """Replace the records of this process's shards since the last call by those of whole batches.
 
-        They must be of the current epoch, the only one whose order the sampler knows.
+        The steps must belong to the current epoch, because the sampler has the order of no other epoch.
         """
         if self.context.size == 1:
             return
@@ -230,36 +237,36 @@ class Trainer:
 
     @property
     def epoch_ended(self) -> bool:
-        """Whether an epoch ended with the last step; the last epoch may be a part of one."""
+        """Whether an epoch ended with the last step. The last epoch may be incomplete."""
         return self.sampler.position(self.step)[1] == 0 or self.step == self.total_steps
 
     @property
     def should_stop(self) -> bool:
-        """Whether training is over: after the last step, when patience ran out, or when a process was interrupted."""
+        """Whether to stop: after the last step, when patience has run out, or when a process was interrupted."""
         return self.interrupted or self.step >= self.stop_step
 
     # --- the end of an epoch
 
     def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Temporarily swap in the weights that are evaluated: the EMA where the recipe has one."""
+        """Temporarily swap in the weights to evaluate: the EMA if the recipe has one."""
         return ema_weights(self.model, self.ema)
 
     def evaluate(self) -> None:
-        """Add the epoch to the history, with results on the validation split if they are due.
+        """Add the epoch to the history, with results on the validation split if an evaluation is due.
 
-        A fixed sample of the training split is measured with the same weights, to compare. Call it inside
-        `evaluation_weights`, as it keeps the weights of the best evaluation.
+        A fixed sample of the training split is evaluated with the same weights, for comparison. Call this inside
+        `evaluation_weights`, because it keeps the weights of the best evaluation.
 
         Raises
             TrainingError: the validation loss is not finite.
         """
         validation = sample = None
         if self.validation is not None and self.history.evaluation_due(self.step):
-            self.context.broadcast(self.model.buffers())  # BatchNorm statistics of the last step differ by shard
+            self.context.broadcast(self.model.buffers())  # each process has the BatchNorm statistics of its own shard
             validation = self._measure(self.validation.images, self.validation.labels)
             self.history.require_finite_validation(self.step, validation[0])
             sample = self._measure(*self.train.sample(SAMPLE_SIZE))
-            # The sample has images that were not trained on yet, whose loss nothing depends on.
+            # The sample may have images that were not trained on yet. Nothing depends on their loss.
             sample = sample if math.isfinite(sample[0]) else None
         self.history.end_epoch(self.step, validation, sample)
         if self.recipe.patience and validation is not None:
@@ -269,15 +276,15 @@ class Trainer:
             if since_best >= self.recipe.patience:
                 self.stop_step = self.step
             if self.step >= self.stop_step:
-                self.clock.stop()  # again: only this evaluation shows which weights are final
+                self.clock.stop()  # again, because only this evaluation shows which weights are final
 
     def _measure(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
-        """Return loss and accuracy."""
+        """Return the loss and accuracy of the model on images, uint8 (N, C, H, W)."""
         logits = self.context.map_sharded(self.model.logits, images)
         return float(F.cross_entropy(logits, labels)), float((logits.argmax(dim=1) == labels).double().mean())
 
     def checkpoint_if_due(self) -> None:
-        """Save a checkpoint, in the main process, if it is time to or the training stops."""
+        """Save a checkpoint in the main process if one is due or the training stops."""
         if not (self.checkpoint_due or self.should_stop):
             return
         if self.folder is not None and self.context.is_main:
@@ -285,18 +292,18 @@ class Trainer:
                 "step": self.step,
                 "train_seconds": self.clock.seconds,
                 "epochs": self.history.epochs,
-                "environment": self.numeric_environment,  # which is not the Run's
+                "environment": self.numeric_environment,  # not the environment of the Run
                 "dataset": self.train.dataset,
                 **self.settings,
             }
             save_checkpoint(self.folder, self.step, self._state_tensors(), metadata)
-        self.last_checkpoint = time.monotonic()  # also without a folder, so that nothing is due at every step
+        self.last_checkpoint = time.monotonic()  # also without a folder, or a checkpoint would be due at every step
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
         """Return the tensors of a checkpoint.
 
-        The order of the epoch is among them because it may depend on past losses. Every other random draw follows from
-        the seed and the step.
+        They include the order of the epoch, because it may depend on past losses. Every other random draw depends only
+        on the seed and the step.
         """
         parts = {
             "model": self.model.state_dict(),
@@ -309,7 +316,7 @@ class Trainer:
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def _load_state(self, tensors: state.Tensors, metadata: dict[str, Any]) -> None:
-        """Load what `checkpoint_if_due` saved."""
+        """Load the state that `checkpoint_if_due` saved."""
         state.validate_state(tensors, metadata, self.sampler)
         self.step = self.first_step = self.steps_gathered = metadata["step"]
         self.clock.before = float(metadata["train_seconds"])
@@ -326,7 +333,7 @@ class Trainer:
         self.history.correct[: self.step] = tensors["history.correct"]
         self.history.epochs = metadata["epochs"]
         if self.recipe.patience and self.history.evaluations_since_best() >= self.recipe.patience:
-            self.stop_step = self.step  # training had just stopped early
+            self.stop_step = self.step  # the interrupted run had just stopped early
         if self.should_stop:
             self.clock.stop()
 
@@ -334,13 +341,13 @@ class Trainer:
 
     def raise_if_interrupted(self) -> None:
         """Raise KeyboardInterrupt, or Terminated if SIGTERM came to this process, if any process was interrupted."""
-        # A single process also obeys a signal that came after it last agreed. Several would have to agree again.
+        # A single process also obeys a signal that came after the last agreement. Several would have to agree again.
         if self.interrupted or (self.stop_request and self.context.size == 1):
             self.stop_request.stop()
 
     def finish(self) -> Run:
         """Return the run with its final weights."""
-        # The best ones with patience, which are those of the EMA already; else the EMA, else the model's own.
+        # With patience the best weights, which include the EMA; otherwise the EMA if there is one, or the model's own.
         copy_weights(self.model, self.best or self.ema)
         self.context.broadcast(self.model.buffers())
         self.model.eval()
