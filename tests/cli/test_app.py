@@ -37,7 +37,7 @@ USER_ERRORS = {
     ),
     "number": (["train", "--epochs", "abc"], "; got 'abc'\n"),
     "data": (["train", "--data", "fasion-mnist"], "unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?"),
-    "device": (["train", "--device", "tpu"], "no device 'tpu' here; allowed: auto, cpu"),
+    "device": (["train", "--device", "tpu"], "there is no device 'tpu' on this machine; allowed: auto, cpu"),
     "no run": (["evaluate", "runs/nothing"], "there is no folder runs/nothing"),
     "no argument": (["evaluate"], "Missing argument 'run'"),
     "split": (["evaluate", "runs/nothing", "--split", "tset"], "'--split': 'tset' is not one of 'validation', 'test'"),
@@ -46,7 +46,7 @@ USER_ERRORS = {
     "input": (["summary", "article", "--input", "28"], "--input got '28'; write CHANNELSxHEIGHTxWIDTH"),
     "small input": (
         ["summary", "article", "--input", "1x20x20"],
-        ("too small: it ran out at conv8 (Conv2d), which got 10x3x3"),
+        ("too small for conv8 (Conv2d), which got an input of 10x3x3"),
     ),
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),

@@ -33,7 +33,7 @@ def test_find_network_by_name_run_torchvision_and_class(small_run, tmp_path, mon
         ("mine/net.py:Net", "got 'mine/net.py:Net' as a network; write package.module:Class, such as mine.net:Net"),
         ("torch.nn:Conv2d", "missing 3 required positional arguments"),
         ("torch.nn:NoSuch", "has no class or function 'NoSuch'"),
-        ("json:JSONDecoder", "makes a JSONDecoder; a torch.nn.Module is needed"),
+        ("json:JSONDecoder", "creates a JSONDecoder; it must create a torch.nn.Module"),
     ],
 )
 def test_missing_networks_are_an_error(model, message):

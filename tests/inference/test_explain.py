@@ -40,5 +40,5 @@ def test_a_figure_that_cannot_be_written_does_not_prevent_the_prediction(command
     (command.folder / "shirt-explained.png").write_text("the user's own")
     done = command("predict", "shirt.png", "--explain")
     assert done.stdout.startswith("shirt.png: ")
-    assert "is not one of gingham's figures and stays as it is" in done.stderr
+    assert "is not a figure written by gingham, so it is kept" in done.stderr
     assert (command.folder / "shirt-explained.png").read_text() == "the user's own"

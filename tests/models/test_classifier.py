@@ -91,7 +91,7 @@ def test_non_finite_probabilities_are_an_error():
     model = build_classifier("tiny", list("abc"), (1, 8, 8))
     with torch.no_grad():
         model.temperature.fill_(1e-45)
-    with pytest.raises(ModelError, match="answers are not finite numbers; restore its weights from a copy"):
+    with pytest.raises(ModelError, match="predictions are not finite numbers; restore its weights from a copy"):
         model.predict(torch.full((1, 1, 8, 8), 255, dtype=torch.uint8))
 
 

@@ -8,12 +8,9 @@ from gingham.models.conv_arithmetic import Field, Window
 
 def test_table_says_whether_the_field_covers_the_image():
     linear = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
-    assert (
-        "3 pixels, less than the picture; the classifier behind sees all of it"
-        in summarize(linear, (1, 28, 28)).table()
-    )
+    assert "3 pixels, less than the image; the classifier sees all of it" in summarize(linear, (1, 28, 28)).table()
     article = summarize(gingham.NETWORKS["article"](1, 10), (1, 28, 28)).table()
-    assert "28 pixels, which covers the picture (the picture: 1x28x28)" in article
+    assert "28 pixels, which covers the image (image: 1x28x28)" in article
 
 
 def test_explain_shows_the_arithmetic_of_a_layer():

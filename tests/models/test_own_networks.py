@@ -11,7 +11,7 @@ from own_networks import Frozen, Lazy, LazyUncalled, NoParameters, Norms, Plain,
 
 @pytest.fixture
 def command_with_network(command):
-    """The command line in a folder with a user's network in mynets.py."""
+    """Return the command line in a folder with a user's networks in mynets.py."""
     shutil.copy(ROOT / "tests/own_networks.py", command.folder / "mynets.py")
     return command
 
@@ -81,13 +81,11 @@ def test_resumed_training_repeats_the_dropout(quadrants, tmp_path):
 
 def test_wrong_linear_size_is_an_error_with_the_right_number(quadrants):
     data = gingham.load_data(str(quadrants), validation=40)
-    with pytest.raises(
-        ModelError, match=r"reaches fc1 \(Linear\) with 4608 features, it takes 1000; make it Linear\(4608, 64\)"
-    ):
+    with pytest.raises(ModelError, match=r"with 4608 features, but the layer takes 1000; make it Linear\(4608, 64\)"):
         gingham.fit(
             gingham.RECIPES["article"], data.train, progress=False, options=gingham.FitOptions(network=WrongLinear)
         )
-    with pytest.raises(ModelError, match=r"into \(1, 7\), where \(1, 4\) logits are needed"):
+    with pytest.raises(ModelError, match=r"into an output of shape \(1, 7\), but logits of shape \(1, 4\) are needed"):
         gingham.fit(
             gingham.RECIPES["article"], data.train, progress=False, options=gingham.FitOptions(network=WrongOutputs)
         )
@@ -127,8 +125,8 @@ def test_lazy_layers_train_and_load(quadrants, tmp_path, recipe):
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (NoParameters, "the network own_networks:NoParameters has no parameter to train"),
-        (Frozen, "the network own_networks:Frozen has no parameter to train"),
+        (NoParameters, "the network own_networks:NoParameters has no trainable parameter"),
+        (Frozen, "the network own_networks:Frozen has no trainable parameter"),
         (LazyUncalled, r"own_networks:LazyUncalled never calls the layer of spare.weight"),
     ],
 )

@@ -9,10 +9,10 @@ from gingham.models.registry import build_classifier, import_network
 def test_networks_that_do_not_fit_are_an_error():
     with pytest.raises(ModelError, match="unknown network 'articel'; did you mean 'article'"):
         build_classifier("articel", ["a"], (1, 28, 28))
-    with pytest.raises(ModelError, match=r"1x20x20 is too small: it ran out at conv8 \(Conv2d\)"):
+    with pytest.raises(ModelError, match=r"1x20x20 is too small for conv8 \(Conv2d\)"):
         build_classifier("article", ["a"], (1, 20, 20))
     with pytest.raises(
-        ModelError, match=r"turns one picture of 1x32x32 into \(1, 90\), where \(1, 10\) logits are needed"
+        ModelError, match=r"turns one image of 1x32x32 into an output of shape \(1, 90\), but logits of shape \(1, 10\)"
     ):
         build_classifier("article", list("0123456789"), (1, 32, 32))
     with pytest.raises(ModelError, match="mean got 3 values for images of shape"):
@@ -24,7 +24,7 @@ def test_outputs_other_than_a_tensor_are_an_error():
         def forward(self, x):
             return [super().forward(x)]
 
-    with pytest.raises(ModelError, match="the network 'listed' cannot take pictures of 1x2x2"):
+    with pytest.raises(ModelError, match="the network 'listed' cannot take images of 1x2x2"):
         build_classifier("listed", list("abcd"), (1, 2, 2), factory=Listed)
 
 
@@ -45,7 +45,7 @@ def test_importing_anything_but_a_network_is_an_error(name, message):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("NeedsArguments", "no arguments other than channels and classes"), ("not_a_module", "makes a int")],
+    [("NeedsArguments", "no arguments other than channels and classes"), ("not_a_module", "creates a int")],
 )
 def test_factories_that_return_no_network_are_an_error(name, message, quadrants):
     data = gingham.load_data(str(quadrants), validation=40)

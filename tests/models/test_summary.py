@@ -1,4 +1,4 @@
-"""Totals of a network, and the errors for networks that do not fit."""
+"""The totals of a network, and the errors for networks that do not fit the image."""
 
 import copy
 import math
@@ -52,7 +52,7 @@ def test_shared_weights_count_once():
     assert summary.parameters == sum(p.numel() for p in Shared().parameters()) == 36 + 2 + 2 + 2 + 12
     assert [layer.parameters for layer in summary.layers] == [38, 0, 2, 2]
     assert [layer.name for layer in summary.layers] == ["conv", "conv#2", "tied", "mul"]
-    assert "12 of them not used by this pass" in summary.table()
+    assert "12 of them not used in this forward pass" in summary.table()
     assert summary.receptive_field == 7
 
 
@@ -75,17 +75,17 @@ def test_summarize_does_not_change_the_network():
 
 
 def test_too_small_input_is_an_error_that_names_the_layer():
-    with pytest.raises(ModelError, match=r"1x20x20 is too small: it ran out at conv8 \(Conv2d\), which got 10x3x3"):
+    with pytest.raises(ModelError, match=r"1x20x20 is too small for conv8 \(Conv2d\), which got an input of 10x3x3"):
         summarize(gingham.NETWORKS["article"](1, 10), (1, 20, 20))
     pools = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(4), nn.MaxPool2d(4))
-    with pytest.raises(ModelError, match=r"1x8x8 is too small: it ran out at 2 \(MaxPool2d\), which got 2x1x1"):
+    with pytest.raises(ModelError, match=r"1x8x8 is too small for 2 \(MaxPool2d\), which got an input of 2x1x1"):
         summarize(pools, (1, 8, 8))
 
 
 def test_wrong_linear_size_is_an_error_with_the_right_size():
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(100, 10))
     with pytest.raises(
-        ModelError, match=r"reaches 2 \(Linear\) with 2704 features, it takes 100; .*Linear\(2704, 10\)"
+        ModelError, match=r"reaches 2 \(Linear\) with 2704 features, but the layer takes 100; .*Linear\(2704, 10\)"
     ):
         summarize(network, (1, 28, 28))
 
@@ -93,8 +93,8 @@ def test_wrong_linear_size_is_an_error_with_the_right_size():
 def test_wrong_channels_are_an_error_with_the_right_number():
     with pytest.raises(
         ModelError,
-        match=r"reaches conv1 \(Conv2d\) with 3 channels, it takes 1; "
-        r"make it Conv2d\(3, 16, ...\), or give pictures of 1x28x28",
+        match=r"reaches conv1 \(Conv2d\) with 3 channels, but the layer takes 1; "
+        r"make it Conv2d\(3, 16, ...\), or give images of 1x28x28",
     ):
         summarize(gingham.NETWORKS["article"](1, 10), (3, 28, 28))
 

@@ -1,1 +1,1 @@
-"""Networks, the classifier around them, and the layer table."""
+"""Networks, the Classifier that wraps them, and the layer table."""

@@ -1,4 +1,4 @@
-"""The Classifier: a network with its preprocessing, temperature and threshold."""
+"""Classifier: a network with its preprocessing, temperature and threshold."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ from gingham.errors import ModelError
 class Predictions:
     """Predictions of a model for N images.
 
-    `labels` is int64 (N,), the index of the most probable class; `probabilities` is float32 (N, K), rows summing to 1;
-    `unsure` is bool (N,), true where the top probability is below the model's threshold; `classes` holds the K names.
+    `labels`, int64 (N,), has the index of the most probable class. `probabilities` is float32 (N, K); its rows sum to
+    1. `unsure`, bool (N,), is True if the top probability is below the model's threshold. `classes` has the K names.
     """
 
     labels: torch.Tensor
@@ -39,14 +39,14 @@ class Classifier(nn.Module):
     """A network with its preprocessing and calibration: uint8 (N, C, H, W) in, float logits (N, K) out.
 
     Normalisation, temperature and the threshold for "not sure" are buffers, so they are saved with the weights. With
-    tta "flip" and outside of training, the logits are the mean over each image and its mirror image.
+    tta "flip", in evaluation mode, the logits are the mean over each image and its mirror image.
 
         model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
         model.predict(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)).probabilities   # (5, 10)
 
     Raises
-        ModelError: `mean` or `std` has neither one number nor one per channel, or the images have another shape or
-        dtype.
+        ModelError: `mean` or `std` has neither one value nor one per channel, or the images have the wrong shape or
+            dtype.
     """
 
     mean: torch.Tensor
@@ -72,12 +72,12 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, channels):
                 raise ModelError(
-                    f"{name} got {len(values)} values for images of shape {input_shape}; give one, or one a channel"
+                    f"{name} got {len(values)} values for images of shape {input_shape}; give one, or one per channel"
                 )
             self.register_buffer(name, torch.tensor(values).repeat(channels // len(values)).view(1, channels, 1, 1))
-        self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; divides the logits
-        self.register_buffer("threshold", torch.tensor(0.0))  # a prediction whose probability is below it is "not sure"
-        # Convolutions are faster on NHWC: with NCHW a step takes 1.2 to 1.3 times as long (benchmarks/step_time.py).
+        self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; the logits are divided by it
+        self.register_buffer("threshold", torch.tensor(0.0))  # predictions with a lower probability are "not sure"
+        # Convolutions are faster in NHWC: with NCHW a step takes 1.2 to 1.3 times as long (benchmarks/step_time.py).
         self.to(memory_format=torch.channels_last)
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class Classifier(nn.Module):
         if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:
             expected_shape = ", ".join(map(str, self.input_shape))
             raise ModelError(
-                f"the model got {str(images.dtype).removeprefix('torch.')} pictures of shape {tuple(images.shape)}; "
+                f"the model got {str(images.dtype).removeprefix('torch.')} images of shape {tuple(images.shape)}; "
                 f"it takes uint8 of shape (N, {expected_shape}) with values from 0 to 255"
             )
         pixels = (images.float() / 255 - self.mean) / self.std
@@ -97,19 +97,23 @@ class Classifier(nn.Module):
         return logits / self.temperature
 
     def predict(self, images: torch.Tensor | npt.NDArray[np.uint8], batch_size: int = 500) -> Predictions:
-        """Return the model's predictions for uint8 images (N, C, H, W), computed in float32, `batch_size` at a time."""
+        """Return the model's predictions for uint8 images (N, C, H, W), computed in float32, `batch_size` at a time.
+
+        Raises
+            ModelError: the images have the wrong shape or dtype, or the predictions are not finite.
+        """
         logits = self.logits(torch.as_tensor(images), batch_size)
         probabilities = logits.softmax(dim=1)
         if not bool(probabilities.isfinite().all()):
             raise ModelError(
-                "the model's answers are not finite numbers; restore its weights from a copy or retrain it"
+                "the model's predictions are not finite numbers; restore its weights from a copy or train it again"
             )
         confidence, labels = probabilities.max(dim=1)
         return Predictions(labels, probabilities, confidence < self.threshold.cpu(), self.classes)
 
     @torch.no_grad()
     def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
-        """Return float32 logits (N, K) on the CPU, in evaluation mode and without gradients."""
+        """Return float32 logits (N, K) on the CPU, computed in evaluation mode without gradients."""
         device = self.mean.device
         with evaluation_mode(self), without_tf32(device):
             logits = [self(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)]
@@ -118,7 +122,7 @@ class Classifier(nn.Module):
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Temporarily put a network in evaluation mode; afterwards each module has its own mode back."""
+    """Temporarily put a network in evaluation mode, and then restore the mode of each module."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

@@ -1,7 +1,8 @@
-"""Output size and receptive field of one layer, as integer arithmetic along one axis.
+"""Compute the output size and receptive field of one layer, along one axis.
 
-Source: Dumoulin & Visin, "A guide to convolution arithmetic for deep learning" (arXiv 1603.07285) and
-Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks" (distill.pub, 2019)."""
+Sources: Dumoulin & Visin, "A guide to convolution arithmetic for deep learning" (arXiv 1603.07285), and Araujo,
+Norris & Sim, "Computing receptive fields of convolutional neural networks" (distill.pub, 2019).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Window:
-    """A layer that slides over one axis: a convolution or a pooling. `ceil_mode` rounds its output size up."""
+    """The window of a convolution or pooling along one axis. `ceil_mode` rounds the output size up."""
 
     kernel: int
     stride: int = 1
@@ -20,13 +21,13 @@ class Window:
 
     @property
     def span(self) -> int:
-        """Return the number of input positions from the first to the last tap: dilation (kernel - 1) + 1."""
+        """Return the number of input positions from the window's first to its last: dilation (kernel - 1) + 1."""
         return self.dilation * (self.kernel - 1) + 1
 
 
 @dataclass(frozen=True)
 class Field:
-    """The receptive field of an output position: `size` input pixels, `jump` pixels from the next position's field."""
+    """The receptive field of an output position: `size` input pixels, `jump` pixels from the next position's."""
 
     size: int = 1
     jump: int = 1
@@ -41,12 +42,12 @@ class Field:
 
 
 def output_size(size: int, window: Window) -> int:
-    """Return floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, rounded up instead with `ceil_mode`.
+    """Return floor((in + 2 padding - dilation (kernel - 1) - 1) / stride) + 1, or with ceil if `ceil_mode` is set.
+
+    The result is less than 1 if the dilated window is wider than the padded input.
 
     >>> output_size(28, Window(kernel=3)), output_size(22, Window(kernel=2, stride=2))
     (26, 11)
-
-    It is below 1 if the dilated window is wider than the padded input.
     """
     last_start = size + 2 * window.padding - window.span
     steps = -(-last_start // window.stride) if window.ceil_mode else last_start // window.stride
@@ -56,7 +57,7 @@ def output_size(size: int, window: Window) -> int:
     return steps + 1
 
 
-# What the arguments of aten's poolings are after the first, the image. Those at the end may be missing.
+# The arguments of aten's pooling operations after the input, in order. The last ones may be missing.
 _POOLINGS = {
     "max_pool2d_with_indices": ("kernel", "stride", "padding", "dilation", "ceil_mode"),
     "avg_pool2d": ("kernel", "stride", "padding", "ceil_mode"),
@@ -64,7 +65,7 @@ _POOLINGS = {
 
 
 def read_windows(operation: str, args: Sequence[Any]) -> list[Window]:
-    """Return what a 2D convolution or pooling slides along height and width, nothing for other aten operations."""
+    """Return the windows of a 2D convolution or pooling along height and width, none for other aten operations."""
     if operation == "convolution" and args[1].dim() == 4:
         values = {"kernel": args[1].shape[2:], "stride": args[3], "padding": args[4], "dilation": args[5]}
     elif operation in _POOLINGS:
@@ -72,6 +73,6 @@ def read_windows(operation: str, args: Sequence[Any]) -> list[Window]:
         values["stride"] = values.get("stride") or values["kernel"]
     else:
         return []
-    # One number is for both axes.
+    # A single number applies to both axes.
     pairs: dict[str, Any] = {name: [value] if isinstance(value, int) else value for name, value in values.items()}
     return [Window(**{name: pair[axis] for name, pair in pairs.items()}) for axis in (0, -1)]

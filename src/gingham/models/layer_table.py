@@ -1,4 +1,4 @@
-"""The layer table of a network: rows, totals, and the arithmetic of each layer as text."""
+"""The layer table of a network: its rows, its totals, and the formulas of each layer as text."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ _JUMP = "jump before × stride"
 
 @dataclass(frozen=True)
 class Slide:
-    """A sliding window along one axis: the size of its input and the receptive field of each input position."""
+    """A window along one axis, the size of its input, and the receptive field of each input position if known."""
 
     window: Window
     size: int
@@ -32,7 +32,7 @@ class Slide:
         return "ceil" if self.window.ceil_mode else "floor"
 
     def arithmetic(self, compact: bool) -> list[str]:
-        """Return the formulas of output size, field and jump with their numbers; only the size for an unknown field."""
+        """Return the formulas of output size, field and jump with their numbers, or only the size if unknown."""
         window, before = self.window, self.before
         taps, times = (f"{window.kernel - 1}", "×") if compact else (f"({window.kernel} − 1)", " × ")
         padding = 2 * window.padding if compact else f"2·{window.padding}"
@@ -48,7 +48,7 @@ class Slide:
 
 @dataclass(frozen=True)
 class Filters:
-    """A convolution's weight: `shape` is (out channels, in channels per group, height, width)."""
+    """The weight of a convolution: `shape` is (out channels, in channels per group, height, width)."""
 
     shape: tuple[int, int, int, int]
     groups: int
@@ -60,9 +60,9 @@ class Layer:
     """One row of the table: a module without inner modules, or an operation between modules that joins or reshapes.
 
     `output_shape` has no batch dimension. `receptive_field` is in input pixels: an int, [height, width] if they differ,
-    "all" for the whole image whatever its size, None if unknown. `beside_global` marks a field that leaves out a side
-    branch which sees everything. `flops` counts a multiply-add as two. `slides` has what slides along height and width
-    in a convolution or pooling, and `filters` a convolution's weight.
+    "all" for the whole image whatever its size, or None if unknown. `beside_global` is True if the field leaves out a
+    side branch that sees the whole image. `flops` counts a multiply-add as two operations. `slides` has the windows of
+    a convolution or pooling along height and width, and `filters` the weight of a convolution.
     """
 
     name: str
@@ -87,10 +87,10 @@ class Layer:
 
 @dataclass
 class Summary:
-    """A network's layers and totals. `print(summary)` shows the table with its formulas.
+    """The layers and totals of a network. `print(summary)` shows the table and its formulas.
 
-    `receptive_field` belongs to the feature map that enters the classifier's pooling or flattening. `memory_bytes` is
-    for one float image: input, every layer's output (in-place ones once), parameters and buffers.
+    `receptive_field` is that of the feature map that the classifier pools or flattens. `memory_bytes` is for one float
+    image: the input, the output of every layer (in-place outputs count once), parameters and buffers.
     """
 
     name: str
@@ -114,10 +114,10 @@ class Summary:
         return {**values, "layers": [layer.to_dict() for layer in self.layers]}
 
     def explain(self, name: str) -> str:
-        """Return one layer's formulas with its numbers filled in, or those of all convolutions and poolings for "all".
+        """Return a layer's formulas with its numbers, or with "all" those of all convolutions and poolings.
 
         Raises
-            ModelError: there is no such layer.
+            ModelError: there is no layer with this name.
         """
         if name == "all":
             return "\n\n".join(_explain(layer, self) for layer in self.layers if layer.slides)
@@ -139,35 +139,35 @@ class Summary:
         columns = ["layer", "kind<", "kernel", "output", "params", "FLOPs", "memory", "field", "jump"]
         trainable, frozen = self.trainable_parameters, self.parameters - self.trainable_parameters
         unused = self.parameters - sum(layer.parameters for layer in self.layers)
-        unused_note = f"; {unused:,} of them not used by this pass" if unused else ""
+        unused_note = f"; {unused:,} of them not used in this forward pass" if unused else ""
         sizes = {"input": self.input_bytes, "activations": self.activation_bytes, "parameters": self.parameter_bytes}
         memory = ", ".join(f"{name} {count(size, 'B')}" for name, size in sizes.items())
         lines = [
             render_table(columns, rows),
             "",
             f"parameters        {self.parameters:,} ({trainable:,} trainable, {frozen:,} not{unused_note})",
-            f"receptive field   {self._describe_field()} (the picture: {_format([*self.input_shape])})",
-            f"FLOPs             {self.flops:,} a picture (a multiply-add is two)",
-            f"memory            {count(self.memory_bytes, 'B')} a picture in float32: {memory}",
+            f"receptive field   {self._describe_field()} (image: {_format([*self.input_shape])})",
+            f"FLOPs             {self.flops:,} per image (a multiply-add counts as two)",
+            f"memory            {count(self.memory_bytes, 'B')} per image in float32: {memory}",
         ]
         if any(layer.beside_global for layer in self.layers):
-            lines.append("* beside a global side branch (a gate or a statistic over all positions), which is left out")
+            lines.append("* without a side branch that sees the whole image (a gate or a statistic over all positions)")
         return "\n".join(lines)
 
     def _describe_field(self) -> str:
         if self.receptive_field is None:
-            return "unknown: an operation on the way is not followed"
+            return "unknown: an operation before it cannot be traced"
         if isinstance(self.receptive_field, str):
-            return "all of the picture"
+            return "all of the image"
         height, width = self.receptive_field if isinstance(self.receptive_field, list) else [self.receptive_field] * 2
         covers = height >= self.input_shape[1] and width >= self.input_shape[2]
-        verdict = "which covers the picture" if covers else "less than the picture"
+        verdict = "which covers the image" if covers else "less than the image"
         pixels = f"{_format(self.receptive_field)} pixels, {verdict}"
         pooled_later = any(layer.receptive_field == "all" for layer in self.layers)
-        return f"{pixels}; the classifier behind sees all of it" if pooled_later and not covers else pixels
+        return f"{pixels}; the classifier sees all of it" if pooled_later and not covers else pixels
 
     def formulas(self) -> str:
-        """Return the formulas of output size and receptive field, and each convolution and pooling in numbers."""
+        """Return the formulas of output size and receptive field, and their numbers for convolutions and poolings."""
         sliding = [layer for layer in self.layers if layer.slides]
         shown = sliding if len(sliding) <= 12 else [*sliding[:3], *sliding[-1:]]
         lines = [
@@ -198,9 +198,9 @@ def _explain(layer: Layer, summary: Summary) -> str:
     title = f"{layer.name} ({layer.kind}): output {shape}, {layer.parameters:,} parameters, {layer.flops:,} FLOPs"
     if not layer.slides:
         pixels = _format(layer.receptive_field)
-        texts = {"all": "sees the whole picture", "-": "has no receptive field that can be said"}
+        texts = {"all": "sees the whole image", "-": "has an unknown receptive field"}
         seen = texts.get(pixels, f"sees {pixels} pixels, as its input does")
-        return f"{title}\n  no window slides here: each output {seen}"
+        return f"{title}\n  no sliding window: each output {seen}"
     lines = [title]
     height, width = layer.slides
     if height == width:

@@ -1,4 +1,4 @@
-"""Gingham's network architectures."""
+"""The network architectures that come with Gingham."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ def article(channels: int = 1, classes: int = 10) -> nn.Module:
     """Return the article's network for 28x28 images: float (N, channels, 28, 28) -> log-probabilities (N, classes).
 
     Eight convolutions without padding or bias and one max-pooling, so that the receptive field covers all of the
-    image's 28 pixels. It has 48,884 parameters for one channel and ten classes, in PyTorch's default initialisation.
+    image's 28 pixels. For one channel and ten classes it has 48,884 parameters, with PyTorch's default initialisation.
 
     >>> sum(p.numel() for p in article().parameters())
     48884
@@ -35,7 +35,7 @@ def article(channels: int = 1, classes: int = 10) -> nn.Module:
         ("relu5", nn.ReLU()),
         ("conv6", nn.Conv2d(32, 32, 3, bias=False)),  # (N, 32, 7, 7), 16
         ("relu6", nn.ReLU()),
-        ("conv7", nn.Conv2d(32, 10, 1, bias=False)),  # (N, 10, 7, 7), 16: if its ReLU dies, training stops
+        ("conv7", nn.Conv2d(32, 10, 1, bias=False)),  # (N, 10, 7, 7), 16; if its ReLU is dead, nothing is learned
         ("relu7", nn.ReLU()),
         ("conv8", nn.Conv2d(10, classes, 7, bias=False)),  # (N, K, 1, 1), 28: the whole image
         ("flatten", nn.Flatten()),  # (N, K)
@@ -45,9 +45,9 @@ def article(channels: int = 1, classes: int = 10) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """Compute x + layers(x): float (N, C, H, W) in and out, so that the gradient passes through any number of blocks.
+    """Return x + layers(x), so that the gradient passes through any number of blocks: float (N, C, H, W) in and out.
 
-    Source: He et al., "Deep Residual Learning" (arXiv 1512.03385); here no ReLU follows the sum.
+    Source: He et al., "Deep Residual Learning" (arXiv 1512.03385), but without a ReLU after the sum.
     """
 
     def __init__(self, layers: nn.Module) -> None:
@@ -62,8 +62,8 @@ class Residual(nn.Module):
 class MeanPool(nn.Module):
     """Return the mean over all positions: float (N, C, H, W) -> (N, C).
 
-    The same as `nn.AdaptiveAvgPool2d(1)`, whose gradient has another memory format than the activations: the
-    conversions make a step 1.1 times as long (benchmarks/step_time.py).
+    It is used instead of `nn.AdaptiveAvgPool2d(1)`, whose gradient has a different memory format than the activations:
+    converting it makes a step 1.1 times as long (benchmarks/step_time.py).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -73,16 +73,16 @@ class MeanPool(nn.Module):
 def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blocks: Sequence[int]) -> nn.Module:
     """Return a residual network for images of any size: float (N, channels, H, W) -> logits (N, classes).
 
-    Each stage has a convolution of stride 2, which halves the image, and then residual blocks: `widths` has the stages'
-    channels, `blocks` their numbers of blocks. The first stage's convolution is 5x5, all others are 3x3. BatchNorm
-    follows every convolution. The mean over the remaining positions goes into one linear layer.
+    Each stage has a convolution of stride 2, which halves the image, followed by residual blocks. `widths` has the
+    number of channels of each stage, and `blocks` its number of blocks. The first stage's convolution is 5x5, all
+    others are 3x3. BatchNorm follows every convolution. The mean over the remaining positions enters a linear layer.
 
     >>> residual(widths=(16, 32, 64), blocks=(0, 1, 1))(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
 
     def convolution(in_channels: int, out_channels: int, size: int, stride: int) -> nn.Module:
-        # Strides instead of pooling: on a CPU a max-pooling takes as long as the convolution before it.
+        # Strides instead of pooling, because on a CPU max-pooling takes as long as the convolution before it.
         conv = nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2, bias=False)
         return nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(out_channels), relu=nn.ReLU(inplace=True)))
 
@@ -97,9 +97,9 @@ def residual(channels: int = 1, classes: int = 10, *, widths: Sequence[int], blo
 
 
 class WideBlock(nn.Module):
-    """A shortcut beside two 3x3 convolutions after BatchNorm and ReLU.
+    """A residual block of two 3x3 convolutions, each after BatchNorm and ReLU.
 
-    It takes float (N, C, H, W) and returns (N, K, H / stride, W / stride).
+    float (N, C, H, W) -> (N, K, H / stride, W / stride), with C `in_channels` and K `out_channels`.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -120,8 +120,8 @@ class WideBlock(nn.Module):
 def wide_residual(channels: int = 1, classes: int = 10, *, depth: int, widen: int) -> nn.Module:
     """Return a wide residual network (WRN) for images of any size: float (N, channels, H, W) -> logits (N, classes).
 
-    Three stages of (depth - 4) / 6 blocks with 16, 32 and 64 times `widen` channels, at the image's full size, half and
-    a quarter of it. Very accurate on small images, but slow without a GPU.
+    Three stages of (depth - 4) / 6 blocks each, with 16, 32 and 64 times `widen` channels, at the image's size, half of
+    it and a quarter of it. Very accurate on small images, but slow without a GPU.
 
     >>> sum(p.numel() for p in wide_residual(3, 10, depth=28, widen=10).parameters())
     36479194

@@ -1,8 +1,8 @@
 """Trace the receptive fields of all tensors of a forward pass, operation by operation.
 
-A tensor's `View` says which image pixels each of its positions sees. Its coordinates are tensors themselves, so that a
-reshape, a slice or a transposition needs no arithmetic: it is applied to the coordinates as well. Padding continues
-the coordinates beyond the image, so that fields are not cut off at its borders.
+The `View` of a tensor has the image pixels that each of its positions sees. These coordinates are tensors themselves,
+so a reshape, slice or transposition is simply applied to them. Padding extends the coordinates beyond the image, so
+that fields are not cut off at its borders.
 
 `conv_arithmetic.py` has the arithmetic of one layer.
 """
@@ -23,9 +23,9 @@ from gingham.models.conv_arithmetic import Window, read_windows
 class Span:
     """The image pixels that a tensor's positions see along height or width: those from `low` to `high`.
 
-    These coordinates are float64 and broadcast to the tensor's shape: where they do not change along a dimension, they
-    have size 1 in it. `extent` is the largest distance from `low` to `high`. `jump` is the number of pixels between
-    neighbouring positions, None without a regular grid.
+    These coordinates are float64 and broadcast to the tensor's shape. They have size 1 in a dimension along which they
+    do not change. `extent` is the largest distance from `low` to `high`. `jump` is the number of pixels between
+    neighbouring positions, or None if they do not form a regular grid.
     """
 
     low: torch.Tensor
@@ -35,7 +35,7 @@ class Span:
 
     @property
     def size(self) -> int:
-        """Return the receptive field in pixels, the largest if positions differ."""
+        """Return the receptive field in pixels; if positions differ, the largest."""
         return math.floor(self.extent + 1e-6) + 1
 
     @property
@@ -52,10 +52,10 @@ class Span:
 class View:
     """The image pixels that the positions of a tensor of this shape see.
 
-    `spans` has those along height and along width; it is empty if the tensor sees all of the image. `beside_global` is
-    True if a side branch that sees everything (a gate fed by global pooling, a statistic over all positions) was left
-    out. `before_pooling` is the view of the input of an adaptive or global pooling, as long as no other window follows.
-    `attended` is True after attention, in which every position sees every other.
+    `spans` has the pixels along height and along width; it is empty if every position sees the whole image.
+    `beside_global` is True if a side branch that sees the whole image (a gate after global pooling, a statistic over
+    all positions) was left out. `before_pooling` is the view of the input of an adaptive or global pooling, until
+    another window follows. `attended` is True after attention, in which every position sees every other.
     """
 
     shape: tuple[int, ...]
@@ -66,13 +66,13 @@ class View:
 
     @property
     def sees_all(self) -> bool:
-        """Return whether all positions were mixed."""
+        """Return whether every position sees the whole image."""
         return not self.spans
 
     @property
     def jump(self) -> tuple[int, ...] | None:
-        """Return the pixels between neighbouring positions, height and width, or None without a regular grid."""
-        jumps = [abs(round(span.jump)) for span in self.spans if span.jump is not None]  # mirrored: negative
+        """Return the pixels between neighbouring positions along height and width, or None without a regular grid."""
+        jumps = [abs(round(span.jump)) for span in self.spans if span.jump is not None]  # negative if mirrored
         return tuple(jumps) if len(jumps) == 2 else None
 
 
@@ -80,13 +80,13 @@ UNKNOWN = View((), ())  # the view of a tensor that could not be traced
 
 
 def input_view(shape: Sequence[int]) -> View:
-    """Return the view of an input of shape (N, C, H, W), in which each position sees its own pixel."""
+    """Return the view of an input of shape (N, C, H, W), in which each position sees only its own pixel."""
     rows, columns = _count_along(-2, shape[-2])[None, None], _count_along(-1, shape[-1])[None, None, None]
     return View(tuple(shape), (Span(rows, rows, 0, 1), Span(columns, columns, 0, 1)))
 
 
 def tensors_in(values: Any) -> list[torch.Tensor]:
-    """Return the tensors in a tensor or in nested lists, tuples and dicts, in order."""
+    """Return the tensors in nested lists, tuples and dicts, in order; a single tensor is allowed too."""
     return [leaf for leaf in tree_leaves(values) if torch.is_tensor(leaf)]
 
 
@@ -95,8 +95,8 @@ def trace(
 ) -> list[View]:
     """Return the view of each output of an aten operation.
 
-    `view_by_id` has the views of those arguments that depend on the image, at least one.
-    The result is UNKNOWN if one of them is, or if the operation mixes positions in a way that is not traced.
+    `view_by_id` has the views of the arguments that depend on the image, at least one. The result is UNKNOWN if one of
+    them is, or if the operation mixes positions in a way that cannot be traced.
     """
     operands, name = list(view_by_id.values()), operation_name(operation)
     try:
@@ -106,7 +106,7 @@ def trace(
             traced = _rearrange(operands[0], lambda coordinates: operation(coordinates, *args[1:]))
         else:
             traced = [_trace_output(name, args, tuple(output.shape), view_by_id) for output in outputs]
-    except (RuntimeError, IndexError):  # not traced, or impossible with these coordinates
+    except (RuntimeError, IndexError):  # cannot be traced, or cannot be applied to these coordinates
         traced = [UNKNOWN] * len(outputs)
     return [_fit(view, tuple(output.shape)) for view, output in zip(traced, outputs, strict=True)]
 
@@ -133,7 +133,7 @@ def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], view_b
     if all(view.sees_all for view in operands):
         return _join(operands)
     if name in ("cat", "stack"):
-        # Along a spatial dimension, as for a class token beside patches, no regular grid is left.
+        # After joining along a spatial dimension, such as a class token with patches, there is no regular grid.
         dim = (args[1] if len(args) > 1 else 0) % len(shape)
         if name == "stack":
             insert = partial(torch.unsqueeze, dim=dim)
@@ -150,7 +150,7 @@ def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], view_b
 
 
 def _fit(view: View, shape: tuple[int, ...]) -> View:
-    """Return the view of a tensor of this shape, UNKNOWN if it cannot have these coordinates."""
+    """Return the view with this shape, or UNKNOWN if its coordinates do not fit the shape."""
     sizes = [coordinates.shape for span in view.spans for coordinates in (span.low, span.high)]
     fits = view is not UNKNOWN and all(len(size) == len(shape) and _broadcasts(size, shape) for size in sizes)
     return replace(view, shape=shape) if fits else UNKNOWN
@@ -162,17 +162,17 @@ def _broadcasts(shape: Sequence[int], target: Sequence[int]) -> bool:
 
 
 def _count_along(dim: int, size: int) -> torch.Tensor:
-    """Return 0, 1, 2, ... along a dimension, which is counted from the end."""
+    """Return 0, 1, 2, ... along a dimension that is counted from the end (-1 is the last)."""
     return torch.arange(size, dtype=torch.float64, device="cpu").reshape(-1, *[1] * (-1 - dim))
 
 
 def _make_span(low: torch.Tensor, high: torch.Tensor, single_jump: float | None) -> Span:
-    """Return the span of these coordinates. If they are those of a single position, they do not show the jump."""
+    """Return the span of these coordinates, with `single_jump` if they are of one position and do not show the jump."""
     low, high = _compress(low), _compress(high)
     jump = None
     if low.numel() == high.numel() == 1:
         jump = single_jump
-    elif low.shape == high.shape and low.numel() == max(low.shape):  # they change along one dimension
+    elif low.shape == high.shape and low.numel() == max(low.shape):  # they change along only one dimension
         steps = torch.stack([low.flatten().diff(), high.flatten().diff()])
         smallest, largest = steps.min().item(), steps.max().item()
         jump = smallest if largest - smallest < 1e-6 else None
@@ -180,7 +180,7 @@ def _make_span(low: torch.Tensor, high: torch.Tensor, single_jump: float | None)
 
 
 def _compress(coordinates: torch.Tensor) -> torch.Tensor:
-    """Return coordinates with size 1 in all dimensions along which they do not change."""
+    """Return the coordinates with size 1 in every dimension along which they do not change."""
     for dim, size in enumerate(coordinates.shape):
         first = coordinates.narrow(dim, 0, 1)
         if coordinates.stride(dim) == 0 or (size > 1 and torch.equal(coordinates, first.expand_as(coordinates))):
@@ -189,11 +189,11 @@ def _compress(coordinates: torch.Tensor) -> torch.Tensor:
 
 
 def _rearrange(view: View, move: Callable[[torch.Tensor], Any]) -> list[View]:
-    """Return the views of the outputs of an operation that only moves positions, as it moves the coordinates."""
+    """Return the views of the outputs of an operation that only moves positions, by applying it to the coordinates."""
     columns = []
     for span in view.spans:
         lows, highs = (tensors_in(move(x.expand(view.shape))) for x in (span.low, span.high))
-        # Flattening leaves no grid; joining the parts of split channels, as in ShuffleNet, does.
+        # Flattening destroys the grid. Joining the parts of split channels, as in ShuffleNet, does not.
         jump = span.jump if lows[0].dim() >= min(4, len(view.shape)) else None
         columns.append([_make_span(low, high, jump) for low, high in zip(lows, highs, strict=True)])
     return [replace(view, spans=spans) for spans in zip(*columns, strict=True)]
@@ -201,7 +201,7 @@ def _rearrange(view: View, move: Callable[[torch.Tensor], Any]) -> list[View]:
 
 def _reshape(view: View, _args: Sequence[Any], shape: Sequence[int]) -> View:
     def move(coordinates: torch.Tensor) -> torch.Tensor:
-        if coordinates.stride(-1) == 0 and view.shape[-1] == shape[-1]:  # channels last, as for a Linear: do not copy
+        if coordinates.stride(-1) == 0 and view.shape[-1] == shape[-1]:  # channels last, as for a Linear; avoids a copy
             return coordinates[..., 0].reshape(*shape[:-1], 1)
         return coordinates.reshape(shape)
 
@@ -209,7 +209,7 @@ def _reshape(view: View, _args: Sequence[Any], shape: Sequence[int]) -> View:
 
 
 def _mix(view: View, dims: list[int]) -> View:
-    """Return the view after all positions along these dimensions were mixed, of which one is left."""
+    """Return the view after all positions along these dimensions were combined into one."""
     if not any(span.changes_along(dims) for span in view.spans):
         return view
     spans = []
@@ -230,7 +230,7 @@ def _attend(view: View) -> View:
 
 
 def _statistic(view: View, dims: Iterable[int]) -> View:
-    """Trace an element-wise operation with a statistic over some dimensions: over positions, a global side branch."""
+    """Trace normalisation by a statistic over some dimensions. If it is over positions, it is a global side branch."""
     return replace(view, beside_global=view.beside_global or any(span.changes_along(dims) for span in view.spans))
 
 
@@ -239,7 +239,7 @@ def _join(operands: Sequence[View]) -> View:
     if len(operands) == 1:
         return operands[0]
     for view in operands:
-        if view.attended:  # unlike a gate this cannot be left out: every position sees everything
+        if view.attended:  # unlike a gate, attention cannot be left out: every position sees every other
             return view
     local = [view for view in operands if not view.sees_all] or operands
     spans = []
@@ -252,9 +252,9 @@ def _join(operands: Sequence[View]) -> View:
 
 
 def _slide(view: View, shape: Sequence[int], reaches: Sequence[tuple[float, float, float]]) -> View:
-    """Return the view after windows, padding or interpolation, whose output has this shape.
+    """Return the view after sliding windows, padding or interpolation with an output of this shape.
 
-    `reaches` has stride, first and last for each of the last dimensions: output i sees the positions from
+    `reaches` has (stride, first, last) for each of the last dimensions: output i sees the positions from
     i·stride + first to i·stride + last.
     """
     spans = list(view.spans)
@@ -263,11 +263,11 @@ def _slide(view: View, shape: Sequence[int], reaches: Sequence[tuple[float, floa
             continue
         for axis, span in enumerate(spans):
             if not span.changes_along([dim]) and not (span.is_single and span.jump and axis == dim + 2):
-                continue  # other pixels lie along other dimensions
+                continue  # this span does not change along `dim`
             if span.jump is None:
                 raise NotImplementedError("windows over positions without a regular grid")
             starts = span.jump * stride * _count_along(dim, shape[dim])
-            nearest, farthest = sorted([span.jump * first, span.jump * last])  # a mirrored map has a negative jump
+            nearest, farthest = sorted([span.jump * first, span.jump * last])  # the jump is negative if mirrored
             low = span.low.narrow(dim, 0, 1) + (starts + nearest)
             high = span.high.narrow(dim, 0, 1) + (starts + farthest)
             spans[axis] = Span(low, high, span.extent + farthest - nearest, span.jump * stride)
@@ -275,10 +275,10 @@ def _slide(view: View, shape: Sequence[int], reaches: Sequence[tuple[float, floa
 
 
 def _slide_windows(view: View, name: str, windows: Sequence[Window], args: Sequence[Any], shape: Sequence[int]) -> View:
-    """Trace a convolution, or max or average pooling; pooling with a window over the whole map is global pooling."""
+    """Trace a convolution, max-pooling or average pooling. A pooling window over the whole map is global pooling."""
     reaches: list[tuple[float, float, float]] = [(w.stride, -w.padding, w.span - 1 - w.padding) for w in windows]
     if name == "convolution":
-        view = _mix(view, [1])  # too wide for grouped channels that hold folded positions
+        view = _mix(view, [1])  # too wide a field for grouped channels that contain folded positions
         if args[6]:
             reaches = [_transpose(*reach) for reach in reaches]
     else:
@@ -290,13 +290,13 @@ def _slide_windows(view: View, name: str, windows: Sequence[Window], args: Seque
 
 
 def _transpose(stride: float, first: float, last: float) -> tuple[float, float, float]:
-    # Outputs between inputs see different numbers of them: take the largest, at the centre of the middle one.
+    # Outputs see different numbers of inputs. Take the largest number, centred on the middle input.
     middle, half = -(first + last) / (2 * stride), (last - first) // stride / 2
     return 1 / stride, middle - half, middle + half
 
 
 def _adaptive_pool(view: View, _args: Sequence[Any], shape: Sequence[int]) -> View:
-    """Trace adaptive pooling: output i of n is over inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
+    """Trace adaptive pooling: output i of n sees the inputs floor(i m / n) to ceil((i + 1) m / n) - 1 of m."""
     if shape[-2:] == (1, 1):
         return _see_all(view)
     reaches = []
@@ -307,9 +307,9 @@ def _adaptive_pool(view: View, _args: Sequence[Any], shape: Sequence[int]) -> Vi
 
 
 def _upsample(view: View, _args: Sequence[Any], shape: Sequence[int], extra: int) -> View:
-    """Trace interpolation, whose field grows by `extra` positions (nearest 0, bilinear 1, bicubic 3).
+    """Trace interpolation, which enlarges the field by `extra` positions (nearest 0, bilinear 1, bicubic 3).
 
-    Its place is accurate to half a step of the smaller map, because the phase differs from position to position.
+    The field's location is accurate to half a step of the smaller map, because the phase varies between positions.
     """
     scales = [size / new_size for size, new_size in zip(view.shape[-2:], shape[-2:], strict=True)]
     return _slide(view, shape, [(scale, (scale - 1 - extra) / 2, (scale - 1 + extra) / 2) for scale in scales])
@@ -328,7 +328,7 @@ def _reduce(view: View, args: Sequence[Any], shape: Sequence[int], index: int = 
     return _rearrange(mixed, lambda coordinates: coordinates.amin(dims))[0]
 
 
-# Operations on their first argument, beside windows. All others are element-wise if the shapes allow it.
+# Operations on their first argument that are not windows. Any other operation is element-wise if the shapes allow it.
 _TRACERS_BY_NAMES: dict[str, Callable[[View, Sequence[Any], Sequence[int]], View]] = {
     "adaptive_avg_pool2d adaptive_max_pool2d": _adaptive_pool,
     "mean sum amax amin max min logsumexp prod std var any all": _reduce,

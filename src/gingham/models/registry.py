@@ -14,7 +14,7 @@ from gingham.errors import ModelError, is_exhausted, one_line, suggest
 from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 
-MAX_TRIAL_SIDE = 128  # pixels; the largest blank image that a built-in network is tried on
+MAX_TRIAL_SIDE = 128  # pixels; the largest side of the blank image that a built-in network is tried on
 NetworkFactory = Callable[..., nn.Module]
 
 
@@ -24,9 +24,9 @@ def factory_name(factory: NetworkFactory) -> str:
 
 
 def create_network(network: str, factory: NetworkFactory | None, channels: int = 1, classes: int = 10) -> nn.Module:
-    """Return a new network: the one that the factory returns or, without a factory, Gingham's network of that name.
+    """Return a new network: the one that the factory creates or, without a factory, Gingham's network of that name.
 
-    A factory is a class or function. It gets `channels` and `classes` if it has parameters of these names.
+    A factory is a class or function. It gets `channels` and `classes` if it has parameters with these names.
 
     Raises
         ModelError: no network has that name, the factory fails, or it does not return a torch.nn.Module.
@@ -38,11 +38,11 @@ def create_network(network: str, factory: NetworkFactory | None, channels: int =
         created: Any = create(**{name: value for name, value in available.items() if name in parameters})
     except Exception as error:
         raise ModelError(
-            f"cannot make {network} ({type(error).__name__}: {one_line(error)}); it must be a torch.nn.Module that "
+            f"cannot create {network} ({type(error).__name__}: {one_line(error)}); it must be a torch.nn.Module that "
             "needs no arguments other than channels and classes"
         ) from error
     if not isinstance(created, nn.Module):
-        raise ModelError(f"{network} makes a {type(created).__name__}; a torch.nn.Module is needed")
+        raise ModelError(f"{network} creates a {type(created).__name__}; it must create a torch.nn.Module")
     return created
 
 
@@ -55,7 +55,7 @@ def build_classifier(
     tta: str = "none",
     factory: NetworkFactory | None = None,
 ) -> Classifier:
-    """Return a Classifier around a newly initialised network, after a trial on one blank image.
+    """Return a Classifier with a newly initialised network, after trying it on one blank image.
 
     `input_shape` is (C, H, W). `network` is a name in NETWORKS or, with a `factory`, the name to show for its network.
     The initialisation draws from torch's global generator.
@@ -65,7 +65,7 @@ def build_classifier(
     """
     created = create_network(network, factory, input_shape[0], len(classes))
     channels, height, width = input_shape
-    # Built-in networks take any size or a small one, so a large shape from an untrusted file need not be allocated.
+    # Built-in networks take any size or only a small one, so a large size in an untrusted file is not allocated.
     limit = MAX_TRIAL_SIDE if factory is None else max(height, width)
     trial_shape = (channels, min(height, limit), min(width, limit))
     shape = "x".join(map(str, trial_shape))
@@ -82,26 +82,30 @@ def build_classifier(
         from gingham.models.summary import summarize
 
         summarize(created, trial_shape, network)  # its error names the layer
-        raise ModelError(f"the network {network!r} cannot take pictures of {shape} ({one_line(error)})") from error
+        raise ModelError(f"the network {network!r} cannot take images of {shape} ({one_line(error)})") from error
     needed = (1, len(classes))
     if output_shape != needed:
-        remedy = f"let it end in {len(classes)} outputs a picture, such as nn.Linear(..., {len(classes)})"
+        remedy = f"let it end in {len(classes)} outputs per image, such as nn.Linear(..., {len(classes)})"
         if factory is None:
-            remedy = "choose another network or pictures of the size it was made for (article: 28x28)"
-        turns = f"the network {network!r} turns one picture of {shape} into {output_shape}"
-        raise ModelError(f"{turns}, where {needed} logits are needed; {remedy}")
+            remedy = "choose another network, or images of the size that it was made for (article: 28x28)"
+        output = f"the network {network!r} turns one image of {shape} into an output of shape {output_shape}"
+        raise ModelError(f"{output}, but logits of shape {needed} are needed; {remedy}")
     model.input_shape = input_shape
     return model
 
 
 def torchvision_network(name: str) -> nn.Module:
-    """Return an untrained torchvision network, without memory for its weights if that is possible."""
+    """Return an untrained torchvision network, if possible without allocating memory for its weights.
+
+    Raises
+        ModelError: torchvision has no model of that name.
+    """
     import torchvision.models  # takes a second to import and is needed only here
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise ModelError(f"torchvision has no model {name!r}{suggest(name, known)}")
-    # Their initialisation takes seconds and does not affect shapes.
+    # The initialisation of these two takes seconds and does not affect shapes.
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     try:
         with torch.device("meta"):  # shapes without memory or arithmetic
@@ -113,10 +117,11 @@ def torchvision_network(name: str) -> nn.Module:
 def import_network(name: str) -> NetworkFactory:
     """Import the class or function `package.module:Class`, also from the current folder.
 
-    Only here does Gingham import code by name, and the name always comes from the user, never from a file.
+    This is the only function of Gingham that imports code by name. The name always comes from the user, never from a
+    file.
 
     Raises
-        ModelError: the name has another form, or there is no such module or class.
+        ModelError: the name has another form, or the module or the class does not exist or cannot be imported.
     """
     module_name, _, class_name = name.partition(":")
     if module_name.endswith(".py") or not module_name or not class_name:
@@ -128,7 +133,7 @@ def import_network(name: str) -> NetworkFactory:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
-        raise ModelError(f"cannot import {module_name} ({reason}); it must be importable from here") from error
+        raise ModelError(f"cannot import {module_name} ({reason}); it must be importable in this folder") from error
     imported = getattr(module, class_name, None)
     if not callable(imported):
         known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]

@@ -1,4 +1,4 @@
-"""Summarize a network by running it once and recording every layer."""
+"""Create the layer table of a network by running it once and recording every layer."""
 
 import threading
 from collections import Counter
@@ -20,20 +20,20 @@ from gingham.models.conv_arithmetic import Field, read_windows
 from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary
 from gingham.models.receptive_field import UNKNOWN, View, input_view, operation_name, tensors_in, trace
 
-_LOCK = threading.Lock()  # a network's hooks, and torch's setting for attention, belong to all threads
+_LOCK = threading.Lock()  # the hooks of a network, and torch's setting for attention, are shared by all threads
 
 
 def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name: str = "network") -> Summary:
     """Return the layer table of a network for one float image of shape `input_shape` (C, H, W).
 
-    The network is run once, in evaluation mode; nothing changes but lazy layers, which get their shape. It may have
+    The network is run once, in evaluation mode. It is not changed, except that lazy layers get their shape. It may have
     strides, dilation, padding, groups, branches, adaptive and global pooling. If it is a Classifier, such as the
-    `model` of a run, the table is that of its network, for images of the shape that it takes.
+    `model` of a run, the table is of its network, for images of the shape that it takes.
 
         gingham.summarize(gingham.NETWORKS["article"](1, 10)).receptive_field   # 28
 
     Raises
-        ModelError: the input does not fit, or a lazy layer is never called; the message names the layer.
+        ModelError: the network cannot take the image, or never calls a lazy layer; the message names the layer.
 
     Source: Araujo, Norris & Sim, "Computing receptive fields of convolutional neural networks" (distill.pub, 2019).
     """
@@ -50,7 +50,7 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
             enter_module = partial(recorder.enter_module, module_name)
             stack.enter_context(module.register_forward_pre_hook(enter_module, with_kwargs=True))
             stack.enter_context(module.register_forward_hook(recorder.leave_module))
-        # Fused attention is one opaque operation; only its parts can be traced.
+        # Fused attention is a single operation that cannot be traced, so it is disabled.
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -60,9 +60,7 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
             raise ModelError(_describe_failure(recorder.calls[-1], error, name, tuple(input_shape))) from error
     view = recorder.view_by_id.get(id(outputs[0]), UNKNOWN) if outputs else UNKNOWN
     if unused := [name for name, parameter in network.named_parameters() if is_lazy(parameter)]:
-        raise ModelError(
-            f"{name} never calls the layer of {unused[0]}, which has no shape until then; remove the layer"
-        )
+        raise ModelError(f"{name} never calls the layer of {unused[0]}, so the layer has no shape; remove the layer")
     parameters = list(network.parameters())
     return Summary(
         name=name,
@@ -80,7 +78,7 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
 
 @dataclass
 class _Call:
-    """A module's forward in progress, or an operation between modules."""
+    """A module whose forward is running, or an operation between modules."""
 
     name: str
     kind: str
@@ -90,32 +88,32 @@ class _Call:
     first_counted: int = 0
     called_inner: bool = False
     flops: int = 0
-    slides: list[Slide] = field(default_factory=list)  # those along height and width of each operation
+    slides: list[Slide] = field(default_factory=list)  # of each operation, along height and width
     filters: Filters | None = None
 
 
-# Operations between modules that get a row in the table: they join branches, slide, mix or reshape.
+# Operations between modules that get a row in the table: they join branches, slide windows, mix or reshape.
 _TABLE_OPERATIONS = {
     "convolution", "max_pool2d_with_indices", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean",
     "amax", "cat", "addmm", "mm", "bmm", "upsample_nearest2d", "upsample_bilinear2d", "pixel_unshuffle",
 }  # fmt: skip
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class carries no annotations
-    """Traces a forward pass: the view of every tensor, a table row for every module."""
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class has no annotations
+    """Traces a forward pass: records the view of every tensor and a table row for every module."""
 
     def __init__(self, network: nn.Module, image: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[Layer] = []
         self.times_named: Counter[str] = Counter()  # a module that is called twice has two rows
-        self.calls = [_Call("", type(network).__name__, [image])]  # the first counts what happens in all others
+        self.calls = [_Call("", type(network).__name__, [image])]  # the first call counts all operations
         self.parameters = set(map(id, network.parameters()))
-        self.counted: list[int] = []  # the ids of the parameters in the rows, each once
+        self.counted: list[int] = []  # the ids of the parameters that are in a row already
         self.view_by_id = {id(image): input_view(image.shape)}  # of the tensors that depend on the image
-        self.kept = [image]  # these tensors, so that no id is reused
+        self.kept = [image]  # keeps these tensors alive, so that no id is reused
 
     def uncounted(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the parameters that are in no row yet."""
+        """Return those tensors that are parameters and in no row yet."""
         return [x for x in tensors if id(x) in self.parameters and id(x) not in self.counted]
 
     def enter_module(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -126,7 +124,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def leave_module(self, module: nn.Module, _args: Any, out: Any) -> None:
         call = self.calls.pop()
         outputs = tensors_in(out)
-        if not call.called_inner and outputs:  # a module without inner modules is one row
+        if not call.called_inner and outputs:  # a module that calls no other modules is one row
             del self.layers[call.first_row :], self.counted[call.first_counted :]
             self._add_row(call, outputs[0], self.uncounted(module.parameters()))
 
@@ -147,7 +145,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         return out
 
     def _add_operation(self, operation: _Call, args: Sequence[Any], out: torch.Tensor, traced: dict[int, View]) -> None:
-        """Add a row for an operation that is not inside a module of its own."""
+        """Record an operation in its module, and add a row if it joins, slides, mixes or has parameters of its own."""
         module, kind = self.calls[-1], operation.kind
         operation.name = f"{module.name}.{kind}".lstrip(".")
         operation.slides = _slides(kind, args, traced)
@@ -185,9 +183,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
 
 def _slides(operation: str, args: Sequence[Any], traced: dict[int, View]) -> list[Slide]:
-    """Return what a convolution or pooling slides along height and width, nothing for other operations."""
+    """Return the windows of a convolution or pooling along height and width, none for other operations."""
     windows = read_windows(operation, args)
-    if not windows or (operation == "convolution" and args[6]):  # transposed
+    if not windows or (operation == "convolution" and args[6]):  # args[6]: transposed
         return []
     view = traced.get(id(args[0]), UNKNOWN)
     sizes = [span.size for span in view.spans]
@@ -214,12 +212,12 @@ def _describe_failure(call: _Call, error: Exception, name: str, input_shape: tup
             continue
         given, taken = got[axis], getattr(call.module, f"in_{unit}")
         if given != taken:
-            reached = f"a picture of {shape} reaches {layer} with {given} {unit}, it takes {taken}"
+            reached = f"an image of {shape} reaches {layer} with {given} {unit}, but the layer takes {taken}"
             fitting = f"{kind.__name__}({given}, {getattr(call.module, f'out_{unit}')}{more})"
             size_taken = "another size" if kind is nn.Linear else "x".join(map(str, (taken, *input_shape[1:])))
-            return f"{reached}; make it {fitting}, or give pictures of {size_taken}"
+            return f"{reached}; make it {fitting}, or give images of {size_taken}"
     signs = ("Kernel size can't be greater", "too small", "output size is", "Output size")
     if any(sign in str(error) for sign in signs):
-        return f"a picture of {shape} is too small: it ran out at {layer}, which got {size}; give larger pictures"
+        return f"an image of {shape} is too small for {layer}, which got an input of {size}; give larger images"
     failure = f"{layer}, which got {size}, failed ({one_line(error)})"
-    return f"{name} cannot take a picture of {shape}: {failure}; give pictures of another size"
+    return f"{name} cannot take an image of {shape}: {failure}; give images of another size"
