@@ -145,7 +145,7 @@ def test_every_command_accepts_a_folder_and_a_run_on_it(command, shoes):
     command("diagnose", "runs/fast-90-0", "--split", "validation")
     statistics = parse_json(command("show", shoes, "--skip-unreadable", "--json"))
     assert (statistics["images"], statistics["classes"], statistics["shape"]) == (40, ["boot", "sandal"], [1, 28, 28])
-    assert "8 files are not to be read as pictures" in command("diagnose", shoes).stdout
+    assert "8 files are not readable as images" in command("diagnose", shoes).stdout
     save_image(shoes / "boot" / "0.png", seed=123)
     assert "has changed since" in command("evaluate", "runs/fast-90-0", code=2).stderr
 

@@ -1,4 +1,4 @@
-"""Problems are planted in a dataset and must be found; the data without them has no issue."""
+"""Problems that are planted in a dataset are found, and the dataset without them has no issue."""
 
 import dataclasses
 
@@ -38,10 +38,10 @@ def test_exact_duplicates_within_and_across_splits(data):
     images[10], images[20] = images[2], data.test.images[3]
     issues = {issue.code: issue for issue in gingham.check_data(with_train(data, images=images))}
     across = issues["exact-duplicates-across-splits"]
-    assert across.title == "1 test picture is in the training data too (exact duplicates)"
+    assert across.title == "1 test image is also in the training data (exact duplicates)"
     assert across.images == ((("train", 20), ("test", 3)),)
     within = issues["exact-duplicates-within-split"]
-    assert within.title == "1 picture is there more than once within a split (exact duplicates)"
+    assert within.title == "1 image is repeated within a split (exact duplicates)"
     assert within.images == ((("train", 2), ("train", 10)),)
     assert not any(code.startswith("near") for code in issues), (
         "exact duplicates are not reported as near duplicates too"
@@ -86,7 +86,7 @@ def test_constant_images(data):
     (issue,) = gingham.check_data(with_train(data, images=images))
     assert issue.code == "constant-images"
     assert issue.images == ((("train", 5),),)
-    assert "train picture 5" in issue.evidence
+    assert "train image 5" in issue.evidence
 
 
 def test_shuffled_labels(data):
@@ -96,7 +96,7 @@ def test_shuffled_labels(data):
 
 @pytest.mark.parametrize("statistic", ["brightness", "contrast"])
 def test_labels_of_noise_with_its_own_brightness_or_contrast(statistic):
-    """Of such images neighbours by correlation show nothing."""
+    """Such images have no meaningful neighbours by correlation."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(300) % 3
     level = 60 * labels[:, None, None, None]
@@ -123,7 +123,7 @@ def test_wrong_labels(data):
 
 @pytest.mark.slow
 def test_most_wrong_labels_in_fashion_mnist_are_found(fashion_mnist):
-    """Of 600 planted wrong labels most are found, and most of those listed are planted."""
+    """Most of 600 planted wrong labels are found, and most of the listed labels were planted."""
     labels = fashion_mnist.train.labels.clone()
     wrong = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:600]
     labels[wrong] = (labels[wrong] + torch.randint(1, 10, (600,), generator=torch.Generator().manual_seed(1))) % 10
@@ -181,10 +181,10 @@ def test_odd_files_are_listed_with_their_reasons(folder, command):
     assert "is a PNG file, whatever its name says" in reasons["train/bags/really.gif"]
     assert "far from square" in reasons["train/bags/wide.png"]
     output = command("diagnose", folder).stdout
-    assert "3 files are not to be read as pictures" in output
+    assert "3 files are not readable as images" in output
     assert "2 files are odd" in output
     assert "train/bags/truncated.png" in output
-    assert "1 test picture is in the training data too (exact duplicates)" in output
+    assert "1 test image is also in the training data (exact duplicates)" in output
     assert "test/bags/2.png" in output
 
 
@@ -209,7 +209,7 @@ def test_a_folder_without_readable_images_is_an_error(tmp_path):
 
 
 def test_a_narrow_range_of_values(data):
-    """As of 12-bit values stored in the lowest bits of 16, of which 8 are kept."""
+    """12-bit values in the lowest bits of 16-bit files, of which the upper 8 bits are kept."""
     dark = {
         name: dataclasses.replace(split, images=split.images >> 4)
         for name, split in (("train", data.train), ("test", data.test))
@@ -217,4 +217,4 @@ def test_a_narrow_range_of_values(data):
     dark["train"].images[3] = 255
     issues = gingham.check_data(dataclasses.replace(data, **dark))
     (issue,) = [issue for issue in issues if issue.code == "narrow-range"]
-    assert issue.title == "the pictures use 5% of the range of values"
+    assert issue.title == "the images use 5% of the range of values"

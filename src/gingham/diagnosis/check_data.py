@@ -1,4 +1,4 @@
-"""Check a dataset for problems: duplicates, wrong labels, odd files, missing or rare classes."""
+"""Check a dataset for problems: duplicates, wrong labels, odd files, and missing or rare classes."""
 
 import hashlib
 from collections import defaultdict
@@ -18,10 +18,10 @@ from gingham.training.checks import check_labels
 from gingham.training.fit import fit
 from gingham.training.issue import Issue
 
-MAX_IMBALANCE = 10  # ratio of the most common class to the rarest
-MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class and of a label that is likely wrong
-MIN_RANGE = 0.1  # share of the values from 0 to 255 that a dataset's pixels should span
-MAX_LISTED = 40  # images, or groups of them, that an issue lists
+MAX_IMBALANCE = 10  # number of images of the most common class divided by that of the rarest
+MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class, and of a label that is likely wrong
+MIN_RANGE = 0.1  # share of the range from 0 to 255 that the pixels of a dataset should span
+MAX_LISTED = 40  # images, or groups of images, that an issue lists
 ImageIndex = tuple[str, int]  # a split's name and an image's index in it
 Groups = list[tuple[ImageIndex, ...]]
 
@@ -31,14 +31,14 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
 
     Checks for classes that are missing from a split or rare, constant images, a narrow range of values, exact and near
     duplicates within and across splits, labels that do not belong to the images, and single labels that are likely
-    wrong. For the last, a small network is trained on each half of the training and validation images and predicts the
-    other half. The last two checks never use the test split. `odd_files` are the files that reading the data reported,
-    as (file, reason).
+    wrong. For the last check, a small network is trained on each half of the training and validation images and
+    predicts the other half. The last two checks never use the test split. `odd_files` are the files that were reported
+    when the data was read, as (file, reason).
 
         for issue in gingham.check_data(gingham.load_data("fashion-mnist")):
             print(issue)
 
-    Source of the last: Northcutt, Jiang & Chuang, "Confident learning" (arXiv 1911.00068), with fixed thresholds.
+    Source of the last check: Northcutt, Jiang & Chuang, "Confident learning" (arXiv 1911.00068), with fixed thresholds.
     """
     require_types("check_data", data=(data, DataSplits))
     splits = [split for split in (data.train, data.validation, data.test) if split is not None and len(split)]
@@ -59,10 +59,10 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
 def _check_files(odd_files: Sequence[tuple[str, str]]) -> Iterator[Issue]:
     unreadable = [row for row in odd_files if row[1].startswith(UNREADABLE)]
     odd = [row for row in odd_files if row not in unreadable]
-    remove = "take them out, or replace those that should be pictures"
+    remove = "remove them, or replace those that should be images"
     for rows, code, title, fix in (
-        (unreadable, "unreadable-files", "not to be read as pictures", remove),
-        (odd, "odd-files", "odd", "see whether they are what they should be"),
+        (unreadable, "unreadable-files", "not readable as images", remove),
+        (odd, "odd-files", "odd", "check whether they are the files that you meant"),
     ):
         if rows:
             evidence = list_first([" ".join(row) for row in rows], 8)
@@ -75,14 +75,14 @@ def _check_classes(data: DataSplits, splits: Sequence[Split]) -> Iterator[Issue]
         if missing:
             names = list_first(missing, 4)
             title = f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes"
-            fix = f"add pictures of {names} to it, or cut the splits anew"
-            yield Issue("missing-classes", title, f"it has no picture of {names}", fix)
+            fix = f"add images of {names} to it, or create the splits again"
+            yield Issue("missing-classes", title, f"it has no image of {names}", fix)
     counts = {name: count for name, count in data.train.counts().items() if count}
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[common] > MAX_IMBALANCE * counts[rare]:
-        evidence = f"{counts[common]:,} training pictures of {common}, {counts[rare]:,} of {rare}"
-        fix = f"collect more pictures of {rare}, and judge by the accuracy of each class, not by the total"
-        yield Issue("imbalanced-classes", "the classes are out of balance", evidence, fix)
+        evidence = f"{counts[common]:,} training images of {common}, {counts[rare]:,} of {rare}"
+        fix = f"collect more images of {rare}, and use the accuracy of each class instead of the overall accuracy"
+        yield Issue("imbalanced-classes", "the classes are imbalanced", evidence, fix)
 
 
 def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
@@ -91,20 +91,20 @@ def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
         pixels = split.images.flatten(1)
         constant += [(split.name, k) for k in (pixels.amax(dim=1) == pixels.amin(dim=1)).nonzero().flatten().tolist()]
     if constant:
-        title = f"{plural(len(constant), 'picture')} of one value all over"
-        fix = "remove them, or see what went wrong when they were made"
+        title = f"{plural(len(constant), 'image')} with the same value in all pixels"
+        fix = "remove them, or find out what went wrong when they were created"
         images = tuple((image,) for image in constant[:MAX_LISTED])
         yield Issue("constant-images", title, _image_names(splits, constant), fix, images)
 
 
 def _check_range(splits: Sequence[Split]) -> Iterator[Issue]:
-    # Without the lowest and highest hundredth: a few images with a white dot do not make the others brighter.
+    # Quantiles, so that a few images with a white dot do not hide that the others are too dark.
     low = torch.cat([split.images.flatten(1).amin(dim=1) for split in splits]).double().quantile(0.01)
     high = torch.cat([split.images.flatten(1).amax(dim=1) for split in splits]).double().quantile(0.99)
     if 0 < (share := float(high - low) / 255) < MIN_RANGE:
-        evidence = f"their values lie between {low:.0f} and {high:.0f}, of 0 to 255"
-        fix = "make them anew from their source, with values up to 255 (65535 in 16-bit files)"
-        yield Issue("narrow-range", f"the pictures use {share:.0%} of the range of values", evidence, fix)
+        evidence = f"their values are between {low:.0f} and {high:.0f}, out of 0 to 255"
+        fix = "create them again from their source, with values up to 255 (65535 in 16-bit files)"
+        yield Issue("narrow-range", f"the images use {share:.0%} of the range of values", evidence, fix)
 
 
 def _exact_duplicates(splits: Sequence[Split]) -> Groups:
@@ -117,7 +117,7 @@ def _exact_duplicates(splits: Sequence[Split]) -> Groups:
 
 
 def _near_duplicates(splits: Sequence[Split], exact: Groups) -> Groups:
-    """Return the groups of near duplicates, with only the first image of each group of exact ones."""
+    """Return the groups of near duplicates, with only the first image of each group of exact duplicates."""
     repeated = {image for group in exact for image in group[1:]}
     images = _image_indices(splits)
     vectors = torch.cat([normalized_vectors(split.images) for split in splits])
@@ -139,23 +139,23 @@ def _check_duplicates(data: DataSplits, splits: Sequence[Split], groups: Groups,
     across = [group for group in groups if _leaks(group) not in (0, len(group))]
     within = [group for group in groups if _leaks(group) in (0, len(group))]
     conflicting = [group for group in groups if len({labels[image] for image in group}) > 1]
-    leak_title = f"{_count_are(sum(map(_leaks, across)), 'test picture')} in the training data too ({kind} duplicates)"
-    repeats = _count_are(sum(len(group) - 1 for group in within), "picture")
-    repeat_title = f"{repeats} there more than once within a split ({kind} duplicates)"
+    leak_title = f"{_count_are(sum(map(_leaks, across)), 'test image')} also in the training data ({kind} duplicates)"
+    repeats = _count_are(sum(len(group) - 1 for group in within), "image")
+    repeat_title = f"{repeats} repeated within a split ({kind} duplicates)"
     conflict_title = f"{plural(len(conflicting), 'group')} of {kind} duplicates with different labels"
     compare = "; gingham diagnose RUN --split test gives a run's accuracy with and without them"
-    remove = "remove the training pictures" + (compare if data.fingerprint else "")
-    similar = f"a correlation of {NEAR_DUPLICATE_CORRELATION} or more, whatever brightness and contrast"
+    remove = "remove the training images" + (compare if data.fingerprint else "")
+    similar = f"a correlation of {NEAR_DUPLICATE_CORRELATION} or more, regardless of brightness and contrast"
     alike = "the same pixels" if kind == "exact" else similar
     for code, found, title, fix in (
         ("across-splits", across, leak_title, remove),
         ("within-split", within, repeat_title, "keep one of each group"),
-        ("with-different-labels", conflicting, conflict_title, "look at them and correct the labels"),
+        ("with-different-labels", conflicting, conflict_title, "check them and correct the labels"),
     ):
         if found:
             first_labels = " and ".join(dict.fromkeys(labels[image] for image in found[0]))
             such_as = f"such as {_image_names(splits, found[0])}, labelled {first_labels}"
-            evidence = f"{plural(len(found), 'group')} of pictures with {alike}, {such_as}"
+            evidence = f"{plural(len(found), 'group')} of images with {alike}, {such_as}"
             yield Issue(f"{kind}-duplicates-{code}", title, evidence, fix, tuple(found[:MAX_LISTED]))
 
 
@@ -181,16 +181,16 @@ def _check_single_labels(data: DataSplits) -> Iterator[Issue]:
         wrong_images = tuple((image_indices[k],) for k in wrong.tolist())
         label, other = (data.classes[int(values[wrong[0]])] for values in (labels, predicted))
         evidence = (
-            f"small networks that had not seen these pictures are at least {MIN_OTHER_PROBABILITY:.0%} sure of another "
-            f"class, such as for {_image_names(splits, wrong_images[0])}, labelled {label}, predicted as {other}"
+            f"small networks not trained on these images have {MIN_OTHER_PROBABILITY:.0%} or more confidence in "
+            f"another class, such as for {_image_names(splits, wrong_images[0])}, labelled {label}, predicted {other}"
         )
         title = f"{_count_are(len(wrong), 'label')} likely wrong"
-        fix = "look at them, the surest first, and correct those that are wrong"
+        fix = "check them, those with the highest probability first, and correct those that are wrong"
         yield Issue("likely-wrong-labels", title, evidence, fix, wrong_images[:MAX_LISTED])
 
 
 def _cross_fit_logits(data: DataSplits, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return logits (N, K) of each image from a network trained on the half of the images that it is not in."""
+    """Return logits (N, K), for each image from a network that was trained on the half without this image."""
     pixels = images[:: max(1, len(images) // 5000)].float() / 255
     mean, std = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp(min=0.02).tolist()
     epochs = min(30.0, max(4.0, 60_000 / len(images)))
@@ -220,7 +220,7 @@ def _image_indices(splits: Sequence[Split]) -> list[ImageIndex]:
 
 def _image_names(splits: Sequence[Split], images: Sequence[ImageIndex]) -> str:
     files = {split.name: split.files for split in splits}
-    return list_first([files[name][k] if files[name] else f"{name} picture {k}" for name, k in images], 4)
+    return list_first([files[name][k] if files[name] else f"{name} image {k}" for name, k in images], 4)
 
 
 def _count_are(number: int, noun: str) -> str:

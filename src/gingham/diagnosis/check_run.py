@@ -14,13 +14,13 @@ from gingham.training.issue import Issue
 
 
 def check_run(run: Run, train: Split, validation: Split | None = None) -> list[Issue]:
-    """Return the issues of a trained network, the likeliest cause first; an empty list if there are none.
+    """Return the issues of a trained network, the most likely cause first; an empty list if there are none.
 
-    `train` and `validation` are the splits it was trained with. Checks for layers with dead ReLUs, softmax applied
-    twice, pixels that are not normalized, a loss stuck at ln K or that jumped and did not come back, a learning rate
-    far too high or low, overfitting, an accuracy at chance level that nothing else explains, and a last batch of one
-    under BatchNorm. Only a sample of the training images is run through the network; the test split
-    is never used.
+    `train` and `validation` are the splits that it was trained with. Checks for layers with dead ReLUs, softmax applied
+    twice, pixels that are not normalised, a loss that is stuck at ln K or that rose and stayed high, a learning rate
+    that is far too high or low, over-fitting, labels that do not belong to their images, an accuracy at chance level
+    that nothing else explains, and a last batch of one image under BatchNorm. Only a sample of the training images is
+    run through the network. The test split is never used.
 
         for issue in gingham.check_run(run, data.train, data.validation):
             print(issue)
@@ -39,13 +39,12 @@ def check_run(run: Run, train: Split, validation: Split | None = None) -> list[I
 
 
 def _check_chance(epochs: Sequence[dict[str, Any]], steps: int, validation: Split) -> Iterator[Issue]:
-    """Yield an issue if a run is no better than always naming the most common class, as far as can be told."""
+    """Yield an issue if a run is not significantly better than always predicting the most common class."""
     accuracies = [entry["validation_accuracy"] for entry in epochs if entry["validation_accuracy"] is not None]
     name, count = max(validation.counts().items(), key=lambda item: item[1])
     total = len(validation)
     if accuracies and total >= 30 and proportion_interval(round(accuracies[-1] * total), total)[0] <= count / total:
-        evidence = (
-            f"{accuracies[-1]:.1%} of {total:,} validation pictures are right, and {count / total:.1%} are {name}"
-        )
+        evidence = f"{accuracies[-1]:.1%} of {total:,} validation images are correct; {count / total:.1%} are {name}"
         fix = "train for more steps" if steps < SLOW_START_STEPS else LEARNS_NOTHING_FIX
-        yield Issue("chance-level", "the network is no better than always naming the commonest class", evidence, fix)
+        title = "the network is no better than always predicting the most common class"
+        yield Issue("chance-level", title, evidence, fix)
