@@ -1,4 +1,4 @@
-"""Devices and precisions, and the settings of the process, which threads share."""
+"""Devices and precisions, and the settings that all threads of a process share."""
 
 import ctypes
 import logging
@@ -66,7 +66,7 @@ class ConvolutionRecorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_float32_convolutions_on_a_gpu_do_not_use_tf32_and_give_the_same_bits(mode):
-    """The mode of a GPU works on the CPU too, where it changes nothing."""
+    """The dispatch mode that is used on a GPU also works on the CPU, where it changes nothing."""
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding="same"), nn.ConvTranspose2d(4, 2, 3, bias=False), nn.Flatten())
     network.append(nn.LazyLinear(3))
     images = torch.randn(5, 1, 8, 8)
@@ -88,7 +88,7 @@ def test_predictions_on_a_gpu_do_not_use_tf32(monkeypatch):
 
 
 def test_trainings_in_several_threads_share_the_benchmark_of_cudnn():
-    """The first one to end leaves it on for the other, and the last one restores it; one on the CPU changes nothing."""
+    """The setting stays on until the last training has ended. A training on the CPU does not change it."""
     cudnn, entered, leave = torch.backends.cudnn, threading.Event(), threading.Event()
 
     def hold():
@@ -139,7 +139,7 @@ def test_many_threads_leave_the_settings_of_the_process_as_they_were(small_run, 
 
 
 class SlowToCreate(nn.Sequential):
-    """A network that leaves other threads time to draw between its layers."""
+    """A network whose creation gives other threads time to draw random numbers between its layers."""
 
     def __init__(self, classes):
         super().__init__(nn.Flatten(), nn.Linear(28 * 28, 8))
@@ -162,8 +162,8 @@ def test_trainings_in_several_threads_give_the_weights_of_one_after_the_other(sm
             assert all(map(torch.equal, parallel, alone))
 
 
-# What follows a training in a process of its own: whether malloc still takes 31 MB from the system, and returns them at
-# once. It always does so by default; once the two thresholds are set, it keeps what is freed.
+# A script to run after a training in a new process. It prints whether malloc still requests 31 MB from the system and
+# returns them at once. This is the default; once the two thresholds are set, freed memory is kept.
 RETURNS_MEMORY = """
 import ctypes
 libc = ctypes.CDLL(None)
@@ -190,7 +190,7 @@ RETAIN_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRE
 
 @pytest.mark.skipif(
     sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallinfo2"),
-    reason="the C library is no glibc from 2.33 on",
+    reason="the C library is not glibc 2.33 or newer",
 )
 @pytest.mark.parametrize(
     ("script", "arguments", "environment", "returns_memory"),
@@ -204,7 +204,7 @@ RETAIN_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_MMAP_THRE
 def test_only_commands_let_the_c_library_keep_freed_memory(
     quadrants, tmp_path, script, arguments, environment, returns_memory
 ):
-    """The document on training names the environment for programs in Python."""
+    """docs/training.md gives the environment variables for Python programs."""
     command = [sys.executable, "-c", script + RETURNS_MEMORY, quadrants, *arguments]
     done = subprocess.run(
         command, cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True, check=True

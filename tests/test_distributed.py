@@ -1,4 +1,4 @@
-"""What processes that train together share out and tell each other; real ones are in stress/distributed.py."""
+"""Distributed training in a single process and its errors; stress/distributed.py uses several processes."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def test_single_process_returns_every_input_unchanged():
     assert SINGLE_PROCESS.add(values) is values
     assert SINGLE_PROCESS.any(True, False) == (True, False)
     assert SINGLE_PROCESS.broadcast_bytes(data) is data
-    assert SINGLE_PROCESS.map_sharded(lambda pictures: pictures * 2, values).equal(values * 2)
+    assert SINGLE_PROCESS.map_sharded(lambda images: images * 2, values).equal(values * 2)
     module = torch.nn.Linear(2, 2)
     assert SINGLE_PROCESS.data_parallel(module, unused=False) is module
     SINGLE_PROCESS.require_same("recipe", "any")
@@ -61,8 +61,8 @@ def test_contradictory_environment_is_a_clear_error(monkeypatch, command, name, 
 def test_other_commands_than_train_are_refused_under_torchrun(monkeypatch, command):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    said = command("evaluate", "run", code=2).stderr
-    assert said == "gingham: torchrun is for gingham train; start gingham evaluate by itself\n"
+    stderr = command("evaluate", "run", code=2).stderr
+    assert stderr == "gingham: torchrun is for gingham train; start gingham evaluate by itself\n"
 
 
 def test_more_processes_than_gpus_is_an_error(monkeypatch):
@@ -70,11 +70,9 @@ def test_more_processes_than_gpus_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
     assert choose_device("auto", 1) == torch.device("cuda", 1)
-    with pytest.raises(
-        GinghamError, match="process 2 of this host has no GPU of its own, as there are 2; start as many"
-    ):
+    with pytest.raises(GinghamError, match="process 2 of this host has no GPU, because the host has 2; start as many"):
         choose_device("auto", 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert choose_device("auto", 5) == torch.device("cpu")
-    with pytest.raises(GinghamError, match="has no GPU of its own"):
+    with pytest.raises(GinghamError, match="has no GPU, because the host has 0"):
         choose_device("cuda", 0)

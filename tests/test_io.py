@@ -58,7 +58,7 @@ with locked(Path({str(tmp_path)!r}), wait=False):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
-    refused = pytest.raises(GinghamError, match="another gingham is writing into")
+    refused = pytest.raises(GinghamError, match="another gingham is writing to")
     with locked_by_another(tmp_path), refused, locked(tmp_path, wait=False):
         pass
     with locked(tmp_path, wait=False), locked(tmp_path, wait=False):  # again by the same thread
@@ -93,7 +93,7 @@ def test_written_files_have_default_permissions(tmp_path):
 
 def test_an_unwritable_path_is_an_error(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(GinghamError, match=r"cannot write .*a\.txt \(.*\); choose a folder"):
+    with pytest.raises(GinghamError, match=r"cannot write .*a\.txt \(.*\); choose a writable folder"):
         write_text(tmp_path / "file" / "a.txt", "x")
 
 
@@ -103,7 +103,7 @@ def test_a_disk_that_becomes_read_only_during_a_write_is_an_error(tmp_path, monk
 
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
     monkeypatch.setattr("pathlib.Path.replace", refuse)
-    with pytest.raises(GinghamError, match=r"cannot write .*notes.txt \(Read-only file system\); choose a folder"):
+    with pytest.raises(GinghamError, match=r"cannot write .*notes.txt \(Read-only file system\); choose a writable"):
         write_text(tmp_path / "notes.txt", "words")
 
 
@@ -121,15 +121,15 @@ def test_writing_nan_as_json_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not whole JSON"),
-        (b'{"a": 1', "is not whole JSON"),
-        (b"\xff\xfe\x00", "is not whole JSON"),
-        (b"[1, 2]", "holds a JSON list, not an object"),
-        (b"[" * 100_000, "is not whole JSON"),
-        (b'{"a": NaN}', "NaN is no number of JSON"),
-        (b'{"a": [-Infinity]}', "-Infinity is no number of JSON"),
-        (b'{"a": 1e999}', "1e999 is no number of JSON"),
-        (b'{"a": "\\ud800"}', "is not whole JSON .*surrogates not allowed"),
+        (b"", "is not valid JSON"),
+        (b'{"a": 1', "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        (b"[1, 2]", "contains a JSON list, not an object"),
+        (b"[" * 100_000, "is not valid JSON"),
+        (b'{"a": NaN}', "NaN is not a JSON number"),
+        (b'{"a": [-Infinity]}', "-Infinity is not a JSON number"),
+        (b'{"a": 1e999}', "1e999 is not a JSON number"),
+        (b'{"a": "\\ud800"}', "is not valid JSON .*surrogates not allowed"),
     ],
 )
 def test_malformed_json_is_an_error_of_one_line(tmp_path, content, message):
@@ -146,7 +146,7 @@ def test_missing_and_unreadable_json_is_an_error_and_surrogate_pairs_are_read(tm
     with pytest.raises(RunError, match="cannot read"):
         read_json(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(RunError, match="it is no plain file"):
+    with pytest.raises(RunError, match="it is not a regular file"):
         read_json(tmp_path / "pipe")
     (tmp_path / "pair.json").write_text('{"a": "\\ud83d\\ude00"}')
     assert read_json(tmp_path / "pair.json") == {"a": "\U0001f600"}

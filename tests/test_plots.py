@@ -79,7 +79,7 @@ def test_only_gingham_figures_are_overwritten(small_run, tmp_path):
     path = tmp_path / "holiday.png"
     Image.new("RGB", (5, 5), "red").save(path)
     before = path.read_bytes()
-    with pytest.raises(GinghamError, match="is not one of gingham's figures and stays as it is"):
+    with pytest.raises(GinghamError, match="is not a figure written by gingham, so it is kept"):
         draw_contact_sheet(*contact_sheet_arguments(data), path)
     assert path.read_bytes() == before
     with pytest.raises(GinghamError, match=r"does not end in \.png"):
@@ -91,7 +91,7 @@ def test_only_gingham_figures_are_overwritten(small_run, tmp_path):
 
 @pytest.fixture
 def only_own_fonts(monkeypatch):
-    """A system with no fonts but those that matplotlib brings."""
+    """Simulate a system that has only the fonts that come with matplotlib."""
     own = [font for font in fontManager.ttflist if Path(mpl.get_data_path()) in Path(font.fname).parents]
     monkeypatch.setattr(fontManager, "ttflist", own)
     monkeypatch.setattr(plots, "findSystemFonts", list)
@@ -101,7 +101,7 @@ def only_own_fonts(monkeypatch):
 
 
 def write_font(file, letters, name):
-    """Write a font in which all of these letters are a square of ink."""
+    """Write a font in which each of these letters is a filled square."""
     pen = TTGlyphPen(None)
     pen.moveTo((0, 0))
     for corner in ((0, 1000), (1000, 1000), (1000, 0)):
@@ -120,12 +120,12 @@ def write_font(file, letters, name):
 
 
 def draw_names(classes, file):
-    """Draw a confusion matrix of three images and return the pixels left of it, where the classes are named."""
+    """Draw a confusion matrix and return the pixels to the left of it, which show the names of the classes."""
     pixels = read_pixels(draw_confusion(np.eye(len(classes), dtype=int).tolist(), classes, "all right", file))
     return pixels[:, : pixels.shape[1] // 4]
 
 
-# matplotlib's warnings of missing letters are turned off when gingham.plots is imported, so in a process of its own.
+# Run in a separate process, because importing gingham.plots turns off matplotlib's warnings of missing letters.
 NAMES_WITHOUT_FONTS = """
 import sys
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_letters_that_no_font_has_are_no_warning(tmp_path):
     command = [sys.executable, "-W", "error:Glyph", "-c", NAMES_WITHOUT_FONTS, tmp_path / "names.png"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (tmp_path / "names.png").exists()
-    assert done.stderr.startswith("no font of this system has")
+    assert done.stderr.startswith("no font on this system has")
     assert done.stderr.count("\n") == 1
 
 
@@ -152,7 +152,7 @@ def test_letters_that_no_font_has_are_reported_once(only_own_fonts, tmp_path, ca
     for number in range(2):
         draw_names(["类别一", "犬", "dog"], tmp_path / f"{number}.png")
     (sentence,) = capfd.readouterr().err.splitlines()
-    assert sentence.startswith("no font of this system has 一, 别, 犬, 类: figures show boxes instead; install one")
+    assert sentence.startswith("no font on this system has 一, 别, 犬, 类, so figures show boxes instead; install one")
     draw_names(["été", "Собака", "dog"], tmp_path / "other.png")
     assert capfd.readouterr() == ("", "")
 
@@ -166,4 +166,4 @@ def test_letters_are_drawn_in_a_font_of_the_system_that_has_them(only_own_fonts,
     monkeypatch.setattr(plots, "findSystemFonts", lambda: [str(tmp_path / "squares.ttf")])  # installed since
     squares = draw_names(["类别一", "犬", "dog"], tmp_path / "squares.png")
     assert capfd.readouterr() == ("", "")
-    assert (squares < 100).sum() > 1.2 * (boxes < 100).sum(), "squares of ink"
+    assert (squares < 100).sum() > 1.2 * (boxes < 100).sum(), "filled squares are darker than boxes"

@@ -22,7 +22,7 @@ from gingham.recipe import parse_settings
         ({"std": "0.5"}, "std got '0.5'"),
         ({"seed": "1"}, "seed got '1'"),
         ({"seed": 10**5000}, "seed got a value too long to show; allowed: a whole number"),
-        ({"name": "a\nb"}, "name got .*; allowed: a name of 1 to 100 characters that show"),
+        ({"name": "a\nb"}, "name got .*; allowed: a name of 1 to 100 printable characters"),
         ({"network": "\ud800"}, "network got .*; allowed: the name of a network"),
         ({"learning_rat": 1}, "unknown recipe field 'learning_rat'; did you mean 'learning_rate'"),
         ({"nesterov": True, "momentum": 0}, "nesterov is true with momentum 0"),
@@ -60,7 +60,7 @@ def test_recipe_round_trips_through_json():
 
 @pytest.mark.parametrize("value", [None, [1], "fast", 3])
 def test_recipe_from_anything_but_an_object_is_an_error(value):
-    with pytest.raises(RecipeError, match=r"a recipe got .*; it is an object of fields"):
+    with pytest.raises(RecipeError, match=r"a recipe got .*; it takes an object of fields"):
         Recipe.from_dict(value)
 
 

@@ -1,4 +1,4 @@
-"""Gingham trains image classifiers on small images: in seconds on a laptop, honest about how good they are.
+"""Gingham trains image classifiers on small images, in seconds on a laptop, and reports how accurate they really are.
 
 import gingham
 
@@ -11,5 +11,5 @@ model = gingham.load("runs/article").model
 
 import lazy_loader
 
-# __init__.pyi lists the public names. Each is imported on first use, so that `import gingham` alone takes no time.
+# __init__.pyi lists the public names. Each is imported on first use, so `import gingham` alone takes no time.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Choose the device and its numeric precision, and describe the machine."""
+"""Choose the device and the numeric precision, and describe the machine."""
 
 import contextlib
 import ctypes
@@ -16,18 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gingham._version import __version__
 from gingham.errors import GinghamError
 
-_GENERATOR_LOCK = threading.RLock()  # a network may load a run while it is created
+_GENERATOR_LOCK = threading.RLock()  # re-entrant, because a network may load a run while it is created
 _BENCHMARK_LOCK, _BENCHMARK_BEFORE = threading.Lock(), list[bool]()
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
-    """Return the device of that name; "auto" is a GPU if there is one (CUDA, then Apple's mps), else the CPU.
+    """Return the device with this name. "auto" is a GPU if there is one (CUDA, then Apple's mps), else the CPU.
 
-    In distributed training `local_rank` is the number of this process on its host: "auto" and "cuda" are then the GPU
-    of that number.
+    In distributed training `local_rank` is the index of this process on its host. "auto" and "cuda" are then the GPU
+    with this index.
 
     Raises
-        GinghamError: a name torch does not know, or a device this machine does not have.
+        GinghamError: torch has no such device, this machine does not have it, or there is no GPU for this process.
     """
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     has_mps = local_rank is None and torch.backends.mps.is_available()
@@ -36,7 +36,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if name == "cuda" and local_rank is not None:
         if local_rank >= num_gpus:
             raise GinghamError(
-                f"process {local_rank} of this host has no GPU of its own, as there are {num_gpus}; start as many "
+                f"process {local_rank} of this host has no GPU, because the host has {num_gpus}; start as many "
                 "processes as there are GPUs (torchrun --nproc-per-node), or choose the device cpu"
             )
         torch.cuda.set_device(local_rank)  # the device that NCCL uses
@@ -48,27 +48,27 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
             return device
     except RuntimeError:
         pass
-    raise GinghamError(f"no device {name!r} here; allowed: auto, {', '.join(available)}")
+    raise GinghamError(f"there is no device {name!r} on this machine; allowed: auto, {', '.join(available)}")
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
-    """Return "float32" or "bfloat16"; "auto" is bfloat16 where the hardware has instructions for it."""
+    """Return "float32" or "bfloat16". "auto" is bfloat16 if the hardware has instructions for it, else float32."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if device.type == "cpu":  # without these, bfloat16 is emulated and slower
+    if device.type == "cpu":  # without these instructions bfloat16 is emulated and slower
         return "bfloat16" if _cpu_has("amx_tile") or _cpu_has("avx512_bf16") else "float32"
     return "float32"
 
 
 def _cpu_has(instructions: str) -> bool:
-    is_supported = getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)  # private to torch, since 2.4
+    is_supported = getattr(torch.cpu, f"_is_{instructions}_supported", lambda: False)  # private in torch, since 2.4
     return bool(is_supported())
 
 
 def processor() -> str:
-    """Return the CPU's name and the widest vector instructions torch uses, which affect speed and rounding.
+    """Return the CPU's name and the widest vector instructions that torch uses, which affect speed and rounding.
 
     processor()        # "AMD EPYC (AVX512)", "Intel(R) Xeon(R) Processor (AVX512 with AMX)"
     """
@@ -82,7 +82,7 @@ def processor() -> str:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context manager for a forward pass at that precision."""
+    """Return a context manager for a forward pass in "float32" or "bfloat16"."""
     if precision == "float32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16)
@@ -91,15 +91,15 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 class _ConvolutionsWithoutTF32(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no annotations here
     """Inside the block, convolutions in this thread do not use TF32.
 
-    `torch.backends.cudnn.allow_tf32` belongs to all threads, and one of them may be training with TF32.
+    `torch.backends.cudnn.allow_tf32` applies to all threads, and another thread may be training with TF32.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten, cudnn = torch.ops.aten, torch.backends.cudnn
-        if func is aten.convolution.default:  # does the same, with the settings of the process
+        if func is aten.convolution.default:  # call its implementation with the settings of the process, but no TF32
             deterministic = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
             return aten._convolution.default(*args, cudnn.benchmark, deterministic, cudnn.enabled, False)  # noqa: SLF001
-        if torch.is_inference_mode_enabled():  # then conv2d and others arrive here, which call convolution
+        if torch.is_inference_mode_enabled():  # conv2d and others then arrive here undecomposed; they call convolution
             with self:
                 result = func.decompose(*args, **kwargs or {})
             if result is not NotImplemented:
@@ -108,7 +108,7 @@ class _ConvolutionsWithoutTF32(TorchDispatchMode):  # type: ignore[no-untyped-ca
 
 
 def without_tf32(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Return a context manager for a forward pass whose convolutions do not round to the 10 bits of TF32 on a GPU."""
+    """Return a context manager for a forward pass whose convolutions do not round to TF32 (10 bits) on a GPU."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return _ConvolutionsWithoutTF32()  # type: ignore[no-untyped-call]
@@ -116,9 +116,9 @@ def without_tf32(device: torch.device) -> contextlib.AbstractContextManager[Any]
 
 @contextlib.contextmanager
 def forked_generators(devices: Sequence[torch.device] = ()) -> Iterator[None]:
-    """Inside the block, draw from torch's global generators of the CPU and these devices; afterwards they are restored.
+    """Restore torch's global generators of the CPU and these devices after the block.
 
-    One thread at a time: two of them would get each other's draws, and restore each other's state.
+    Only one thread at a time can be inside: two threads would share their draws and restore each other's state.
     """
     with _GENERATOR_LOCK, torch.random.fork_rng(devices):
         yield
@@ -128,7 +128,7 @@ def forked_generators(devices: Sequence[torch.device] = ()) -> Iterator[None]:
 def cudnn_benchmark(device: torch.device) -> Iterator[None]:
     """Inside the block, let cuDNN time its kernels on the first input of each shape and then use the fastest.
 
-    The setting belongs to the process: of blocks in several threads, the last one to end restores it.
+    The setting applies to the whole process. If several threads are inside, the last one to leave restores it.
     """
     if device.type != "cuda":
         yield
@@ -148,11 +148,11 @@ def cudnn_benchmark(device: torch.device) -> Iterator[None]:
 def retain_freed_memory() -> None:
     """Let the C library keep the memory that this process frees, until the process ends.
 
-    Each step frees its activations and allocates as much again. By default their pages are returned to the system in
-    between and faulted in again, 3,000 of them in a step of `fast`, which makes steps 1.2 times as long
-    (benchmarks/step_time.py). Only glibc has this setting, and it cannot return to its default, which adapts: therefore
-    commands call this in their own process, and `fit` does not. MALLOC_TRIM_THRESHOLD_=2147483647 and
-    MALLOC_MMAP_THRESHOLD_=1073741824 in the environment do the same.
+    Each step frees its activations and allocates the same amount again. By default their pages are returned to the
+    system in between and faulted in again, 3,000 of them in a step of `fast`, which makes steps 1.2 times as long
+    (benchmarks/step_time.py). Only glibc has this setting. It cannot be reset to its default, which is adaptive, so the
+    commands call this function in their own process and `fit` does not. MALLOC_TRIM_THRESHOLD_=2147483647 and
+    MALLOC_MMAP_THRESHOLD_=1073741824 in the environment have the same effect.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
@@ -161,7 +161,7 @@ def retain_freed_memory() -> None:
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return the versions and the hardware that must be quoted with a measurement."""
+    """Return the versions and the hardware that should be reported with a measurement."""
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
     else:
@@ -178,7 +178,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 
 def _power_limit(device: torch.device) -> str:
-    """Return the power limit of a GPU, from nvidia-smi: cards of the same name differ in it, and in speed."""
+    """Return the power limit of a GPU, from nvidia-smi. It affects speed and differs between cards of the same name."""
     card = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
     query = ["nvidia-smi", card, "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:

@@ -1,7 +1,7 @@
-"""Training in several processes: which one this is, and the collectives they use.
+"""Distributed training: the rank of this process and the collectives that the processes use.
 
-Every process holds the whole model and makes all random draws; of each batch it takes its shard. With a single process
-every function here returns its input, so that one training loop serves one process and many.
+Every process has the whole model and makes all random draws, and takes its shard of each batch. In a single process
+every function here returns its input, so the same training loop works for one process and for many.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from torch.distributed.rendezvous import rendezvous
 
 from gingham.errors import GinghamError, RunError, TrainingError, one_line
 
-TIMEOUT = timedelta(hours=2)  # for another process that is alive: the first may be decoding a large dataset
+TIMEOUT = timedelta(hours=2)  # long, because process 0 may be decoding a large dataset while the others wait
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes that train one model together: this one is number `rank`, counted from 0, of `size`."""
+    """The processes that train one model together. This process is number `rank`, counted from 0, of `size`."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among the processes of this host
+    local_rank: int = 0  # the rank among the processes of this host
 
     def __str__(self) -> str:
         return f"process {self.rank} of {self.size}"
@@ -41,20 +41,20 @@ class DistributedContext:
         return self.rank == 0
 
     def data_parallel(self, model: nn.Module, *, unused: bool) -> nn.Module:
-        """Return the model with gradients averaged over processes. `unused`: some parameters get no gradient."""
+        """Wrap the model so that gradients are averaged over processes. `unused`: some parameters get no gradient."""
         if self.size == 1:
             return model
-        # Its construction also copies the weights and buffers of process 0 to the others.
+        # The constructor also copies the weights and buffers of process 0 to the others.
         return nn.parallel.DistributedDataParallel(model, find_unused_parameters=unused)
 
     def add(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of a tensor over the processes; it has the same shape in each."""
+        """Return the sum of a tensor over the processes. It must have the same shape in each."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def map_sharded(self, function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-        """Return `function(images)`, float (N, K), with each image computed in one process only."""
+        """Return `function(images)`, float (N, K), computing each image in only one process."""
         if self.size == 1:
             return function(images)
         shard = function(images[self.rank :: self.size])
@@ -68,7 +68,7 @@ class DistributedContext:
         return tuple(count > 0 for count in counts.tolist())
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Overwrite tensors with those of process 0."""
+        """Overwrite tensors, in place, with those of process 0."""
         if self.size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
@@ -86,7 +86,7 @@ class DistributedContext:
         return content.numpy().tobytes()
 
     def from_main(self, read: Callable[[], bytes]) -> bytes:
-        """Return in every process the bytes that a function returns in process 0, or raise its RunError in each."""
+        """Return in every process the bytes that `read` returns in process 0, or raise its RunError in each."""
         data, message = b"", ""
         if self.is_main:
             try:
@@ -101,7 +101,7 @@ class DistributedContext:
         """Check that a text, such as a fingerprint, is the same in every process.
 
         Raises
-            GinghamError: it is not. The error is raised in every process, so that none waits for another.
+            GinghamError: it differs. The error is raised in every process, so that no process waits for another.
         """
         same = self.broadcast_bytes(value.encode()).decode() == value
         if self.any(not same)[0]:
@@ -112,11 +112,11 @@ class DistributedContext:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run the block in one process of each host first, then in the others, which find what it cached."""
+        """Run the block in one process of each host first, so that the others find what it cached."""
         if self.size > 1 and self.local_rank > 0:
             dist.barrier()
         yield
-        if self.size > 1 and self.local_rank == 0:  # not after an error: torchrun then ends the others too
+        if self.size > 1 and self.local_rank == 0:  # not after an error, when torchrun ends the others too
             dist.barrier()
 
 
@@ -124,7 +124,7 @@ SINGLE_PROCESS = DistributedContext()
 
 
 def from_env() -> DistributedContext:
-    """Return the context that the environment describes, as torchrun sets it; SINGLE_PROCESS without one.
+    """Return the context described by the environment variables that torchrun sets, or else SINGLE_PROCESS.
 
     Raises
         GinghamError: one of the environment variables is missing or not a number.
@@ -148,10 +148,10 @@ def is_restart() -> bool:
 def init_distributed() -> Iterator[DistributedContext]:
     """Connect this process with the others, if there are any, for the duration of the block. Blocks may be nested.
 
-    Tensors on the CPU go through gloo, those on NVIDIA GPUs through NCCL.
+    Tensors on the CPU are sent with gloo, those on NVIDIA GPUs with NCCL.
 
     Raises
-        GinghamError: the others cannot be reached.
+        GinghamError: the other processes cannot be reached.
         TrainingError: another process failed inside the block.
     """
     context = from_env()
@@ -169,7 +169,7 @@ def init_distributed() -> Iterator[DistributedContext]:
         )
     except (RuntimeError, ValueError) as error:
         raise GinghamError(
-            f"{context} does not find the others ({one_line(error)}); start all of them, with MASTER_ADDR and "
+            f"{context} cannot reach the others ({one_line(error)}); start all of them with MASTER_ADDR and "
             "MASTER_PORT of the first host, or use torchrun"
         ) from error
     try:
@@ -179,8 +179,8 @@ def init_distributed() -> Iterator[DistributedContext]:
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in words):
             raise
         raise TrainingError(
-            f"{context} lost another one ({one_line(error)}); torchrun --max-restarts starts all of them again, and "
-            "resume=True (--resume) continues from the last checkpoint"
+            f"{context} lost the connection to another process ({one_line(error)}); torchrun --max-restarts starts all "
+            "processes again, and resume=True (--resume) continues from the last checkpoint"
         ) from error
     finally:
         with contextlib.suppress(RuntimeError):
@@ -190,9 +190,10 @@ def init_distributed() -> Iterator[DistributedContext]:
 def _rendezvous_prefix(store: Any, context: DistributedContext) -> str:
     """Return a key prefix that all processes of this attempt share and no earlier attempt has used.
 
-    torchrun's store outlives the processes: a restarted process would find the addresses of dead ones in it and wait
-    for them, and torchrun does not count attempts the same way on all hosts. So each process writes a random token into
-    the store, process 0 answers each with its own token, which is the prefix, and waits until each has confirmed it.
+    torchrun's store outlives the processes, so a restarted process would find the addresses of dead processes in it and
+    wait for them. The attempt number cannot be the prefix, because torchrun does not count attempts the same way on all
+    hosts. Therefore each process writes a random token to the store. Process 0 answers each with its own token, which
+    is the prefix, and waits until each process has confirmed it.
     """
     token = secrets.token_hex(8)
     if not context.is_main:
@@ -205,7 +206,7 @@ def _rendezvous_prefix(store: Any, context: DistributedContext) -> str:
     for rank in range(1, context.size):
         while not store.check([f"{token}/{rank}"]):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"process {rank} has not come in {TIMEOUT}")
+                raise RuntimeError(f"process {rank} did not connect within {TIMEOUT}")
             if store.check([f"ask/{rank}"]):  # nobody reads the answer to a dead process
                 store.set(f"answer/{store.get(f'ask/{rank}').decode()}", token)
             time.sleep(0.02)

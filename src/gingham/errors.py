@@ -1,4 +1,4 @@
-"""Errors that a user can fix. Each message says what was given, what is allowed and what to do next."""
+"""Errors that a user can fix. Each message has what was given, what is allowed and what to do."""
 
 import difflib
 import re
@@ -7,24 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
-EXAMPLES = {  # of the arguments of public functions, by type
+EXAMPLES = {  # of arguments of public functions, by type
     "Recipe": 'gingham.RECIPES["fast"]',
     "DataSplits": 'gingham.load_data("fashion-mnist")',
     "Split": 'gingham.load_data("fashion-mnist").train',
     "Run": 'gingham.load("runs/fast-0")',
     "path": '"runs/fast-0"',
 }
-MAX_LENGTH = 1500  # characters of a message; a longer one is cut in the middle, because its end says what to do
-EXHAUSTED = re.compile(  # in the words of Python, C++, the system and oneDNN
+MAX_LENGTH = 1500  # characters; longer messages are cut in the middle, because their end has what to do
+EXHAUSTED = re.compile(  # matches messages of Python, C++, the system and oneDNN
     "(?i)memory|bad_alloc|can't start new thread|resource temporarily unavailable|could not create a primitive"
 )
 
 
 class GinghamError(Exception):
-    """An error that the user can fix. The command line prints it on one line and exits with 2.
+    """An error that the user can fix. The command line prints it on one line and exits with code 2.
 
-    A message quotes its input, which may be anything. Line breaks become spaces and other unprintable characters become
-    escapes, so that no file can control a terminal; long messages are shortened.
+    A message may quote any input. Line breaks are replaced by spaces and other unprintable characters by escapes, so
+    that no file can control a terminal. Long messages are shortened.
 
     >>> raise GinghamError("unknown dataset 'fasion-mnist'; did you mean 'fashion-mnist'?")
     Traceback (most recent call last):
@@ -36,7 +36,7 @@ class GinghamError(Exception):
 
 
 def format_message(message: str) -> str:
-    """Return a message as `GinghamError` shows it: one line, printable characters only, at most MAX_LENGTH of them."""
+    """Return a message as `GinghamError` shows it: on one line, printable, and at most MAX_LENGTH characters long."""
     if not message.isprintable():
         message = "".join(map(_escape, message))
     if len(message) > MAX_LENGTH:
@@ -51,7 +51,7 @@ def _escape(character: str) -> str:
 
 
 class DataError(GinghamError):
-    """A dataset or one of its files is missing, damaged, or not what it claims to be."""
+    """A dataset or one of its files is missing, damaged, or not of the expected kind."""
 
 
 class RecipeError(GinghamError):
@@ -67,20 +67,20 @@ class RunError(GinghamError):
 
 
 class TrainingError(GinghamError):
-    """A training cannot continue because its loss is no longer finite."""
+    """Training cannot continue: its loss is no longer finite, or another process failed."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM, which schedulers and service managers send before they kill a process. Exits with 143, as in shells."""
+    """SIGTERM, which schedulers and service managers send before they kill a process. Exits with code 143."""
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
 
 
 def suggest(word: str, known: Iterable[str], unlisted: Iterable[object] = ()) -> str:
-    """Return `; did you mean 'x'? (known: a, b)`, the end of a message about an unknown name.
+    """Return the end of a message about an unknown name: `; did you mean 'x'? (known: a, b)`.
 
-    Names in `unlisted`, such as paths, are suggested too, but not listed.
+    Names in `unlisted`, such as paths, may be suggested but are not listed.
 
     >>> suggest("fasion-mnist", ["fashion-mnist"])
     "; did you mean 'fashion-mnist'? (known: fashion-mnist)"
@@ -91,7 +91,7 @@ def suggest(word: str, known: Iterable[str], unlisted: Iterable[object] = ()) ->
 
 
 class Catalogue(dict[str, Item]):
-    """Things by their name. An unknown name raises the given `error`, whose message suggests the nearest one.
+    """A dict of items by name. An unknown name raises `error`, whose message suggests the most similar name.
 
     >>> Catalogue("recipe", RecipeError, {"fast": 1})["fsat"]
     Traceback (most recent call last):
@@ -107,7 +107,7 @@ class Catalogue(dict[str, Item]):
 
 
 def require_types(function: str, **arguments: tuple[Any, Any]) -> None:
-    """Raise a GinghamError if an argument of a public function, here a value and its type, is of another type.
+    """Raise a GinghamError if an argument of a public function, given as (value, type), is of another type.
 
     >>> require_types("load", folder=(None, str | bytes))
     Traceback (most recent call last):
@@ -122,7 +122,7 @@ def require_types(function: str, **arguments: tuple[Any, Any]) -> None:
 
 
 def list_first(texts: Sequence[str], limit: int, joint: str = ", ") -> str:
-    """Return the first texts of a sequence, and the number of the others if there are more than `limit`.
+    """Return the first `limit` texts of a sequence joined, followed by the number of the remaining ones.
 
     >>> list_first(["a", "b"], 3), list_first(["a", "b", "c", "d", "e"], 3)
     ('a, b', 'a, b, c and 2 more')
@@ -131,7 +131,7 @@ def list_first(texts: Sequence[str], limit: int, joint: str = ", ") -> str:
 
 
 def plural(number: float, noun: str, form: str = ",") -> str:
-    """Return a number with its noun.
+    """Return a number, formatted with `form`, and its noun in the singular or plural.
 
     >>> plural(1, "class"), plural(2000, "class"), plural(0.0512, "epoch", ".2g")
     ('1 class', '2,000 classes', '0.051 epochs')
@@ -140,7 +140,7 @@ def plural(number: float, noun: str, form: str = ",") -> str:
 
 
 def is_exhausted(error: BaseException | None) -> bool:
-    """Return whether an error, or a cause of it, means that memory or threads ran out, in the words of any library."""
+    """Return whether an error or one of its causes, from any library, means that memory or threads ran out."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and EXHAUSTED.search(str(error))):
             return True
@@ -149,6 +149,6 @@ def is_exhausted(error: BaseException | None) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, shortened to 300 characters, or its type's name if it has no message."""
+    """Return an error's message on one line, at most 300 characters, or the name of its type if it has no message."""
     text = " ".join(str(error).split())
     return (text[:297] + "..." if len(text) > 300 else text) or type(error).__name__

@@ -19,33 +19,33 @@ from gingham.errors import GinghamError, RunError, one_line
 if TYPE_CHECKING:
     import torch
 
-# The manifests of a run, of trials and of an unfinished run, each with a key that it holds.
+# The manifests of a run, of trials and of an unfinished run, each with a key that it always has.
 MANIFESTS = {"model.json": "recipe", "trials.json": "recipe", "checkpoint/step-*.json": "sha256"}
 LOCK_FILE = ".lock"
 
 
 def cache_folder() -> Path:
     """Return the cache folder for datasets and packs (`~/.cache/gingham` on Linux)."""
-    import platformdirs  # here, because a dataset given by its folder needs no cache
+    import platformdirs  # not at the top, because a dataset given by its folder needs no cache
 
     return platformdirs.user_cache_path("gingham")
 
 
 def require_regular_file(path: Path) -> None:
-    """Raise an OSError unless `path` is a regular file or a folder: reading a pipe or a device may never end."""
+    """Raise an OSError unless `path` is a regular file or a folder, because reading a pipe or device may never end."""
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails with a clear error of its own
-        raise OSError(None, "it is no plain file", str(path))
+        raise OSError(None, "it is not a regular file", str(path))
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; when the block succeeds, it replaces `path` atomically.
+    """Yield a temporary path beside `path`; when the block succeeds, the file there replaces `path` atomically.
 
-    If the block raises or the process dies, `path` is unchanged.
+    If the block raises an error or the process dies, `path` is unchanged.
 
     >>> with atomic_write(Path("notes.txt")) as temporary:
-    ...     _ = temporary.write_text("whole or not at all")
+    ...     _ = temporary.write_text("all or nothing")
 
     Raises
         GinghamError: the folder cannot be created or written to, or the disk is full.
@@ -53,43 +53,43 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)  # not by mkstemp, whose files only their owner can read
+        temporary.touch(exist_ok=False)  # not with mkstemp, whose files only their owner can read
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors replaces the file by one that only its owner can read
+        temporary.chmod(mode)  # safetensors replaces the file with one that only its owner can read
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # keep the error of the write, if nothing can be removed either
+        with contextlib.suppress(OSError):  # if removing fails too, keep the error of the write
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[None]:
-    """Lock a folder against other gingham processes with its file `.lock`. The lock is released when the process dies.
+    """Lock a folder against other gingham processes with the file `.lock`. The lock is released if the process dies.
 
-    A thread may lock a folder again that it has locked already. A folder that this creates, and in which nothing is
-    written, is removed again.
+    A thread may lock a folder again that it has already locked. If this creates the folder and nothing is written to
+    it, the folder is removed again.
 
     Raises
-        GinghamError: another process holds the lock, and `wait` is False; or the folder cannot be written to.
+        GinghamError: another process has the lock and `wait` is False, or the folder cannot be written to.
     """
     try:
         created = [path for path in (folder, *folder.parents) if not path.exists()]
         lock = FileLock(folder / LOCK_FILE, is_singleton=True).acquire(timeout=-1 if wait else 0)
     except Timeout:
-        raise GinghamError(f"another gingham is writing into {folder}; wait for it, or choose another folder") from None
+        raise GinghamError(f"another gingham is writing to {folder}; wait for it, or choose another folder") from None
     except OSError as error:
         raise _cannot_write(folder / LOCK_FILE, error) from error
     with lock:
         try:
             yield
         finally:
-            # In no other case is the lock file removed: two processes could have a lock each.
-            with contextlib.suppress(OSError):  # Windows removes no open file
+            # The lock file is removed in no other case, because two processes could then each have a lock.
+            with contextlib.suppress(OSError):  # Windows cannot remove an open file
                 if created and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
                     (folder / LOCK_FILE).unlink()
                     for path in created:
@@ -98,7 +98,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[None]:
 
 def _cannot_write(path: Path, error: OSError) -> GinghamError:
     reason = error.strerror or one_line(error)
-    return GinghamError(f"cannot write {path} ({reason}); choose a folder that exists, can be written to and has room")
+    return GinghamError(f"cannot write {path} ({reason}); choose a writable folder on a disk with free space")
 
 
 def _sync(path: Path) -> None:
@@ -117,18 +117,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` to `path` as indented JSON, atomically. Raise a ValueError for NaN and infinity."""
+    """Write `value` to `path` as indented JSON, atomically.
+
+    Raises
+        ValueError: it contains NaN or infinity, which are not JSON.
+    """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def parse_json(text: str) -> Any:
-    """Return a JSON value, but reject NaN, infinity, and numbers too large for a float, as `write_json` does.
+    """Return the JSON value of a text. Like `write_json`, it rejects NaN, infinity and numbers too large for a float.
 
     Raises
-        ValueError: such a number, a lone surrogate, or not JSON.
+        ValueError: the text is not JSON, or contains such a number or a lone surrogate.
     """
     value = json.loads(text, parse_constant=_parse_finite, parse_float=_parse_finite)
-    if "\\ud" in text.lower():  # a surrogate, which raises a UnicodeEncodeError unless it is one of a pair
+    if "\\ud" in text.lower():  # a surrogate; encoding raises a UnicodeEncodeError unless it is one of a pair
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
@@ -136,7 +140,7 @@ def parse_json(text: str) -> Any:
 def _parse_finite(text: str) -> float:
     if math.isfinite(number := float(text)):
         return number
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,25 +152,25 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         require_regular_file(path)
         if path.stat().st_size > 64 << 20:
-            raise ValueError("it is over 64 MiB, and a run's is far smaller")
+            raise ValueError("it is over 64 MiB, and the JSON files of runs are far smaller")
         value = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise ValueError(f"it holds a JSON {type(value).__name__}, not an object")
+            raise ValueError(f"it contains a JSON {type(value).__name__}, not an object")
         return value
     except OSError as error:
         raise RunError(f"cannot read {path} ({error.strerror}); give the folder of a finished run") from error
     except (ValueError, RecursionError) as error:
         reason = one_line(error)
-        raise RunError(f"{path} is not whole JSON ({reason}); restore it from a copy or train again") from error
+        raise RunError(f"{path} is not valid JSON ({reason}); restore it from a copy or train again") from error
 
 
 def is_run_folder(folder: Path, *manifests: str) -> bool:
-    """Return whether a folder holds one of the MANIFESTS, by default any: a run, trials or an unfinished run.
+    """Return whether a folder contains one of the MANIFESTS, by default any: a run, trials or an unfinished run.
 
-    Names alone say nothing: a class of images may be called `checkpoint`, and other programs write a `model.json` too.
+    The names of files are not enough: a class may be called `checkpoint`, and other programs write a `model.json` too.
     """
     for path, key in [(path, MANIFESTS[name]) for name in manifests or MANIFESTS for path in folder.glob(name)]:
-        with contextlib.suppress(RunError):  # a folder, or no JSON
+        with contextlib.suppress(RunError):  # a folder, or not JSON
             if key in read_json(path):
                 return True
     return False
@@ -180,15 +184,15 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: M
     with atomic_write(path) as temporary:
         try:
             save_file(_contiguous(tensors), temporary, metadata=dict(metadata) if metadata else None)
-        except SafetensorError as error:  # also raised instead of an OSError when the disk is full
-            # The file may be a checkpoint, or the weights of a run that has one.
+        except SafetensorError as error:  # raised instead of an OSError when the disk is full
+            # `path` may be a checkpoint, or the weights of a run that has one.
             has_checkpoint = any(is_run_folder(folder, "checkpoint/step-*.json") for folder in path.parents[:2])
-            advice = f"free some room{', then go on by resuming' * has_checkpoint}"
+            advice = f"free some disk space{', then resume the run' * has_checkpoint}"
             raise GinghamError(f"cannot write {path} ({one_line(error)}); {advice}") from error
 
 
 def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:
-    """Return the hexadecimal SHA-256 of the file that `write_tensors` writes for named tensors."""
+    """Return the hexadecimal SHA-256 of the file that `write_tensors` writes for these tensors without metadata."""
     from safetensors.torch import save
 
     return hashlib.sha256(save(_contiguous(tensors))).hexdigest()

@@ -1,4 +1,4 @@
-"""Draw figures with matplotlib, as PNG files and as charts in SVG for an HTML page."""
+"""Draw figures with matplotlib, as PNG files and as SVG charts for an HTML page."""
 
 import base64
 import contextlib
@@ -27,12 +27,12 @@ from gingham.errors import GinghamError
 from gingham.io import atomic_write
 
 INK, BLUE, RUST, GREY, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#b0b0b0", "#ffffff"
-# The beginnings of the names of fonts to prefer where matplotlib's own lacks a letter.
+# Name prefixes of the fonts to prefer for letters that matplotlib's own font lacks.
 FONTS = ("Noto Sans", "Source Han Sans", "WenQuanYi", "PingFang", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
-_SETTINGS_LOCK = threading.Lock()  # matplotlib's settings belong to all threads
+_SETTINGS_LOCK = threading.Lock()  # matplotlib's settings are shared by all threads
 BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
 
-# Set once, for they belong to all threads: `_find_fonts` reports missing letters, and nobody missing bold faces.
+# `_find_fonts` reports missing letters, and missing bold faces do not matter. Set once, as all threads share these.
 warnings.filterwarnings("ignore", "Glyph ")
 logging.getLogger("matplotlib.font_manager").addHandler(logging.NullHandler())
 
@@ -40,10 +40,10 @@ logging.getLogger("matplotlib.font_manager").addHandler(logging.NullHandler())
 def draw_contact_sheet(
     images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, file: Path, per_class: int = 12
 ) -> Path:
-    """Write a PNG with the first `per_class` images of each class, in the order of the dataset, and return it.
+    """Write a PNG with the first `per_class` images of each class, in dataset order, and return its path.
 
-    `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K names; `name` is the dataset's name in the
-    title. Only the first 40 classes are shown.
+    `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K class names, and `name` the dataset's name in
+    the title. Only the first 40 classes are shown.
     """
     shown = classes[:40]
     height = images.shape[-2] / images.shape[-1]
@@ -58,13 +58,13 @@ def draw_contact_sheet(
         for axes in grid[row, len(indices) :]:
             axes.axis("off")
     rest = f", the first {len(shown)} of {len(classes)} classes" if len(shown) < len(classes) else ""
-    title = f"{name}: training pictures by class{rest}{_grey_note(images)}"
+    title = f"{name}: training images by class{rest}{_grey_note(images)}"
     figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title, fontsize=12, color=INK, va="center")
     return write_figure(figure, file)
 
 
 def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
-    """Write a PNG of the first six images of a batch, uint8 (N, C, H, W), with their class names, and return it."""
+    """Write a PNG of the first six images of a batch, uint8 (N, C, H, W), with class names, and return its path."""
     figure = Figure(figsize=(7, 5), facecolor=PAPER, layout="constrained")
     for number, (image, name) in enumerate(zip(images[:6], names, strict=False), 1):
         axes = figure.add_subplot(2, 3, number)
@@ -76,10 +76,10 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *, hard_examples: bool = False) -> Path:
-    """Write a PNG of loss and accuracy over the epochs, and return it.
+    """Write a PNG of loss and accuracy over the epochs, and return its path.
 
-    `history` is a run's history, with an entry for each step and one for each epoch. `hard_examples` says that epochs
-    after the first train on the hardest images only; then their accuracy may lie below the validation accuracy.
+    `history` is a run's history, with an entry for each step and one for each epoch. With `hard_examples`, the legend
+    notes that epochs after the first train on hard images, whose accuracy may be below the validation accuracy.
     """
     batches_label = "training batches (after epoch 1: hard images)" if hard_examples else "training batches"
     figure = Figure(figsize=(9, 3.6), facecolor=PAPER, layout="constrained")
@@ -92,11 +92,11 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *,
 
 
 def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, batches_label: str = "training") -> None:
-    """Draw a run's "loss" or "accuracy" over the epochs on matplotlib axes.
+    """Draw the "loss" or "accuracy" (`key`) of a run over the epochs on matplotlib axes.
 
-    A point of the line of the training batches is the mean over a fiftieth of the steps, each measured with the weights
-    before it. Where the model was evaluated, the lines of a training sample and of the validation split can be
-    compared: both are measured with the same weights.
+    Each point of the training batches is the mean over a fiftieth of the steps, each measured with the weights before
+    the step. The lines of the training sample and of the validation split can be compared, because both are measured
+    with the same weights.
     """
     scale, label = {"loss": (1, "loss (nats)"), "accuracy": (100, "accuracy (%)")}[key]
     steps = [entry[key] for entry in history if "learning_rate" in entry]
@@ -104,7 +104,7 @@ def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, batche
     evaluations = [entry for entry in epoch_ends if entry["validation_accuracy"] is not None]
     width = max(1, len(steps) // 50)
     means = scale * np.array(steps[: len(steps) // width * width]).reshape(-1, width).mean(axis=1)
-    # Epochs may differ in length, so epoch numbers are interpolated between the ends of epochs.
+    # Epochs may differ in length, so the epoch of each point is interpolated between the ends of epochs.
     end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
     epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
     sampled = [entry for entry in epoch_ends if entry.get("sample_accuracy") is not None]
@@ -124,33 +124,33 @@ def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, batche
 
 
 def draw_reliability(axes: Any, rows: Sequence[Mapping[str, float]], color: str) -> None:
-    """Draw a reliability diagram on matplotlib axes: accuracy against confidence, and the diagonal they should meet.
+    """Draw a reliability diagram on matplotlib axes: accuracy against confidence, and the diagonal of the ideal.
 
-    `rows` are those of `metrics.reliability`. Bars of fewer than 20 images are drawn pale.
+    `rows` are the bins that `metrics.reliability` returns. Bars of fewer than 20 images are drawn pale.
     """
     edges, heights = [row["low"] for row in rows], [row["accuracy"] for row in rows]
     colors = [(color, 0.3 if row["count"] < 20 else 0.85) for row in rows]
     axes.bar(edges, heights, [row["high"] - row["low"] - 0.005 for row in rows], align="edge", color=colors)
     axes.plot([0, 1], [0, 1], color=INK, lw=1, ls="--")
-    axes.set(xlabel="how sure", ylabel="how often right", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def svg_chart(description: str, draw: Callable[..., None], *arguments: Any) -> str:
-    """Return what `draw(axes, *arguments)` draws as SVG to put into an HTML page.
+    """Return the chart that `draw(axes, *arguments)` draws, as SVG for an HTML page.
 
-    Colours are CSS variables, which the page defines for its light and its dark scheme. `description` is shown on
-    hovering and read by screen readers.
+    Colours are CSS variables, which the page defines for its light and dark schemes. `description` is shown on hovering
+    and read by screen readers.
     """
     figure = Figure(figsize=(5, 3.1), layout="constrained")
     draw(figure.add_subplot(), *arguments)
     buffer = io.StringIO()
-    with _SETTINGS_LOCK, contextlib.ExitStack() as stack:  # rc_context would also undo what other threads set meanwhile
+    with _SETTINGS_LOCK, contextlib.ExitStack() as stack:  # rc_context would also undo changes by other threads
         stack.callback(mpl.rcParams.__setitem__, "svg.fonttype", mpl.rcParams["svg.fonttype"])
         mpl.rcParams["svg.fonttype"] = "none"
         figure.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue()
-    svg = re.sub(r' id="[^"]*_\d+"', "", svg[svg.index("<g ") :])  # each chart of a page would have the same ids
+    svg = re.sub(r' id="[^"]*_\d+"', "", svg[svg.index("<g ") :])  # the charts of a page would have the same ids
     for color, variable in ((INK, "ink"), (BLUE, "blue"), (RUST, "rust"), ("#000000", "quiet"), (GREY, "quiet")):
         svg = svg.replace(color, f"var(--{variable})")
     view_box = "0 0 {:g} {:g}".format(*72 * figure.get_size_inches())
@@ -158,16 +158,16 @@ def svg_chart(description: str, draw: Callable[..., None], *arguments: Any) -> s
 
 
 def png_url(image: Image.Image, *, optimize: bool = False) -> str:
-    """Return an image as a PNG in a data URL, for an HTML page; `optimize` makes it smaller and takes longer."""
+    """Return an image as a data URL of a PNG, for an HTML page; `optimize` makes it smaller and takes longer."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=optimize)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]], file: Path) -> Path:
-    """Write a PNG of groups of images under titles, the images of a group side by side, and return it.
+    """Write a PNG of groups of images under titles, the images of a group side by side, and return its path.
 
-    A section is a title and its groups; a group is a sequence of images, uint8 (C, H, W), each with its caption. Only
+    Each section is a title and its groups. A group is a sequence of images, uint8 (C, H, W), with their captions. Only
     the first four images of a group are drawn.
     """
     titles, cells, bottom = [], [], 0.1  # in inches from the top left corner
@@ -175,7 +175,7 @@ def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torc
         if groups:
             titles.append((bottom + 0.17, title))
             bottom += 0.25
-        used = 11.0  # images of the row; the first group starts a new one
+        used = 11.0  # images in the current row; the first group starts a new row
         for group in (group[:4] for group in groups):
             if used + len(group) > 11:
                 left, top, bottom, used = 0.1, bottom, bottom + 1.25, 0.0
@@ -195,7 +195,7 @@ def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torc
 
 
 def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, file: Path) -> Path:
-    """Write a PNG of a confusion matrix, rows the true classes, each row in percent, and return it."""
+    """Write a PNG of a confusion matrix and return its path. Rows are true classes, in percent of the row."""
     counts = np.array(matrix, dtype=float)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(4.5, 2.2 + 0.58 * len(classes))
@@ -216,7 +216,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
 
 
 def draw_image(axes: Any, image: torch.Tensor) -> None:
-    """Draw an image, uint8 (C, H, W), in place of matplotlib axes; bright pixels of grey images are shown dark."""
+    """Draw an image, uint8 (C, H, W), on matplotlib axes, which are hidden. Grey images are shown inverted."""
     axes.axis("off")
     pixels = image.permute(1, 2, 0).numpy()
     axes.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray_r", vmin=0, vmax=255)
@@ -227,11 +227,16 @@ def _grey_note(images: torch.Tensor) -> str:
 
 
 def write_figure(figure: Figure, file: Path) -> Path:
-    """Write a figure as a PNG that names Gingham in its metadata, and return it. Other files are not replaced."""
+    """Write a figure as a PNG that names Gingham in its metadata, and return its path.
+
+    Raises
+        GinghamError: the name does not end in .png, the file exists and is not a figure of Gingham's, or it cannot be
+            written.
+    """
     if file.suffix.lower() != ".png":
-        raise GinghamError(f"{file} does not end in .png; figures are PNG files, so give such a name")
+        raise GinghamError(f"{file} does not end in .png; figures are PNG files, so choose a name that ends in .png")
     if file.exists() and not _drawn_by_gingham(file):
-        raise GinghamError(f"{file} is not one of gingham's figures and stays as it is; move it, or give another name")
+        raise GinghamError(f"{file} is not a figure written by gingham, so it is kept; move it, or give another name")
     _set_fonts(figure)
     with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})
@@ -239,7 +244,7 @@ def write_figure(figure: Figure, file: Path) -> Path:
 
 
 def _set_fonts(figure: Figure) -> None:
-    """Add fonts of the system to a figure's texts for letters that matplotlib's own font lacks."""
+    """Add system fonts to a figure's texts, for letters that matplotlib's own font lacks."""
     texts = figure.findobj(Text)
     letters = {letter for text in texts for letter in text.get_text() if not letter.isascii() and letter.isprintable()}
     for text in texts if letters else ():
@@ -248,21 +253,21 @@ def _set_fonts(figure: Figure) -> None:
 
 @functools.cache
 def _find_fonts(letters: frozenset[str]) -> list[str]:
-    """Return the names of fonts that have these letters. If no font has some of them, print that, once."""
+    """Return the names of fonts that together have these letters. Letters that no font has are printed once."""
     for file in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
         with contextlib.suppress(OSError, RuntimeError, ValueError):
-            fontManager.addfont(file)  # installed after matplotlib made its list
-    # The last resort has boxes for everything; emoji in colour cannot be drawn.
+            fontManager.addfont(file)  # installed after matplotlib created its list
+    # Last Resort fonts have only boxes, and colour emoji cannot be drawn.
     fonts = [font for font in fontManager.ttflist if not re.search("Last Resort|Emoji", font.name)]
     names, missing = list[str](), letters
     for font in sorted(fonts, key=lambda font: (font.name != "DejaVu Sans", not font.name.startswith(FONTS))):
-        with contextlib.suppress(OSError, RuntimeError):  # removed since, or damaged
+        with contextlib.suppress(OSError, RuntimeError):  # the font was removed or is damaged
             if covered := missing and missing & {*map(chr, get_font(font.fname).get_charmap())}:
                 names.append(font.name)
                 missing -= covered
     if missing:
         lacking, remedy = ", ".join(sorted(missing)[:9]), "install one that has, such as Noto Sans or Noto Sans CJK"
-        print(f"no font of this system has {lacking}: figures show boxes instead; {remedy}", file=sys.stderr)
+        print(f"no font on this system has {lacking}, so figures show boxes instead; {remedy}", file=sys.stderr)
     return names
 
 

@@ -6,12 +6,12 @@ from typing import Any
 from gingham.errors import Catalogue, RecipeError
 from gingham.recipe import Recipe
 
-# The article's own hyper-parameters: float32, every one of the 60,000 pictures, nothing held out.
-# On two cores it takes minutes; benchmarks/reproduce_article.py says how many and how accurate it ends.
+# The hyper-parameters of the article: float32, all 60,000 images, nothing held out. On two cores it takes minutes;
+# benchmarks/reproduce_article.py measures how many, and the accuracy.
 ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
 
-# Each of these recipes is the fastest we know for its accuracy; records/README.md has accuracies and seconds, except
-# for `accurate`, which has run with one seed so far. records/LOG.md says what else was tried.
+# Each of these recipes is the fastest we know for its accuracy. records/README.md has accuracies and times, except for
+# `accurate`, which has been run with one seed only. records/LOG.md lists what else was tried.
 FAST = Recipe(
     name="fast",
     network="small",
@@ -30,13 +30,14 @@ FAST = Recipe(
     easy_share=0.1,
     flip="alternating",
     tta="flip",
-    # At a high learning rate the weights of one step vary by 10 points of accuracy. Their mean over some 20 steps does
-    # not, costs 1 % of a step, and is the same in the end, as the rate falls to 0.
+    # At a high learning rate the accuracy varies by 10 points from step to step. That of the mean weights over about 20
+    # steps does not. The mean costs 1 % of a step, and is the same in the end because the learning rate falls to 0.
     ema_decay=0.95,
     mean=(0.286,),
     std=(0.353,),
 )
-# In less than an epoch no picture is seen twice: small batches for more steps, and nothing against over-fitting.
+# In less than one epoch no image is seen twice, so nothing is needed against over-fitting. Small batches allow more
+# steps.
 FAST_85 = FAST.replace(
     name="fast-85",
     network="tiny",
@@ -51,12 +52,12 @@ FAST_85 = FAST.replace(
 )
 FAST_90 = FAST_85.replace(name="fast-90", epochs=3, ema_decay=FAST.ema_decay)
 FAST_92 = FAST.replace(name="fast-92", epochs=6)
-# With a stage-one block and this many passes, pictures moved by a pixel gain more than they cost.
+# With a block in stage one and this many epochs, shifting images by a pixel gains more than it costs.
 FAST_94 = FAST.replace(name="fast-94", network="large", epochs=22, shift_pixels=1)
-# Two fifths of each batch as if photographed: nearly as good on the dataset, and of use on one's own photographs.
+# Two fifths of each batch are simulated photos: nearly as accurate on the dataset, and useful on the user's own photos.
 PHOTO = FAST_94.replace(name="photo", network="broad", epochs=48, hard_share=1.0, photo_share=0.4, ema_decay=0)
 ACCURATE = FAST_94.replace(name="accurate", network="huge", epochs=100)
-# For one GPU, whose seconds are some hundred of a CPU's.
+# For one GPU, which is about a hundred times as fast as a CPU.
 GPU_94 = FAST_94.replace(name="gpu-94", network="huge", epochs=30, batch_size=1024, validate_every=1000, ema_decay=0)
 GPU_95 = GPU_94.replace(name="gpu-95", network="giant", epochs=100, shift_pixels=2)
 GPU_96 = GPU_95.replace(
@@ -78,7 +79,7 @@ DEFAULT_RECIPE = FAST.name
 
 
 def train_options(recipe: Recipe) -> str:
-    """Return the options of `gingham train` for this recipe: its name and seed, and the fields that were changed.
+    """Return the `gingham train` options for this recipe: its name, its seed and the fields that were changed.
 
     >>> train_options(RECIPES["fast"].replace(seed=5, epochs=2, nesterov=False))
     '--recipe fast --seed 5 --epochs 2 --set nesterov=false'

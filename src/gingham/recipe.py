@@ -1,4 +1,4 @@
-"""The Recipe: every number that a training run depends on. Frozen, validated, and independent of torch."""
+"""Recipe: every setting that a training run depends on. Frozen, validated, and independent of torch."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from gingham.errors import RecipeError, list_first, suggest
 
-SMALL_DATASET_IMAGES, MIN_STEPS = 10_000, 500  # with fewer of both, a recipe for tens of thousands of images is adapted
+SMALL_DATASET_IMAGES, MIN_STEPS = 10_000, 500  # a recipe is adapted if a dataset has fewer of both
 
 
 def _setting(default: Any, allowed: str, is_allowed: Callable[[Any], bool]) -> Any:
@@ -41,49 +41,49 @@ def _channels(default: tuple[float, ...], allowed: str, low: float) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained. Fields are keyword arguments, each checked when the recipe is made.
+    """The settings that a network is trained with. Fields are keyword arguments and are validated.
 
     >>> Recipe(network="article").replace(epochs=1, seed=7).learning_rate
     0.01
 
     Raises
-        RecipeError: a field that does not exist, or a value out of its range; the message gives the right ones.
+        RecipeError: a field does not exist, or a value is not allowed; the message has the allowed ones.
     """
 
-    name: str = _text("custom", "a name of 1 to 100 characters that show", 100)
+    name: str = _text("custom", "a name of 1 to 100 printable characters", 100)
     network: str = _text("article", "the name of a network", 200)
     seed: int = _number(0, 0, 2**31 - 1)
     epochs: float = _number(3.0, 1e-6, 1e5, "a number above 0, at most 100000 (0.5 is half the images once)")
     batch_size: int = _number(64, 1, 1 << 20)
     optimizer: str = _choice("sgd", "muon")
     learning_rate: float = _number(0.01, 0, 10_000)
-    filter_lr_scale: float = _number(0.4, 0, 1e4, "from 0 to 10000: Muon's rate for filters, in learning rates")
+    filter_lr_scale: float = _number(0.4, 0, 1e4, "from 0 to 10000: a factor for Muon's learning rate of filters")
     warmup: float = _share(0.0, "the steps over which the learning rate rises")
     schedule: str = _choice("constant", "linear", "cosine")
-    momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 up to, but not, 1")
+    momentum: float = _number(0.9, 0, 1 - 1e-9, "a number from 0 to below 1")
     nesterov: bool = _flag()
     weight_decay: float = _number(0.0, 0, 10_000)
     label_smoothing: float = _number(0.0, 0, 1)
-    hard_share: float = _share(1.0, "hardest images that each epoch after the first takes")
-    easy_share: float = _share(0.0, "the other images that each epoch after the first takes")
+    hard_share: float = _share(1.0, "hardest images that each epoch after the first uses")
+    easy_share: float = _share(0.0, "the other images that each epoch after the first uses")
     flip: str = _choice("none", "random", "alternating")
     shift_pixels: int = _number(0, 0, 1024)
-    cutmix: float = _share(0.0, "each batch over which a box of another image is pasted")
-    photo_share: float = _share(0.0, "each batch that is drawn as if photographed, cut out and prepared")
-    ema_decay: float = _number(0.0, 0, 1 - 1e-9, "the share, from 0 to below 1, of the mean weights kept at a step")
-    distillation_weight: float = _share(0.9, "the loss that follows the teachers, where there are any")
+    cutmix: float = _share(0.0, "images in each batch over which a box of another image is pasted")
+    photo_share: float = _share(0.0, "images in each batch that are turned into simulated photos")
+    ema_decay: float = _number(0.0, 0, 1 - 1e-9, "a number from 0 (no EMA) to below 1: the EMA's decay per step")
+    distillation_weight: float = _share(0.9, "the loss that follows the teachers, if there are any")
     distillation_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides all logits")
     tta: str = _choice("none", "flip")
     precision: str = _choice("auto", "float32", "bfloat16")
     compile: bool = _flag("true or false: torch.compile takes a minute, then saves time")
-    mean: tuple[float, ...] = _channels((0.5,), "a number a channel, on pixels from 0 to 1, such as 0.5", -1e3)
-    std: tuple[float, ...] = _channels((0.5,), "a number above 0 a channel, on pixels from 0 to 1, such as 0.5", 1e-6)
-    size: int = _number(0, 0, 4096, "the images' side in pixels, up to 4096; 0 keeps a common one up to 64, or is 28")
-    validation_images: int = _number(5000, 0, 1 << 31, "a whole number from 0 (none held out) up")
-    validate_every: int = _number(1, 1, 10**6, "from 1 up: evaluate when the training split's size was seen that often")
+    mean: tuple[float, ...] = _channels((0.5,), "one number per channel, for pixels from 0 to 1, such as 0.5", -1e3)
+    std: tuple[float, ...] = _channels((0.5,), "one number above 0 per channel, for pixels from 0 to 1, as 0.5", 1e-6)
+    size: int = _number(0, 0, 4096, "the images' side in pixels, up to 4096; 0 keeps a common side up to 64, or is 28")
+    validation_images: int = _number(5000, 0, 1 << 31, "a whole number of at least 0 (0 holds none out)")
+    validate_every: int = _number(1, 1, 10**6, "from 1: evaluate after that many times the size of the training split")
     patience: int = _number(0, 0, 10**6, "how many evaluations may pass without a better one; 0 trains to the end")
-    risk: float = _share(0.02, "wrong answers allowed among those the model is sure of")
-    checkpoint_seconds: float = _number(30.0, 0, 1e9, "a number of seconds from 0 (at every step) up")
+    risk: float = _share(0.02, "wrong predictions allowed among those above the threshold")
+    checkpoint_seconds: float = _number(30.0, 0, 1e9, "a number of seconds of at least 0 (0 saves at every step)")
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -92,8 +92,8 @@ class Recipe:
             raise RecipeError("nesterov is true with momentum 0; set momentum=0.9, or nesterov=false")
         if self.cutmix and self.hard_share < 1:
             raise RecipeError(
-                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, and mixed images have no loss of "
-                "their own to rank them by; set hard_share=1 or cutmix=0"
+                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, but mixed images cannot be ranked by "
+                "their loss; set hard_share=1 or cutmix=0"
             )
         if self.cutmix and self.photo_share:
             raise RecipeError(f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; set one of them to 0")
@@ -106,8 +106,8 @@ class Recipe:
     def for_small_dataset(self, num_images: int) -> "Recipe":
         """Return the recipe adapted to a small training split: at least 500 steps, and all images in each epoch.
 
-        With 10,000 images or more, or if it takes 500 steps anyway, the recipe is returned unchanged. Otherwise an
-        epoch has about eight batches, of at least 16 images, and there are as many epochs as 500 steps need.
+        With 10,000 images or more, or if the recipe takes 500 steps anyway, it is returned unchanged. Otherwise each
+        epoch has about eight batches of at least 16 images, and there are enough epochs for 500 steps.
 
         >>> adapted = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_small_dataset(136)
         >>> adapted.batch_size, adapted.epochs, adapted.hard_share
@@ -127,9 +127,9 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """Return the recipe that `to_dict` has turned into a dict; a missing field takes its default."""
+        """Return the recipe with the fields in a dict, as returned by `to_dict`; missing fields have their default."""
         if not isinstance(values, Mapping):
-            raise RecipeError(f"a recipe got {_short_repr(values)}; it is an object of fields, such as {{'seed': 1}}")
+            raise RecipeError(f"a recipe got {_short_repr(values)}; it takes an object of fields, as {{'seed': 1}}")
         _reject_unknown_fields(values)
         return cls(**values)
 
@@ -149,7 +149,7 @@ def _short_repr(value: Any) -> str:
 
 
 def _validated(item: "dataclasses.Field[Any]", value: Any) -> Any:
-    """Return a value converted to the type of its field; raise a RecipeError if it is not allowed there."""
+    """Return a value converted to the type of its field, or raise a RecipeError if the field does not allow it."""
     try:
         if isinstance(item.type, type):
             converted: Any = _convert(item.type, value)
@@ -173,7 +173,7 @@ def _convert(kind: type, value: Any) -> Any:
 def describe_changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Return how the settings of a training differ from those stored earlier, or an empty string if they do not.
 
-    Both are JSON values: a `recipe`, and beside it the fingerprint of the data and the checksums of the teachers.
+    Both are JSON values: a `recipe`, the fingerprint of the data and the checksums of the teachers.
 
     >>> describe_changes({"recipe": {"seed": 1}, "fingerprint": "a"}, {"recipe": {"seed": 2}, "fingerprint": "b"})
     'fingerprint a, not b and seed 1, not 2'
@@ -181,20 +181,20 @@ def describe_changes(stored: Mapping[str, Any], settings: Mapping[str, Any]) -> 
     recipe = stored.get("recipe")
     before = {"teachers": [], **stored, **Recipe().to_dict(), **(recipe if isinstance(recipe, dict) else {})}
     now = {**settings, **settings["recipe"]}
-    for key in ("recipe", "checkpoint_seconds"):  # the first is compared field by field; the second changes no weight
+    for key in ("recipe", "checkpoint_seconds"):  # fields are compared one by one; the second changes no weights
         now.pop(key, None)
     changes = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
     return list_first(changes, 3, " and ")
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Return texts of the form FIELD=VALUE as the keyword arguments of `Recipe.replace`.
+    """Return texts of the form FIELD=VALUE as keyword arguments for `Recipe.replace`.
 
     >>> parse_settings(["learning_rate=0.05", "nesterov=true", "mean=0.5,0.5,0.5"])
     {'learning_rate': 0.05, 'nesterov': True, 'mean': (0.5, 0.5, 0.5)}
 
     Raises
-        RecipeError: no `=`, a field that does not exist, or a value that cannot be read as the field's type.
+        RecipeError: there is no `=`, the field does not exist, or the value is not allowed.
     """
     items = {item.name: item for item in fields(Recipe)}
     changes: dict[str, Any] = {}
@@ -208,7 +208,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _parse_value(kind: Any, text: str) -> Any:
-    """Return a text as a value of the field's type, or unchanged if it cannot be read, which the validation rejects."""
+    """Return a text converted to the field's type, or unchanged if that fails; `_validated` then rejects it."""
     try:
         if kind is bool:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]

@@ -1,4 +1,4 @@
-"""Text helpers: aligned tables, readable numbers and durations, natural sorting, printable names."""
+"""Helpers for text: aligned tables, readable numbers and durations, natural sorting and valid names."""
 
 import io
 import re
@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table: left-aligned are the first column and those whose name ends in `<`, right-aligned the others."""
+    """Return a table as text. The first column and columns whose name ends in `<` are left-aligned, others right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
     for index, column in enumerate(columns):
         left = index == 0 or column.endswith("<")
@@ -25,7 +25,7 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def count(number: float, unit: str = "") -> str:
-    """Return a number with three digits and K, M or G, such as `48.9 K`; numbers below 10,000 are written in full.
+    """Return a number with three digits and K, M or G, such as `48.9 K`. Numbers below 10,000 are written in full.
 
     >>> count(48884), count(784), count(19_312_640, "B")
     ('48.9 K', '784', '19.3 MB')
@@ -38,7 +38,7 @@ def count(number: float, unit: str = "") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration in seconds, or in minutes and seconds if it is longer than two minutes.
+    """Return a duration in seconds, or in minutes and seconds from two minutes on.
 
     >>> duration(0.5731), duration(57.94), duration(1181.7)
     ('0.57 s', '57.9 s', '19 min 42 s')
@@ -52,12 +52,12 @@ def duration(seconds: float) -> str:
 
 
 def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
-    """Return a sort key that compares the numbers in names by value, independent of the locale.
+    """Return a sort key that compares numbers in names by their value, independent of the locale.
 
     >>> sorted(["10", "2", "b1", "B2"], key=natural_key)
     ['2', '10', 'B2', 'b1']
     """
-    # Text and digits alternate, so that equal types are compared; numbers may have more digits than int() accepts.
+    # Text and digits alternate, so only equal types are compared. Numbers may have more digits than int() accepts.
     parts = re.split("([0-9]+)", name)
     key: list[Any] = [
         (len(part.lstrip("0")), part.lstrip("0")) if index % 2 else part for index, part in enumerate(parts)
@@ -66,5 +66,5 @@ def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Return whether a class may have this name: not empty, shown on one line, encodable as UTF-8."""
+    """Return whether a class may have this name: not empty, without line breaks or control characters, valid UTF-8."""
     return bool(name) and not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)

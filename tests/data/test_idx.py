@@ -79,7 +79,7 @@ def test_no_memory_is_allocated_for_missing_data(tmp_path, monkeypatch, gzipped)
 
 def test_a_pipe_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "labels")
-    with pytest.raises(DataError, match=r"cannot read .*labels \(it is no plain file\)"):
+    with pytest.raises(DataError, match=r"cannot read .*labels \(it is not a regular file\)"):
         read_idx(tmp_path / "labels", 1)
 
 

@@ -54,8 +54,8 @@ DAMAGE = {
     "flipped bit": ("safetensors", flip_bit, "the SHA-256 of step-00000009.safetensors is not the one in its manifest"),
     "empty state": ("safetensors", lambda path: path.write_bytes(b""), "has 0 bytes"),
     "missing state": ("safetensors", lambda path: path.unlink(), "No such file"),
-    "truncated manifest": ("json", lambda path: path.write_text(path.read_text()[:-9]), "is not whole JSON"),
-    "empty manifest": ("json", lambda path: path.write_text(""), "is not whole JSON"),
+    "truncated manifest": ("json", lambda path: path.write_text(path.read_text()[:-9]), "is not valid JSON"),
+    "empty manifest": ("json", lambda path: path.write_text(""), "is not valid JSON"),
     "manifest of another step": (
         "json",
         lambda path: path.write_text((path.parent / "step-00000006.json").read_text()),
@@ -119,9 +119,9 @@ def test_resume_is_suggested_for_a_full_disk_only_if_there_is_a_checkpoint(folde
         lambda: save_checkpoint(folder, 12, large, {}),
         lambda: write_tensors(folder / "x.safetensors", large),
     ):
-        with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some room, then go on by resuming$"):
+        with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some disk space, then resume the run$"):
             begun()
-    with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some room$"):
+    with pytest.raises(GinghamError, match=r"cannot write .* \(.*\); free some disk space$"):
         save_checkpoint(tmp_path / "new", 12, large, {})
 
 

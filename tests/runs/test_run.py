@@ -105,7 +105,7 @@ DAMAGE = {
     ),
     "duplicate class": (lambda f: change(f, classes=["0", "1", "1", "3"]), "a list of 1 to 10000 different names"),
     "missing key": (lambda f: remove(f, "classes"), "classes is missing"),
-    "not JSON": (lambda f: (f / "model.json").write_text("{"), "is not whole JSON"),
+    "not JSON": (lambda f: (f / "model.json").write_text("{"), "is not valid JSON"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot read .*model.safetensors"),
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "cannot read"),
     "truncated weights": (
@@ -150,13 +150,13 @@ DAMAGE = {
         lambda f: remove(f, "weights_sha256"),
         "says weights_sha256 .* where the recipe and weights beside it say",
     ),
-    "lone surrogate": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not whole JSON"),
+    "lone surrogate": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not valid JSON"),
     "class name with a line break": (
         lambda f: change(f, classes=["0", "1", "2", "a\nb"]),
         "different names in plain letters",
     ),
     "too many channels": (lambda f: change(f, input_shape=[4096, 28, 28]), "up to 64 channels"),
-    "NaN metric": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is no number of JSON"),
+    "NaN metric": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is not a JSON number"),
     "zero temperature": (
         lambda f: edit_weights(f, lambda t: t["temperature"].zero_()),
         ("in temperature that no training gives"),
@@ -183,7 +183,7 @@ def test_a_pipe_instead_of_a_file_does_not_block(saved_run):
     for name in ("history.jsonl", "model.safetensors", "model.json"):
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(RunError, match=f"cannot read .*{name} .*it is no plain file"):
+        with pytest.raises(RunError, match=f"cannot read .*{name} .*it is not a regular file"):
             gingham.load(folder)
 
 
