@@ -130,7 +130,7 @@ def test_colour_images_are_an_error_that_names_another_recipe():
     )
     with pytest.raises(
         gingham.GinghamError,
-        match=r"photo_share is 0.4, and the pictures have 3 channels; .* another recipe, such as fast",
+        match=r"photo_share is 0.4, but the images have 3 channels; .* another recipe, such as fast",
     ):
         gingham.fit(gingham.RECIPES["photo"], train, progress=False)
 

@@ -122,7 +122,7 @@ def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path):
     Image.new("1", (9, 9)).save(tmp_path / "small.png")
     result = decode_images([tmp_path / "huge.png", tmp_path / "small.png"], np.empty((2, 3, 9, 9), np.uint8), "")
     assert result.missing == [0]
-    assert result.issues == [(0, "cannot be read: it has 20000x7000 pixels, of 120,000,000 allowed in all")]
+    assert result.issues == [(0, "cannot be read: it has 20000x7000 pixels, more than the 120,000,000 allowed")]
 
 
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):

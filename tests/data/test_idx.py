@@ -38,12 +38,12 @@ def encode_header(type_code=8, dimensions=1, *sizes):
         (b"", "it is not an IDX file: it starts with nothing"),
         (b"PNG", "is not an IDX file"),
         (b"\x89PNG and more", "is not an IDX file: it starts with 89504e47"),
-        (encode_header(0x0D, 1, 3) + bytes(12), "holds IDX type 0x0d in 1 dimensions, not 0x08 in 1"),
+        (encode_header(0x0D, 1, 3) + bytes(12), "contains IDX type 0x0d in 1 dimensions, not 0x08 in 1"),
         (encode_header(8, 3, 1, 2, 2) + bytes(4), "in 3 dimensions, not 0x08 in 1"),
         (encode_header(8, 1) + b"\0\0", "is truncated inside its header"),
-        (encode_header(8, 1, 50) + bytes(49), "its header announces 50 bytes; 49 follow"),
-        (encode_header(8, 1, 50) + bytes(51), "its header announces 50 bytes; more follow"),
-        (encode_header(8, 1, 0), "announces 0 bytes"),
+        (encode_header(8, 1, 50) + bytes(49), "its header declares 50 bytes; 49 follow"),
+        (encode_header(8, 1, 50) + bytes(51), "its header declares 50 bytes; more follow"),
+        (encode_header(8, 1, 0), "declares 0 bytes"),
     ],
 )
 @pytest.mark.parametrize("gzipped", [False, True])
@@ -70,7 +70,7 @@ def test_no_memory_is_allocated_for_missing_data(tmp_path, monkeypatch, gzipped)
     path.write_bytes(gzip.compress(content) if gzipped else content)
     monkeypatch.setattr("gingham.data.idx.free_memory", lambda: 1 << 40)
     tracemalloc.start()
-    with pytest.raises(DataError, match="its header announces 2000000000 bytes; 0 follow"):
+    with pytest.raises(DataError, match="its header declares 2000000000 bytes; 0 follow"):
         read_idx(path, 3)
     _, most_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -100,7 +100,7 @@ def test_a_truncated_or_damaged_gzip_file_is_an_error(tmp_path):
 def test_a_gzip_bomb_is_not_decompressed_beyond_its_header(tmp_path):
     path = tmp_path / "labels.gz"
     path.write_bytes(gzip.compress(encode_header(8, 1, 10) + bytes(300_000_000), 9))
-    with pytest.raises(DataError, match="its header announces 10 bytes; more follow"):
+    with pytest.raises(DataError, match="its header declares 10 bytes; more follow"):
         read_idx(path, 1)
 
 
@@ -126,16 +126,14 @@ def test_any_bytes_give_an_array_or_a_data_error(tmp_path_factory, content, dime
 def test_different_numbers_of_images_and_labels_are_an_error(quadrants):
     write_idx(quadrants / IDX_FILES[3], np.zeros(79, np.uint8))
     with pytest.raises(
-        DataError, match=r"test images of the shape \(80, 1, 28, 28\) and 79 labels; allowed: a label for each image"
+        DataError, match=r"test images of shape \(80, 1, 28, 28\) and 79 labels; allowed: one label for each image"
     ):
         load_data(str(quadrants), validation=0)
 
 
 def test_training_and_test_images_of_different_sizes_are_an_error(quadrants):
     write_idx(quadrants / IDX_FILES[2], np.zeros((80, 20, 28), np.uint8))
-    with pytest.raises(
-        DataError, match=r"test images of the shape \(80, 1, 20, 28\) .* in all splits, here \(1, 28, 28\)"
-    ):
+    with pytest.raises(DataError, match=r"test images of shape \(80, 1, 20, 28\) .* in all splits, here \(1, 28, 28\)"):
         load_data(str(quadrants), validation=0)
 
 
@@ -144,9 +142,7 @@ def test_a_gzipped_file_larger_than_memory_is_an_error(quadrants, monkeypatch):
     plain = quadrants / "train-images-idx3-ubyte"
     (quadrants / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(plain.read_bytes()))
     plain.unlink()
-    with pytest.raises(
-        DataError, match=r"235200 bytes, more than half of the memory free here; decompress it \(gunzip\)"
-    ):
+    with pytest.raises(DataError, match=r"235200 bytes, more than half of the free memory; decompress it \(gunzip\)"):
         load_data(str(quadrants), validation=0)
 
 
@@ -155,5 +151,5 @@ def test_a_mapped_file_of_the_wrong_length_is_an_error(quadrants, monkeypatch, c
     monkeypatch.setattr("gingham.data.idx.free_memory", lambda: 100_000)
     path = quadrants / "train-images-idx3-ubyte"
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(DataError, match="its header announces 235200 bytes"):
+    with pytest.raises(DataError, match="its header declares 235200 bytes"):
         load_data(str(quadrants), validation=0)

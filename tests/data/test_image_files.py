@@ -61,7 +61,7 @@ def test_unreadable_files_are_an_error_or_left_out(shoes):
     original = load_data(str(shoes))
     unreadable = add_unreadable_files(shoes)
     with pytest.raises(
-        DataError, match=r"8 of the 48 files of .* cannot be read as pictures: boot/bomb.bmp \(.*and 5 more; "
+        DataError, match=r"8 of the 48 files of .* cannot be read as images: boot/bomb.bmp \(.*and 5 more; "
     ) as caught:
         load_data(str(shoes))
     assert "--skip-unreadable" in str(caught.value)
@@ -74,7 +74,7 @@ def test_unreadable_files_are_an_error_or_left_out(shoes):
     reasons = {name.removeprefix("boot/"): reason for name, reason in issues}
     assert set(reasons) == unreadable
     assert reasons["empty.png"] == "cannot be read: it is empty"
-    assert reasons["pipe.png"] == "cannot be read: it is no plain file"
+    assert reasons["pipe.png"] == "cannot be read: it is not a regular file"
     assert reasons["dangling.png"] == "cannot be read: No such file or directory"
 
 
@@ -102,11 +102,11 @@ def test_damaged_files_are_left_out_and_nothing_is_printed(tmp_path, capfd):
 def test_a_class_without_readable_files_is_an_error(shoes):
     for file in (shoes / "boot").iterdir():
         file.write_text("no")
-    with pytest.raises(DataError, match="has no picture of boot"):
+    with pytest.raises(DataError, match="has no image of boot"):
         load_data(str(shoes), skip_unreadable=True)
     for file in (shoes / "sandal").iterdir():
         file.write_text("no")
-    with pytest.raises(DataError, match="holds no file that can be read; give PNG"):
+    with pytest.raises(DataError, match="has no readable file; give PNG"):
         load_data(str(shoes), skip_unreadable=True)
 
 
@@ -132,7 +132,7 @@ def test_every_command_accepts_a_folder_and_a_run_on_it(command, shoes):
         "--json",
     )
     assert "8 of the 48 files are left out" in trained.stderr
-    assert "6 of the 34 training pictures are held out for validation, a fifth, not 5000" in trained.stderr
+    assert "6 of the 34 training images are held out for validation, a fifth, not 5000" in trained.stderr
     run = gingham.load(command.folder / "runs/fast-90-0")
     assert (run.recipe.size, run.recipe.validation_images, run.data["skip_unreadable"]) == (24, 6, True)
     assert run.model.input_shape == (1, 24, 24)
@@ -159,7 +159,7 @@ def test_a_run_is_evaluated_on_another_folder(command, shoes, tmp_path):
     assert "has no splits to choose test from" in failed.stderr
     unknown = make_image_folder(tmp_path / "unknown", {"sandal": 4, "clog": 4})
     failed = command("evaluate", "runs/fast-90-0", "--data", unknown, code=2)
-    assert "has the class clog, which is none of the model's (boot, sandal)" in failed.stderr
+    assert "has the class clog, which is not a class of the model (boot, sandal)" in failed.stderr
 
 
 def test_trials_and_compare_accept_a_folder(command, shoes):
@@ -195,11 +195,11 @@ def test_twenty_images_per_class_train_without_a_warning(command, tmp_path, fash
     trained = command("train", "--data", tmp_path / "clothes", process=True)
     assert "warning" not in trained.stderr.lower()
     lines = [line for line in trained.stderr.splitlines() if not line.startswith("epoch ")]
-    assert lines[0].startswith("read 200 pictures of ")
+    assert lines[0].startswith("read 200 images of ")
     assert lines[1:] == [
-        "34 of the 170 training pictures are held out for validation, a fifth, not 5000",
+        "34 of the 170 training images are held out for validation, a fifth, not 5000",
         (
-            "136 training pictures are few for fast: batch_size 17, epochs 63, hard_share 1 in place of 256, 21, 0.3 "
+            "136 training images are few for fast: batch_size 17, epochs 63, hard_share 1 instead of 256, 21, 0.3 "
             "(set any of these to keep the recipe's own values)"
         ),
     ]
@@ -228,7 +228,7 @@ def test_diagnose_reports_empty_and_missing_classes(command, tmp_path):
     (tmp_path / "d" / "test" / "b").mkdir()
     output = command("diagnose", tmp_path / "d").stdout
     assert "the test split lacks 1 of 2 classes" in output
-    assert "test/b is a class folder without a picture" in output
+    assert "test/b is a class folder without images" in output
 
 
 def make_deep_grey(folder, scale, classes=("x", "y")):
@@ -252,7 +252,7 @@ def test_16_bit_images_are_scaled_by_the_largest_value_of_all_files(tmp_path, co
         assert sorted(set(images.flatten().tolist())) == [k * scale >> (bits - 8) for k in range(10)]
         notes = [note for note in loaded.notes if "16-bit" in note]
         assert notes == (
-            [f"the 16-bit pictures of {folder} use {bits} bits: {(1 << bits) - 1} is white, for predict too"]
+            [f"the 16-bit images of {folder} use {bits} bits: {(1 << bits) - 1} is white, also for predict"]
             if bits < 16
             else []
         )

@@ -54,7 +54,7 @@ def test_links_that_cannot_be_followed_are_unreadable_files(shoes):
     (shoes / "boot" / "gone.png").symlink_to("nowhere")
     (shoes / "loop").symlink_to("loop")
     reasons = r"boot/gone.png \(No such file .*\), boot/loop.png \(Too many levels of symbolic links\); fix or remove"
-    with pytest.raises(DataError, match=rf"2 of the 42 files of .* cannot be read as pictures: {reasons}"):
+    with pytest.raises(DataError, match=rf"2 of the 42 files of .* cannot be read as images: {reasons}"):
         load_data(str(shoes))
     data = load_data(str(shoes), validation=0, skip_unreadable=True)
     assert len(data.train) + len(data.test) == 40
@@ -83,24 +83,24 @@ def test_folders_of_any_depth_are_listed(shoes):
 INVALID_FOLDERS = {
     "nothing": (
         lambda d: d.mkdir(),
-        "found no training pictures in .*; it needs a folder with pictures for each class",
+        "found no training images in .*; it needs a folder of images for each class",
     ),
-    "loose": (lambda d: save_image(d / "a.png"), "found no training pictures in"),
+    "loose": (lambda d: save_image(d / "a.png"), "found no training images in"),
     "no classes": (
         lambda d: (save_image(d / "train/a.png"), save_image(d / "test/b.png")),
-        "found no training pictures in",
+        "found no training images in",
     ),
     "no train": (
         lambda d: make_image_folder(d / "test", {"a": 3, "b": 3}),
-        "found no training pictures in .* directly or in train, validation and test folders",
+        "found no training images in .* directly or in train, validation and test folders",
     ),
     "unsorted": (
         lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), save_image(d / "test/b.png")),
-        "holds pictures in test beside the split",
+        "has images in test beside the split",
     ),
     "both": (
         lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d, {"b": 3})),
-        "holds pictures in b beside the split folder train",
+        "has images in b beside the split folder train",
     ),
     "one class": (lambda d: make_image_folder(d, {"a": 9}), "has 1 class; allowed: 2 to 10,000"),
     "few": (lambda d: make_image_folder(d, {"a": 9, "b": 2}), "the class b of .* has 2 training images, too few"),
@@ -110,7 +110,7 @@ INVALID_FOLDERS = {
     ),
     "test lacks": (
         lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "test", {"a": 3})),
-        "the test split of .* no picture of b",
+        "the test split of .* no image of b",
     ),
     "train lacks": (
         lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d / "test", {"a": 3, "b": 3})),
@@ -120,7 +120,7 @@ INVALID_FOLDERS = {
         lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "val", {"b": 3})),
         "the validation split of .* of a",
     ),
-    "name": (lambda d: make_image_folder(d, {"a": 9, "b\nc": 9}), "has a class of the name"),
+    "name": (lambda d: make_image_folder(d, {"a": 9, "b\nc": 9}), "has a class named"),
 }
 
 

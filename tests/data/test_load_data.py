@@ -33,7 +33,7 @@ def test_a_folder_of_idx_files_is_loaded(quadrants):
 def test_numbered_labels_can_be_named(quadrants):
     data = load_data(str(quadrants), validation=0, classes=("a", "b", "c", "d", "e"))
     assert data.test.counts() == {"a": 20, "b": 20, "c": 20, "d": 20, "e": 0}
-    with pytest.raises(DataError, match="has labels up to 3; allowed: 0 to 2, for the known classes"):
+    with pytest.raises(DataError, match="has labels up to 3; allowed: 0 to 2, for the given classes"):
         load_data(str(quadrants), validation=0, classes=("a", "b", "c"))
 
 
@@ -66,13 +66,13 @@ def test_a_similar_name_is_suggested():
 
 def test_a_file_of_another_format_is_an_error(tmp_path):
     (tmp_path / "data.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"data.txt is no dataset; give a folder of class folders, a .csv"):
+    with pytest.raises(DataError, match=r"data.txt is not a dataset; give a folder of class folders, a .csv"):
         load_data(str(tmp_path / "data.txt"))
 
 
 @pytest.mark.parametrize("size", [-1, 5000])
 def test_a_size_out_of_range_is_an_error(shoes, size):
-    with pytest.raises(DataError, match=f"the size is {size}; allowed: 1 to 4096"):
+    with pytest.raises(DataError, match=f"size is {size}; allowed: 1 to 4096"):
         load_data(str(shoes), size=size)
 
 

@@ -67,5 +67,5 @@ def test_a_model_trains_on_a_mapped_dataset(quadrants, mapped_packs):
 def test_a_pack_that_cannot_be_written_is_an_error(quadrants, mapped_packs):
     mapped_packs.parent.mkdir()
     mapped_packs.write_text("not a folder")
-    with pytest.raises(DataError, match="which a dataset larger than half of the free memory needs"):
+    with pytest.raises(DataError, match="which is needed for a dataset larger than half of the free memory"):
         load_data(str(quadrants), validation=40)

@@ -82,53 +82,56 @@ def test_arrays_are_resized(tmp_path):
 
 VALID = {"images": random_images(12, 8, 8), "labels": np.arange(12) % 2}
 INVALID = {
-    "names": ({"data": random_images(9, 8, 8)}, "holds data; it needs x_train and y_train"),
-    "half": ({"images": random_images(9, 8, 8)}, "holds images and no labels"),
+    "names": ({"data": random_images(9, 8, 8)}, "contains data; it needs x_train and y_train"),
+    "half": ({"images": random_images(9, 8, 8)}, "contains images but no labels"),
     "floats": (
         VALID | {"images": random_images(12, 8, 8) / 255},
-        "images of .* holds float64 of the shape .12, 8, 8.; allowed: .*uint8",
+        "images of .* is float64 of shape .12, 8, 8.; allowed: .*uint8",
     ),
-    "shape": (VALID | {"images": random_images(12, 8, 8, 4)}, r"of the shape \(12, 8, 8, 4\); allowed"),
-    "flat": (VALID | {"images": random_images(12, 64)}, r"of the shape \(12, 64\); allowed"),
+    "shape": (VALID | {"images": random_images(12, 8, 8, 4)}, r"of shape \(12, 8, 8, 4\); allowed"),
+    "flat": (VALID | {"images": random_images(12, 64)}, r"of shape \(12, 64\); allowed"),
     "count": (
         VALID | {"labels": np.arange(11) % 2},
-        r"train images of the shape \(12, 1, 8, 8\) and 11 labels; allowed: a label for each image",
+        r"train images of shape \(12, 1, 8, 8\) and 11 labels; allowed: one label for each image",
     ),
-    "one-hot": (VALID | {"labels": np.eye(2, dtype=int)[np.arange(12) % 2]}, r"such as labels.argmax\(axis=1\)"),
-    "float labels": (VALID | {"labels": np.arange(12) / 2}, "holds float64 of the shape"),
+    "one-hot": (
+        VALID | {"labels": np.eye(2, dtype=int)[np.arange(12) % 2]},
+        r"for example with labels.argmax\(axis=1\)",
+    ),
+    "float labels": (VALID | {"labels": np.arange(12) / 2}, "is float64 of shape"),
     "negative": (VALID | {"labels": np.arange(12) % 2 - 1}, "has labels down to -1"),
     "few names": (VALID | {"labels": np.arange(12) % 3, "classes": np.array(["a", "b"])}, "0 to 1"),
     "other names": (
         VALID | {"labels": np.array(["a", "c"] * 6), "classes": np.array(["a", "b"])},
-        "has the label 'c' where its 2 classes are named; allowed: their names",
+        "has the label 'c', which is none of its 2 classes; allowed: their names",
     ),
-    "one name twice": (VALID | {"classes": np.array(["a", "a"])}, "gives one name to two classes"),
+    "one name twice": (VALID | {"classes": np.array(["a", "a"])}, "has two classes of the same name"),
     "objects": (VALID | {"labels": np.array([{}] * 12, object)}, "Object arrays cannot be loaded"),
     "nothing": (
         VALID | {"images": random_images(0, 8, 8), "labels": np.arange(0)},
-        r"of the shape \(0, 8, 8\); allowed: one or more images",
+        r"of shape \(0, 8, 8\); allowed: one or more images",
     ),
     "test lacks": (
         VALID | {"x_test": random_images(3, 8, 8), "y_test": np.zeros(3, int)},
-        "the test split of .* no picture of 1",
+        "the test split of .* no image of 1",
     ),
     "other size": (
         VALID | {"x_test": random_images(2, 9, 9), "y_test": np.arange(2)},
-        r"test images of the shape \(2, 1, 9, 9\) .* in all splits, here \(1, 8, 8\)",
+        r"test images of shape \(2, 1, 9, 9\) .* in all splits, here \(1, 8, 8\)",
     ),
-    "class lacks": (VALID | {"classes": np.array(["a", "b", "c"])}, "the train split of .* has no picture of c"),
+    "class lacks": (VALID | {"classes": np.array(["a", "b", "c"])}, "the train split of .* has no image of c"),
     "one class": (VALID | {"labels": np.zeros(12, int)}, "has 1 class; allowed: 2 to 10,000"),
     "no letters": (
         VALID | {"labels": np.frombuffer(b"\xff" * 96, "U2")},
-        "cannot read .*utf-8.* save it anew with np.savez",
+        "cannot read .*utf-8.* save it again with np.savez",
     ),
     "half a letter": (
         VALID | {"classes": np.array(["a", "\ud800"])},
-        "cannot read .*surrogates not allowed.* save it anew",
+        "cannot read .*surrogates not allowed.* save it again",
     ),
     "names of another encoding": (
         VALID | {"classes": np.array([b"a", b"\xff"])},
-        "cannot read .* save it anew with np.savez",
+        "cannot read .* save it again with np.savez",
     ),
 }
 
@@ -155,7 +158,7 @@ def test_a_damaged_file_is_an_error(tmp_path, content):
 
 HEADER = b"\x93NUMPY\x01\x00"
 INVALID_MEMBERS = {
-    "no array": (b"plain text", "cannot read .*labels is no array.; save it anew"),
+    "no array": (b"plain text", "cannot read .*labels is not an array.; save it again"),
     "truncated header": (HEADER + b"\x0a\x00{'shape': ( \n", "cannot read"),
     "a huge shape": (
         HEADER + b"\x50\x00{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999999999999,), }     \n",
@@ -182,7 +185,7 @@ def test_a_damaged_member_is_an_error(tmp_path, name):
 def test_arrays_larger_than_memory_are_an_error(tmp_path, monkeypatch):
     path = save_npz(tmp_path, **VALID)
     monkeypatch.setattr("gingham.data.npz.free_memory", lambda: 1000)
-    with pytest.raises(DataError, match="more than half of the memory free here; save it as four IDX files"):
+    with pytest.raises(DataError, match="more than half of the free memory; save it as four IDX files"):
         load_data(path)
 
 

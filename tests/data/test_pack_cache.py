@@ -120,7 +120,7 @@ def test_images_larger_than_memory_are_mapped_and_equal(shoes, pack_folder, monk
             assert split.files == expected.files
     shutil.rmtree(pack_folder)
     pack_folder.write_text("not a folder")
-    with pytest.raises(DataError, match="which pictures larger than half of the free memory need; free"):
+    with pytest.raises(DataError, match="which is needed for images larger than half of the free memory; free"):
         load_data(str(shoes))
 
 
@@ -146,7 +146,7 @@ def test_a_memory_error_is_not_cached_as_a_damaged_file(shoes, pack_folder, monk
 
     failures = [False] * 1000 + [True]
     monkeypatch.setattr(decode, "_decode_square", fail_once)
-    with pytest.raises(DataError, match=r"1 of the .* cannot be read as pictures"):
+    with pytest.raises(DataError, match=r"1 of the .* cannot be read as images"):
         load_data(str(shoes))
     monkeypatch.undo()
     load_data(str(shoes))

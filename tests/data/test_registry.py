@@ -125,7 +125,7 @@ def test_a_download_is_verified_cached_and_reused(data_dir, tmp_path, monkeypatc
     shutil.rmtree(web)  # as if the network were gone
     assert load_data(name, validation=0).fingerprint == first.fingerprint
     (cached / next(iter(REGISTRY[name].md5))).write_bytes(b"damaged")
-    with pytest.raises(DataError, match=f"is not {name}: its checksum begins"):
+    with pytest.raises(DataError, match=f"is not {name}: its checksum begins with"):
         load_data(name)
     shutil.rmtree(cached)
     with pytest.raises(
@@ -152,22 +152,22 @@ def test_a_download_of_other_content_is_an_error(data_dir, monkeypatch, mirror):
         (
             "kmnist",
             IDX_FILES[0],
-            r"train-images-idx3-ubyte.gz is missing; put it there as it is published.* by its path",
+            r"train-images-idx3-ubyte.gz is missing; put the published file there.* by their path",
         ),
         (
             "qmnist",
             "qmnist-train-images-idx3-ubyte",
-            r"qmnist-train-images-idx3-ubyte.gz is missing; put it there as it is published",
+            r"qmnist-train-images-idx3-ubyte.gz is missing; put the published file there",
         ),
         (
             "emnist-digits",
             "emnist-digits-train-images-idx3-ubyte.gz",
-            r"gzip.zip is missing; put it there as it is published",
+            r"gzip.zip is missing; put the published file there",
         ),
         (
             "cifar-10",
             "data_batch_1.bin",
-            r"cifar-10-binary.tar.gz is missing; put it there .*, or load what is there, unverified, by its path",
+            r"cifar-10-binary.tar.gz is missing; put the published file there, .* or load the unverified files",
         ),
     ],
 )
@@ -228,7 +228,7 @@ def rewrite(folder, file, change):
         (lambda folder: (folder / f"{IDX_FILES[1]}.gz").unlink(), r"train-labels-idx1-ubyte is missing"),
         (
             lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1]),
-            r"t10k-labels-idx1-ubyte .its header announces 10000 bytes; 9999 follow",
+            r"t10k-labels-idx1-ubyte .its header declares 10000 bytes; 9999 follow",
         ),
         (
             lambda folder: (folder / f"{IDX_FILES[3]}.gz").write_bytes(b""),
@@ -236,11 +236,11 @@ def rewrite(folder, file, change):
         ),
         (
             lambda folder: rewrite(folder, IDX_FILES[3], lambda content: content[:-1] + b"\x07"),
-            r"t10k-labels.* is not fashion-mnist: its checksum begins",
+            r"t10k-labels.* is not fashion-mnist: its checksum begins with",
         ),
         (
             lambda folder: shutil.copy(folder / f"{IDX_FILES[3]}.gz", folder / f"{IDX_FILES[1]}.gz"),
-            r"train-labels.* is not fashion-mnist: its checksum begins",
+            r"train-labels.* is not fashion-mnist: its checksum begins with",
         ),
         (
             lambda folder: shutil.copy(folder / f"{IDX_FILES[0]}.gz", folder / f"{IDX_FILES[1]}.gz"),
@@ -264,7 +264,9 @@ def test_the_folder_in_gingham_data_is_used_first(fashion_mnist_copy, fashion_mn
 
 def test_mnist_in_the_folder_of_fashion_mnist_is_an_error(data_dir, monkeypatch):
     make_dataset(data_dir / "fashion-mnist")
-    with pytest.raises(DataError, match=r"is not fashion-mnist: its checksum begins .* or use it as it is by its path"):
+    with pytest.raises(
+        DataError, match=r"is not fashion-mnist: its checksum begins with .* or load it unverified by its path"
+    ):
         load_data("fashion-mnist")
     checksum = idx_sha256(read_idx(data_dir / "fashion-mnist" / IDX_FILES[0], 3))
     mnist = dataclasses.replace(REGISTRY["mnist"], sha256=(checksum, *REGISTRY["mnist"].sha256[1:]))
@@ -311,7 +313,7 @@ def test_a_failed_download_is_an_error_with_remedies(data_dir, mirror, monkeypat
 
 def test_a_missing_gingham_data_folder_is_an_error(monkeypatch):
     monkeypatch.setenv("GINGHAM_DATA", "/nowhere")
-    with pytest.raises(DataError, match="GINGHAM_DATA is /nowhere, which is no folder"):
+    with pytest.raises(DataError, match="GINGHAM_DATA is /nowhere, which is not a folder"):
         load_data("fashion-mnist")
 
 

@@ -36,14 +36,14 @@ def test_training_and_validation_images_make_the_whole_set(fashion_mnist):
 
 def test_a_negative_validation_split_is_an_error(quadrants):
     with pytest.raises(
-        DataError, match=r"-1 validation pictures were asked of the 300 training pictures.*allowed: 0 to 299"
+        DataError, match=r"cannot hold -1 validation images out of the 300 training images.*allowed: 0 to 299"
     ):
         load_data(str(quadrants), validation=-1)
 
 
 def test_a_validation_split_of_all_images_is_an_error(fashion_mnist_folder):
     with pytest.raises(
-        DataError, match=r"60000 validation pictures were asked of the 60000 training pictures.*allowed: 0 to 59999"
+        DataError, match=r"cannot hold 60000 validation images out of the 60000 training images.*allowed: 0 to 59999"
     ):
         load_data("fashion-mnist", validation=60000)
 
@@ -51,7 +51,7 @@ def test_a_validation_split_of_all_images_is_an_error(fashion_mnist_folder):
 def test_at_most_a_fifth_of_a_users_data_is_held_out(quadrants):
     data = load_data(str(quadrants))
     assert (len(data.train), len(data.validation)) == (240, 60)
-    assert data.notes == ("60 of the 300 training pictures are held out for validation, a fifth, not 5000",)
+    assert data.notes == ("60 of the 300 training images are held out for validation, a fifth, not 5000",)
     assert load_data(str(quadrants), validation=60).notes == ()
 
 
@@ -89,7 +89,7 @@ def test_split_folders_are_used_as_they_are(tmp_path, pack_folder):
     assert merged.fingerprint == data.fingerprint
     assert image_bytes(merged.train) == image_bytes(data.train) | image_bytes(data.validation)
     assert merged.train.files[:12] == data.train.files
-    with pytest.raises(DataError, match="-1 validation pictures were asked of"):
+    with pytest.raises(DataError, match="cannot hold -1 validation images out of"):
         load_data(str(tmp_path / "d"), validation=-1)
 
 

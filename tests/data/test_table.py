@@ -33,14 +33,14 @@ def test_a_table_without_splits_is_split(shoes, delimiter):
 
 
 INVALID_TABLES = {
-    "header": (["boot/1.png,x,train"], "name,kind,split", "begins with name, kind, split; it needs a first line"),
+    "header": (["boot/1.png,x,train"], "name,kind,split", "starts with name, kind, split; it needs a first line"),
     "columns": (["boot/1.png"], "path,label", "line 2 of .* has 1 columns"),
     "label": (["boot/1.png,"], "path,label", "an empty path or label"),
     "split": (["boot/1.png,x,training"], "path,label,split", "line 2 of .* has the split 'training'; allowed: train"),
-    "twice": (["boot/1.png,x", "boot/2.png,x", "boot/1.png,y"], "path,label", ("lines 2 and 4 of .* both name "
+    "twice": (["boot/1.png,x", "boot/2.png,x", "boot/1.png,y"], "path,label", ("lines 2 and 4 of .* both list "
                                                                               "boot/1.png")),
-    "zero byte": (["boot/1.png\0,x"], "path,label", "is not a table in UTF-8 .it holds a zero byte."),
-    "no rows": ([], "path,label", "found no training pictures in .*; it needs a first line with the columns path"),
+    "zero byte": (["boot/1.png\0,x"], "path,label", "is not a table in UTF-8 .it contains a zero byte."),
+    "no rows": ([], "path,label", "found no training images in .*; it needs a first line with the columns path"),
     "quotes": (['"boot/1.png,x'], "path,label", "is not a table in UTF-8"),
     "missing": ([f"boot/{k}.png,x" for k in range(9)] + [f"no/{k}.png,y" for k in range(9)], "path,label",
                 r"9 of the 18 files of .* no/0.png \(No such file or directory\)"),

@@ -40,11 +40,11 @@ def shift(images: Tensor, offsets: Tensor, limit: int) -> Tensor:
 
 
 def cutmix_boxes(images: Tensor, partners: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Paste a box of each image's partner over it, and return the share of each image that is left as well.
+    """Paste a box of each image's partner into it; also return the share of each image that remains.
 
-    `images` is uint8 (B, C, H, W); `partners` int64 (B,), indices in the batch; `boxes` int64 (B, 4): the first row and
-    column of each box and those after its last, at least 0, at most H and W. The results are uint8 like `images`, and
-    float (B,).
+    `images` is uint8 (B, C, H, W); `partners` int64 (B,), indices in the batch; `boxes` int64 (B, 4): the top, left,
+    bottom and right of each box, where bottom and right are exclusive, from 0 to H and W. The results are uint8 (B, C,
+    H, W) and float (B,).
 
     >>> images, boxes = torch.tensor([[[[1, 2]]], [[[3, 4]]]], dtype=torch.uint8), torch.tensor([[0, 0, 1, 1]] * 2)
     >>> cutmix_boxes(images, torch.tensor([1, 0]), boxes)
@@ -65,11 +65,11 @@ def cutmix_boxes(images: Tensor, partners: Tensor, boxes: Tensor) -> tuple[Tenso
 
 
 def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a training batch with CutMix on the recipe's `cutmix` share of it, and each image's partner and share.
+    """Apply CutMix to a training batch; return the images, the partner of each, and the share of each that remains.
 
-    `images` is uint8 (B, C, H, W), the whole batch; partners are int64 (B,), shares float (B,), 1 if nothing was
-    pasted. The share that a box covers is uniformly distributed, and boxes are cut off at the border. The draws depend
-    only on the recipe's seed and `step`.
+    `images` is uint8 (B, C, H, W), the whole batch. The recipe's `cutmix` is the share of the batch that gets a box.
+    Partners are int64 (B,), shares float (B,), 1 if nothing was pasted. The share that a box covers is uniformly
+    distributed, and boxes are clipped at the border. The draws depend only on the recipe's seed and `step`.
 
         images, partners, shares = apply_cutmix(batch, recipe, step=0)
     """
@@ -90,14 +90,16 @@ def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Ten
 def augment(
     images: Tensor, indices: Tensor, recipe: Recipe, epoch: int, step: int, part: slice = slice(None), count: int = 0
 ) -> Tensor:
-    """Return a training batch augmented as the recipe says, or the `part` of a batch of `count` that `images` holds.
+    """Return a training batch with the augmentation of a recipe.
 
-    `images` is uint8 (B, C, H, W), `indices` int64 (B,): their indices in the training split. The draws depend only on
-    the recipe's seed, `step`, `epoch` (both counted from 0) and the indices, so that training can resume at any step.
-    They are made for the whole batch, so that the result does not depend on the number of processes that share it.
+    `images` is uint8 (B, C, H, W), `indices` int64 (B,): their indices in the training split. If the images are only
+    one shard of a batch, `part` is the slice of the batch and `count` its size. The draws depend only on the recipe's
+    seed, `step`, `epoch` (both counted from 0) and the indices, so that training can resume at any step. They are made
+    for the whole batch, so that the result does not depend on the number of processes that share it.
 
-    With flip "alternating" an image is mirrored in every other epoch, half of the images in the even ones: the network
-    sees both sides of each within two epochs. Random flips show the same side twice in half of the cases.
+    With flip "alternating" an image is mirrored in every other epoch: half of the images in even epochs, the others in
+    odd ones. The network sees both sides of every image within two epochs. With random flips it sees the same side
+    twice in half of the cases.
 
         batch = augment(split.images[indices], indices, recipe, epoch=0, step=0)
 
@@ -110,7 +112,7 @@ def augment(
 def augment_batches(
     images: Tensor, batches: Sequence[Tensor], recipe: Recipe, epoch: int, step: int
 ) -> Sequence[Tensor]:
-    """Return what `augment` returns for consecutive batches of one epoch, the first of which belongs to `step`.
+    """Augment consecutive batches of one epoch at once, with the same results as `augment`; `step` is the first one's.
 
     `images` is uint8 (N, C, H, W), the images of all `batches`, int64 (B,) each, in order. A GPU augments a batch in
     less time than Python takes to launch the kernels, so many batches are augmented at once.
@@ -125,8 +127,8 @@ def augment_batches(
 
 def _draws(recipe: Recipe, step: int, count: int) -> dict[str, Tensor]:
     """Return a step's draws for `count` images: which are "flipped", bool (B,), and their "offsets", int64 (B, 2)."""
-    # On the CPU, for the same draws on every device. Its generator uses 32 bits of a seed: hash both numbers into
-    # those.
+    # Drawn on the CPU, so that the draws are the same on every device. Its generator uses only 32 bits of a seed, so
+    # both numbers are hashed into 32 bits.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{recipe.seed} {step}".encode()))
     draws = {}
     if recipe.flip == "random":

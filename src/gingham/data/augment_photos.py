@@ -4,7 +4,7 @@ The images of Fashion-MNIST are uniform: front or side view, one object, evenly 
 are not: sleeves lie spread, shoes come in pairs and are seen from above, cloth is creased, a head is left above the
 collar or a corner of the bed beside the hem. The functions in this module simulate these differences.
 
-They pass a batch on as layers, float (N, 2, H, W): brightness and coverage, both from 0 to 1.
+They represent a batch as layers, float (N, 2, H, W): brightness and coverage, both from 0 to 1.
 """
 
 import functools
@@ -20,7 +20,7 @@ from torch import Tensor
 from gingham.errors import GinghamError
 from gingham.recipe import Recipe
 
-# The class decides how an object is photographed; other classes are only turned, lit and cut out.
+# The class determines how an object is photographed; other classes are only rotated, lit and cut out.
 SHOES = {"Sandal", "Sneaker", "Ankle boot"}
 TALL_SHOES = {"Ankle boot"}  # still upright when seen from above
 TOPS = {"T-shirt/top", "Pullover", "Dress", "Coat", "Shirt"}
@@ -64,12 +64,12 @@ def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], reci
         batch = simulate_photos(batch, labels, data.classes, recipe, step=0)
 
     Raises
-        GinghamError: the images are in colour.
+        GinghamError: the images are not grey.
     """
     if images.shape[1] != 1:
         raise GinghamError(
-            f"photo_share is {recipe.photo_share:g}, and the pictures have {images.shape[1]} channels; it is for grey "
-            "pictures of objects on black, so set photo_share=0, or choose another recipe, such as fast"
+            f"photo_share is {recipe.photo_share:g}, but the images have {images.shape[1]} channels; it requires grey "
+            "images of objects on black: set photo_share=0, or choose another recipe, such as fast"
         )
     count = num_simulated(len(images), recipe)
     if not count:
@@ -142,7 +142,7 @@ def _scaling(across: Tensor, down: Tensor) -> Tensor:
 
 
 def _spread_sleeves(draws: RandomDraws, layers: Tensor) -> Tensor:
-    """Turn sleeves outward about the shoulders, as garments lie on beds, and zoom out by 1.3 to fit them."""
+    """Rotate sleeves outward at the shoulders, as on garments lying on a bed, and zoom out by 1.3 to fit them."""
     width = layers.shape[3]
     across = torch.linspace(-1, 1, width, device=layers.device)
     half_width = (layers[:, 1].amax(dim=1) > MIN_COVERAGE).float().sum(dim=1) / width
@@ -158,8 +158,8 @@ def _spread_sleeves(draws: RandomDraws, layers: Tensor) -> Tensor:
 
 
 def _view_from_above(draws: RandomDraws, layers: Tensor) -> Tensor:
-    """Show shoes from above by folding the side view about its middle: either with the sole outside, in an outline
-    rounded at both ends, or with the sole inside."""
+    """Simulate shoes seen from above by folding the side view around its middle: either with the sole outside, in an
+    outline rounded at both ends, or with the sole inside."""
     count, _, height, width = layers.shape
     covered = layers[:, 1] > MIN_COVERAGE
     rows = torch.arange(height, device=layers.device)[None, :, None]
@@ -177,7 +177,7 @@ def _view_from_above(draws: RandomDraws, layers: Tensor) -> Tensor:
     row = torch.where(sole_outside, outside, last - (last - first) * down / half).clamp(-2, height + 1)
     grid = torch.stack([across.expand(count, height, width), (row + 0.5) / height * 2 - 1], 3)
     folded = F.grid_sample(layers, grid, align_corners=False)
-    # A sandal's bed shows between its straps: the whole outline is shoe.
+    # A sandal's sole is visible between its straps, so the whole outline belongs to the shoe.
     coverage = torch.where(sole_outside, ((share < 1) & has_object).float(), folded[:, 1] * (down < half))
     return torch.stack([folded[:, 0] * (coverage > 0), coverage], 1)
 
@@ -189,7 +189,7 @@ def _pose(draws: RandomDraws, layers: Tensor, shoe: Tensor, from_above: Tensor) 
         return draws.uniform(math.log(low), math.log(high)).exp()
 
     angle = torch.where(shoe, draws.uniform(-30, 30), draws.uniform(-18, 18)) * math.pi / 180
-    # Clothes on a bed lie wider than they hang, and catalogues squeeze their images.
+    # Clothes lying on a bed are wider than hanging ones, and catalogue images are squeezed.
     ratio = torch.where(shoe, log_uniform(0.67, 1.5).sqrt(), log_uniform(0.8, 2.1).sqrt())
     scale = log_uniform(0.8, 1.05)
     shape = _scaling(1 / (scale * ratio), ratio / scale)
@@ -225,7 +225,7 @@ def _pose_pairs(
 
 
 def _add_wearer(draws: RandomDraws, layers: Tensor, top: Tensor) -> Tensor:
-    """Add a wearer in simple shapes: head, arms and legs to a top, a top and feet to trousers."""
+    """Draw a wearer of simple shapes: add head, arms and legs to a top, and a top and feet to trousers."""
     height, width = layers.shape[2:]
     offset = torch.where(top, draws.uniform(-0.25, 0.2), draws.uniform(0.1, 0.35))
     zoom = draws.uniform(1.25, 1.7)
@@ -266,7 +266,7 @@ def _add_wearer(draws: RandomDraws, layers: Tensor, top: Tensor) -> Tensor:
 
 
 def _crop_to_object(draws: RandomDraws, layers: Tensor) -> Tensor:
-    """Crop to the object as preprocessing does, a little wider or tighter; one object in eight is cut off."""
+    """Crop to the object as preprocessing does, slightly wider or tighter; one object in eight is truncated."""
     covered = layers[:, 1] > 0.3
     centres, sizes = [], []
     for occupied in (covered.any(dim=1), covered.any(dim=2)):  # columns (N, W), rows (N, H)
@@ -283,7 +283,7 @@ def _crop_to_object(draws: RandomDraws, layers: Tensor) -> Tensor:
 
 
 def _roughen_mask(draws: RandomDraws, coverage: Tensor) -> Tensor:
-    """Return the coverage as background removal finds it in a photo: with ragged edges and missing pieces."""
+    """Return the coverage as background removal would find it in a photo: with ragged edges and missing pieces."""
     size = coverage.shape[2:]
     roughness = draws.noise(size, (9, 9)) * draws.uniform(0, 0.25, dims=3)
     ragged = ((coverage - MIN_COVERAGE + roughness) * 4 + 0.5).clamp(0, 1)
@@ -298,7 +298,7 @@ def _patches(draws: RandomDraws, size: Sequence[int], low: float, high: float, s
 
 
 def _relight(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
-    """Change tones as light, cloth and camera do: tone curve, inversion, contrast, creases, uneven light, noise."""
+    """Simulate light, cloth and camera: tone curve, inversion, contrast, creases, uneven light and noise."""
     size = brightness.shape[2:]
     curve = draws.uniform(-0.9, 0.9, dims=3).exp()
     tone = brightness.clamp(0, 1) ** curve
@@ -306,19 +306,19 @@ def _relight(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
     mean = (tone * mask).sum(dim=(1, 2, 3), keepdim=True) / mask.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
     tone = mean + (tone - mean) * draws.uniform(0.15, 1.3, dims=3)
     rotation = _rotation(draws.uniform(-math.pi, math.pi)) * 0.7
-    # Creases are drawn half as large again, so that no corner of the image is empty after the rotation.
+    # Creases are drawn 1.5 times as large, so that no corner of the image is empty after the rotation.
     creases = _warp(draws.noise([side + side // 2 for side in size], (3, 14)), rotation)
     top, left = size[0] // 4, size[1] // 4
     creases = creases[:, :, top : top + size[0], left : left + size[1]]
     tone = tone + creases * draws.uniform(-0.1, 0.3, dims=3).clamp(min=0)
-    for cells, strength in (((3, 3), 0.22), ((12, 12), 0.08), (size, 0.04)):  # uneven light, then ever finer noise
+    for cells, strength in (((3, 3), 0.22), ((12, 12), 0.08), (size, 0.04)):  # uneven light, then finer and finer noise
         tone = tone + draws.noise(size, cells) * draws.uniform(0, strength, dims=3)
     darkest, lightest = draws.uniform(0.05, 0.5, dims=3), draws.uniform(0.7, 1.0, dims=3)
     return darkest + (lightest - darkest) * tone.clamp(0, 1)
 
 
 def _compose(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
-    """Compose the uint8 images: with scraps of background or all of it, blurred or sharpened, most fully bright."""
+    """Compose the uint8 images: add scraps of background or all of it, blur or sharpen, and brighten most."""
     size = brightness.shape[2:]
     background = (draws.uniform(0.1, 0.9, dims=3) + draws.noise(size, (6, 6)) * 0.1).clamp(0, 1)
     scraps = _patches(draws, size, 1.2, 2.4, 0.25)

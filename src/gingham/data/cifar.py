@@ -15,7 +15,7 @@ CIFAR_BYTES = 10_000 * (1 + 3 * 32 * 32)  # per file: 10,000 times a label and a
 
 
 def find_cifar(path: Path) -> Path | None:
-    """Return the folder with CIFAR-10's binary files (`path` or in it), or `path` if it is an archive, or None."""
+    """Return the folder with CIFAR-10's binary files (`path` or one in it), `path` if it is an archive, or None."""
     if path.is_file():
         return path if path.name.endswith(".tar.gz") else None
     folders = (path, path / "cifar-10-batches-bin")
@@ -25,14 +25,15 @@ def find_cifar(path: Path) -> Path | None:
 def read_cifar(path: Path) -> list[Pixels]:
     """Return CIFAR-10's training images (50000, 3, 32, 32) and labels (50000,), then those of its test set.
 
-    `path` is the archive of the binary release, `cifar-10-binary.tar.gz`, or the folder it holds.
+    `path` is the archive of the binary release, `cifar-10-binary.tar.gz`, or the folder that it contains.
 
     Raises
-        DataError: a file is missing, has the wrong length or unknown labels, or the archive is damaged or another one.
+        DataError: a file is missing, has the wrong length or unknown labels, or the archive is damaged or not
+            CIFAR-10's.
 
     Source: the layout as described at https://www.cs.toronto.edu/~kriz/cifar.html.
     """
-    remedy = "take cifar-10-binary.tar.gz from its source again"
+    remedy = "get cifar-10-binary.tar.gz from its source again"
     try:
         contents = dict(_read_folder(path) if path.is_dir() else _read_archive(path))
     except (EOFError, zlib.error, tarfile.TarError, OSError) as error:
@@ -44,7 +45,7 @@ def read_cifar(path: Path) -> list[Pixels]:
     rows = np.frombuffer(b"".join(contents[name] for name in CIFAR_FILES), np.uint8).reshape(60_000, -1)
     labels, images = rows[:, 0], np.ascontiguousarray(rows[:, 1:]).reshape(-1, 3, 32, 32)
     if labels.max() > 9:
-        raise DataError(f"{path} has labels up to {labels.max()}; allowed: 0 to 9: {remedy}")
+        raise DataError(f"{path} has labels up to {labels.max()}; allowed: 0 to 9; {remedy}")
     return [images[:50_000], labels[:50_000], images[50_000:], labels[50_000:]]
 
 

@@ -23,7 +23,7 @@ from gingham.errors import one_line
 # Pillow can open many more formats, some of them by starting other programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-LARGEST_PIXELS = 120_000_000  # more than phones take; 480 MB once decoded
+LARGEST_PIXELS = 120_000_000  # more than a photo from a phone has; 480 MB when decoded
 LARGE_PIXELS = 16_000_000  # pixels; images with more are decoded one at a time
 MAX_COMMON_SIDE, DEFAULT_SIDE = 64, 28
 GROUP_SIZE = 512  # files per call of the thread pool, so that few decoded images wait to be stored
@@ -32,24 +32,25 @@ GREY_BITS = (10, 12, 14, 16)  # of cameras and scanners whose values are stored 
 _LARGE_IMAGE_LOCK = threading.Lock()
 T = TypeVar("T")
 
-# Pillow warns and logs about metadata, large images, and errors that it also raises. Nobody asked for it, so neither is
-# shown by default. Both are set once, for they belong to all threads; filters and handlers of the program's own win.
+# Pillow warns and logs about metadata, large images, and errors that it also raises. Both are hidden by default,
+# because a user can do nothing about them. They are set once, because all threads share them. A program's own filters
+# and handlers take precedence.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """Return a copy of an image as a square of `size` pixels, of mode "L" or "RGB", with its proportions kept.
+    """Return an image fitted into a square of `size` pixels, of mode "L" or "RGB", with its proportions kept.
 
-    The image is rotated as its EXIF data says and transparency becomes white. It is then scaled, with antialiasing,
-    until its longer side is `size`, and centred; the rest of the square takes the median colour of the image's border.
+    The image is rotated as its EXIF data says, and transparency becomes white. It is then scaled, with antialiasing,
+    until its longer side is `size`, and centred. The rest of the square gets the median colour of the image's border.
     16-bit grey becomes 8-bit.
 
     >>> fit_square(Image.new("RGB", (80, 40), "red"), 28).size
     (28, 28)
 
     Raises
-        OSError: the image's file is damaged; Pillow reads the pixels only here.
+        OSError: the image's file is damaged, which Pillow detects only when it reads the pixels.
         ValueError: the pixels are floating-point numbers, whose range is unknown.
     """
     return _fit(to_8_bit(ImageOps.exif_transpose(image)), size)
@@ -58,8 +59,8 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 def _fit(image: Image.Image, size: int) -> Image.Image:
     width, height = (max(1, round(side * size / max(image.size))) for side in image.size)
     if image.size != (width, height):
-        # Large images are first reduced by an integer factor, to about three times the size: faster, with hardly a
-        # difference.
+        # Large images are first reduced by an integer factor, to about three times the size. This is faster and hardly
+        # changes the result.
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     if width == height:
         return image
@@ -69,12 +70,12 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def is_16_bit(image: Image.Image) -> bool:
-    """Return whether an image is grey with 16 bits a pixel, of which the values may use fewer."""
+    """Return whether an image is grey with 16 bits per pixel. Its values may use fewer bits."""
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
 def to_8_bit(image: Image.Image, grey_bits: int = 16) -> Image.Image:
-    """Return an image with 8 bits a channel and no transparency: of mode "L" if its mode is grey, else "RGB".
+    """Return an image with 8 bits per channel and no transparency: of mode "L" if its mode is grey, else "RGB".
 
     The values of 16-bit grey are scaled as numbers of `grey_bits`.
 
@@ -102,24 +103,26 @@ def _border_colour(image: Image.Image) -> int | tuple[int, ...]:
 
 
 def open_image(file: Path | bytes) -> Image.Image:
-    """Open an image file, or the bytes of one, in one of FORMATS; its pixels are decoded at their first use.
+    """Open an image file, or the bytes of one, in one of FORMATS; its pixels are decoded when they are first used.
 
     Raises
         OSError: it is missing, empty, unreadable, not a regular file, or in another format.
     """
     if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-        raise OSError("it is no plain file")  # reading a pipe could wait for ever
+        raise OSError("it is not a regular file")  # reading a pipe could block forever
     if not (len(file) if isinstance(file, bytes) else file.stat().st_size):
         raise OSError("it is empty")
     return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
 
 
 def _decode_square(image: Image.Image, size: int, grey_bits: int) -> tuple[Image.Image, int]:
-    """Return an opened image as a square, as `fit_square` does, but with a large JPEG decoded at a reduced scale, and
-    the largest value of 16-bit grey, 0 for other images."""
+    """Return an opened image as a square, as `fit_square` does, and the largest value of 16-bit grey, else 0.
+
+    A large JPEG is decoded at a reduced scale.
+    """
     width, height = image.size
     if width * height > LARGEST_PIXELS:
-        raise OSError(f"it has {width}x{height} pixels, of {LARGEST_PIXELS:,} allowed in all")
+        raise OSError(f"it has {width}x{height} pixels, more than the {LARGEST_PIXELS:,} allowed")
     image.draft(None, (3 * size, 3 * size))  # decodes a JPEG of 12 megapixels 12 times as fast
     with _LARGE_IMAGE_LOCK if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
         ImageOps.exif_transpose(image, in_place=True)  # without a copy, which may take half a gigabyte
@@ -133,7 +136,7 @@ def _to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def common_side(files: Sequence[Path]) -> int:
-    """Return the common side in pixels of the images if all are squares of one size up to 64, else 28.
+    """Return the side of the images in pixels if all are squares of one size up to 64, else 28.
 
     Only the headers are read, up to the first image that differs. Unreadable files are ignored.
     """
@@ -147,15 +150,18 @@ def common_side(files: Sequence[Path]) -> int:
 
 def read_size(file: Path | bytes) -> tuple[int, int] | None:
     """Return the width and height in the header of an image file or of its content, or None if it cannot be read."""
-    with contextlib.suppress(Exception), open_image(file) as image:  # of nearly any type, as in _decode_file
+    with contextlib.suppress(Exception), open_image(file) as image:  # Pillow raises errors of nearly any type
         return image.size
     return None
 
 
 class DecodedImages(NamedTuple):
-    """The images of some files: `images` uint8 (N, C, S, S), with one channel if all are grey, the files' `issues` as
-    (index, reason), whether any error may be `transient`, such as a failed disk or a missing permission, whether the
-    images come from a cache, and how many bits the values of 16-bit grey use in all files together."""
+    """The images of some files.
+
+    `images` is uint8 (N, C, S, S), with one channel if all are grey. `issues` are the files' issues as (index, reason).
+    `transient` is whether any error may be transient, such as a failed disk or a missing permission. `cached` is
+    whether the images come from a cache. `grey_bits` is how many bits the values of 16-bit grey use, over all files.
+    """
 
     images: npt.NDArray[np.uint8]
     issues: list[tuple[int, str]]
@@ -170,9 +176,9 @@ class DecodedImages(NamedTuple):
 
 
 def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: str, bits: int = 16) -> DecodedImages:
-    """Decode image files into the first rows of `images`, uint8 (N, 3, S, S), in order, behind a progress bar.
+    """Decode image files into the first rows of `images`, uint8 (N, 3, S, S), in order, with a progress bar.
 
-    If the values of 16-bit grey images use fewer `bits` in all files together, the files are decoded again, with those.
+    If no 16-bit grey image uses all `bits`, the files are decoded again with the number of bits that they do use.
 
     A file that cannot be read is left out and becomes an issue whose reason starts with UNREADABLE. Other issues are a
     format that differs from the file name, several frames, a shape far from square, and images smaller than S.
@@ -180,7 +186,7 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     count, grey, transient, largest = 0, True, False, 0
     issues: list[tuple[int, str]] = []
     decode = partial(_decode_file, size=images.shape[-1], grey_bits=bits)
-    results = tqdm(_map_files(decode, files), title, len(files), unit=" pictures", disable=None, leave=False)
+    results = tqdm(_map_files(decode, files), title, len(files), unit=" images", disable=None, leave=False)
     for index, (pixels, reason, may_change, largest_value) in enumerate(results):
         if reason:
             issues.append((index, reason))
@@ -214,19 +220,19 @@ def _find_issue(image: Image.Image, file: Path, side: int) -> str | None:
     expected = Image.registered_extensions().get(file.suffix.lower())
     width, height = image.size
     if expected != image.format and not {expected, image.format} <= {"JPEG", "MPO"}:
-        return f"is a {image.format} file, whatever its name says"
-    # The other frames of MPO, a format of phones, hold brightness or depth.
+        return f"is a {image.format} file, which does not match its name"
+    # The other frames of MPO, a format of phones, contain brightness or depth.
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-        return f"has {frames} frames, of which only the first counts"
+        return f"has {frames} frames, of which only the first is used"
     if max(width, height) > 4 * min(width, height):
         return f"is {width}x{height}, far from square"
     if max(width, height) < side:
-        return f"is {width}x{height}, smaller than the {side}x{side} it would be trained at"
+        return f"is {width}x{height}, smaller than the {side}x{side} used for training"
     return None
 
 
 def _map_files(function: Callable[[Path], T], files: Sequence[Path]) -> Iterator[T]:
-    """Yield the results of a function of each file, in order, computed in threads: Pillow releases the GIL."""
+    """Yield the results of a function for each file, in order, computed in threads: Pillow releases the GIL."""
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         for start in range(0, len(files), GROUP_SIZE):
             yield from pool.map(function, files[start : start + GROUP_SIZE])

@@ -33,15 +33,16 @@ def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: io.Buffe
     """Return the array in an IDX file of unsigned bytes.
 
     `dimensions` is 1 for labels (N,) and 3 for images (N, H, W). With the `type_code` INT, the last axis of the result
-    holds the four bytes of each integer, the highest first. A name ending in `.gz` is decompressed, never much beyond
-    the size in its header. `file`, if given, is read instead of the file at `path`; it must be decompressed already. An
-    array larger than half of the free memory is memory-mapped; writing to it changes a copy, never the file.
+    has the four bytes of each integer, the highest first. A file whose name ends in `.gz` is decompressed, but never
+    much beyond the size in its header. `file`, if given, is read instead of the file at `path`; it must be decompressed
+    already. An array larger than half of the free memory is memory-mapped; writing to it changes a copy, never the
+    file.
 
         labels = read_idx(Path("t10k-labels-idx1-ubyte.gz"), dimensions=1)  # uint8, shape (10000,)
 
     Raises
-        DataError: the file is missing, unreadable, not IDX, of other dimensions, truncated, or longer than its header
-        says.
+        DataError: the file is missing, unreadable, not IDX, of another type or number of dimensions, truncated, or
+            longer than its header declares.
 
     Source: the format's description at the end of http://yann.lecun.com/exdb/mnist/.
     """
@@ -53,7 +54,7 @@ def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: io.Buffe
             return _read_data(opened, path, math.prod(shape)).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise DataError(f"cannot read {path} ({reason}); take the file from its source again") from error
+        raise DataError(f"cannot read {path} ({reason}); get the file from its source again") from error
 
 
 def read_idx_folder(folder: Path) -> list[Pixels]:
@@ -78,14 +79,14 @@ def _read_header(file: io.BufferedIOBase, dimensions: int, type_code: int) -> tu
         raise ValueError(f"it is not an IDX file: it starts with {start.hex() or 'nothing'}")
     if (start[2], start[3]) != (type_code, dimensions):
         raise ValueError(
-            f"it holds IDX type 0x{start[2]:02x} in {start[3]} dimensions, not 0x{type_code:02x} in {dimensions}"
+            f"it contains IDX type 0x{start[2]:02x} in {start[3]} dimensions, not 0x{type_code:02x} in {dimensions}"
         )
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise ValueError("it is truncated inside its header")
     shape = struct.unpack(f">{dimensions}I", sizes) + (4,) * (type_code == INT)
     if not 0 < math.prod(shape) <= LARGEST_BYTES:
-        raise ValueError(f"its header announces {math.prod(shape)} bytes; allowed: 1 to {LARGEST_BYTES}")
+        raise ValueError(f"its header declares {math.prod(shape)} bytes; allowed: 1 to {LARGEST_BYTES}")
     return shape
 
 
@@ -100,18 +101,18 @@ def _read_data(file: io.BufferedIOBase, path: Path, expected: int) -> Pixels:
             return np.frombuffer(content, np.uint8)
     elif path.suffix == ".gz":
         raise DataError(
-            f"{path} announces {expected} bytes, more than half of the memory free here; decompress it (gunzip), which "
-            "shows whether it is damaged, and it will be read from disk"
+            f"{path} declares {expected} bytes, more than half of the free memory; decompress it (gunzip): this shows "
+            "whether it is damaged, and a decompressed file is read from disk"
         )
     else:
         size = path.stat().st_size - file.tell()
         if size == expected:
             return np.memmap(path, np.uint8, "c", file.tell(), (size,))  # torch warns about read-only arrays
-    raise ValueError(f"its header announces {expected} bytes; {'more' if size > expected else size} follow")
+    raise ValueError(f"its header declares {expected} bytes; {'more' if size > expected else size} follow")
 
 
 def idx_sha256(array: npt.NDArray[np.uint8]) -> str:
-    """Return the SHA-256, in hex, of the decompressed IDX file that would hold `array`."""
+    """Return the SHA-256, in hex, of the decompressed IDX file that would contain `array`."""
     digest = hashlib.sha256(struct.pack(f">BBBB{array.ndim}I", 0, 0, UBYTE, array.ndim, *array.shape))
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -29,7 +29,8 @@ class Listing(NamedTuple):
 def list_images(path: Path, *, training: bool = True) -> Listing:
     """Return the image files of a folder of class folders, or of a `.csv` table of paths and labels.
 
-    With `training`, some must be training images; photos to evaluate a model on may all be in a test folder.
+    With `training`, at least one must be a training image. Without it, all may be in a test folder, such as photos to
+    evaluate a model on.
 
     Raises
         DataError: no images, folders that could be either splits or classes, or an invalid table.
@@ -38,7 +39,7 @@ def list_images(path: Path, *, training: bool = True) -> Listing:
     entries, empty = (list_table(path), []) if is_table else list_folder(path)
     if not any(entry.split == "train" or not training for entry in entries):
         layout = TABLE_LAYOUT if is_table else FOLDER_LAYOUT
-        raise DataError(f"found no {'training ' * training}pictures in {path}; it needs {layout}")
+        raise DataError(f"found no {'training ' * training}images in {path}; it needs {layout}")
     classes = sorted({entry.label for entry in entries}, key=natural_key)
     entries.sort(key=lambda entry: (SPLIT_ORDER.index(entry.split), natural_key(entry.label), natural_key(entry.name)))
     return Listing(tuple(entries), tuple(classes), tuple(empty))
@@ -54,7 +55,7 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
     listing = list_images(path)
     if listing.empty_folders:
         empty = listing.empty_folders[0]
-        raise DataError(f"the class folder {empty} of {path} is empty; put pictures into it, or remove it")
+        raise DataError(f"the class folder {empty} of {path} is empty; put images into it, or remove it")
     raw, issues = read_listing(path, listing, size)
     unreadable = [f"{name} ({why.removeprefix(UNREADABLE)})" for name, why in issues if why.startswith(UNREADABLE)]
     if not unreadable:
@@ -63,7 +64,7 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool) -> RawDa
     examples = ", ".join(unreadable[:3]) + (f" and {len(unreadable) - 3} more" if len(unreadable) > 3 else "")
     if not skip_unreadable:
         raise DataError(
-            f"{count} of {path} cannot be read as pictures: {examples}; fix or remove them, or leave them out "
+            f"{count} of {path} cannot be read as images: {examples}; fix or remove them, or leave them out "
             "with skip_unreadable (train, trials and show: --skip-unreadable)"
         )
     return raw._replace(notes=(*raw.notes, f"{count} are left out: {examples}"))
@@ -76,9 +77,9 @@ def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, l
         DataError: see `read_images`.
     """
     decoded = read_images(path, [entry.path for entry in listing.entries], size)
-    notes = [] if decoded.cached or sys.stderr.isatty() else [f"read {len(decoded.images)} pictures of {path}"]
+    notes = [] if decoded.cached or sys.stderr.isatty() else [f"read {len(decoded.images)} images of {path}"]
     if (bits := decoded.grey_bits) < 16:
-        notes.append(f"the 16-bit pictures of {path} use {bits} bits: {(1 << bits) - 1} is white, for predict too")
+        notes.append(f"the 16-bit images of {path} use {bits} bits: {(1 << bits) - 1} is white, also for predict")
     missing = {*decoded.missing}
     entries = [entry for k, entry in enumerate(listing.entries) if k not in missing]
     class_index = {name: k for k, name in enumerate(listing.classes)}
@@ -87,7 +88,7 @@ def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, l
     counts = Counter(entry.split for entry in entries)
     test_start = counts["train"] + counts["validation"]
     parts = {"training": images.rows(slice(test_start))}
-    if listing.entries[-1].split == "test":  # the last, because entries are sorted by split
+    if listing.entries[-1].split == "test":  # entries are sorted by split, so test images are last
         parts["test"] = images.rows(slice(test_start, None))
     issues = [(_printable(listing.entries[k].name), reason) for k, reason in decoded.issues]
     return RawDataset(parts, listing.classes, counts["validation"], tuple(notes), decoded.grey_bits), issues

@@ -11,8 +11,8 @@ from gingham.errors import DataError
 from gingham.io import is_run_folder
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
-FOLDER_LAYOUT = "a folder with pictures for each class, directly or in train, validation and test folders"
-IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # besides names that start with a dot
+FOLDER_LAYOUT = "a folder of images for each class, directly or in train, validation and test folders"
+IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # in addition to names that start with a dot
 
 
 class Entry(NamedTuple):
@@ -29,9 +29,9 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     folders = _subfolders(folder)
     split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and _subfolders(path)]
     if split_dirs:
-        if others := [path.name for path in folders if path not in split_dirs and _holds_images(path)]:
+        if others := [path.name for path in folders if path not in split_dirs and _contains_images(path)]:
             raise DataError(
-                f"{folder} holds pictures in {', '.join(others[:3])} beside the split folder {split_dirs[0].name}; "
+                f"{folder} has images in {', '.join(others[:3])} beside the split folder {split_dirs[0].name}; "
                 "move them into class folders in train, validation or test, or elsewhere"
             )
     elif all(path.name.lower() in SPLIT_NAMES for path in folders):
@@ -49,25 +49,26 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder that may be splits or classes: neither hidden nor written by gingham."""
-    return [path for path, is_folder in _scan(folder) if is_folder and not _holds_runs(path)]
+    """Return the subfolders that may be splits or classes: those that are not hidden and not written by gingham."""
+    return [path for path, is_folder in _scan(folder) if is_folder and not _contains_runs(path)]
 
 
-def _holds_runs(folder: Path) -> bool:
-    """Return whether a folder is a run or trials, or is no split and has one in it, such as gingham's own `runs`."""
+def _contains_runs(folder: Path) -> bool:
+    """Return whether a folder is a run or trials, or contains one, such as the folder `runs`, and is not a split."""
     inner = [] if folder.name.lower() in SPLIT_NAMES else [path for path, is_folder in _scan(folder) if is_folder]
     return any(map(is_run_folder, [folder, *inner]))
 
 
-def _holds_images(folder: Path) -> bool:
+def _contains_images(folder: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path, _ in _scan(folder))
 
 
 def _walk_files(folder: Path) -> Iterator[Path]:
     """Yield all files in a folder and its folders.
 
-    A folder that several links lead to is visited once, under the first of its names. This ends loops of links and
-    keeps links to links from making millions of paths."""
+    A folder that several links lead to is visited once, under the first of its names. Loops of links therefore end, and
+    links to links do not give millions of paths.
+    """
     visited: set[tuple[int, int]] = set()
     stack = [folder]
     while stack:
@@ -87,9 +88,7 @@ def _scan(folder: Path) -> list[tuple[Path, bool]]:
             visible = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
             return [(folder / entry.name, _is_folder(entry)) for entry in visible]
     except FileNotFoundError:
-        raise DataError(
-            f"there is no folder {folder}; name a folder of images, or a .csv table that is there"
-        ) from None
+        raise DataError(f"there is no folder {folder}; give a folder of images, or a .csv table that exists") from None
     except OSError as error:
         raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
 

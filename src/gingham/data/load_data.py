@@ -36,17 +36,18 @@ def load_data(
     in train, validation and test folders; a `.csv` table of paths and labels; a `.npz` file of arrays; a folder with
     the four IDX files of MNIST's layout, or with CIFAR-10's binary files.
 
-    `validation` images are held out from the training data, stratified by class, and the same for every seed; 0 holds
-    none out. At most a fifth of your own data is held out. A validation split that the data already has is used whole,
-    or joined to the training data with 0. If there is no test split, 15 % of each class become one, chosen by a hash of
-    class and file name, so that an image's split depends on nothing else.
+    `validation` images are held out from the training data, stratified by class, and the same for every seed; with 0,
+    none are. At most a fifth of your own data is held out. If the data already has a validation split, all of it is
+    used, or joined to the training data if `validation` is 0. If there is no test split, 15 % of each class become one,
+    chosen by a hash of class and file name, so that an image's split depends on nothing else.
 
     `size` is the side in pixels of the squares that image files are resized to, with their proportions kept
     (`fit_square`). 0 keeps their size if all are squares of one size up to 64, and means 28 otherwise. Other data is
-    resized only if `size` is not 0. An unreadable image file is an error, or left out with `skip_unreadable`. `classes`
-    names the labels 0 to K-1 of data whose labels are numbers, and gives the order if they are names.
+    resized only if `size` is not 0. An unreadable image file is an error, or left out with `skip_unreadable`. If the
+    labels of the data are numbers, `classes` names the labels 0 to K-1; if they are names, it sets their order.
 
-    A published dataset is searched in `$GINGHAM_DATA`, the user's cache and the system package, and then downloaded.
+    A published dataset is searched for in `$GINGHAM_DATA`, the user's cache and the system package, and downloaded if
+    it is in none of them.
 
         data = load_data("fashion-mnist")
         len(data.train), len(data.validation), len(data.test)   # 55000, 5000, 10000
@@ -54,13 +55,12 @@ def load_data(
 
     Raises
         DataError: an unknown name; a file that is missing, unreadable, damaged or of another dataset; a class without
-        images
-            in a split; too few images.
+            images in a split; too few images.
 
     Source: Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747).
     """
     if not 0 <= size <= LARGEST_SIDE:
-        raise DataError(f"the size is {size}; allowed: 1 to {LARGEST_SIDE} pixels, or 0 to leave it to the data")
+        raise DataError(f"size is {size}; allowed: 1 to {LARGEST_SIDE} pixels, or 0 to choose it from the data")
     if name in REGISTRY:
         raw, folder = read_registered(name)
         source = str(folder)
@@ -89,7 +89,7 @@ def _read_user_data(name: str, size: int, skip_unreadable: bool) -> RawDataset:
         num_classes = int(max(arrays[1].max(), arrays[3].max())) + 1
         return raw_from_arrays(arrays, tuple(map(str, range(num_classes))), path)
     else:
-        raise DataError(f"{path} is no dataset; give {FORMATS}, or one of: {', '.join(REGISTRY)}")
+        raise DataError(f"{path} is not a dataset; give {FORMATS}, or one of: {', '.join(REGISTRY)}")
     _require_all_classes(raw, path)
     return raw
 
@@ -104,8 +104,8 @@ def is_image_collection(path: Path) -> bool:
 def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
     """Return a dataset to be checked, with its own validation split, and the issues of its files as (file, reason).
 
-    Unlike `load_data`, this accepts a folder or table with unreadable files, which are left out, and with missing
-    classes. It cuts no test split.
+    Unlike `load_data`, this accepts a folder or table with missing classes or unreadable files; the files are left out.
+    If there is no test split, none is made.
 
     Raises
         DataError: see `load_data`, with these exceptions; also if no image can be read.
@@ -118,20 +118,20 @@ def load_unchecked(name: str) -> tuple[DataSplits, list[tuple[str, str]]]:
     raw, issues = read_listing(path, listing, 0)
     parts = {"test": raw.parts["training"].rows(slice(0)), **raw.splits()}
     if not len(parts["train"].labels):
-        raise DataError(f"{path} holds no training picture that can be read; see that its files are whole")
-    issues += [(folder, "is a class folder without a picture") for folder in listing.empty_folders]
+        raise DataError(f"{path} has no readable training image; check that its files are not damaged")
+    issues += [(folder, "is a class folder without images") for folder in listing.empty_folders]
     return make_splits(parts, str(path), classes=raw.classes, dataset=str(path), fingerprint=""), issues
 
 
 def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> RawDataset:
-    """Return a dataset with a model's class names and order, if its own classes are numbers or among those names."""
+    """Return a dataset with the given class names and order, if its own classes are numbers or among those names."""
     index = {label: k for k, label in enumerate(classes)}
     if not {*raw.classes} <= index.keys():
         if not all(label.isdecimal() for label in raw.classes):
             return raw
         index = {label: int(label) for label in raw.classes}
         if (last := max(index.values())) >= len(classes):
-            raise DataError(f"{name} has labels up to {last}; allowed: 0 to {len(classes) - 1}, for the known classes")
+            raise DataError(f"{name} has labels up to {last}; allowed: 0 to {len(classes) - 1}, for the given classes")
     order = np.array([index[label] for label in raw.classes], np.int64)
     parts = {name: part._replace(labels=order[part.labels]) for name, part in raw.parts.items()}
     return raw._replace(parts=parts, classes=classes)
@@ -140,10 +140,10 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
 def _require_classes(classes: tuple[str, ...], name: str) -> None:
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         allowed = f"{FEWEST_CLASSES} to {MOST_CLASSES:,}"
-        raise DataError(f"{name} has {plural(len(classes), 'class')}; allowed: {allowed}: give each a folder or label")
+        raise DataError(f"{name} has {plural(len(classes), 'class')}; allowed: {allowed}; give each a folder or label")
     for label in classes:
         if not is_plain_name(label):
-            raise DataError(f"{name} has a class of the name {label!r}; rename it, in plain letters of UTF-8")
+            raise DataError(f"{name} has a class named {label!r}; rename it, to printable UTF-8 text on one line")
 
 
 def _require_all_classes(raw: RawDataset, path: Path) -> None:
@@ -151,8 +151,8 @@ def _require_all_classes(raw: RawDataset, path: Path) -> None:
         present = {*part.labels.tolist()}
         if missing := [label for k, label in enumerate(raw.classes) if k not in present]:
             raise DataError(
-                f"the {split_name} split of {path} has no picture of {', '.join(missing[:9])}; add some for each of "
-                f"its {len(raw.classes)} classes, or take the class out of every split"
+                f"the {split_name} split of {path} has no image of {', '.join(missing[:9])}; add images of each of "
+                f"its {len(raw.classes)} classes, or remove the class from every split"
             )
 
 
@@ -163,8 +163,8 @@ def _resize(raw: RawDataset, size: int, name: str) -> RawDataset:
     count = sum(len(part.labels) for part in raw.parts.values())
     if (bytes_needed := count * channels * size * size) > free_memory() // 2:
         raise DataError(
-            f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the memory free here; set a "
-            "smaller size, or 0"
+            f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the free memory; set a smaller "
+            "size, or 0"
         )
     parts = {name: part._replace(images=resize_images(part.images, size)) for name, part in raw.parts.items()}
     return raw._replace(parts=parts)

@@ -24,14 +24,15 @@ KNOWN_NAMES = {*CLASS_NAMES, *(name for pairs in NPZ_NAMES.values() for pair in 
 
 
 def read_npz(path: Path) -> RawDataset:
-    """Return the images and labels in a `.npz` file with array names of Keras, MedMNIST or plain ones (NPZ_NAMES).
+    """Return the images and labels of a `.npz` file whose arrays are named as in Keras or MedMNIST, or plainly.
 
     Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; labels are integers or text, (N,) or (N, 1).
-    The array `classes` or `class_names` names the classes 0 to K-1; without it, the labels are the names.
+    The array `classes` or `class_names` names the classes 0 to K-1; without it, the labels are the names. NPZ_NAMES
+    lists the names of arrays.
 
     Raises
-        DataError: the file is not such a file, is damaged, is larger than half of the free memory, or holds other
-        arrays.
+        DataError: the file is damaged or not a `.npz` file, is larger than half of the free memory, or contains other
+            arrays.
     """
     try:
         require_regular_file(path)
@@ -39,8 +40,8 @@ def read_npz(path: Path) -> RawDataset:
             size = sum(entry.file_size for entry in archive.infolist())
         if size > free_memory() // 2:
             raise DataError(
-                f"{path} holds {size} bytes, more than half of the memory free here; save it as four IDX files, which "
-                f"are read from disk ({', '.join(IDX_FILES)})"
+                f"{path} has {size} bytes of arrays, more than half of the free memory; save it as four IDX files, "
+                f"which are read from disk ({', '.join(IDX_FILES)})"
             )
         with np.load(path, allow_pickle=False) as file:
             names = file.files
@@ -50,15 +51,15 @@ def read_npz(path: Path) -> RawDataset:
     except Exception as error:  # for damaged files zipfile, zlib and numpy raise errors of many types
         reason = getattr(error, "strerror", None) or one_line(error)
         raise DataError(
-            f"cannot read {path} ({reason}); save it anew with np.savez, from arrays of numbers and text"
+            f"cannot read {path} ({reason}); save it again with np.savez, from arrays of numbers and text"
         ) from error
-    # Of several pairs in the file, the first counts.
+    # If a split has several pairs of arrays, the first pair is used.
     chosen = {split: pair for split, pairs in NPZ_NAMES.items() for pair in pairs[::-1] if arrays.keys() & pair}
     missing = [name for pair in chosen.values() for name in pair if name not in arrays]
     if missing or "train" not in chosen:
         raise DataError(
-            f"{path} holds {', '.join(names[:8]) or 'nothing'}{' and no ' if missing else ''}{', '.join(missing)}; it "
-            "needs x_train and y_train, train_images and train_labels, or images and labels"
+            f"{path} contains {', '.join(names[:8]) or 'nothing'}{' but no ' if missing else ''}{', '.join(missing)}; "
+            "it needs x_train and y_train, train_images and train_labels, or images and labels"
         )
     images = {split: _to_images(arrays[name], f"{name} of {path}") for split, (name, _) in chosen.items()}
     labels = {split: _to_labels(arrays[name], f"{name} of {path}") for split, (_, name) in chosen.items()}
@@ -69,9 +70,9 @@ def read_npz(path: Path) -> RawDataset:
 
 def _read_array(file: "np.lib.npyio.NpzFile", name: str) -> npt.NDArray[Any]:
     array: Any = file[name]
-    if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is no array
-        raise ValueError(f"{name} is no array")
-    if array.dtype.kind == "U":  # numpy accepts numbers that are no characters
+    if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array
+        raise ValueError(f"{name} is not an array")
+    if array.dtype.kind == "U":  # numpy accepts numbers that are not valid characters
         array = np.char.encode(array, "utf-8")
     return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
@@ -84,8 +85,8 @@ def _to_images(array: npt.NDArray[Any], origin: str) -> Pixels:
         images = array.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.size:
         raise DataError(
-            f"{origin} holds {array.dtype} of the shape {array.shape}; allowed: one or more images, uint8 (N, H, W), "
-            "(N, H, W, C) or (N, C, H, W), with C 1 or 3: reshape it, or convert numbers from 0 to 1 with "
+            f"{origin} is {array.dtype} of shape {array.shape}; allowed: one or more images, uint8 (N, H, W), "
+            "(N, H, W, C) or (N, C, H, W), with C 1 or 3; reshape it, or convert numbers from 0 to 1 with "
             "(255 * images).round().astype(np.uint8)"
         )
     return np.ascontiguousarray(images)
@@ -95,12 +96,12 @@ def _to_labels(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
     labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise DataError(
-            f"{origin} holds {array.dtype} of the shape {array.shape}; allowed: whole numbers or text, (N,) or (N, 1): "
-            "give each image the number or name of its class, such as labels.argmax(axis=1)"
+            f"{origin} is {array.dtype} of shape {array.shape}; allowed: integers or text, (N,) or (N, 1); "
+            "give each image the number or name of its class, for example with labels.argmax(axis=1)"
         )
     if labels.dtype.kind != "U" and labels.min(initial=0) < 0:
         raise DataError(
-            f"{origin} has labels down to {labels.min()}; allowed: 0 and above: leave out what has no class"
+            f"{origin} has labels down to {labels.min()}; allowed: 0 and above; leave out images without a class"
         )
     return labels
 
@@ -114,12 +115,12 @@ def _encode_labels(
     classes = tuple(sorted(known, key=natural_key) if class_names is None else map(str, class_names.tolist()))
     index = {name: k for k, name in enumerate(classes)}
     if len(index) < len(classes):
-        raise DataError(f"{path} gives one name to two classes; name each once")
+        raise DataError(f"{path} has two classes of the same name; give each its own name")
     if class_names is not None and all(array.dtype.kind != "U" for array in labels.values()):
         index = {str(k): k for k in range(len(classes))}
     if unknown := sorted(known - index.keys(), key=natural_key):
         raise DataError(
-            f"{path} has the label {unknown[0]!r} where its {len(classes)} classes are named; allowed: their names, or "
-            f"0 to {len(classes) - 1}"
+            f"{path} has the label {unknown[0]!r}, which is none of its {len(classes)} classes; allowed: their names, "
+            f"or 0 to {len(classes) - 1}"
         )
     return {split: np.array([index[name] for name in part], np.int64) for split, part in names.items()}, classes

@@ -28,12 +28,13 @@ def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
     pack larger than half of the free memory is memory-mapped.
 
     Raises
-        DataError: no file can be read, or the disk is full and the images are larger than memory.
+        DataError: no file can be read, or the images are larger than half of the free memory and the pack cannot be
+            written.
     """
     pack = cache_folder() / "packs" / _pack_name(path, files, size)
     decoded = _read_pack(pack, len(files)) or _decode_and_pack(path, files, size, pack)
     if not len(decoded.images):
-        raise DataError(f"{path} holds no file that can be read; give PNG, JPEG, WEBP, BMP, GIF or TIFF images")
+        raise DataError(f"{path} has no readable file; give PNG, JPEG, WEBP, BMP, GIF or TIFF images")
     return decoded
 
 
@@ -51,14 +52,14 @@ def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -
     try:
         pack.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=pack.parent) as file:
-            if hasattr(os, "posix_fallocate"):  # if the disk fills up later, writing to the map kills the process
+            if hasattr(os, "posix_fallocate"):  # writing to a map on a full disk would kill the process
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             decoded = decode_images(files, np.memmap(file, np.uint8, "w+", shape=shape), title)
             _write_pack(pack, decoded)
     except (OSError, GinghamError) as error:
         raise DataError(
-            f"cannot write {pack} ({one_line(error)}), which pictures larger than half of the free memory need; free "
-            f"{2 * num_bytes} bytes there, or set a smaller size"
+            f"cannot write {pack} ({one_line(error)}), which is needed for images larger than half of the free memory; "
+            f"free {2 * num_bytes} bytes there, or set a smaller size"
         ) from error
     return (_read_pack(pack, len(files)) or decoded)._replace(cached=False)
 
@@ -107,6 +108,6 @@ def _read_pack(path: Path, num_files: int) -> DecodedImages | None:
 
 def _crc32(images: Pixels) -> int:
     crc = 0
-    for image in images:  # one by one, because they may be larger than memory together
+    for image in images:  # one by one, because all together may be larger than memory
         crc = zlib.crc32(image.data, crc)
     return crc

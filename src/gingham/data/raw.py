@@ -38,7 +38,7 @@ class RawDataset(NamedTuple):
     classes: tuple[str, ...]
     num_validation: int = 0
     notes: tuple[str, ...] = ()  # messages for the user who loads it
-    grey_bits: int = 16  # that the values of 16-bit grey image files use
+    grey_bits: int = 16  # how many bits the values of 16-bit grey image files use
 
     def splits(self) -> dict[str, Part]:
         """Return each split that the source has: train, validation and test."""
@@ -53,7 +53,7 @@ class RawDataset(NamedTuple):
 
 
 def raw_from_arrays(arrays: Sequence[Pixels], classes: tuple[str, ...], origin: object) -> RawDataset:
-    """Return a RawDataset of training images (N, H, W) or (N, C, H, W), labels (N,), and the same of the test set.
+    """Return a RawDataset of training images (N, H, W) or (N, C, H, W), labels (N,), and the same of the test split.
 
     Raises
         DataError: see `join_splits`.
@@ -69,14 +69,15 @@ def join_splits(splits: Mapping[str, Part], classes: tuple[str, ...], origin: ob
     `origin` names the dataset in errors.
 
     Raises
-        DataError: a split has not as many labels as images, or images of another shape than the training images.
+        DataError: a split does not have one label per image, or its images do not have the shape of the training
+            images.
     """
     shape = splits["train"].images.shape[1:]
     for name, (images, labels, _) in splits.items():
         if len(images) != len(labels) or images.shape[1:] != shape:
             raise DataError(
-                f"{origin} has {name} images of the shape {images.shape} and {len(labels)} labels; allowed: a label "
-                f"for each image, and images of one shape in all splits, here {shape}"
+                f"{origin} has {name} images of shape {images.shape} and {len(labels)} labels; allowed: one label for "
+                f"each image, and images of the same shape in all splits, here {shape}"
             )
     parts = {**splits}
     training, validation = parts.pop("train"), parts.pop("validation", None)

@@ -1,4 +1,4 @@
-"""The published datasets: where they are searched, how they are verified, where they are downloaded from."""
+"""The published datasets: where to search for them, how to verify them, and where to download them from."""
 
 import hashlib
 import http.client
@@ -30,10 +30,10 @@ SYSTEM_FOLDER = Path("/usr/share/datasets")
 class DatasetSpec:
     """A published dataset.
 
-    `folder` and `torchvision_folder` are where it is searched. `md5` maps each file to download to its published
-    checksum; the first of `mirrors` that has the file is used. `sha256`, if known, are the checksums of the
-    decompressed IDX files, in the order of IDX_FILES, and are verified instead. `markers` are names of files that show
-    that the dataset is in a folder, though they have no published checksum.
+    `folder` and `torchvision_folder` are the folders in which it is searched for. `md5` maps each file to download to
+    its published checksum; the first of `mirrors` that has the file is used. `sha256`, if known, are the checksums of
+    the decompressed IDX files, in the order of IDX_FILES, and are verified instead. `markers` are names of files
+    without a published checksum that also show that the dataset is in a folder.
     """
 
     classes: tuple[str, ...]
@@ -61,7 +61,7 @@ REGISTRY = _load_registry()
 
 
 def _read_arrays(name: str, folder: Path) -> list[Pixels]:
-    """Return the arrays of a published dataset, as `raw_from_arrays` takes them."""
+    """Return the arrays of a published dataset, in the order that `raw_from_arrays` needs."""
     match REGISTRY[name].folder:
         case "qmnist":
             return _read_qmnist(folder)
@@ -94,7 +94,7 @@ def _read_emnist(path: Path, name: str) -> list[Pixels]:
 
 
 def read_registered(name: str) -> tuple[RawDataset, Path]:
-    """Return a published dataset, verified and downloaded if need be, and the folder it was read from.
+    """Return a published dataset and the folder it was read from. It is verified, and downloaded if necessary.
 
     Raises
         DataError: a file is missing, damaged, without a checksum, or of another dataset; the download failed.
@@ -116,7 +116,7 @@ def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
     folders = []
     if data_dir := os.environ.get("GINGHAM_DATA"):
         if not Path(data_dir).is_dir():
-            raise DataError(f"GINGHAM_DATA is {data_dir}, which is no folder; give a folder with {name}, or unset it")
+            raise DataError(f"GINGHAM_DATA is {data_dir}, which is not a folder; give one with {name}, or unset it")
         folders += [Path(data_dir) / spec.folder, Path(data_dir) / spec.torchvision_folder, Path(data_dir)]
     folders += [cache_folder() / spec.folder, SYSTEM_FOLDER / spec.folder]
     names = [*spec.md5, *(file.removesuffix(".gz") for file in spec.md5)]
@@ -128,9 +128,9 @@ def _verify_file(name: str, folder: Path, file: str) -> None:
     path = folder / file
     if not path.is_file():
         unverified = find_idx(folder, IDX_FILES[0]) or find_cifar(folder)
-        alternative = f", or load what is there, unverified, by its path: {folder}" if unverified else ""
+        alternative = f", or load the unverified files that are there by their path: {folder}" if unverified else ""
         raise DataError(
-            f"{path} is missing; put it there as it is published, or remove {folder} and load again{alternative}"
+            f"{path} is missing; put the published file there, or remove {folder} and load again{alternative}"
         )
     try:
         checksum = _md5(path)
@@ -148,10 +148,10 @@ def _require_checksum(name: str, path: Path, checksum: str, expected: str) -> No
     """Raise a DataError if a checksum differs; it names the dataset that the file belongs to, if it is known."""
     if checksum != expected:
         other = next((key for key, spec in REGISTRY.items() if checksum in (*spec.sha256, *spec.md5.values())), None)
-        reason = f"a file of {other}, whose files have the same names" if other else "altered, or of another release"
+        reason = f"a file of {other}, whose files have the same names" if other else "changed, or of another release"
         raise DataError(
-            f"{path} is not {name}: its checksum begins {checksum[:12]}, not {expected[:12]} ({reason}); remove it and "
-            f"load again, or use it as it is by its path: {path.parent}"
+            f"{path} is not {name}: its checksum begins with {checksum[:12]}, not {expected[:12]} ({reason}); remove "
+            f"it and load again, or load it unverified by its path: {path.parent}"
         )
 
 
@@ -174,7 +174,7 @@ def _download(name: str) -> Path:
     except (OSError, http.client.HTTPException) as error:
         package = f"on Debian or Ubuntu: apt-get install {spec.debian_package}; " if spec.debian_package else ""
         raise DataError(
-            f"{name} is not on this machine and its download failed ({one_line(error)}); with a network, try again; "
+            f"{name} is not on this machine and its download failed ({one_line(error)}); try again with a network; "
             f"{package}or put {', '.join(spec.md5)} into a folder and set GINGHAM_DATA to it"
         ) from error
 

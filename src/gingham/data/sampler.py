@@ -1,4 +1,4 @@
-"""Which images each epoch takes, in which order, cut into batches."""
+"""Choose the images of each epoch and their order, and cut them into batches."""
 
 from collections.abc import Iterator
 
@@ -20,22 +20,24 @@ def evenly_spaced(total: int, count: int) -> torch.Tensor:
 
 
 class Sampler:
-    """Cuts a run into epochs and batches of indices.
+    """Divides a run into epochs and batches of indices.
 
-    The first epoch takes every image once, in random order. Later epochs do the same, or, with `hard_share` below 1,
-    take the images whose last loss was highest and a random `easy_share` of the others: the network learns most images
-    of most datasets within an epoch and gains little from seeing them again. The order of the first epoch depends on
-    the seed alone, that of a later one on seed, epoch and losses, so that a training can resume at any step from
-    `order` and `losses`. The last batch of an epoch is kept, however small.
+    The first epoch uses every image once, in random order. Later epochs do the same, or, with `hard_share` below 1, use
+    the images whose last loss was highest and a random `easy_share` of the others: the network learns most images of
+    most datasets within an epoch and gains little from seeing them again. The order of the first epoch depends on the
+    seed alone, that of a later one on seed, epoch and losses, so that training can resume at any step from `order` and
+    `losses`. The last batch of an epoch is kept, even if it is small.
 
-    With a `block` above 1, for images that stay on disk, blocks of that many neighbours are shuffled, and then the
-    images within windows of 1,024 blocks: the disk is read in runs, and a batch still comes from all over the file.
+    A `block` above 1 is for images that stay on disk. Blocks of that many neighbouring images are shuffled, and then
+    the images within windows of 1,024 blocks: each block is read at once, and the images of a batch still come from all
+    parts of the file.
 
         sampler = Sampler(recipe, 55_000)
         for batch in sampler.batches(0, sampler.steps): ...   # int64 (B,)
 
     Source of the idea: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers" (arXiv 1910.00762).
-    They use the loss of a fresh forward pass at every step; here it is the loss of the last visit, which costs nothing.
+    They use the loss of a fresh forward pass at every step; here it is the loss of the last step with that image, which
+    costs nothing.
     """
 
     def __init__(self, recipe: Recipe, num_images: int, device: torch.device | None = None, block: int = 1) -> None:
@@ -46,21 +48,21 @@ class Sampler:
         steps = min(recipe.epochs, 1) * self.first_epoch_steps + max(recipe.epochs - 1, 0) * self.later_epoch_steps
         self.steps = max(1, round(steps))
         self.order = torch.empty(0, dtype=torch.long, device=device)  # of the current epoch
-        self.losses = torch.full((num_images,), torch.inf, device=device)  # of each image's last visit
+        self.losses = torch.full((num_images,), torch.inf, device=device)  # of the last step with each image
 
     def epoch_size(self, epoch: int) -> int:
-        """Return how many images an epoch takes, counted from 0."""
+        """Return how many images an epoch, counted from 0, uses."""
         return self.num_images if epoch == 0 else self.num_hard + self.num_easy
 
     def position(self, step: int) -> tuple[int, int]:
-        """Return the epoch of a step and its number within the epoch, all counted from 0."""
+        """Return the epoch of a step and the number of the step within it, all counted from 0."""
         if step < self.first_epoch_steps:
             return 0, step
         epoch, epoch_step = divmod(step - self.first_epoch_steps, self.later_epoch_steps)
         return epoch + 1, epoch_step
 
     def epochs(self, done: int) -> float:
-        """Return how many epochs `done` steps are."""
+        """Return the number of epochs, with a fraction, that `done` steps make."""
         epoch, epoch_step = self.position(done)
         return epoch + epoch_step / (self.first_epoch_steps if epoch == 0 else self.later_epoch_steps)
 
@@ -82,7 +84,7 @@ class Sampler:
         self.losses[indices] = losses
 
     def _shuffled(self, epoch: int) -> torch.Tensor:
-        # The CPU's generator uses 32 bits of a seed: the second term keeps seeds apart that differ above their low 12.
+        # The CPU's generator uses 32 bits of a seed; the second term adds the bits of the seed above its lowest 12.
         seed = self.recipe.seed
         generator = torch.Generator().manual_seed((seed << 20) + (seed >> 12) * 1021 + epoch)
         order = self._permutation(generator).to(self.device)

@@ -3,10 +3,10 @@
 import torch
 import torch.nn.functional as F
 
-# Principal components in which near duplicates are searched: more make fewer candidates, more slowly.
+# Principal components in which candidates are searched for: with more, there are fewer candidates, but it takes longer.
 NUM_COMPONENTS = 16
 MAX_SIDE = 32  # pixels; larger images are shrunk to it before they are compared
-# Pairs of Fashion-MNIST above it look like the same photo, many of those below 0.995 do not.
+# Pairs of Fashion-MNIST images above it look like the same photo; many pairs below 0.995 do not.
 NEAR_DUPLICATE_CORRELATION = 0.997
 
 
@@ -28,7 +28,7 @@ def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
 
 
 def brightness_and_contrast(images: torch.Tensor) -> torch.Tensor:
-    """Return what correlations do not show, float32 (N, 2C): the standard deviation and mean of each channel."""
+    """Return the standard deviation and mean of each channel, float32 (N, 2C), which correlations do not depend on."""
     statistics = [torch.std_mean(batch.float(), dim=(2, 3)) for batch in torch.split(images, 1024)]
     return torch.cat([torch.cat(pair, dim=1) for pair in statistics])
 
@@ -44,7 +44,7 @@ def near_duplicates(vectors: torch.Tensor, near: float = NEAR_DUPLICATE_CORRELAT
     >>> near_duplicates(normalized_vectors(images)).tolist()
     [[0, 2]]
     """
-    from scipy.spatial import KDTree  # takes a while to import, and few commands need it
+    from scipy.spatial import KDTree  # slow to import, and few commands need it
 
     sample = vectors[:: max(1, len(vectors) // 5000)]
     centred = (sample - sample.mean(dim=0)).double()

@@ -24,11 +24,12 @@ Rows = npt.NDArray[np.intp]  # indices of images, ascending
 class Split:
     """Images and labels of one split.
 
-    `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` holds the K names. `name` is
+    `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` are the K names. `name` is
     "train", "validation" or "test", and decides who may use the split: `fit` refuses "test". `block` is above 1 for
     images that stay on disk: the number of neighbours read at once. `files` names the file of each image, if each image
-    has its own file. `size` and `skip_unreadable` are the arguments of `load_data`; a run stores them, to load the same
-    data again, and `grey_bits`, how many bits the values of 16-bit grey image files use, to scale photos alike.
+    has its own file. `size` and `skip_unreadable` are the arguments of `load_data`; a run stores them, so that it can
+    load the same data again. `grey_bits` is how many bits the values of 16-bit grey image files use; a run stores it,
+    so that photos are scaled in the same way.
     """
 
     name: str
@@ -65,9 +66,11 @@ class Split:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """A dataset's splits. `validation` is None if nothing is held out; `fingerprint` is a SHA-256 of all images, labels
-    and class names, and does not depend on what is held out. `notes` are messages for the user who loads the
-    dataset."""
+    """A dataset's splits.
+
+    `validation` is None if nothing is held out. `fingerprint` is a SHA-256 of all images, labels and class names; it
+    does not depend on which images are held out. `notes` are messages for the user who loads the dataset.
+    """
 
     name: str
     train: Split
@@ -80,7 +83,7 @@ class DataSplits:
 
 
 def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **fields: Any) -> DataSplits:
-    """Return a dataset's splits, with `validation` images held out, and a test split cut off if there is none.
+    """Return a dataset's splits, with `validation` images held out, and with a test split, made if there is none.
 
     All splits get the other `fields` of `Split`.
     """
@@ -104,7 +107,7 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
     elif "validation" not in parts or validation < 0:
         if name not in REGISTRY and validation > (cap := len(train) // 5):
             notes.append(
-                f"{cap} of the {len(train)} training pictures are held out for validation, a fifth, not {validation}"
+                f"{cap} of the {len(train)} training images are held out for validation, a fifth, not {validation}"
             )
             validation = cap
         held_out = train[_choose_validation(labels[train], validation, name)]
@@ -151,13 +154,13 @@ def _copy_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
         return np.memmap(path, np.uint8, "c", 0, shape)
     except (OSError, GinghamError) as error:
         raise DataError(
-            f"cannot write {path} ({one_line(error)}), which a dataset larger than half of the free memory needs; "
-            f"free {size} bytes there, or hold no images out (on the command line: --set validation_images=0)"
+            f"cannot write {path} ({one_line(error)}), which is needed for a dataset larger than half of the free "
+            f"memory; free {size} bytes there, or hold no images out (on the command line: --set validation_images=0)"
         ) from error
 
 
 def _move_rows(images: Pixels, rows: Rows, pack: str) -> Pixels:
-    """Return what `_copy_rows` returns, but without a copy: as a part of `images`, whose other rows are overwritten."""
+    """Return the same as `_copy_rows`, but as a part of `images`, whose other rows may be overwritten."""
     if rows[-1] - rows[0] + 1 == len(rows):
         return images[rows[0] : rows[-1] + 1]
     if isinstance(images, np.memmap):
@@ -185,7 +188,7 @@ def _choose_test(part: Part, classes: Sequence[str], name: str) -> Rows:
         if len(indices) < 3:
             raise DataError(
                 f"the class {classes[part.labels[indices[0]]]} of {name} has {plural(len(indices), 'training image')}, "
-                "too few to hold some out for a test; allowed: 3 or more: add some, add a test split, or leave it out"
+                "too few to hold test images out; allowed: 3 or more; add images, add a test split, or leave it out"
             )
         count = max((TEST_PERCENT * len(indices) + 50) // 100, int(len(indices) >= 4))
         held_out += sorted(indices.tolist(), key=image_hash)[:count]
@@ -196,13 +199,13 @@ def _choose_validation(labels: Labels, validation: int, name: str) -> Rows:
     """Return the indices of images to hold out, stratified; the largest remainders by class are rounded up."""
     if not 0 <= validation < len(labels):
         raise DataError(
-            f"{validation} validation pictures were asked of the {len(labels)} training pictures of {name}; "
+            f"cannot hold {validation} validation images out of the {len(labels)} training images of {name}; "
             f"allowed: 0 to {len(labels) - 1} (on the command line: --set validation_images=N)"
         )
     exact = np.bincount(labels) * (validation / len(labels))
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: validation - counts.sum()]] += 1
-    # RandomState's stream is frozen by numpy's compatibility policy (NEP 19): the split never changes.
+    # numpy's compatibility policy (NEP 19) freezes RandomState's stream, so the split never changes.
     random = np.random.RandomState(0)
     by_class = zip(_indices_by_class(labels), counts, strict=True)
     return np.sort(np.concatenate([random.permutation(indices)[:count] for indices, count in by_class]))

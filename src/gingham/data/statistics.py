@@ -1,4 +1,4 @@
-"""Describe a dataset: counts, mean, standard deviation, duplicates."""
+"""Compute the statistics of a dataset: counts, mean, standard deviation, duplicates."""
 
 import hashlib
 from typing import Any
@@ -36,8 +36,9 @@ def _hash_images(images: torch.Tensor) -> list[bytes]:
 def describe(data: DataSplits) -> dict[str, Any]:
     """Return the statistics of a dataset as JSON values: what `gingham show --json` prints, except for the figure.
 
-    `images` and `per_class` count training and test images together, `splits` and `per_class_train`/`_test` separately.
-    `mean` and `std` are of the training images' pixels from 0 to 1: a number for grey, a list by channel for colour.
+    `images` and `per_class` count training and test images together; `splits`, `per_class_train` and `per_class_test`
+    count them separately. `mean` and `std` are those of the training images' pixels, from 0 to 1: a number for grey, a
+    list by channel for colour.
     """
     parts = [data.train] + ([data.validation] if data.validation else [])
     train = {name: sum(part.counts()[name] for part in parts) for name in data.classes}
@@ -77,7 +78,7 @@ def _count_values(images: torch.Tensor) -> torch.Tensor:
 def median_border(images: torch.Tensor) -> float:
     """Return the median value at the borders of uint8 images (N, C, H, W), from about 1,000 of them.
 
-    Photos are later prepared for the same background.
+    Photos are prepared with the same background for prediction.
     """
     some = images[:: max(1, len(images) // 1000)]
     edges = (some[..., 0, :], some[..., -1, :], some[..., 0], some[..., -1])
