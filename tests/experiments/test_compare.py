@@ -48,7 +48,7 @@ def test_comparing_runs_with_trials_or_on_different_images_is_an_error(trial_pai
     with pytest.raises(RunError, match="no run in"):
         gingham.compare(tmp_path, tmp_path, lambda run: data.validation)
     splits = itertools.cycle([data.validation, data.train])
-    with pytest.raises(GinghamError, match="were not measured on the same pictures"):
+    with pytest.raises(GinghamError, match="were not evaluated on the same images"):
         gingham.compare(good.folder / "seed-0", good.folder / "seed-1", lambda run: next(splits))
 
 
@@ -77,7 +77,7 @@ def test_verdict_p_value_and_interval_of_trials_agree():
     assert verdicts == {True, False}
 
 
-def test_seeds_of_equal_accuracy_are_named_as_of_unknown_spread(trial_pair, data, tmp_path):
+def test_the_verdict_warns_if_all_seeds_have_the_same_accuracy(trial_pair, data, tmp_path):
     good, _ = trial_pair
     copies = shutil.copytree(good.folder, tmp_path / "copies")
     for seed in ("seed-1", "seed-2"):
@@ -134,6 +134,6 @@ def test_comparing_runs_says_how_many_images_are_needed():
     a[:10], b[10:24] = False, False
     comparison = _compare_runs(a, b, ["a", "b"], "validation")
     assert comparison.p_value == pytest.approx(scipy.stats.binomtest(10, 24).pvalue)
-    assert "about 5,763 pictures would show it" in comparison.verdict
+    assert "about 5,763 images would show it" in comparison.verdict
     same = _compare_runs(a, a, ["a", "a"], "validation")
     assert (same.difference, same.p_value) == (0, 1)

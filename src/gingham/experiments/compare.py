@@ -27,7 +27,7 @@ class Comparison:
     """The result of comparing A and B.
 
     `difference` is B's accuracy minus A's, with its 95 % `interval`, both fractions. `p_value` is the probability of a
-    difference at least as large if there were none. `verdict` is the result in a sentence: one is better if the p-value
+    difference at least as large if there is none. `verdict` is the result in a sentence: one is better if the p-value
     is below 0.05, and only then does the interval exclude 0. `more_seeds` is the number of further seeds on each side
     that would make a difference of this size significant. It is None if the difference is significant already, if more
     images are needed, or for two single runs.
@@ -64,26 +64,26 @@ def compare(
 
     Raises
         GinghamError: one is a run and the other trials, a folder is neither, they were not evaluated on the same
-        images, or a network is that of no run.
+        images, or no run has one of the `networks`.
 
     Sources: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947); Owen, "The
-    pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), which resamples images and seeds together and is too
-    cautious with few seeds, so that here they are resampled separately; Rao & Wu, "Resampling inference with complex
+    pigeonhole bootstrap", Annals of Applied Statistics 1 (2007), which resamples images and seeds together; this is too
+    conservative with few seeds, so here they are resampled separately; Rao & Wu, "Resampling inference with complex
     survey data" (1988), for resampling one seed fewer than there are.
     """
     folders = [Path(a), Path(b)]
     sides = [_load_runs(folder, networks) for folder in folders]
     is_trials, other_is_trials = (is_run_folder(folder, TRIALS_FILE) for folder in folders)
     if is_trials != other_is_trials:
-        raise GinghamError(f"one of {a} and {b} is a single run and the other a set of trials; compare two of a kind")
+        raise GinghamError(f"one of {a} and {b} is a single run and the other a set of trials; give two of a kind")
     known = {run.recipe.network for runs in sides for run in runs}
     if unused := [name for name in map(factory_name, networks) if name not in known]:
-        raise GinghamError(f"{unused[0]} is the network of no run in {a} or {b}; leave it out")
+        raise GinghamError(f"no run in {a} or {b} has the network {unused[0]}; leave it out")
     split_a, split_b = (splits(runs[0]) for runs in sides)
     if split_a.fingerprint != split_b.fingerprint or not torch.equal(split_a.labels, split_b.labels):
         raise GinghamError(
-            f"{a} and {b} were not measured on the same pictures ({split_a.dataset}, {len(split_a)} and "
-            f"{split_b.dataset}, {len(split_b)}); compare on data and validation_images they share"
+            f"{a} and {b} were not evaluated on the same images ({split_a.dataset}, {len(split_a)} and "
+            f"{split_b.dataset}, {len(split_b)}); compare runs with the same data and validation_images"
         )
     correct_a = torch.stack([correct_predictions(run, split_a) for run in sides[0]])
     correct_b = torch.stack([correct_predictions(run, split_b) for run in sides[1]])
@@ -99,7 +99,7 @@ def _load_runs(folder: Path, networks: Sequence[NetworkFactory]) -> list[Run]:
         return [_load(folder, networks)]
     seed_folders = [path.parent for path in folder.glob(f"seed-*/{METADATA_FILE}")]
     if not seed_folders:
-        raise RunError(f"no seed in {folder} is finished; go on with gingham trials --out {folder}")
+        raise RunError(f"no seed in {folder} is finished; continue with gingham trials --out {folder}")
     return [_load(path, networks) for path in sorted(seed_folders, key=lambda path: natural_key(path.name))]
 
 
@@ -117,24 +117,25 @@ def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split:
     accuracies, difference = (float(a.double().mean()), float(b.double().mean())), (only_b - only_a) / n
     p_value = float(scipy.stats.binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
     details = (
-        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} pictures that A alone gets right, {only_b} that B "
-        f"alone does; McNemar's exact test, {_format_p(p_value)}"
+        f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; {only_a} images that only A gets right, {only_b} that only B "
+        f"gets right; McNemar's exact test, {_format_p(p_value)}"
     )
     interval = paired_interval(only_b, only_a, n)
     if p_value < SIGNIFICANCE:
         verdict = (
-            f"On these {n:,} {split} pictures {names[difference > 0]} is better by {100 * abs(difference):.2f} "
-            f"points ({details}). That is about these two networks; whether one recipe is better takes gingham trials."
+            f"On these {n:,} {split} images, {names[difference > 0]} is better by {100 * abs(difference):.2f} points "
+            f"({details}). This is about these two networks; to compare their recipes, use gingham trials."
         )
     else:
-        interval = min(interval[0], 0.0), max(interval[1], 0.0)  # the exact test, which is more cautious, decides
+        # The exact test is more conservative than the interval, which must not contradict it.
+        interval = min(interval[0], 0.0), max(interval[1], 0.0)
         needed = math.ceil(1.96**2 * ((only_a + only_b) / n) / difference**2) if difference else 0
         advice = (
-            f"If the difference is what it seems, about {needed:,} pictures would show it; to" if needed > n else "To"
+            f"If the true difference is this large, about {needed:,} images would show it. To" if needed > n else "To"
         )
         verdict = (
-            f"No evidence of a difference between {names[0]} and {names[1]} on {n:,} {split} pictures "
-            f"({details}). {advice} tell recipes apart, compare gingham trials over seeds."
+            f"No evidence of a difference between {names[0]} and {names[1]} on {n:,} {split} images "
+            f"({details}). {advice} compare recipes, use gingham trials."
         )
     return Comparison("runs", split, accuracies, difference, interval, p_value, verdict, None)
 
@@ -144,7 +145,7 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     n, sizes = a.shape[1], (len(a), len(b))
     if min(sizes) < 2:
         raise GinghamError(
-            f"{names[0]} has {plural(sizes[0], 'finished seed')} and {names[1]} {sizes[1]}; both need 2, better 10"
+            f"{names[0]} has {plural(sizes[0], 'finished seed')} and {names[1]} {sizes[1]}; both need 2, preferably 10"
         )
     accuracies = (float(a.double().mean()), float(b.double().mean()))
     difference = accuracies[1] - accuracies[0]
@@ -154,10 +155,10 @@ def _compare_trials(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], spli
     details = (
         f"A {accuracies[0]:.2%}, B {accuracies[1]:.2%}; 95 % interval of B - A {100 * interval[0]:+z.2f} to "
         f"{100 * interval[1]:+z.2f} points; {_format_p(p_value)}; {sizes[0]} and {sizes[1]} seeds, {n:,} {split} "
-        "pictures"
+        "images"
     )
     uniform = [name for name, side in zip(names, (a, b), strict=True) if len(set(side.sum(dim=1).tolist())) == 1]
-    unknown = "so their spread is unknown, and the interval too narrow; train more, and see that none is a copy"
+    unknown = "so their spread is unknown and the interval too narrow; train more, and check that none is a copy"
     warning = f" All seeds of {' and of '.join(uniform)} have the same accuracy, {unknown}." if uniform else ""
     if p_value < SIGNIFICANCE:
         verdict = f"{names[difference > 0]} is better by {100 * abs(difference):.2f} points ({details}).{warning}"
@@ -187,7 +188,7 @@ class _Variance:
         total = sum(seeds) + self.images
         uncertainty = sum(variance**2 / (size - 1) for variance, size in zip(seeds, sizes, strict=True))
         freedom = total**2 / uncertainty if uncertainty else 1e9
-        return scipy.stats.t(freedom, scale=math.sqrt(total) or 1e-300)  # scipy takes no scale of 0
+        return scipy.stats.t(freedom, scale=math.sqrt(total) or 1e-300)  # scipy does not accept a scale of 0
 
     def half_width(self, more_seeds: int = 0) -> float:
         """Return half the width of the 95 % interval, with `more_seeds` on each side."""
@@ -198,7 +199,7 @@ def _bootstrap_variance(a: torch.Tensor, b: torch.Tensor) -> _Variance:
     """Bootstrap the seeds of each side, then the images of both.
 
     The effect of a seed on single images is part of both variances, so it is subtracted from that of the images. A
-    sample has one seed fewer than there are: samples of as many seeds would vary too little, because the seeds are few.
+    sample has one seed fewer than there are: with few seeds, samples of all of them would vary too little.
     """
     generator = torch.Generator().manual_seed(0)
     sides = [side.double() for side in (a, b)]
@@ -215,18 +216,18 @@ def _bootstrap_variance(a: torch.Tensor, b: torch.Tensor) -> _Variance:
 
 
 def _describe_seeds_needed(variance: _Variance, difference: float, n: int) -> tuple[int | None, str]:
-    """Return how many more seeds on each side would make this difference significant, and a sentence that says so."""
+    """Return how many more seeds on each side would make this difference significant, and a sentence about it."""
     if not difference:
-        return None, "The means are equal; no number of seeds would show a difference that is not there."
+        return None, "The means are equal, so there is no difference that more seeds could show."
     candidates = range(1, 10**6)
     more = 1 + bisect_left(candidates, True, key=lambda more: variance.half_width(more) < abs(difference))
     if more not in candidates:
-        answer = f"no number of seeds would show it on {n:,} pictures: more pictures are needed"
+        answer = f"no number of seeds would show it on {n:,} images: more images are needed"
     elif more > 1000:
         answer = "over 1,000 more seeds on each side would show it"
     else:
         answer = f"about {more} more seed{'s' * (more > 1)} on each side would show it"
-    return more if more <= 1000 else None, f"If the difference is what it seems, {answer}."
+    return more if more <= 1000 else None, f"If the true difference is this large, {answer}."
 
 
 def _format_p(value: float) -> str:

@@ -76,20 +76,18 @@ class Trials:
     def __str__(self) -> str:
         values, seeds = self.to_dict(), _format_seeds(self.seeds)
         if self.std is None:
-            lines = [
-                f"{self.mean:.2%} on the {self.split} pictures, one seed alone says nothing of the spread: {seeds}"
-            ]
+            lines = [f"{self.mean:.2%} on the {self.split} images (the spread is unknown with one seed): {seeds}"]
         else:
-            mean = f"{self.mean:.2%} ± {self.std:.2%} on the {self.split} pictures"
-            interval = "unknown, as all seeds have the same accuracy; train more, and see that none is a copy"
+            mean = f"{self.mean:.2%} ± {self.std:.2%} on the {self.split} images"
+            interval = "unknown, as all seeds have the same accuracy; train more, and check that none is a copy"
             if self.interval is not None:
                 interval = "{:.2%} to {:.2%} (95 %, of the mean over seeds)".format(*self.interval)
             lines = [f"{mean}, mean and standard deviation over {seeds}", f"interval  {interval}"]
         lines += [f"{key:<9} {values[key]['accuracy']:.2%}, seed {values[key]['seed']}" for key in ("best", "worst")]
         if self.dead:
-            lines.append(f"dead      {_format_seeds(self.dead)}: no better than always naming the commonest class")
+            lines.append(f"dead      {_format_seeds(self.dead)}: no better than always predicting the commonest class")
         lines += [f"failed    seed {seed}, not in the mean: {reason}" for seed, reason in self.failed.items()]
-        lines.append(f"time      {duration(values['train_seconds'])} of training a seed (median)")
+        lines.append(f"time      {duration(values['train_seconds'])} of training per seed (median)")
         return "\n".join(lines)
 
 
@@ -129,14 +127,14 @@ def trials(
         result.mean, result.std, result.interval
 
     Raises
-        GinghamError: there are no seeds, the split is unknown, every training failed, or the folder holds trials of
+        GinghamError: there are no seeds, the split is unknown, every training failed, or the folder contains trials of
             another recipe, other data, other teachers or another format.
         DataError: a teacher was trained on other images.
     """
     require_types("trials", recipe=(recipe, Recipe), data=(data, DataSplits))
     folder, seeds = Path(folder), list(dict.fromkeys(seeds))
     if not seeds:
-        raise GinghamError("trials got no seeds; give at least one, better ten")
+        raise GinghamError("trials got no seeds; give at least one, preferably ten")
     chosen = _choose_split(data, split)
     if options.network is not None:
         recipe = recipe.replace(network=factory_name(options.network))
@@ -156,7 +154,7 @@ def trials(
                 options.on_seed(seed, run, was_finished)
         trained = [seed for seed in seeds if seed not in failed]
         if not trained:
-            raise GinghamError(f"not one of {plural(len(seeds), 'seed')} could be trained ({failed[seeds[0]]})")
+            raise GinghamError(f"all trainings failed ({plural(len(seeds), 'seed')}: {failed[seeds[0]]})")
         return _summarize(recipe, folder, trained, failed, chosen, options)
 
 
@@ -165,7 +163,7 @@ def _choose_split(data: DataSplits, name: str) -> Split:
         raise GinghamError(f"split got {name!r}; allowed: validation, test")
     chosen = data.test if name == "test" else data.validation
     if chosen is None:
-        raise GinghamError("no images are held out to measure on; set validation_images=5000, or use the test split")
+        raise GinghamError("no images are held out for validation; set validation_images=5000, or use the test split")
     return chosen
 
 
@@ -179,13 +177,13 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
     if manifest.exists():
         stored = read_json(manifest)
         recipe_fields = stored.get("recipe")
-        # Format 1 had no number and other fields; the first manifests of format 2 had no number either.
+        # Format 1 had other fields and no format number; the first manifests of format 2 had no number either.
         is_old = isinstance(recipe_fields, dict) and not recipe_fields.keys() <= fields.keys()
         require_format(manifest, stored.get("format", 1 if is_old else FORMAT), FORMAT, "give another folder (--out)")
         if changes := describe_changes(stored, settings):
-            raise GinghamError(f"{folder} holds trials with {changes}; give another folder (--out)")
+            raise GinghamError(f"{folder} contains trials with {changes}; give another folder (--out)")
     elif any(folder.glob("*/" + METADATA_FILE)) or (folder / METADATA_FILE).exists() or has_checkpoint(folder):
-        raise GinghamError(f"{folder} holds runs, but no trials; give another folder (--out)")
+        raise GinghamError(f"{folder} contains runs but no trials; give another folder (--out)")
     else:
         write_json(manifest, {"format": FORMAT, **settings, "data": data.name})
 
@@ -211,7 +209,7 @@ def _summarize(
         correct = correct_predictions(run, split)
         accuracies.append(float(correct.double().mean()))
         if (seconds := run.metrics.get("train_seconds")) is None:
-            raise RunError(f"{run.folder} does not say its train_seconds; remove it to train that seed again")
+            raise RunError(f"{run.folder} has no train_seconds in its metrics; remove it to train this seed again")
         train_seconds.append(float(seconds))
         if proportion_interval(int(correct.sum()), len(correct))[0] <= majority_share:
             dead.append(seed)
