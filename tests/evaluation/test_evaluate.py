@@ -98,7 +98,7 @@ def test_no_test_predictions_are_computed_if_the_use_cannot_be_recorded(saved_ru
 def test_other_classes_and_empty_splits_are_errors(small_run, fashion_mnist):
     run, data = small_run
     with pytest.raises(
-        DataError, match=r"has pictures of 1x28x28 in 10 classes .* the model was trained on 1x28x28 in 4"
+        DataError, match=r"has images of 1x28x28 in 10 classes .* the model was trained on 1x28x28 in 4"
     ):
         gingham.evaluate(run, fashion_mnist.test)
     empty = gingham.Split("validation", data.test.images[:0], data.test.labels[:0], data.classes, "none", "")

@@ -33,8 +33,8 @@ class Confusion:
     def __str__(self) -> str:
         named_rows = zip(self.classes, self.matrix, strict=True)
         rows = [[name, *(str(count or ".") for count in row)] for name, row in named_rows]
-        # Shorten the column names, so that ten classes fit 80 characters; the rows have the full names in the same
-        # order.
+        # The column names are shortened, so that ten classes fit 80 characters. The rows have the full names, in the
+        # same order.
         return render_table([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
 
 
@@ -72,7 +72,7 @@ class EvaluationResult:
 
     @property
     def image_noun(self) -> str:
-        """What one of the images is called: "validation image" or "photograph"."""
+        """The noun for one of the images: "validation image", "test image" or "photograph"."""
         return "photograph" if self.split == "photographs" else f"{self.split} image"
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,14 +131,14 @@ def correct_predictions(run: Run, split: Split) -> torch.Tensor:
 
 
 def _logits(run: Run, split: Split) -> torch.Tensor:
-    """Return a run's logits on a split, float (N, K). A use of the test split is recorded before."""
+    """Return a run's logits on a split, float (N, K). A use of the test split is recorded first."""
     model = run.model
     shape = tuple(split.images.shape[1:])
     if shape != model.input_shape or split.classes != model.classes:
         raise DataError(
-            f"{split.dataset} has pictures of {'x'.join(map(str, shape))} in {len(split.classes)} classes "
-            f"({list_first(split.classes, 3)}), the model was trained on {'x'.join(map(str, model.input_shape))} in "
-            f"{len(model.classes)} ({list_first(model.classes, 3)}); evaluate it on data of its own kind"
+            f"{split.dataset} has images of {'x'.join(map(str, shape))} in {len(split.classes)} classes "
+            f"({list_first(split.classes, 3)}); the model was trained on {'x'.join(map(str, model.input_shape))} in "
+            f"{len(model.classes)} ({list_first(model.classes, 3)}): evaluate it on data of that kind"
         )
     if not len(split):
         raise DataError(f"the {split.name} split of {split.dataset} is empty; choose another split")
@@ -147,7 +147,7 @@ def _logits(run: Run, split: Split) -> torch.Tensor:
         record_test_use(run, {"date": date, "dataset": split.dataset, "images": len(split)})
     logits = model.logits(split.images)
     if run.folder is not None and split.fingerprint == run.data.get("fingerprint"):
-        with contextlib.suppress(GinghamError):  # a run in a read-only folder can be evaluated all the same
+        with contextlib.suppress(GinghamError):  # a run in a read-only folder can be evaluated too
             save_predictions(run, split, logits)
     return logits
 
@@ -162,8 +162,8 @@ def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationRe
     correct, total = int(matrix.trace()), len(labels)
     per_class: dict[str, dict[str, Any]] = {}
     diagonal, row_sums, column_sums = (sums.tolist() for sums in (matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)))
-    for name, num_correct, images, answers in zip(split.classes, diagonal, row_sums, column_sums, strict=True):
-        recall, precision = (num_correct / count if count else None for count in (images, answers))
+    for name, num_correct, images, predictions in zip(split.classes, diagonal, row_sums, column_sums, strict=True):
+        recall, precision = (num_correct / count if count else None for count in (images, predictions))
         per_class[name] = {"accuracy": recall, "precision": precision, "correct": num_correct, "total": images}
     return EvaluationResult(
         split=split.name,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-LOWEST_THRESHOLD = 0.5  # however good a model is in validation, it is not sure where it finds its answer unlikely
+LOWEST_THRESHOLD = 0.5  # even a very good model is not sure of less probable predictions
 Z = statistics.NormalDist().inv_cdf(0.975)  # half the width of a 95 % interval, in standard errors
 
 
@@ -59,7 +59,7 @@ def reliability(probabilities: torch.Tensor, labels: torch.Tensor, bins: int = 1
 def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Return the temperature that maximizes the likelihood of logits / temperature: above 1 for an overconfident model.
 
-    `logits` is float (N, K), `labels` int64 (N,). The temperature lies between 0.05 and 20. The labels are smoothed as
+    `logits` is float (N, K), `labels` int64 (N,). The temperature is between 0.05 and 20. The labels are smoothed as
     if a share 1 / (N + 2) of them were random: a few correct predictions do not prove that a model is never wrong.
 
     >>> fit_temperature(torch.tensor([[4.0, 0.0]]).repeat(4000, 1), torch.tensor([0, 0, 0, 1]).repeat(1000))
@@ -89,7 +89,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: float) -> float:
-    """Return the lowest threshold on the top probability at which at most a share `risk` of the sure ones is wrong.
+    """Return the lowest threshold on the top probability at which at most a share `risk` of the sure ones are wrong.
 
     `confidence` is float (N,), the top probabilities; `correct` bool (N,); `risk` a share in [0, 1]. The threshold is
     at least 0.5, and 2.0, which no probability reaches, if all predictions have to be excluded.
@@ -106,7 +106,7 @@ def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: fl
     sorted_confidence = confidence[order]
     errors = (~correct[order]).double().cumsum(0)
     within_risk = errors <= risk * torch.arange(1, len(order) + 1) + 1e-9
-    # Equal confidences lie on the same side of the threshold.
+    # Predictions of equal confidence are on the same side of the threshold.
     ends = torch.cat([sorted_confidence[1:] < sorted_confidence[:-1], torch.ones(1, dtype=torch.bool)])
     indices = (within_risk & ends).nonzero().flatten()
     if not len(indices):
@@ -161,7 +161,7 @@ def paired_interval(lost: int, gained: int, total: int) -> tuple[float, float]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return Student's 95 % t interval of the mean of independent fractions, cut to [0, 1]; all of it for one value.
+    """Return Student's 95 % t interval of the mean of independent fractions, clipped to [0, 1]; (0, 1) for one value.
 
     >>> [round(edge, 2) for edge in mean_interval([0.83, 0.84, 0.85])]
     [0.82, 0.86]

@@ -14,8 +14,8 @@ def load_run_data(
 ) -> DataSplits:
     """Return the data that a run was trained on, or the dataset `name` with the run's classes.
 
-    Error messages name the run's `folder`; `held_out` images are kept for validation, as many as in the training by
-    default.
+    Error messages name the run's `folder`. `held_out` images are held out for validation, by default as many as in the
+    training.
 
     Raises
         DataError: the data is unknown or missing, or has changed since the training.
@@ -23,9 +23,9 @@ def load_run_data(
     folder, is_original = folder or run.folder or Path("the packaged model"), not name
     name = name or run.data.get("name")
     if not isinstance(name, str):
-        raise DataError(f"{folder} does not say what it was trained on; give the data (on the command line: --data)")
+        raise DataError(f"{folder} does not record its training data; give the data (on the command line: --data)")
     if is_original and name not in REGISTRY and not Path(name).exists():
-        raise DataError(f"{name}, which {folder} was trained on, is gone; put it back, or give other data (--data)")
+        raise DataError(f"{name}, which {folder} was trained on, is missing; restore it, or give other data (--data)")
     # A folder of IDX files has only class numbers, so the names are the model's.
     _, height, width = run.model.input_shape
     data = load_data(
@@ -38,12 +38,12 @@ def load_run_data(
     )
     if is_original and data.fingerprint != run.data.get("fingerprint"):
         raise DataError(
-            f"{name} has changed since {folder} was trained on it, so its splits may overlap with what was trained on; "
-            f"restore it, or load {name} as other data to measure on it as it is now (--data {name})"
+            f"{name} has changed since {folder} was trained on it, so its splits may overlap with the training "
+            f"images; restore it, or give {name} as other data to evaluate on its present state (--data {name})"
         )
     if is_original and held_out is None and len(data.validation or ()) != run.recipe.validation_images:
         raise DataError(
-            f"{folder} held out {run.recipe.validation_images} pictures of {name} for validation, where "
+            f"{folder} was trained with {run.recipe.validation_images} validation images of {name}, but "
             f"{len(data.validation or ())} are held out now; train again, or use the test split (--split test)"
         )
     return data
