@@ -63,5 +63,5 @@ def test_every_process_ends_with_the_error_of_a_damaged_checkpoint(quadrants, tm
     ends = train_in_processes(tmp_path, arguments, arguments)
     assert [code for code, _ in ends] == [2, 2]
     first, second = (stderr.splitlines()[-1] for _, stderr in ends)
-    assert first.startswith("gingham: no checkpoint in run/checkpoint is whole: ")
+    assert first.startswith("gingham: no checkpoint in run/checkpoint is intact: ")
     assert second == first.replace("gingham:", "gingham (process 1 of 2):")

@@ -49,7 +49,7 @@ DAMAGE = {
     "truncated state": (
         "safetensors",
         lambda path: path.write_bytes(path.read_bytes()[:-2]),
-        "bytes, its manifest says",
+        "bytes, not 151 as in its manifest",
     ),
     "flipped bit": ("safetensors", flip_bit, "the SHA-256 of step-00000009.safetensors is not the one in its manifest"),
     "empty state": ("safetensors", lambda path: path.write_bytes(b""), "has 0 bytes"),
@@ -61,19 +61,19 @@ DAMAGE = {
         lambda path: path.write_text((path.parent / "step-00000006.json").read_text()),
         "SHA-256",
     ),
-    "manifest without keys": ("json", lambda path: path.write_text("{}"), "its manifest says None"),
+    "manifest without keys": ("json", lambda path: path.write_text("{}"), "bytes, not None as in its manifest"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_torn_checkpoint_is_detected_and_the_previous_one_is_used(folder, name):
+def test_a_damaged_checkpoint_is_detected_and_the_previous_one_is_used(folder, name):
     suffix, damage, reason = DAMAGE[name]
     damage(folder / "checkpoint" / f"step-00000009.{suffix}")
     assert load_checkpoint(folder).metadata == {"step": 6}
     _, [message] = read_checkpoint(folder)
-    assert "step-00000009 is torn" in message
+    assert "step-00000009 is damaged" in message
     assert reason in message
-    # After a resume from step 6, the next checkpoint replaces the torn one, never the last whole one.
+    # After a resume from step 6, the next checkpoint replaces the damaged one, never the last intact one.
     save(folder, 8)
     assert {path.stem for path in (folder / "checkpoint").iterdir()} == {"step-00000006", "step-00000008"}
 
@@ -87,11 +87,11 @@ def test_a_pipe_instead_of_a_state_does_not_block(folder):
     assert load_checkpoint(folder).metadata == {"step": 6}
 
 
-def test_only_torn_checkpoints_is_an_error_that_says_how_to_start_over(folder):
+def test_only_damaged_checkpoints_is_an_error_that_says_how_to_start_over(folder):
     for path in (folder / "checkpoint").glob("*.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(
-        RunError, match=r"no checkpoint in .* is whole: .*step-00000009 is torn .*; remove .* to start over"
+        RunError, match=r"no checkpoint in .* is intact: .*step-00000009 is damaged .*; remove .* to start over"
     ):
         load_checkpoint(folder)
 
@@ -153,7 +153,7 @@ def test_a_whole_file_that_is_no_checkpoint_is_an_error(folder):
     save_file({"x": torch.zeros(1)}, state)
     manifest = {"format": 2, "bytes": state.stat().st_size, "sha256": sha256(state)}
     state.with_suffix(".json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match=r"holds no checkpoint of gingham .*remove it to start over"):
+    with pytest.raises(RunError, match=r"contains no checkpoint of gingham .*remove it to start over"):
         load_checkpoint(folder)
 
 

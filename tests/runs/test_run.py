@@ -82,14 +82,20 @@ WEIGHT = "network.conv1.weight"
 DAMAGE = {
     "newer format": (lambda f: change(f, format=99), "of format 99, newer than 2.*update gingham"),
     "older format": (lambda f: change(f, format=1), "of format 1, from before the release 0.1.0, .*train again"),
-    "format that is no number": (lambda f: change(f, format="x"), "format is 'x', a whole number from 1 is needed"),
+    "format that is no number": (
+        lambda f: change(f, format="x"),
+        "format is 'x', but must be a whole number of at least 1",
+    ),
     "unknown network": (
         lambda f: change(f, recipe={"network": "os:system"}),
-        "is a run of the network os:system, not of a built-in one; give its class as network",
+        "is a run with the network os:system, not with a built-in one; give its class as network",
     ),
     "unknown recipe field": (lambda f: change(f, recipe={"evil": 1}), "unknown recipe field 'evil'"),
     "recipe of another type": (lambda f: change(f, recipe=[1]), "does not describe a run"),
-    "no classes": (lambda f: change(f, classes=[]), r"classes is \[\], a list of 1 to 10000 different names"),
+    "no classes": (
+        lambda f: change(f, classes=[]),
+        r"classes is \[\], but must be a list of 1 to 10000 different printable names",
+    ),
     "oversized shape": (
         lambda f: change(f, input_shape=[1, 10**9, 10**9]),
         r"input_shape is \[1, 1000000000, 1000000000\]",
@@ -101,9 +107,12 @@ DAMAGE = {
     ),
     "test openings of another type": (
         lambda f: change(f, test_openings="none"),
-        "test_openings is 'none', a list of objects is needed",
+        "test_openings is 'none', but must be a list of objects",
     ),
-    "duplicate class": (lambda f: change(f, classes=["0", "1", "1", "3"]), "a list of 1 to 10000 different names"),
+    "duplicate class": (
+        lambda f: change(f, classes=["0", "1", "1", "3"]),
+        "but must be a list of 1 to 10000 different printable names",
+    ),
     "missing key": (lambda f: remove(f, "classes"), "classes is missing"),
     "not JSON": (lambda f: (f / "model.json").write_text("{"), "is not valid JSON"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "cannot read .*model.safetensors"),
@@ -123,7 +132,7 @@ DAMAGE = {
     ),
     "wrong type": (
         lambda f: edit_weights(f, lambda t: t.update({WEIGHT: t[WEIGHT].double()})),
-        "says weights_sha256 .* where the recipe and weights beside it say",
+        "has weights_sha256 .*, but the recipe and weights give",
     ),
     "empty temperature": (
         lambda f: edit_weights(f, lambda t: t.update(temperature=torch.zeros(0))),
@@ -135,33 +144,36 @@ DAMAGE = {
     ),
     "NaN weights": (
         lambda f: edit_weights(f, lambda t: t[WEIGHT].fill_(float("nan"))),
-        "values in .* that no training gives",
+        "values in .* that training cannot give",
     ),
     "flipped bit": (
         lambda f: edit_weights(f, lambda t: t[WEIGHT].view(-1)[0].mul_(-1)),
-        "says weights_sha256 .* where the recipe and weights beside it say",
+        "has weights_sha256 .*, but the recipe and weights give",
     ),
     "edited mean": (
         lambda f: change(f, mean=[0.4]),
-        r"says mean \[0.4\] where the recipe and weights beside it say \[0.5\]",
+        r"has mean \[0.4\], but the recipe and weights give \[0.5\]",
     ),
-    "no temperature": (lambda f: remove(f, "temperature"), "says temperature None where"),
+    "no temperature": (lambda f: remove(f, "temperature"), "has temperature None, but"),
     "no checksum": (
         lambda f: remove(f, "weights_sha256"),
-        "says weights_sha256 .* where the recipe and weights beside it say",
+        "has weights_sha256 .*, but the recipe and weights give",
     ),
     "lone surrogate": (lambda f: change(f, classes=["0", "1", "2", "\ud800"]), "is not valid JSON"),
     "class name with a line break": (
         lambda f: change(f, classes=["0", "1", "2", "a\nb"]),
-        "different names in plain letters",
+        "different printable names",
     ),
     "too many channels": (lambda f: change(f, input_shape=[4096, 28, 28]), "up to 64 channels"),
     "NaN metric": (lambda f: change(f, metrics={"loss": float("nan")}), "NaN is not a JSON number"),
     "zero temperature": (
         lambda f: edit_weights(f, lambda t: t["temperature"].zero_()),
-        ("in temperature that no training gives"),
+        ("in temperature that training cannot give"),
     ),
-    "zero standard deviation": (lambda f: edit_weights(f, lambda t: t["std"].zero_()), "in std that no training gives"),
+    "zero standard deviation": (
+        lambda f: edit_weights(f, lambda t: t["std"].zero_()),
+        "in std that training cannot give",
+    ),
     "history of other types": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
     "malformed history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
 }
@@ -199,7 +211,7 @@ def test_a_missing_run_and_an_unfinished_run_are_errors(tmp_path):
         gingham.load(tmp_path / "nowhere")
     save_checkpoint(tmp_path, 3, {"x": torch.zeros(1)}, {"step": 3})
     with pytest.raises(
-        RunError, match="is not finished; go on with resume=True in fit, or with the command that began it"
+        RunError, match="is not finished; continue with resume=True in fit, or with the original command"
     ):
         gingham.load(tmp_path)
 
@@ -226,11 +238,11 @@ def test_a_golden_run_exists():
 
 def test_a_folder_of_runs_is_an_error_that_names_one(saved_run):
     folder, _, _ = saved_run
-    with pytest.raises(RunError, match=rf"is no run but holds runs; name one, such as {folder}"):
+    with pytest.raises(RunError, match=rf"is not a run but contains runs; give one, such as {folder}"):
         gingham.load(folder.parent)
     (folder.parent / "trials.json").write_text(json.dumps({"recipe": {}}))
     with pytest.raises(
-        RunError, match=rf"is a folder of trials; name one of its runs, such as {folder}, or compare it"
+        RunError, match=rf"is a folder of trials; give one of its runs, such as {folder}, or compare it"
     ):
         gingham.load(folder.parent)
     (folder.parent / "empty").mkdir()

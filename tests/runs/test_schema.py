@@ -8,34 +8,40 @@ from gingham import RunError
 METADATA = {
     "a text instead of a number": (
         {"metrics": {"parameters": "x"}},
-        "parameters in metrics is 'x', a number from 0 up is needed",
+        "parameters in metrics is 'x', but must be a number of at least 0",
     ),
-    "a negative number": ({"metrics": {"train_seconds": -3}}, "train_seconds in metrics is -3, a number from 0 up"),
+    "a negative number": (
+        {"metrics": {"train_seconds": -3}},
+        "train_seconds in metrics is -3, but must be a number of at least 0",
+    ),
     "an accuracy above 1": (
         {"metrics": {"validation_accuracy": 93}},
-        "validation_accuracy in metrics is 93, a number from 0 to 1",
+        "validation_accuracy in metrics is 93, but must be a number from 0 to 1",
     ),
-    "a number instead of a text": ({"environment": {"hardware": 3}}, "hardware in environment is 3, a text is needed"),
-    "test openings of another type": ({"test_openings": [1]}, r"test_openings is \[1\], a list of objects is needed"),
+    "a number instead of a text": ({"environment": {"hardware": 3}}, "hardware in environment is 3, but must be text"),
+    "test openings of another type": ({"test_openings": [1]}, r"test_openings is \[1\], but must be a list of objects"),
     "teachers of another type": (
         {"data": {"teachers": ["x"]}},
-        r"teachers in data is \['x'\], a list of objects is needed",
+        r"teachers in data is \['x'\], but must be a list of objects",
     ),
-    "a number out of range": ({"metrics": {"steps": 10**30}}, "steps in metrics is 10{30}, a number from 0 up"),
+    "a number out of range": (
+        {"metrics": {"steps": 10**30}},
+        "steps in metrics is 10{30}, but must be a number of at least 0",
+    ),
 }
 HISTORY = {
     "a step without a loss": ('{"step": 1, "accuracy": 1, "learning_rate": 0.1}', "loss is missing in line 1"),
     "an epoch that is a text": (
         '{"epoch": "one", "step": 3, "train_loss": 1, "train_accuracy": 1}',
-        "epoch in line 1 is 'one', a number is needed",
+        "epoch in line 1 is 'one', but must be a number",
     ),
     "a sample loss without an accuracy": (
         '{"epoch": 1, "step": 3, "train_loss": 1, "train_accuracy": 1, "sample_loss": 1}',
-        "sample_accuracy in line 1 is None, a number is needed",
+        "sample_accuracy in line 1 is None, but must be a number",
     ),
     "a validation loss without an accuracy": (
         '{"epoch": 1, "step": 3, "train_loss": 1, "train_accuracy": 1, "validation_loss": 1}',
-        "validation_accuracy in line 1 is None, a number is needed",
+        "validation_accuracy in line 1 is None, but must be a number",
     ),
 }
 

@@ -237,5 +237,5 @@ def test_a_damaged_checkpoint_gives_a_warning(quadrants, tmp_path, capsys, progr
     max((tmp_path / "run/checkpoint").glob("*.safetensors")).write_bytes(b"")
     gingham.fit(recipe, data.train, data.validation, folder=tmp_path / "run", resume=True, progress=progress)
     stderr = capsys.readouterr().err
-    assert "is torn (step-00000008.safetensors has 0 bytes" in stderr
+    assert "is damaged (step-00000008.safetensors has 0 bytes" in stderr
     assert ("epoch 2/2" in stderr) == progress

@@ -1,8 +1,8 @@
-"""Checkpoints of a training: the last two are kept, each with a manifest whose checksum detects a torn file.
+"""Checkpoints of a training: the last two are kept, each with a manifest whose checksum detects a damaged file.
 
-A run's folder `checkpoint/` holds `step-00000120.safetensors`, with the whole state, and its manifest
+A run's folder `checkpoint/` contains `step-00000120.safetensors`, with the whole state, and its manifest
 `step-00000120.json`, which is written last: a state without a manifest is ignored. The previous checkpoint is kept as
-well, in case the disk loses the newest.
+well, in case the newest one is lost in a crash of the machine.
 """
 
 import hashlib
@@ -39,60 +39,60 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(folder: Path, step: int, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
     """Save the state of a training after `step` steps, keep the checkpoint before it, and remove older ones.
 
-    If the process is killed at any moment, the previous checkpoint remains whole.
+    If the process is killed at any moment, the previous checkpoint remains intact.
 
     Raises
         GinghamError: the folder cannot be written, or the disk is full. Previous checkpoints remain.
     """
     state = folder / FOLDER / f"step-{step:08d}.safetensors"
     manifest = state.with_suffix(".json")
-    manifest.unlink(missing_ok=True)  # of a torn checkpoint of the same step
+    manifest.unlink(missing_ok=True)  # of a damaged checkpoint of the same step
     text = json.dumps(metadata, allow_nan=False).encode()
     write_tensors(state, {**tensors, METADATA_KEY: torch.from_numpy(np.frombuffer(text, np.uint8).copy())})
     write_json(manifest, {"format": FORMAT, "step": step, "bytes": state.stat().st_size, "sha256": sha256(state)})
-    # Later checkpoints are torn, or this training would have resumed from them.
+    # Later checkpoints are damaged, or this training would have resumed from them.
     names = [path.stem for path in _manifests(folder) if path.stem <= state.stem]
     _remove_except(folder, set(names[:NUM_KEPT]))
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Return whether the folder of a run holds a checkpoint with a manifest."""
+    """Return whether the folder of a run contains a checkpoint with a manifest."""
     return bool(_manifests(folder))
 
 
 def has_unverified_checkpoint(folder: Path) -> bool:
-    """Return whether the folder of a run holds saved states, but none with a manifest."""
+    """Return whether the folder of a run contains saved states, but none with a manifest."""
     return not has_checkpoint(folder) and any((folder / FOLDER).glob("step-*.safetensors"))
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Return the last whole checkpoint.
+    """Return the last intact checkpoint.
 
     Raises
-        RunError: no checkpoint is whole, or one is of another format.
+        RunError: no checkpoint is intact, or one is of another format.
     """
     data, _ = read_checkpoint(folder)
     return parse_checkpoint(data, folder)
 
 
 def read_checkpoint(folder: Path) -> tuple[bytes, list[str]]:
-    """Return the bytes of the last whole checkpoint, and a message for each later one that is torn.
+    """Return the bytes of the last intact checkpoint, and a message for each later one that is damaged.
 
     Raises
-        RunError: no checkpoint is whole, or one is of another format.
+        RunError: no checkpoint is intact, or one is of another format.
     """
-    torn: list[str] = []
+    damaged: list[str] = []
     for manifest in _manifests(folder):
         try:
-            return _read_verified(manifest), torn
+            return _read_verified(manifest), damaged
         except FormatError:  # not damaged, so the previous one must not replace it
             raise
         except (OSError, RunError) as error:
             reason = (isinstance(error, OSError) and error.strerror) or one_line(error).partition("; ")[0]
-            torn.append(f"the checkpoint {manifest.with_suffix('').name} is torn ({reason})")
+            damaged.append(f"the checkpoint {manifest.with_suffix('').name} is damaged ({reason})")
     path = folder / FOLDER
-    if torn:
-        raise RunError(f"no checkpoint in {path} is whole: {'; '.join(torn)}; remove {path} to start over")
+    if damaged:
+        raise RunError(f"no checkpoint in {path} is intact: {'; '.join(damaged)}; remove {path} to start over")
     raise RunError(f"there is no checkpoint in {path}; train without resuming")
 
 
@@ -104,7 +104,7 @@ def _read_verified(path: Path) -> bytes:
     require_regular_file(state)
     size = state.stat().st_size
     if size != manifest.get("bytes"):  # checked before reading, because a wrong file may have any size
-        raise RunError(f"{state.name} has {size} bytes, its manifest says {manifest.get('bytes')!r}")
+        raise RunError(f"{state.name} has {size} bytes, not {manifest.get('bytes')!r} as in its manifest")
     data = state.read_bytes()
     if hashlib.sha256(data).hexdigest() != manifest.get("sha256"):
         raise RunError(f"the SHA-256 of {state.name} is not the one in its manifest")
@@ -123,7 +123,7 @@ def parse_checkpoint(data: bytes, folder: Path) -> Checkpoint:
         return Checkpoint(tensors, dict(metadata))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
         raise RunError(
-            f"{folder / FOLDER} holds no checkpoint of gingham ({one_line(error)}); remove it to start over"
+            f"{folder / FOLDER} contains no checkpoint of gingham ({one_line(error)}); remove it to start over"
         ) from error
 
 
@@ -147,7 +147,7 @@ def resume_options(metadata: Mapping[str, Any]) -> str:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove the files that `save_checkpoint` wrote, and the checkpoint folder if it is empty then."""
+    """Remove the files that `save_checkpoint` wrote, and the checkpoint folder if it is then empty."""
     _remove_except(folder, set())
     path = folder / FOLDER
     if path.is_dir() and not any(path.iterdir()):

@@ -1,4 +1,4 @@
-"""Predictions cached in a run's folder, so that runs can be compared without computing them again."""
+"""Cache predictions in a run's folder, so that runs can be compared without computing them again."""
 
 import torch
 
@@ -30,7 +30,7 @@ def load_predictions(run: Run, split: Split) -> torch.Tensor | None:
     except (RunError, KeyError):
         return None
     is_current = metadata == {"fingerprint": split.fingerprint, "weights": sha256(run.folder / WEIGHTS_FILE)}
-    # The file has no checksum that shows damage.
+    # The file has no checksum, so its form is checked.
     has_form = predicted.dtype == labels.dtype == torch.int32 and predicted.shape == labels.shape
     if not is_current or not has_form or not torch.equal(labels, split.labels.cpu().int()):
         return None

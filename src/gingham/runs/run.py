@@ -33,7 +33,7 @@ from gingham.runs.schema import parse_history_entry, require_format, validate_me
 SECTIONS = ("data", "metrics", "environment", "test_openings")  # of model.json, as in the Run
 FORMAT = 2  # 1 was used before the first release
 TRIALS_FILE = "trials.json"  # in a folder of runs that differ in their seeds
-TINY = torch.finfo(torch.float32).tiny  # what is divided by is at least this
+TINY = torch.finfo(torch.float32).tiny  # the smallest divisor that is allowed
 WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "history.jsonl"
 
 
@@ -41,7 +41,7 @@ WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "
 class Run:
     """A training run: the model and how it was trained.
 
-    `history` holds a dict for each step (`step loss accuracy learning_rate`) and each epoch (`epoch train_loss ...`);
+    `history` has a dict for each step (`step loss accuracy learning_rate`) and each epoch (`epoch train_loss ...`);
     `metrics` what `gingham train --json` prints; `data` the dataset's name and fingerprint; `environment` the versions
     and hardware; `test_openings` a dict for every time predictions were computed on the test split; `folder` the folder
     the run is saved in, or None.
@@ -91,20 +91,20 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     """Write a run folder and return its path: `model.safetensors`, `history.jsonl`, and last `model.json`, which marks
     the run as finished. Then remove the checkpoints of the training.
 
-    With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Load what
-    `halve` returns into the model first, so that the saved model is the one that was measured.
+    With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Load the result
+    of `halve` into the model before you evaluate it, so that the saved model is the one that was evaluated.
 
         gingham.save(run, "runs/fast")
 
     Raises
         GinghamError: the folder cannot be written.
-        RunError: the folder holds another finished run, or trials.
+        RunError: the folder contains another finished run, or trials.
     """
     require_types("save", run=(run, Run), folder=(folder, str | PathLike))
     folder = Path(folder).resolve()
     if run.folder != folder and ((folder / METADATA_FILE).exists() or is_run_folder(folder, TRIALS_FILE)):
         remedy = "give another folder, or load it with gingham.load"
-        raise RunError(f"{folder} already holds a finished run or trials; {remedy}")
+        raise RunError(f"{folder} already contains a finished run or trials; {remedy}")
     tensors = run.model.state_dict()
     write_tensors(folder / WEIGHTS_FILE, halve(tensors) if halved else tensors)
     write_text(folder / HISTORY_FILE, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
@@ -124,7 +124,7 @@ def _is_filter(tensor: torch.Tensor) -> bool:
 
 
 def record_test_use(run: Run, opening: dict[str, Any]) -> None:
-    """Record a use of the test split in a run, and in its folder if it is saved, after those of other processes."""
+    """Record a use of the test split in a run, and in its folder if it is saved. Uses by other processes are kept."""
     if run.folder is None:
         run.test_openings.append(opening)
         return
@@ -169,12 +169,12 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
     _load_weights(model, folder / WEIGHTS_FILE)
     sections = {section: metadata[section] for section in SECTIONS}
     run = Run(model, recipe, _read_history(folder / HISTORY_FILE), **sections, folder=folder.resolve())
-    # model.json repeats some values for its readers: editing them there would have no effect.
+    # model.json repeats some values for readers. Editing them there would have no effect, so it is an error.
     actual = {**run.metadata(), "weights_sha256": sha256(folder / WEIGHTS_FILE)}
     for key in ("network", "seed", "mean", "std", "temperature", "threshold", "weights_sha256"):
         if metadata.get(key) != actual[key]:
             raise RunError(
-                f"{path} says {key} {metadata.get(key)!r} where the recipe and weights beside it say {actual[key]!r}; "
+                f"{path} has {key} {metadata.get(key)!r}, but the recipe and weights give {actual[key]!r}; "
                 "restore the run from a copy"
             )
     return run
@@ -183,23 +183,23 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 def _explain_missing_run(folder: Path) -> str:
     if has_checkpoint(folder):
         return (
-            f"the run in {folder} is not finished; go on with resume=True in fit, or with the command that began "
-            f"it, such as gingham train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
+            f"the run in {folder} is not finished; continue with resume=True in fit, or with the original command, "
+            f"such as gingham train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
         )
     beside = (folder if folder.exists() else Path("runs")).glob("*")
     runs = sorted(path for path in beside if is_run_folder(path, METADATA_FILE))
     if is_run_folder(folder, TRIALS_FILE):
         choice = f"one of its runs, such as {runs[0]}" if runs else "a run"
-        return f"{folder} is a folder of trials; name {choice}, or compare it with other trials (gingham compare)"
+        return f"{folder} is a folder of trials; give {choice}, or compare it with other trials (gingham compare)"
     if runs and folder.exists():
-        return f"{folder} is no run but holds runs; name one, such as {runs[0]}"
+        return f"{folder} is not a run but contains runs; give one, such as {runs[0]}"
     if folder.is_file():
-        return f"{folder} is a file; name the folder of a run, such as {folder.parent}"
+        return f"{folder} is a file; give the folder of a run, such as {folder.parent}"
     if not folder.exists():
-        advice = suggest(str(folder), map(str, runs)) if runs else "; name a run folder"
+        advice = suggest(str(folder), map(str, runs)) if runs else "; give a run folder"
         option = f"--recipe {folder}" if str(folder) in RECIPES else f"--out {folder}"
         return f"there is no folder {folder}{advice}, or train one with gingham train {option}"
-    return f"no run in {folder} ({METADATA_FILE} is missing); name a run folder, or train one with gingham train"
+    return f"no run in {folder} ({METADATA_FILE} is missing); give a run folder, or train one with gingham train"
 
 
 def _require_network(folder: Path, name: str, factory: NetworkFactory | None) -> None:
@@ -207,7 +207,7 @@ def _require_network(folder: Path, name: str, factory: NetworkFactory | None) ->
     needed = name if ":" in name else None
     if given != needed:
         remedy = f"give its class as network (--model {name})" if needed else "leave network out (--model)"
-        raise RunError(f"{folder} is a run of the network {name}, not of {given or 'a built-in one'}; {remedy}")
+        raise RunError(f"{folder} is a run with the network {name}, not with {given or 'a built-in one'}; {remedy}")
 
 
 def _load_weights(model: Classifier, path: Path) -> None:
@@ -220,7 +220,7 @@ def _load_weights(model: Classifier, path: Path) -> None:
     for name, tensor in model.state_dict().items():
         least = TINY if name in ("std", "temperature") else 0 if name.endswith("running_var") else -math.inf
         if not bool(((tensor >= least) & tensor.isfinite()).all()):
-            raise RunError(f"{path} holds values in {name} that no training gives; {remedy}")
+            raise RunError(f"{path} has values in {name} that training cannot give; {remedy}")
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
@@ -232,5 +232,5 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         return []  # a model can be used without its training history
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(
-            f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to go without"
+            f"cannot read {path} ({one_line(error)}); restore it from a copy, or remove it to load the run without it"
         ) from error

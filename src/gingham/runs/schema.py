@@ -1,7 +1,7 @@
-"""What a run's `model.json` and `history.jsonl` may hold, as tables of rules.
+"""The values that a run's `model.json` and `history.jsonl` may contain, as tables of rules.
 
-Tables and reports calculate with these values, so a file with other types is rejected when it is loaded, not when it is
-shown.
+Tables and reports calculate with these values, so a file with values of other types is an error when it is loaded, not
+when it is shown.
 """
 
 import reprlib
@@ -18,7 +18,7 @@ MAX_NUMBER, MAX_INTEGER = 3.5e38, 2**53  # the range of float32, and that of the
 
 
 class Rule(NamedTuple):
-    """What a value may be, in words and as a function."""
+    """The values that are allowed, in words and as a function."""
 
     allowed: str
     accepts: Callable[[Any], bool]
@@ -39,18 +39,18 @@ def _is_shape(value: Any) -> bool:
 
 
 NUMBER = Rule("a number", _is_number)
-AMOUNT = Rule("a number from 0 up", lambda value: _is_number(value, 0))
+AMOUNT = Rule("a number of at least 0", lambda value: _is_number(value, 0))
 SHARE = Rule("a number from 0 to 1", lambda value: _is_number(value, 0, 1))
-TEXT = Rule("a text", lambda value: isinstance(value, str))
+TEXT = Rule("text", lambda value: isinstance(value, str))
 BITS = Rule("10, 12, 14 or 16", lambda value: type(value) is int and value in GREY_BITS)
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 OBJECTS = Rule("a list of objects", lambda value: isinstance(value, list) and all(map(OBJECT.accepts, value)))
 
-# In model.json all of these are needed; the values inside of a section may be missing or null.
+# All of these are required in model.json. The values inside a section may be missing or null.
 METADATA = {
-    "format": Rule("a whole number from 1", lambda value: type(value) is int and value >= 1),
+    "format": Rule("a whole number of at least 1", lambda value: type(value) is int and value >= 1),
     "recipe": OBJECT,
-    "classes": Rule("a list of 1 to 10000 different names in plain letters", _are_classes),
+    "classes": Rule("a list of 1 to 10000 different printable names", _are_classes),
     "input_shape": Rule("a list of up to 64 channels, and height and width up to 4096", _is_shape),
     **dict.fromkeys(("data", "metrics", "environment"), OBJECT),
     "test_openings": OBJECTS,
@@ -78,11 +78,11 @@ class FormatError(RunError):
 
 
 def require_format(path: Path, version: Any, known: int, remedy: str) -> None:
-    """Raise a FormatError if the file at `path` says that it has an older or newer format than the `known` one."""
+    """Raise a FormatError if the file at `path` declares an older or newer format than the `known` one."""
     if isinstance(version, int) and version != known:
-        reason = f"newer than {known}, the newest this gingham reads; update gingham"
+        reason = f"newer than {known}, the newest that this version of gingham reads; update gingham"
         if version < known:
-            reason = f"from before the release 0.1.0, and is not read any more; {remedy}"
+            reason = f"from before the release 0.1.0, which is no longer supported; {remedy}"
         raise FormatError(f"{path} is of format {version}, {reason}")
 
 
@@ -91,7 +91,7 @@ def validate_metadata(metadata: Mapping[str, Any]) -> None:
 
     >>> validate_metadata({"format": 2, "recipe": []})
     Traceback (most recent call last):
-    ValueError: recipe is [], an object is needed
+    ValueError: recipe is [], but must be an object
     """
     _require(metadata, METADATA)
     for section, rules in SECTIONS.items():
@@ -100,14 +100,14 @@ def validate_metadata(metadata: Mapping[str, Any]) -> None:
 
 
 def parse_history_entry(line: str, number: int) -> dict[str, Any]:
-    """Return the history entry on line `number`, of a step or an epoch. What an epoch was not measured on is None.
+    """Return the history entry on line `number`, of a step or an epoch. Metrics that an epoch does not have are None.
 
     >>> parse_history_entry('{"step": 1, "learning_rate": 0.1, "accuracy": 0.5}', 1)
     Traceback (most recent call last):
     ValueError: loss is missing in line 1
 
     Raises
-        ValueError: it is not a JSON object, or has not the numbers of a curve.
+        ValueError: it is not a JSON object, or lacks a number that the curves need.
     """
     entry = parse_json(line)
     if not isinstance(entry, dict):
@@ -127,4 +127,4 @@ def _require(values: Mapping[str, Any], rules: Mapping[str, Rule], where: str = 
         if key not in values:
             raise ValueError(f"{key} is missing{where}")
         if not rule.accepts(values[key]):
-            raise ValueError(f"{key}{where} is {reprlib.repr(values[key])}, {rule.allowed} is needed")
+            raise ValueError(f"{key}{where} is {reprlib.repr(values[key])}, but must be {rule.allowed}")
