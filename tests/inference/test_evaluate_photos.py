@@ -52,19 +52,21 @@ def test_a_single_split_of_photos_can_be_evaluated(tmp_path, packaged):
     folder = make_photo_folders(tmp_path / "photos", {"bag": 2}, split="test")
     assert gingham.evaluate_photographs(packaged, folder)[0].total == 2
     assert gingham.evaluate_photographs(packaged, folder, "test")[0].total == 2
-    with pytest.raises(gingham.DataError, match="holds no photographs of the split validation"):
+    with pytest.raises(gingham.DataError, match="has no photos in the split validation"):
         gingham.evaluate_photographs(packaged, folder, "validation")
 
 
 def test_a_split_of_photos_without_splits_is_an_error(command, tmp_path):
     folder = make_photo_folders(tmp_path / "photos", {"bag": 1})
     stderr = command("evaluate", "packaged", "--data", folder, "--split", "test", code=2).stderr
-    assert stderr == (f"gingham: {folder} has no splits to choose test from; leave split out to take all its photos\n")
+    assert stderr == (f"gingham: {folder} has no splits to choose test from; leave split out to use all its photos\n")
 
 
 def test_an_unknown_class_is_an_error_and_unreadable_photos_are_returned(tmp_path, packaged):
     folder = make_photo_folders(tmp_path / "photos", {"bag": 1, "hat": 1})
-    with pytest.raises(gingham.DataError, match=r"has the class hat, which is none of the model's \(T-shirt/top, "):
+    with pytest.raises(
+        gingham.DataError, match=r"has the class hat, which is not a class of the model \(T-shirt/top, "
+    ):
         gingham.evaluate_photographs(packaged, folder)
     (folder / "hat").rename(folder / "coat")
     (folder / "coat" / "text.jpg").write_text("not an image")
@@ -83,11 +85,11 @@ def test_a_run_on_idx_files_is_not_evaluated_as_photos(tmp_path, command):
 
 
 def test_data_that_is_not_a_folder_of_photos_is_an_error(command):
-    assert "nowhere is no folder of photographs" in command("evaluate", "packaged", "--data", "nowhere", code=2).stderr
+    assert "nowhere is not a folder of photos" in command("evaluate", "packaged", "--data", "nowhere", code=2).stderr
 
 
 @pytest.mark.parametrize("name", ["nope", "nope.csv"])
 def test_a_folder_that_does_not_exist_is_an_error_that_says_so(tmp_path, packaged, name):
-    with pytest.raises(gingham.DataError, match=f"there is no folder .*{name}; name") as caught:
+    with pytest.raises(gingham.DataError, match=f"there is no folder .*{name}; give") as caught:
         gingham.evaluate_photographs(packaged, tmp_path / name)
     assert "permission" not in str(caught.value)

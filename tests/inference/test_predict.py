@@ -110,10 +110,10 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
     assert done.code == 2
     unreadable, good, missing = json.loads(done.stdout)
     assert set(unreadable) == {"image", "error"}
-    assert "cannot read text.png as a picture" in unreadable["error"]
+    assert "cannot read text.png as an image" in unreadable["error"]
     assert good["label"]
     assert "there is no file gone.png" in missing["error"]
-    assert done.stderr.startswith("gingham: no answer for 2 of 3 images: ")
+    assert done.stderr.startswith("gingham: no prediction for 2 of 3 images: ")
     assert done.stderr.count("\n") == 1
     command("predict", "text.png", code=2)
 
@@ -126,7 +126,7 @@ def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
         (("--out", "figures"), "--out is for the figures of --explain"),
         (("--model", "a.b:C"), "give --run too"),
         (("https://a.org/shirt.jpg",), "there is no file https:/a.org/shirt.jpg; download it first"),
-        (("empty",), "empty is a folder; name the images in it"),
+        (("empty",), "empty is a folder; give the images in it"),
     ],
 )
 def test_invalid_options_are_errors(command, arguments, message):
@@ -138,7 +138,7 @@ def test_invalid_options_are_errors(command, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_folder_stands_for_its_images_in_natural_order(command):
+def test_a_folder_is_replaced_by_its_images_in_natural_order(command):
     folder = command.folder / "photos"
     (folder / "more").mkdir(parents=True)
     for name in ("10.png", "2.JPG", "more/3.png"):
@@ -152,15 +152,15 @@ def test_a_folder_stands_for_its_images_in_natural_order(command):
     ]
     assert ["error" in entry for entry in entries] == [False, True, False, False]
     assert (done.code, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith("gingham: no answer for 1 of 4 images: cannot read photos/9.png")
+    assert done.stderr.startswith("gingham: no prediction for 1 of 4 images: cannot read photos/9.png")
 
 
 @pytest.mark.parametrize(
     ("threshold", "reason", "limit"),
     [(0.999, "below 1.00", "top probability below 1.00"), (2.0, "this model is never sure", "no threshold is safe")],
 )
-def test_not_sure_says_below_what(command, tmp_path, threshold, reason, limit):
-    """A threshold of 2 means that none keeps the wrong answers within the recipe's risk."""
+def test_not_sure_names_the_threshold(command, tmp_path, threshold, reason, limit):
+    """A threshold of 2 means that no threshold keeps the share of errors within the recipe's risk."""
     run = gingham.load_packaged()
     run.model.threshold.fill_(threshold)
     gingham.save(run, command.folder / "run")

@@ -175,12 +175,12 @@ def test_unreadable_files_are_errors_with_the_reason(tmp_path):
     (tmp_path / "truncated.png").write_bytes(content[: len(content) // 2])
     for name, reason in (("text.jpg", "cannot identify"), ("empty.png", "it is empty"), ("truncated.png", "truncated")):
         with pytest.raises(
-            DataError, match=f"cannot read .*{name} as a picture .*{reason}.*give a file of the formats PNG"
+            DataError, match=f"cannot read .*{name} as an image .*{reason}.*give a file of the formats PNG"
         ):
             open_photo(tmp_path / name)
-    with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; name an image"):
+    with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; give an image"):
         open_photo(tmp_path / "nowhere.jpg")
-    with pytest.raises(DataError, match="is a folder; name the images in it"):
+    with pytest.raises(DataError, match="is a folder; give the images in it"):
         open_photo(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_any_exception_that_pillow_raises_becomes_a_data_error(monkeypatch):
     draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(buffer, "PNG")
     for error in (AssertionError(), MemoryError(), struct.error("unpack"), TypeError("'NoneType' object")):
         monkeypatch.setattr(Image.Image, "has_transparency_data", property(mock.Mock(side_effect=error)))
-        with pytest.raises(DataError, match="cannot read the picture as a picture"):
+        with pytest.raises(DataError, match="cannot read the image as an image"):
             open_photo(buffer.getvalue())
 
 

@@ -16,12 +16,12 @@ from gingham.runs.run import Run
 def evaluate_photographs(
     run: Run, folder: str | Path, split: str | None = None
 ) -> tuple[EvaluationResult, list[ImagePrediction]]:
-    """Return the result of a run on a folder of photos, prepared as `predict` does, and the files that cannot be read.
+    """Evaluate a run on a folder of photos, prepared as by `predict`; return the result and the unreadable files.
 
     The folder has a folder of photos for each class, or is a `.csv` of paths and labels. Class names are matched to the
     model's without regard to case and punctuation ("t-shirt-top" is "T-shirt/top"); classes may be missing. If there
-    are train, validation and test folders, `split` selects one of them; without it all photos are used. This is not the
-    dataset's test split, so it is not recorded as a use of it.
+    are train, validation and test folders, `split` selects one of them; without it all photos are used. Photos are not
+    part of the dataset's test split, so no use of it is recorded.
 
         result, unreadable = gingham.evaluate_photographs(gingham.load_packaged(), "photographs")
         result.balanced_accuracy        # the mean over the classes that have photos
@@ -34,22 +34,22 @@ def evaluate_photographs(
     path = Path(folder)
     entries = list_images(path, training=False).entries
     if split not in (None, "train") and {entry.split for entry in entries} == {"train"}:
-        raise DataError(f"{path} has no splits to choose {split} from; leave split out to take all its photos")
+        raise DataError(f"{path} has no splits to choose {split} from; leave split out to use all its photos")
     if split is not None:
         entries = tuple(entry for entry in entries if entry.split == split)
     class_indices = {normalize_class_name(name): k for k, name in enumerate(run.model.classes)}
     indices = [class_indices.get(normalize_class_name(entry.label), -1) for entry in entries]
     if -1 in indices:
         raise DataError(
-            f"{path} has the class {entries[indices.index(-1)].label}, which is none of the model's "
-            f"({', '.join(run.model.classes[:20])}); rename it, or take it out"
+            f"{path} has the class {entries[indices.index(-1)].label}, which is not a class of the "
+            f"model ({', '.join(run.model.classes[:20])}); rename it, or remove it"
         )
     if not entries:
-        raise DataError(f"{path} holds no photographs of the split {split}; leave split out to take all there are")
+        raise DataError(f"{path} has no photos in the split {split}; leave split out to use all photos")
     predictions = predict(run, [entry.path for entry in entries], keep_steps=False)
     unreadable = [prediction for prediction in predictions if prediction.error is not None]
     if len(unreadable) == len(entries):
-        raise DataError(f"{path} holds no picture that can be read ({unreadable[0].error}); give photographs")
+        raise DataError(f"{path} has no photo that can be read ({unreadable[0].error}); give other files")
     labels = torch.tensor([k for k, p in zip(indices, predictions, strict=True) if p.error is None])
     probabilities = torch.tensor([list(p.probabilities.values()) for p in predictions if p.probabilities is not None])
     images = torch.from_numpy(np.stack([p.prepared.image for p in predictions if p.prepared is not None]))

@@ -15,7 +15,7 @@ from gingham.inference.predict import ImagePrediction
 from gingham.models.classifier import Classifier
 from gingham.plots import BLUE, INK, PAPER, RUST, write_figure
 
-MAX_GALLERY_SIZE = 6000  # comparing with every training image would take ten seconds
+MAX_GALLERY_SIZE = 6000  # a comparison with every training image would take ten seconds
 
 
 def explain(model: Classifier, prediction: ImagePrediction, train: Split | None, file: Path) -> Path:
@@ -30,7 +30,7 @@ def explain(model: Classifier, prediction: ImagePrediction, train: Split | None,
     assert prediction.prepared is not None
     columns = max(len(prediction.prepared.steps), NUM_NEIGHBOURS)
     figure = Figure(figsize=(1.75 * columns, 6.4), facecolor=PAPER)
-    prefix = "not sure, perhaps " if prediction.unsure else ""
+    prefix = "not sure, most likely " if prediction.unsure else ""
     title = f"{Path(prediction.image).name}: {prefix}{prediction.label} ({prediction.confidence:.0%})"
     figure.text(0.012, 0.972, title, fontsize=14, color=INK, weight="bold", va="center")
     for column, step in enumerate(prediction.prepared.steps):
@@ -49,7 +49,7 @@ def explain(model: Classifier, prediction: ImagePrediction, train: Split | None,
 
 def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: float) -> None:
     assert prediction.probabilities is not None
-    _draw_title(figure, 0.012, "What the model answers")
+    _draw_title(figure, 0.012, "Prediction")
     top = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:5]
     names, probabilities = zip(*top, strict=True)
     pale = tuple(0.5 + channel / 2 for channel in to_rgb(BLUE))
@@ -64,11 +64,11 @@ def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: 
         axes.text(probability + 0.02, row, f"{probability:.0%}", va="center", fontsize=9, color=INK)
     if 0 < threshold <= 1:
         axes.axvline(threshold, color=INK, lw=0.9, ls=":")
-        axes.text(threshold, len(top) - 0.42, "sure from here", fontsize=7.5, color=INK, ha="center", va="top")
+        axes.text(threshold, len(top) - 0.42, '"not sure" below', fontsize=7.5, color=INK, ha="center", va="top")
 
 
 def _draw_occlusion(figure: Figure, model: Classifier, image: torch.Tensor, label: str) -> None:
-    _draw_title(figure, 0.36, f"For {label} (blue), against it (rust)")
+    _draw_title(figure, 0.36, f"Blue: for {label}; rust: against")
     drops = occlusion(model, image, model.classes.index(label)).numpy()
     axes = _add_axes(figure, (0.36, 0.06, 0.2, 0.35), image)
     colours = np.where(drops[..., None] > 0, to_rgb(BLUE), to_rgb(RUST))
@@ -81,7 +81,7 @@ def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, tra
     if candidates is None:
         return
     nearest = candidates.nearest(features(model, image[None])[0], NUM_NEIGHBOURS)
-    _draw_title(figure, 0.62, f"Most like it of {len(candidates.images):,} training pictures")
+    _draw_title(figure, 0.62, f"Most similar of {len(candidates.images):,} training images")
     for k, index in enumerate(nearest):
         corner = 0.62 + 0.125 * (k % 3), 0.255 - 0.2 * (k // 3)
         axes = _add_axes(figure, (*corner, 0.1, 0.145), candidates.images[index])
@@ -90,7 +90,7 @@ def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, tra
 
 
 def _add_axes(figure: Figure, rectangle: tuple[float, float, float, float], image: torch.Tensor | None = None) -> Any:
-    """Return new axes without ticks, with an image uint8 (C, H, W) as the model gets it: bright pixels stay bright."""
+    """Return new axes without ticks, with an image uint8 (C, H, W) on a fixed scale from 0 to 255."""
     axes = figure.add_axes(rectangle)
     axes.axis("off")
     if image is not None:

@@ -1,4 +1,4 @@
-"""Find the training images that look most like another one to the network."""
+"""Find the training images whose features are most similar to those of another image."""
 
 import contextlib
 import threading
@@ -18,7 +18,7 @@ NUM_NEIGHBOURS = 6  # nearest images that are shown
 
 def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
     """Return the features of images, float (N, D): the inputs of the network's last linear layer, or its logits if it
-    has none. Images that are similar to the network have features that are close together.
+    has none. Images that the network treats as similar have similar features.
 
     `images` is uint8 (N, C, H, W).
     """

@@ -25,7 +25,8 @@ PREPARE_MODES = ("auto", "none", "photo")
 class ImagePrediction:
     """The prediction for one image file: `label` is the top class, `confidence` its probability, `probabilities` those
     of all classes by name, and `unsure` whether the confidence is below the model's threshold. `prepared` is the
-    model's input with the steps that led to it. For a file that cannot be read, `error` says why and the rest is empty.
+    model's input with the steps that led to it. For a file that cannot be read, `error` is the reason and the rest is
+    empty.
     """
 
     image: str
@@ -57,7 +58,8 @@ def predict(
             print(prediction.label, prediction.confidence, prediction.unsure)
 
     Raises
-        GinghamError: another `prepare`. A file that cannot be read gets a prediction with an `error` instead.
+        GinghamError: `prepare` has another value. A file that cannot be read is not an error: its prediction has an
+            `error`.
     """
     require_types("predict", run=(run, Run))
     if prepare not in PREPARE_MODES:
@@ -71,7 +73,7 @@ def predict(
             return error
         return prepared if keep_steps else PreparedPhoto(prepared.framings, ())
 
-    names = [f"picture {k}" if isinstance(image, Image.Image) else str(image) for k, image in enumerate(images, 1)]
+    names = [f"image {k}" if isinstance(image, Image.Image) else str(image) for k, image in enumerate(images, 1)]
     with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         results = list(pool.map(prepare_image, images))
     prepared = [result for result in results if isinstance(result, PreparedPhoto)]
@@ -110,7 +112,7 @@ def preprocess(run: Run, photo: Image.Image, mode: str = "auto") -> PreparedPhot
     `photo` is returned by `open_photo`. For a model of Fashion-MNIST the garment is cut out and put on black; for any
     other the whole photo is fitted into a square. `mode` is one of PREPARE_MODES, as in `predict`.
     """
-    if is_16_bit(photo):  # opened with Pillow alone
+    if is_16_bit(photo):  # opened by the caller, without `open_photo`
         photo = to_8_bit(photo, run.grey_bits)
     channels, height, width = run.model.input_shape
     is_model_input = photo.size == (width, height) and _is_grey(photo) == (channels == 1)

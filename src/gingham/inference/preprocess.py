@@ -1,4 +1,4 @@
-"""Prepare a photo like the images of the dataset. Every step is kept, so that it can be shown."""
+"""Prepare a photo as the images of the dataset were made. Every step is kept, so that it can be shown."""
 
 import os
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 from gingham.data.decode import FORMATS, LARGEST_PIXELS, fit_square, is_16_bit, open_image, to_8_bit
 from gingham.errors import DataError, one_line
 
-ImageArray = npt.NDArray[Any]  # uint8; OpenCV's type hints know no more
+ImageArray = npt.NDArray[Any]  # uint8; OpenCV's type hints are not more specific
 Mask = npt.NDArray[np.bool_]
-WORKING_SIDE = 160  # pixels of the longest side at which the garment is segmented: more finds no more and takes longer
+WORKING_SIDE = 160  # pixels of the longest side at which the garment is segmented: larger is slower and no better
 NARROW_WIDTH = 0.85  # share of the width in the second framing
 MIN_GARMENT_VALUE = 65  # a garment's darkest value: its shape must stand out from black, whatever its colour
 
@@ -56,16 +56,16 @@ def open_photo(
     """Return an image file, rotated as its EXIF data says: RGB, or RGBA if it has transparency; only the first frame.
 
     `file` is a path or the content of a file; errors call it `name`. The values of 16-bit grey are scaled as numbers of
-    `grey_bits`: a run's `grey_bits` are those of its training images. A JPEG is decoded at full size: decoding it at a
-    fraction would be faster, but browsers cannot, and the web page must give the same predictions.
+    `grey_bits` bits: pass a run's `grey_bits`, which are those of its training images. A JPEG is decoded at full size:
+    decoding it at a fraction would be faster, but browsers cannot, and the web page must give the same predictions.
 
     Raises
         DataError: the file is missing, not an image, damaged, or has more than `max_pixels` pixels (default: 120
         million).
     """
-    display_name = name or ("the picture" if isinstance(file, bytes) else str(file))
+    display_name = name or ("the image" if isinstance(file, bytes) else str(file))
     if isinstance(file, Path) and os.path.isdir(file):  # noqa: PTH112  # is_dir() raises for a name that is too long
-        raise DataError(f"{display_name} is a folder; name the images in it, such as {display_name}/*.jpg")
+        raise DataError(f"{display_name} is a folder; give the images in it, such as {display_name}/*.jpg")
     try:
         with open_image(file) as image:
             if image.width * image.height <= max_pixels:
@@ -75,21 +75,21 @@ def open_photo(
         size = "far too many pixels"
     except FileNotFoundError:
         formats = ", ".join(FORMATS)
-        remedy = "download it first" if display_name.startswith(("http:", "https:")) else f"name an image: {formats}"
+        remedy = "download it first" if display_name.startswith(("http:", "https:")) else f"give an image: {formats}"
         raise DataError(f"there is no file {display_name}; {remedy}") from None
     # On a damaged file Pillow raises errors of nearly any type, including AssertionError and MemoryError.
     except Exception as error:
         text = one_line(error)
-        reason = "it is of no known format" if "BytesIO" in text else text.replace(display_name, "").strip(" '")
+        reason = "its format is unknown" if "BytesIO" in text else text.replace(display_name, "").strip(" '")
         raise DataError(
-            f"cannot read {display_name} as a picture ({reason}); give a file of the formats {', '.join(FORMATS)}"
+            f"cannot read {display_name} as an image ({reason}); give a file of the formats {', '.join(FORMATS)}"
         ) from error
-    allowed = f"allowed: {max_pixels:,} in all; make it smaller, 1000 a side are plenty"
+    allowed = f"allowed: {max_pixels:,} in all; make it smaller: 1000 on each side are enough"
     raise DataError(f"{display_name} has {size}; {allowed}")
 
 
 def _to_upright_rgb(image: Image.Image, grey_bits: int) -> Image.Image:
-    ImageOps.exif_transpose(image, in_place=True)  # no needless conversions here: each copy may take 200 MB
+    ImageOps.exif_transpose(image, in_place=True)  # avoid conversions: each copy may take 200 MB
     if is_16_bit(image):
         return to_8_bit(image, grey_bits).convert("RGB")
     mode = "RGBA" if image.has_transparency_data else "RGB"
@@ -159,7 +159,8 @@ def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28
 
     core = cv2.erode(cropped_mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # the outline is half background
     low, high = np.percentile(tone[core if core.any() else cropped_mask], (0.5, 99.5))
-    share = np.clip((tone.astype(np.float32) - low) / max(high - low, 40), 0, 1)  # 40: cloth of one colour stays so
+    # At least 40, so that the contrast of cloth of one colour is not exaggerated.
+    share = np.clip((tone.astype(np.float32) - low) / max(high - low, 40), 0, 1)
     tone = (MIN_GARMENT_VALUE + share * (255 - MIN_GARMENT_VALUE)).astype(np.uint8) * cropped_mask
     steps.append(_step("contrast", f"contrast stretched from {low:.0f}-{high:.0f} to {MIN_GARMENT_VALUE}-255", tone))
 
