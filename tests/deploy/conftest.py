@@ -26,7 +26,7 @@ def client(packaged):
 
 @pytest.fixture
 def port(packaged):
-    """The port of a server in this process, for what only a real connection shows."""
+    """The port of a server in this process, for tests that need a real connection."""
     listener = serving.listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(serving.create_app(packaged), http="h11", log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

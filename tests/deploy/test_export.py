@@ -159,9 +159,12 @@ class DependsOnValues(DifferentIfExported):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (DifferentIfExported, r"answers .* of 40 pictures differently, by up to .* nothing was written"),
-        (DependsOnBatchSize, r"has no ONNX form \(it depends on the number of pictures\)"),
-        (DependsOnValues, r"DependsOnValues has no ONNX form .*; use operations"),
+        (
+            DifferentIfExported,
+            r"classifies .* of 40 images differently, with probabilities off by up to .* nothing was written",
+        ),
+        (DependsOnBatchSize, r"cannot be converted to ONNX \(it depends on the number of images\)"),
+        (DependsOnValues, r"DependsOnValues cannot be converted to ONNX .*; use operations"),
     ],
 )
 def test_a_file_that_would_predict_differently_is_not_written(quadrants, tmp_path, network, message):
@@ -222,12 +225,12 @@ def test_the_file_contains_no_path_of_this_machine(quadrants, command):
     assert model_metadata(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
     quadrants.rename(quadrants.parent / "moved")
     stderr = command("export", "model.onnx", "--run", "run", code=2).stderr
-    assert "which run was trained on, is gone; put it back, or give other data" in stderr
+    assert "which run was trained on, is missing; restore it, or give other data" in stderr
     command("export", "model.onnx", "--run", "run", "--data", quadrants.parent / "moved")
 
 
 def test_data_of_another_shape_is_an_error(small_run, tmp_path):
     run, _ = small_run
     other = gingham.load_data(str(make_dataset(tmp_path / "other", side=20)), validation=10)
-    with pytest.raises(gingham.DataError, match="has pictures of 1x20x20, the model takes 1x28x28"):
+    with pytest.raises(gingham.DataError, match="has images of 1x20x20, but the model takes 1x28x28"):
         gingham.export(run, tmp_path / "model.onnx", other)

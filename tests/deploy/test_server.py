@@ -113,15 +113,15 @@ LARGE, BOMB = encode_image(Image.new("1", (9000, 6000))), encode_image(Image.new
         (
             "letter.txt",
             b"Dear Sir",
-            r"cannot read letter.txt as a picture \(it is of no known format\); give a file of the formats PNG",
+            r"cannot read letter.txt as an image \(its format is unknown\); give a file of the formats PNG",
         ),
-        ("empty.png", b"", r"cannot read empty.png as a picture \(it is empty\)"),
-        ("torn.jpg", TRUNCATED, r"cannot read torn.jpg as a picture \(.*truncated"),
+        ("empty.png", b"", r"cannot read empty.png as an image \(it is empty\)"),
+        ("torn.jpg", TRUNCATED, r"cannot read torn.jpg as an image \(.*truncated"),
         ("large.png", LARGE, r"large.png has 9000x6000 pixels; allowed: 50,000,000 in all"),
         ("bomb.png", BOMB, r"bomb.png has far too many pixels; allowed: 50,000,000 in all"),
-        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot read drawing.svg as a picture"),
-        ("../../etc/passwd", b"root", r"cannot read ../../etc/passwd as a picture"),
-        ("page.ps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot read page.ps as a picture"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot read drawing.svg as an image"),
+        ("../../etc/passwd", b"root", r"cannot read ../../etc/passwd as an image"),
+        ("page.ps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot read page.ps as an image"),
     ],
 )
 def test_an_unreadable_file_is_an_error_and_the_others_are_predicted(client, name, content, message):
@@ -141,7 +141,7 @@ def test_an_unreadable_file_is_an_error_and_the_others_are_predicted(client, nam
 def test_errors_quote_the_request_on_one_line(client):
     response = client.post("/predict", content=b"x", headers={"content-type": b"a\x01b"})
     assert response.json()["error"].startswith("got the content type a\\x01b; allowed")
-    assert client.get("/a%1B[2J").json()["error"].startswith("there is nothing at /a\\x1b[2J; POST")
+    assert client.get("/a%1B[2J").json()["error"].startswith("there is nothing at /a\\x1b[2J; allowed: POST")
 
 
 @pytest.mark.parametrize("length", ["\xb2", "9" * 5000, "-1", "1e9"])
@@ -172,9 +172,9 @@ def test_any_content_length_gets_a_response(packaged, length):
 
 def test_unknown_paths_methods_and_values_are_errors(client):
     assert client.get("/nothing").json() == {
-        "error": "there is nothing at /nothing; POST /predict, GET /model, /health, /docs and / are"
+        "error": "there is nothing at /nothing; allowed: POST /predict, GET /model, /health, /docs and /"
     }
-    assert client.get("/predict").json() == {"error": "/predict does not take GET; /docs says what it takes"}
+    assert client.get("/predict").json() == {"error": "/predict does not accept GET; see /docs for what it accepts"}
     response = client.post("/predict?explain=perhaps", content=random_png(), headers=PNG_HEADERS)
     assert response.status_code == 422
     assert response.json()["error"].startswith("explain got 'perhaps': ")
@@ -278,7 +278,7 @@ def test_training_images_that_cannot_be_processed_are_one_sentence_and_no_failed
         deadline, printed = time.monotonic() + 30, ""
         while not printed and time.monotonic() < deadline:
             printed = capfd.readouterr().err
-        assert printed == "gingham: without the nearest training images (the disk is gone)\n"
+        assert printed == "gingham: explanations have no nearest training images (the disk is gone)\n"
         assert explain(client, random_png())["explanation"]["neighbours"] == []
 
 
@@ -314,7 +314,7 @@ def test_each_request_gets_its_own_predictions_under_load(port, packaged):
 
 
 def test_threads_that_answer_change_no_setting_of_the_process(port, packaged, tmp_path):
-    """Neither for a moment, which others would notice, nor for good."""
+    """Neither temporarily, which other threads would notice, nor permanently."""
     settings = {
         "filters": lambda: list(warnings.filters),
         "level of Pillow's logger": lambda: logging.getLogger("PIL").level,
@@ -356,7 +356,7 @@ def test_a_body_that_stalls_is_refused_without_delaying_others(port, monkeypatch
         assert status == 200
         status, body = slow.result()
     assert status == 408
-    assert body["error"].startswith("the body did not arrive within")
+    assert body["error"].startswith("the body is too slow; allowed: 0.5 s per piece, 120 s in all")
 
 
 def test_a_body_may_arrive_in_small_pieces(port):
@@ -401,7 +401,7 @@ def test_requests_over_too_many_connections_get_a_503(process):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
         assert health_status(connection) == 503
     status, deadline = 503, time.monotonic() + 30
-    while status == 503 and time.monotonic() < deadline:  # until the server has noticed that they are closed
+    while status == 503 and time.monotonic() < deadline:  # until the server has detected that they are closed
         with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
             status = health_status(connection)
     assert status == 200
@@ -423,7 +423,7 @@ def test_clients_may_disconnect_before_their_body_is_complete(process):
 
 @pytest.mark.parametrize("end", [None, -30, 100])
 def test_the_files_of_a_form_are_closed(client, end):
-    """Also those of a form that is cut off; otherwise Python warns of each."""
+    """Also those of a truncated form; otherwise Python warns about each."""
     form = encode_form([("a.png", random_png()), ("b.png", random_png(1))])[:end]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)
@@ -524,7 +524,7 @@ def test_a_request_that_exceeds_the_grace_period_gets_an_error(tmp_path):
         time.sleep(1)
         started.send_signal(signal.SIGTERM)
         assert started.wait(timeout=30) == 0
-        assert b"the server is ending" in connection.recv(10_000)
+        assert b"the server is shutting down" in connection.recv(10_000)
     assert "Traceback" not in started.stderr.read()
     started.stderr.close()
 

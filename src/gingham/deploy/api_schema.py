@@ -1,4 +1,4 @@
-"""The schemas of the HTTP API, as its documentation shows them."""
+"""The schemas of the HTTP API, for its OpenAPI documentation."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class Step(BaseModel):
-    """One step of the preparation; with `explain`, `picture` is the picture after it, a PNG in a data URL."""
+    """One step of the preparation. With `explain`, `picture` is the image after the step: a PNG as a data URL."""
 
     step: str
     note: str
@@ -14,15 +14,18 @@ class Step(BaseModel):
 
 
 class Neighbour(BaseModel):
-    """A training picture and its class."""
+    """A training image (a PNG as a data URL) and its class."""
 
     label: str
     picture: str
 
 
 class Explanation(BaseModel):
-    """`moved`: how much the probability drops while a place is hidden, by rows. `neighbours`: the training pictures
-    most like it, out of `among`."""
+    """What the prediction is based on.
+
+    `moved` is an occlusion map, row by row: how much the probability of the predicted class drops when a square of the
+    image is hidden. `neighbours` are the most similar of `among` training images.
+    """
 
     moved: list[list[float]]
     among: int
@@ -30,7 +33,7 @@ class Explanation(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The prediction for one picture; only `image` and `error` if it could not be read."""
+    """The prediction for one image. An image that cannot be read has only `image` and `error`."""
 
     image: str
     label: str
@@ -42,31 +45,31 @@ class Prediction(BaseModel):
 
 
 class Predictions(BaseModel):
-    """One entry per picture, in the order in which they were sent."""
+    """One prediction per image, in the order of the request."""
 
     predictions: list[Prediction]
 
 
 class Refusal(BaseModel):
-    """What was given, what is allowed, what to do; and the predictions for the pictures that could be read."""
+    """What was received, what is allowed and what to do. If some images could be read, also all predictions."""
 
     error: str
     predictions: list[dict[str, Any]] | None = None
 
 
 class Health(BaseModel):
-    """The server answers."""
+    """The status of the server: `ok`."""
 
     status: str
 
 
 PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"model": Predictions, "description": "every picture is answered"},
-    408: {"model": Refusal, "description": "the body came too slowly"},
-    413: {"model": Refusal, "description": "too many bytes or pictures"},
-    415: {"model": Refusal, "description": "no form and no picture"},
-    422: {"model": Refusal, "description": "some pictures cannot be read; the others are answered"},
-    503: {"model": Refusal, "description": "too much at once"},
+    200: {"model": Predictions, "description": "all images are classified"},
+    408: {"model": Refusal, "description": "the body arrived too slowly"},
+    413: {"model": Refusal, "description": "too many bytes or images"},
+    415: {"model": Refusal, "description": "the body is neither a form nor an image"},
+    422: {"model": Refusal, "description": "an image cannot be read (others are classified), or the form is malformed"},
+    503: {"model": Refusal, "description": "too many bytes in all requests, or the server is shutting down"},
 }
 _FILE = {"type": "string", "format": "binary"}
 _FILES = {"type": "array", "items": _FILE, "minItems": 1}

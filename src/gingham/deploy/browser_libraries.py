@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenCV for browsers: downloaded from npm, verified by checksum, kept in the cache."""
+"""Download ONNX Runtime and OpenCV for browsers from npm, verify their checksums, and keep them in the cache."""
 
 import hashlib
 import io
@@ -38,7 +38,7 @@ LIBRARIES = (
 
 
 def library_files() -> dict[str, bytes]:
-    """Return the files of all libraries by name, such as `opencv.js`, from the user's cache; download them once.
+    """Return the files of all libraries by name, such as `opencv.js`, from the user's cache. They are downloaded once.
 
     Raises
         DataError: they are not in the cache and cannot be downloaded, or a download has the wrong checksum.
@@ -61,7 +61,7 @@ def _verify(library: Library, contents: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _download(library: Library, folder: Path) -> dict[str, bytes]:
-    registry = os.environ.get("npm_config_registry", NPM_REGISTRY).rstrip("/")  # noqa: SIM112  # as npm calls it
+    registry = os.environ.get("npm_config_registry", NPM_REGISTRY).rstrip("/")  # noqa: SIM112  # npm's name of it
     url = f"{registry}/{library.package}/-/{folder.name}.tgz"
     title = f"{library.package} {library.version}"
     print(f"downloading {title}, {library.megabytes} MB, once", file=sys.stderr)
@@ -73,7 +73,7 @@ def _download(library: Library, folder: Path) -> dict[str, bytes]:
             contents = {name: member.read(MAX_BYTES) for name, member in members.items() if member}
         _verify(library, contents)
     except (OSError, ValueError, KeyError, EOFError, tarfile.TarError) as error:
-        remedy = f"put {', '.join(library.files)} of that package into {folder}, or try again online"
+        remedy = f"put {', '.join(library.files)} of that package into {folder}, or try again with a network"
         raise DataError(f"cannot download {title} from {url} ({one_line(error)}); {remedy}") from error
     for name, content in contents.items():
         with atomic_write(folder / name) as temporary:

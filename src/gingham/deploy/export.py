@@ -1,4 +1,4 @@
-"""Export a run's model as an ONNX file or an offline page, after comparing it with the model."""
+"""Export a run's model as an ONNX file or an offline page that makes the same predictions."""
 
 import importlib.util
 import os
@@ -33,11 +33,11 @@ NUM_MEASURED = 10_000  # images at most on which the accuracy of int8 is measure
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The exported file and its comparison with the model on `pictures` images of `split`.
+    """The exported file and its comparison with the model on `pictures` images of the split `split`.
 
     `agreement` is the share of images with the same top class, `max_difference` the largest difference of a
     probability. For int8, `accuracy` is the model's accuracy on `measured` images of the split, `accuracy_int8` the
-    file's, and `interval` the 95 % interval of the loss of accuracy. A page has `neighbours` training images.
+    file's, and `interval` the 95 % interval of the loss of accuracy. A page contains `neighbours` training images.
     """
 
     file: Path
@@ -62,24 +62,25 @@ class ExportResult:
 def export(
     run: Run, file: str | Path, data: DataSplits | None = None, *, int8: bool = False, neighbours: int | None = None
 ) -> ExportResult:
-    """Write a run's model as one file that predicts the same without gingham: `.onnx`, or `.html`, a page for browsers.
+    """Write a run's model as one file that works without gingham: `.onnx`, or `.html`, a page for browsers.
 
     ONNX: the input is `images`, uint8 (N, C, H, W) with any N, the output `probabilities`, float32 (N, K). The graph
-    has the normalisation, the test-time augmentation and the temperature; the metadata has the class names, the
+    includes the normalisation, the test-time augmentation and the temperature; the metadata has the class names, the
     threshold for "not sure" and the origin of the model. With `int8`, weights and activations have 8 bits, for a third
     to a half of the size and of the time; the loss of accuracy is measured, but not limited.
 
-    HTML: the page of `gingham serve`, with the model and its runtime, and with `neighbours` training images, by default
-    2,000, from which it shows the nearest.
+    HTML: the page of `gingham serve`, with the model and its runtime. It also contains `neighbours` training images, by
+    default 2,000, and shows the most similar of them.
 
-    Nothing is written unless ONNX Runtime agrees with the model on 1,000 images of `data`, by default the run's own: of
-    the validation split, or of the training split if no images were held out.
+    The file is written only if ONNX Runtime and the model agree on 1,000 images of `data`, by default the run's own.
+    They are from the validation split, or from the training split if no images were held out.
 
         gingham.export(run, "fast.onnx").agreement        # 1.0
 
     Raises
-        GinghamError: another file suffix, an option for the other kind of file, missing packages of gingham[export], a
-        network that cannot be converted to ONNX, other predictions than the model's, or a file that cannot be written.
+        GinghamError: an unknown file suffix, an option for the other kind of file, missing packages of gingham[export],
+            a network that cannot be converted to ONNX, predictions that differ from the model's, an existing file that
+            gingham did not export, or a file that cannot be written.
         DataError: the run's data, or the libraries for the page, are not available.
     """
     require_types("export", run=(run, Run))
@@ -89,7 +90,7 @@ def export(
     split = data.validation or data.train  # never the test split
     shape, needed = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
     if shape != needed:
-        raise DataError(f"{data.name} has pictures of {shape}, the model takes {needed}; give data of its own kind")
+        raise DataError(f"{data.name} has images of {shape}, but the model takes {needed}; give data of that kind")
     is_page = file.suffix.lower() == ".html"
     graph = to_onnx(run, with_features=is_page)
     content = graph.SerializeToString()
@@ -98,9 +99,9 @@ def export(
     results = _compare(expected, create_session(content), images)
     if results["max_difference"] > TOLERANCE or results["agreement"] < 1:
         raise GinghamError(
-            f"the exported model answers {1 - results['agreement']:.2%} of {results['pictures']:,} pictures "
-            f"differently, by up to {results['max_difference']:.1e} of a probability where {TOLERANCE} is allowed; "
-            "nothing was written; update torch, onnxscript and onnxruntime, or change the layer at fault"
+            f"the exported model classifies {1 - results['agreement']:.2%} of {results['pictures']:,} images "
+            f"differently, with probabilities off by up to {results['max_difference']:.1e} ({TOLERANCE} is allowed); "
+            "nothing was written; update torch, onnxscript and onnxruntime, or change the layer that causes it"
         )
     if int8:
         content = quantize_int8(graph, data.train).SerializeToString()
@@ -116,27 +117,28 @@ def export(
 
 
 def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> None:
-    """Raise a GinghamError for another suffix, a file that is there and no export, an option for the other kind of
-    file, and missing packages."""
+    """Raise a GinghamError for an unknown suffix, an existing file that gingham did not export, an option for the other
+    kind of file, or a missing package.
+    """
     suffix = file.suffix.lower()
     if suffix not in MARKERS:
-        ending = file.suffix or "nothing"
-        raise GinghamError(f"{file} ends in {ending}; allowed: {', '.join(MARKERS)}; name it model.onnx or page.html")
+        given = f"the suffix {file.suffix}" if file.suffix else "no suffix"
+        raise GinghamError(f"{file} has {given}; allowed: {', '.join(MARKERS)}; name it model.onnx or page.html")
     if file.exists() and not (file.is_file() and os.access(file, os.R_OK) and MARKERS[suffix] in file.read_bytes()):
-        raise GinghamError(f"{file} exists already and is no export of gingham's; choose another name, or move it away")
+        raise GinghamError(f"{file} already exists and was not exported by gingham; choose another name, or move it")
     if int8 and suffix == ".html":
-        raise GinghamError("int8 is for .onnx files; leave it out, as a page answers as predict does")
+        raise GinghamError("int8 is for .onnx files; leave it out: a page makes the same predictions as predict")
     if neighbours is not None and suffix != ".html":
-        raise GinghamError("neighbours is for .html files; leave it out, as an ONNX file holds no training images")
+        raise GinghamError("neighbours is for .html files; leave it out: an ONNX file contains no training images")
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise GinghamError(f"exporting needs the package {package}; pip install 'gingham[export]'")
+            raise GinghamError(f"exporting needs the package {package}; run pip install 'gingham[export]'")
 
 
 def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", images: torch.Tensor) -> dict[str, Any]:
     actual = session_probabilities(session, images)
     rows = np.arange(len(expected))
-    # If two classes are equally probable, either may come first.
+    # If two classes are equally probable, either may be the top class.
     agree = expected[rows, actual.argmax(axis=1)] >= expected.max(axis=1) - TOLERANCE
     difference = np.abs(expected - actual).max()
     return {"max_difference": float(difference), "agreement": float(agree.mean()), "pictures": len(images)}

@@ -75,11 +75,11 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
         assert program is not None
         graph: onnx.ModelProto = program.model_proto
         if not graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-            raise ValueError("it depends on the number of pictures")
+            raise ValueError("it depends on the number of images")
     except Exception as error:  # the user's own network may raise anything
         raise GinghamError(
-            f"the network {run.recipe.network} has no ONNX form ({one_line(error)}); use operations that "
-            "torch.onnx.export knows, and none that depend on the pictures' number or values"
+            f"the network {run.recipe.network} cannot be converted to ONNX ({one_line(error)}); use operations that "
+            "torch.onnx.export supports, and none that depend on the number of images or on their values"
         ) from error
     _strip_source(graph)
     graph.producer_name, graph.producer_version = "gingham", __version__
@@ -88,7 +88,7 @@ def to_onnx(run: Run, *, with_features: bool = False) -> "onnx.ModelProto":
 
 
 def _metadata(run: Run) -> dict[str, str]:
-    """Return what a program needs to use the file, and the origin of the model: texts as they are, the rest as JSON."""
+    """Return the metadata that a program needs to use the file, and the model's origin: text as it is, else JSON."""
     metadata = model_metadata(run) | {"gingham": __version__}
     for name in ("parameters", "validation_accuracy", "test_openings"):
         del metadata[name]
@@ -115,7 +115,7 @@ def create_session(content: bytes) -> "InferenceSession":
 
 
 def session_probabilities(session: "InferenceSession", images: torch.Tensor) -> npt.NDArray[np.float32]:
-    """Return a session's probabilities (N, K), computed in batches of several sizes, as the file must work for any."""
+    """Return a session's probabilities (N, K). Batches have several sizes, because the file must work with any size."""
     parts = torch.tensor_split(images, [1, 8, *range(258, len(images), 250)])
     return np.concatenate([session.run(["probabilities"], {"images": part.numpy()})[0] for part in parts if len(part)])
 
@@ -134,10 +134,10 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
         quant_pre_process(original, preprocessed, skip_symbolic_shape=True)
         images = train.images[evenly_spaced(len(train), NUM_CALIBRATION)].cpu()
         batches = iter([{"images": part.numpy()} for part in torch.split(images, 100)])
-        calibration = SimpleNamespace(get_next=lambda: next(batches, None))  # all that is called of a data reader
+        calibration = SimpleNamespace(get_next=lambda: next(batches, None))  # the only method that is called
         quantize_static(preprocessed, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
         quantised = ir.load(small)
-        # The branch of the flipped view got copies of the filters.
+        # The branch for the mirrored image has copies of the filters.
         DeduplicateHashedInitializersPass(size_limit=1 << 40)(quantised)
         result: onnx.ModelProto = ir.to_proto(quantised)
     onnx.helper.set_model_props(result, {entry.key: entry.value for entry in graph.metadata_props})
@@ -146,7 +146,7 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporters' warnings, logs and prints, which are not for the user; in one thread at a time."""
+    """Silence the exporters' warnings, logs and prints, which are not for users. One thread at a time."""
     sink, hide_stdout, hide_stderr = io.StringIO(), contextlib.redirect_stdout, contextlib.redirect_stderr
     with _QUIET_LOCK, warnings.catch_warnings(action="ignore"), hide_stdout(sink), hide_stderr(sink):
         disabled = logging.root.manager.disable

@@ -71,13 +71,13 @@ def offline_page(run: Run, graph: bytes, gallery: Gallery | None) -> str:
 
 
 def _to_int8(vectors: torch.Tensor) -> torch.Tensor:
-    """Return the directions of vectors as int8: nearly the same ranks of neighbours, in a quarter of the size."""
+    """Return vectors scaled to int8, which have nearly the same nearest neighbours and a quarter of the size."""
     scale = vectors.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
     return (vectors / scale * 127).round().to(torch.int8)
 
 
 def _script(*names: str) -> tuple[str, str]:
-    """Return the page's script, and the source by which a Content-Security-Policy allows it."""
+    """Return the page's script, and its source for a Content-Security-Policy: the hash that allows it."""
     script = "\n".join((WEB_FOLDER / name).read_text(encoding="utf-8") for name in names)
     assert "</script" not in script, "it would end its script element"
     return script, f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Serve a run over HTTP: images in, predictions out, and a page to try it on."""
+"""Serve a run over HTTP: an API that classifies images, and a page to try it."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ from gingham.plots import png_url
 from gingham.runs.run import Run
 
 MAX_PIXELS = 50_000_000  # per image, which takes up to 0.6 GB while it is decoded
-MAX_THREADS = 8  # more would wait for the GIL
+MAX_THREADS = 8  # more threads would wait for the GIL
 MAX_BATCH = 128  # images, unless a single request has more
 MAX_CONNECTIONS = 512  # requests over more connections get a 503
 KEEP_ALIVE_SECONDS = 75  # for an idle connection: longer than in proxies, so that the proxy closes it
@@ -83,7 +83,7 @@ class _Service:
 
     def __init__(self, run: Run, load_train: Callable[[], Split | None]) -> None:
         self.run, self.reader = run, ImageReader()
-        run.model.eval()  # once, because threads that switched the mode would disturb each other
+        run.model.eval()  # once, because threads that switch the mode would disturb each other
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = min(MAX_THREADS, cores)
         self.large_image_lock = threading.Lock()
@@ -91,16 +91,16 @@ class _Service:
         self.preprocess_pool = ThreadPoolExecutor(threads, thread_name_prefix="preparation")
         # A separate pool, because an explanation takes a hundred times as long as a prediction.
         self.explain_pool = ThreadPoolExecutor(threads, thread_name_prefix="explanation")
-        self.gallery: Gallery | None = None  # until its thread has built it; then None if there are no training images
-        # A thread of its own, so that no request waits for it, and a daemon, so that the end of the process does not.
+        self.gallery: Gallery | None = None  # None until its thread has built it, and if there are no training images
+        # Built in a separate thread, so that no request waits for it; a daemon, so that the process can end before.
         threading.Thread(target=self._build_gallery, args=(load_train,), name="gallery", daemon=True).start()
 
     def _build_gallery(self, load_train: Callable[[], Split | None]) -> None:
         try:
             self.gallery = gallery(self.run.model, load_train(), GALLERY_SIZE)
-        except Exception as error:  # noqa: BLE001  # whatever it is, requests are answered without the nearest images
+        except Exception as error:  # noqa: BLE001  # any error; requests are then answered without the nearest images
             with contextlib.suppress(OSError):
-                print(f"gingham: without the nearest training images ({one_line(error)})", file=sys.stderr)
+                print(f"gingham: explanations have no nearest training images ({one_line(error)})", file=sys.stderr)
 
     async def predict(self, request: Request, *, explain: bool) -> list[dict[str, Any]]:
         """Return the predictions for a request's images as JSON values."""
@@ -158,7 +158,7 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
 
         app = gingham.deploy.server.create_app(gingham.load_packaged())
     """
-    description = f"Names what is in pictures: {', '.join(run.model.classes[:20])}."
+    description = f"Classifies images into: {', '.join(run.model.classes[:20])}."
     app = FastAPIOffline(title="Gingham", version=__version__, description=description, redoc_url=None)
     service = _Service(run, load_train)
     html, policy = served_page(run)
@@ -166,16 +166,16 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
     limits = {"request_bytes": BODY_BYTES, "pictures": MAX_IMAGES, "pixels": MAX_PIXELS}
     metadata = model_metadata(run) | {"limits": limits, "gingham": __version__}
 
-    @app.post("/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY, tags=["answers"])
+    @app.post("/predict", responses=PREDICT_RESPONSES, openapi_extra=PREDICT_BODY, tags=["predictions"])
     async def predict(request: Request, explain: bool = False) -> JSONResponse:
-        """Name what is in one picture or many: a form with a file for each, or one picture as the body.
+        """Classify images: send a form with one file per image, or a single image as the body.
 
-        `explain` adds the picture after each step, what moved the decision, and the training pictures most like it.
+        `explain` adds the image after each step, an occlusion map, and the most similar training images.
         """
         try:
             entries = await service.predict(request, explain=explain)
         except asyncio.CancelledError:  # the grace period is over
-            raise HTTPException(503, "the server is ending; ask again in a while") from None
+            raise HTTPException(503, "the server is shutting down; try again later") from None
         errors = [entry["error"] for entry in entries if "error" in entry]
         if errors:
             more = f"; and {len(errors) - 1} more" if len(errors) > 1 else ""
@@ -184,12 +184,12 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
 
     @app.get("/model", tags=["about"])
     async def model() -> dict[str, Any]:
-        """The model: classes, shape of its pictures, threshold for "not sure", how it was trained and measured."""
+        """Describe the model: classes, image shape, threshold for "not sure", training, accuracy, request limits."""
         return metadata
 
     @app.get("/health", response_model=Health, tags=["about"])
     async def health() -> dict[str, str]:
-        """Whether the server answers."""
+        """Report that the server is running."""
         return {"status": "ok"}
 
     @app.get("/", include_in_schema=False)
@@ -199,17 +199,17 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
     @app.exception_handler(StarletteHTTPException)
     async def handle_http_error(request: Request, error: StarletteHTTPException) -> JSONResponse:
         message = error.detail
-        path = request.scope["path"][:80]  # unlike request.url, for a query of any bytes
+        path = request.scope["path"][:80]  # unlike request.url, it works for a query of any bytes
         if error.status_code == 404:
-            message = f"there is nothing at {path}; POST /predict, GET /model, /health, /docs and / are"
+            message = f"there is nothing at {path}; allowed: POST /predict, GET /model, /health, /docs and /"
         elif error.status_code == 405:
-            message = f"{path} does not take {request.method}; /docs says what it takes"
+            message = f"{path} does not accept {request.method}; see /docs for what it accepts"
         return JSONResponse({"error": format_message(message)}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def handle_invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        message = f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; /docs says what is allowed"
+        message = f"{first['loc'][-1]} got {str(first.get('input'))[:80]!r}: {first['msg']}; see /docs for what to send"
         return JSONResponse({"error": format_message(message)}, 422)
 
     return app
@@ -228,11 +228,11 @@ def listen(host: str, port: int) -> socket.socket:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         remedy = "choose another --host, such as 127.0.0.1"
         if error.errno == errno.EADDRINUSE or isinstance(error, PermissionError):
-            remedy = "choose another port, or --port 0 for any that is free"
+            remedy = "choose another port, or --port 0 for any free port"
         raise GinghamError(f"cannot listen on {host} port {port} ({reason}); {remedy}") from None
-    # Connections inherit both. Otherwise the body of a response waits until the client acknowledges its head, 44 ms per
-    # request on a connection that is kept alive, and the system buffers megabytes of responses to a client that never
-    # reads, each of them computed.
+    # Connections inherit both options. Without the first, the body of a response waits until the client acknowledges
+    # its head: 44 ms per request on a connection that is kept alive. Without the second, the system buffers megabytes
+    # of responses to a client that never reads, and each of them has to be computed.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
     return listener
@@ -241,12 +241,12 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(run: Run, listener: socket.socket, load_train: Callable[[], Split | None] = lambda: None) -> None:
     """Answer requests until SIGTERM or Ctrl-C, and finish the requests in progress before returning.
 
-    `listener` is the socket from `listen`. At the end the signal is raised again for its previous handler.
+    `listener` is the socket from `listen`. At the end, the signal is raised again for the handler that was set before.
     """
     # One thread per core, each with its own batch, serves more requests than all cores on each batch (records/LOG.md).
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken form is the client's error
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a malformed form is the client's error
     config = uvicorn.Config(
         create_app(run, load_train),
         http="h11",
