@@ -40,8 +40,8 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
 
     It shows the data and the recipe, sample images, learning curves, accuracy per class, the most confident mistakes,
     calibration, filters and feature maps, the layer table, the speed, the issues that `check_run` finds, and the limits
-    of the evaluation. Results are those of the validation split; those of the test split are included only if the run
-    has been evaluated on it before.
+    of the evaluation. The results are for the validation split. The accuracy on the test split is included only if the
+    run has been evaluated on it before.
 
         gingham.write_report(run, data.train, data.validation, data.test, Path("report.html"))
 
@@ -70,7 +70,7 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
         "version": __version__,
         "written": datetime.now(UTC).strftime("%d %B %Y"),
         "run": run,
-        # A run may lack values: `fit` sets them, but a Run can be made without it.
+        # `fit` sets all values, but a Run that was made without it may lack some.
         "metrics": defaultdict(lambda: None, run.metrics),
         "environment": defaultdict(lambda: "unknown", {key: value for key, value in run.environment.items() if value}),
         "dataset": Path(train.dataset).name,
@@ -126,7 +126,7 @@ def _mistakes(split: Split, logits: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def _test_result(run: Run, test: Split) -> dict[str, Any] | None:
-    """Return the accuracy that the predictions of an earlier evaluation give, or None if there was none."""
+    """Return the accuracy on the test split from the predictions of an earlier evaluation, or None without any."""
     predicted = load_predictions(run, test)
     if predicted is None:
         return None
