@@ -569,7 +569,7 @@ def require_one_winner(bench: Bench, both: list[ProcessResult], out: Path) -> No
     )
     for result in both:
         result.require_success() if result.code == 0 else result.require_error(
-            "another gingham", "a finished run", "interrupted"
+            "another gingham", "already", "interrupted"
         )
     bench.require_result(out)
     require(not checkpoints(out), "a checkpoint is left in a finished run")

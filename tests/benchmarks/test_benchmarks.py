@@ -74,7 +74,7 @@ def test_seeds_are_trained_once_and_can_form_an_ensemble(root, monkeypatch, fash
 
 def test_a_missing_run_ends_a_benchmark_with_one_sentence(root, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["benchmarks/ensemble.py", "runs/nothing", "runs/nothing"])
-    with pytest.raises(SystemExit, match=r"^ensemble.py: there is no folder runs/nothing; name a run folder"):
+    with pytest.raises(SystemExit, match=r"^ensemble.py: there is no folder runs/nothing; give a run folder"):
         records.run(ensemble.main)
 
 

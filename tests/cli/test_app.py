@@ -10,7 +10,7 @@ import gingham
 USER_ERRORS = {
     "command": (["trian"], "No such command 'trian'"),
     "option": (["train", "--sed", "1"], "No such option: --sed; did you mean --seed?"),
-    "option far from all": (["train", "--gpu"], "No such option: --gpu; --help lists those that there are\n"),
+    "option far from all": (["train", "--gpu"], "No such option: --gpu; --help lists all options\n"),
     "field as option": (
         ["train", "--learning_rate", "0.1"],
         "No such option: --learning_rate; it is a field of the recipe: give --set learning_rate=0.1\n",
@@ -21,7 +21,7 @@ USER_ERRORS = {
     "argument as option": (["show", "--data", "my shoes"], "give it without --data: gingham show 'my shoes'\n"),
     "recipe as argument": (["train", "fast-85"], "argument(s) (fast-85); give it as --recipe fast-85\n"),
     "data as argument": (["train", "mnist"], "argument(s) (mnist); give it as --data mnist\n"),
-    "unknown argument": (["train", "x"], "(x); --help lists what it takes\n"),
+    "unknown argument": (["train", "x"], "(x); --help lists all arguments\n"),
     "recipe as run": (["evaluate", "fast-85"], "train one with gingham train --recipe fast-85\n"),
     "recipe": (["train", "--recipe", "articel"], "unknown recipe 'articel'; did you mean 'article'?"),
     "field": (
@@ -50,8 +50,8 @@ USER_ERRORS = {
     ),
     "layer": (["summary", "article", "--explain", "conv9"], "no layer 'conv9' in article; did you mean 'conv8'?"),
     "batch": (["show", "--batch", "0"], "Invalid value for '--batch'"),
-    "folder": (["show", "."], "found no training pictures in"),
-    "long name": (["evaluate", "x" * 300], "(File name too long); check that there is room, the path"),
+    "folder": (["show", "."], "found no training images in"),
+    "long name": (["evaluate", "x" * 300], "(File name too long); check the free space, the path"),
 }
 
 
@@ -117,7 +117,7 @@ def test_a_result_that_cannot_be_printed_is_an_error(command):
         done = subprocess.run(line, cwd=command.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        "gingham: cannot use a file or the output (No space left on device); check that there is room, the path and "
+        "gingham: cannot use a file or the output (No space left on device); check the free space, the path and "
         "its permissions\n"
     )
 
@@ -160,7 +160,7 @@ def test_a_network_that_ends_the_program_is_an_error(command, train, network, co
     name = f"exiting{zlib.crc32(code.encode())}"
     (command.folder / f"{name}.py").write_text(EXITING.format(code=code))
     stderr = train("--epochs", 1, "--model", f"{name}:{network}", "--out", "run", code=2).stderr
-    assert "a module of yours ended the program (sys.exit(" in stderr
+    assert "a module of your own ended the program (sys.exit(" in stderr
 
 
 def test_a_closed_pipe_is_not_an_error(command):

@@ -20,7 +20,7 @@ def test_diagnose_draws_the_images_of_each_issue(command, run_json, quadrants):
 @pytest.mark.parametrize("name", ["checkpoint", "model.json", "trials.json"])
 def test_data_with_a_class_named_like_a_file_of_a_run_is_diagnosed_as_data(command, tmp_path, name):
     make_image_folder(tmp_path / "shapes", {"bar": 6, name: 6})
-    assert "looked for: files" in command("diagnose", tmp_path / "shapes").stdout
+    assert "checked for: odd files" in command("diagnose", tmp_path / "shapes").stdout
     message = "no run in .*shapes"
     for arguments in (("report", tmp_path / "shapes"), ("compare", tmp_path / "shapes", tmp_path / "shapes")):
         assert re.search(message, command(*arguments, code=2).stderr)

@@ -28,7 +28,7 @@ def test_evaluate_measures_a_split_and_records_uses_of_test(command, run_json, t
         assert len(result["test_openings"]) == openings
     stdout = command("evaluate", "runs/article-0", "--split", "test").stdout
     assert "of 80 test images right (95 % interval" in stdout
-    assert "opened 3 times by this run" in stdout
+    assert "used 3 times by this run" in stdout
     assert (command.folder / "runs/article-0/confusion-test.png").exists()
 
 
@@ -47,7 +47,7 @@ def test_data_that_changed_after_training_is_an_error(command, trained, quadrant
 def test_validation_of_a_run_without_held_out_images_is_an_error(command, train):
     train("--epochs", 0.1)
     stderr = command("evaluate", "runs/article-0", code=2).stderr
-    assert "held no pictures out for validation" in stderr
+    assert "has no validation images of" in stderr
     assert "use --split test" in stderr
 
 

@@ -14,7 +14,7 @@ def test_export_writes_a_file_and_prints_its_comparison(quadrants, command, run_
     command(*train_arguments(quadrants, 0.5))
     done = command("export", "model.onnx", "--run", "run")
     assert done.stdout.startswith("model.onnx: ")
-    assert "answers 40 of 40 validation pictures as the model does" in done.stdout
+    assert "classifies 40 of 40 validation images as the model does" in done.stdout
     result = run_json("export", "small.onnx", "--run", "run", "--int8")
     assert {"file", "opset", "max_difference", "agreement", "accuracy", "accuracy_int8", "interval"} <= set(result)
     assert "neighbours" not in result
@@ -30,13 +30,13 @@ def test_export_writes_a_file_and_prints_its_comparison(quadrants, command, run_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["model.pt"], "model.pt ends in .pt; allowed: .onnx, .html; name it model.onnx or page.html"),
-        (["model"], "model ends in nothing; allowed: .onnx, .html"),
+        (["model.pt"], "model.pt has the suffix .pt; allowed: .onnx, .html; name it model.onnx or page.html"),
+        (["model"], "model has no suffix; allowed: .onnx, .html"),
         (["page.html", "--int8"], "int8 is for .onnx files"),
         (["model.onnx", "--run", "nowhere"], "there is no folder nowhere"),
-        (["model.onnx", "--model", "a:B"], "--model is for a run of your own network; give --run too"),
+        (["model.onnx", "--model", "a:B"], "--model is for a run with a network of your own; give --run too"),
         (["page.html", "--neighbours", "-1"], "--neighbours"),
-        (["model.onnx", "--neighbours", "3"], "neighbours is for .html files; leave it out, as an ONNX file holds no"),
+        (["model.onnx", "--neighbours", "3"], "neighbours is for .html files; leave it out: an ONNX file contains no"),
         (["model.onnx", "--neighbours", "0", "--int8"], "neighbours is for .html files"),
     ],
 )
@@ -45,9 +45,9 @@ def test_user_errors_of_export_say_what_to_do(command, arguments, message):
     assert not list(command.folder.iterdir())
 
 
-def test_a_file_that_is_no_export_is_not_overwritten(command):
+def test_a_file_that_gingham_did_not_export_is_not_overwritten(command):
     (command.folder / "notes.html").write_text("my own")
-    assert "notes.html exists already and is no export of gingham's" in command("export", "notes.html", code=2).stderr
+    assert "notes.html already exists and was not exported by gingham" in command("export", "notes.html", code=2).stderr
     assert (command.folder / "notes.html").read_text() == "my own"
 
 
@@ -60,7 +60,7 @@ def test_a_file_that_cannot_be_read_is_not_overwritten(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.access", lambda path, mode: False)  # as for a user: root may read everything
     monkeypatch.setattr(Path, "read_bytes", deny)
-    with pytest.raises(gingham.GinghamError, match=r"secret\.onnx exists already and is no export of gingham's"):
+    with pytest.raises(gingham.GinghamError, match=r"secret\.onnx already exists and was not exported by gingham"):
         require_exportable(file, int8=False, neighbours=None)
 
 
@@ -71,4 +71,4 @@ def test_the_help_names_the_default_of_neighbours():
 def test_a_missing_package_is_an_error_with_its_name(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     stderr = command("export", "model.onnx", code=2).stderr
-    assert stderr == "gingham: exporting needs the package onnxscript; pip install 'gingham[export]'\n"
+    assert stderr == "gingham: exporting needs the package onnxscript; run pip install 'gingham[export]'\n"

@@ -1,4 +1,4 @@
-"""Networks and runs by what the user calls them."""
+"""Networks and runs are found by the names that users give."""
 
 import pytest
 

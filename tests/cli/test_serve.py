@@ -11,7 +11,7 @@ def test_user_errors_of_serve_say_what_to_do(command, monkeypatch):
         stderr = command("serve", "--port", port, code=2).stderr
     assert stderr == (
         f"gingham: cannot listen on 127.0.0.1 port {port} (Address already in use); choose another port, or --port 0 "
-        "for any that is free\n"
+        "for any free port\n"
     )
     stderr = command("serve", "--host", "nowhere.invalid", code=2).stderr
     assert "cannot listen on nowhere.invalid port 8000" in stderr
@@ -21,5 +21,6 @@ def test_user_errors_of_serve_say_what_to_do(command, monkeypatch):
     monkeypatch.delattr(gingham.deploy, "server")
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert (
-        command("serve", code=2).stderr == "gingham: serving needs the package fastapi; pip install 'gingham[serve]'\n"
+        command("serve", code=2).stderr
+        == "gingham: serving needs the package fastapi; run pip install 'gingham[serve]'\n"
     )

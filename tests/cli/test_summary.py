@@ -30,7 +30,7 @@ def test_the_packaged_model_has_a_summary_and_a_report(command, run_json, fashio
     assert "report: report.html" in command("report", "packaged").stdout
     assert [path.name for path in command.folder.iterdir()] == ["report.html"]
     stderr = command("summary", "packaged", "--model", "a:B", code=2).stderr
-    assert "--model is for a run of your own network" in stderr
+    assert "--model is for a run with a network of your own" in stderr
 
 
 def test_a_python_file_suggests_its_form_as_a_module(command):
@@ -39,6 +39,6 @@ def test_a_python_file_suggests_its_form_as_a_module(command):
 
 
 @pytest.mark.parametrize("model", ["article", "torchvision:alexnet", "own_networks:Plain"])
-def test_a_class_for_what_is_no_run_is_an_error(command, model):
+def test_a_class_for_a_model_that_is_not_a_run_is_an_error(command, model):
     stderr = command("summary", model, "--model", "own_networks:Plain", code=2).stderr
-    assert stderr == f"gingham: --model is for a run, and {model} is none; leave it out\n"
+    assert stderr == f"gingham: --model is for a run; {model} is not one; leave it out\n"

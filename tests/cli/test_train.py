@@ -46,11 +46,12 @@ def test_train_writes_a_run_and_prints_its_results(command, trained):
 
 def test_a_finished_run_is_not_overwritten(command, train, trained, quadrants):
     before = (command.folder / "runs/article-0/model.safetensors").read_bytes()
-    assert "already holds a finished run; give another --out or --seed" in train(code=2).stderr
+    assert "already contains a finished run; give another --out or --seed" in train(code=2).stderr
     other = make_dataset(quadrants.parent / "other")
     stderr = train("--data", other, code=2).stderr
     assert (
-        stderr == f"gingham: runs/article-0 already holds a finished run, trained on {quadrants}; give another --out "
+        stderr
+        == f"gingham: runs/article-0 already contains a finished run, trained on {quadrants}; give another --out "
         "or --seed, or evaluate it\n"
     )
     resumed = train("--resume", "--json")
@@ -78,13 +79,13 @@ def test_resuming_a_finished_run_with_other_options_is_an_error(command, train, 
     for same in ((), ("--recipe", "article"), ("--epochs", 2, "--set", "batch_size=32"), ("--data", quadrants),
                  ("--seed", 0), ("--set", "validation_images=5000"), ("--set", "size=0")):  # fmt: skip
         done = command(*resume, *same)
-        assert done.stderr == "runs/article-0 is finished already; nothing to resume\n", same
+        assert done.stderr == "runs/article-0 is already finished; nothing to resume\n", same
     for other, text in ((("--epochs", 3), "epochs 2.0, not 3.0"), (("--recipe", "fast"), "name article, not fast"),
                         (("--seed", 1), "seed 0, not 1"), (("--set", "momentum=0.5"), "momentum 0.9, not 0.5"),
                         (("--set", "validation_images=0"), "validation_images 40, not 0"),
                         (("--data", "mnist"), f"data {quadrants}, not mnist")):  # fmt: skip
         stderr = command(*resume, *other, code=2).stderr
-        assert f"runs/article-0 holds a finished run with {text}" in stderr
+        assert f"runs/article-0 has a finished run with {text}" in stderr
         assert "give another --out, or the same options" in stderr
     assert (command.folder / "runs/article-0/model.json").read_bytes() == before
 
@@ -97,7 +98,7 @@ def test_resume_without_a_checkpoint_starts_a_training(command, train):
 
 def test_train_prints_a_table(train):
     done = train("--epochs", 1, "--seed", 7)
-    for text in ("runs/article-7", "45,944 parameters", "300 images", "train_seconds", "none held out"):
+    for text in ("runs/article-7", "45,944 parameters", "300 images", "train_seconds", "no images held out"):
         assert text in done.stdout
     assert "300 images of" in done.stdout
     assert ", 1 epoch (300 images seen)" in done.stdout
@@ -194,7 +195,7 @@ def test_ctrl_c_exits_with_130_and_says_how_to_resume(command, quadrants):
     os.kill(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; go on with the same command and --resume" in stderr
+    assert "interrupted; continue with the same command and --resume" in stderr
     assert "Traceback" not in stderr
 
 

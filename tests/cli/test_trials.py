@@ -25,15 +25,15 @@ def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
             assert {"code", "title", "evidence", "fix"} <= set(issue)
     assert "the learning rate is far too low" in command("diagnose", "b/seed-0").stdout
     stdout = command("diagnose", "a/seed-0", "--split", "validation").stdout
-    assert "of 40 validation pictures are in the training data too" in stdout
+    assert "of 40 validation images are duplicates or near duplicates of training images" in stdout
     assert gingham.load(command.folder / "a/seed-0").test_openings == []
     command("diagnose", "a/seed-0", "--split", "test")
     assert len(gingham.load(command.folder / "a/seed-0").test_openings) == 1
     assert "--split is for a run" in command("diagnose", quadrants, "--split", "test", code=2).stderr
     stderr = command("diagnose", quadrants, "--model", "own_networks:Plain", code=2).stderr
-    assert stderr == f"gingham: --model is for a run, and {quadrants} is none; leave it out\n"
+    assert stderr == f"gingham: --model is for a run; {quadrants} is not one; leave it out\n"
     stderr = command("compare", "a/seed-0", "b/seed-0", "--model", "own_networks:Plain", code=2).stderr
-    assert stderr == "gingham: own_networks:Plain is the network of no run in a/seed-0 or b/seed-0; leave it out\n"
+    assert stderr == "gingham: no run in a/seed-0 or b/seed-0 has the network own_networks:Plain; leave it out\n"
     assert (
         "'train' is not one of 'validation', 'test'" in command("compare", "a", "b", "--split", "train", code=2).stderr
     )
@@ -42,7 +42,7 @@ def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_trials_say_how_to_go_on(command, quadrants, monkeypatch, number, code):
+def test_interrupted_trials_say_how_to_continue(command, quadrants, monkeypatch, number, code):
     record = Trainer.record
 
     def signal_in_seed_one(trainer, *arguments):
@@ -60,6 +60,6 @@ def test_interrupted_trials_say_how_to_go_on(command, quadrants, monkeypatch, nu
     for which, handler in before.items():
         signal.signal(which, handler)
     assert (stopped.code, stopped.stdout) == (code, "")
-    assert stopped.stderr.endswith("\ninterrupted; finished seeds are kept in a: the same command goes on\n")
+    assert stopped.stderr.endswith("\ninterrupted; finished seeds are kept in a; continue with the same command\n")
     monkeypatch.undo()
-    assert "seed 0 (1 of 2), there already" in command("trials", *options).stderr
+    assert "seed 0 (1 of 2), already finished" in command("trials", *options).stderr

@@ -90,7 +90,7 @@ def test_trials_accept_a_teacher(data_and_teacher, tmp_path):
     alone = fit(recipe.replace(seed=3), data, teachers=[teacher])
     assert found.accuracies[0] == alone.metrics["validation_accuracy"]
     assert gingham.load(tmp_path / "trials/seed-4").teacher_names == "article with seed 0"
-    with pytest.raises(GinghamError, match=r"holds trials with teachers .*; give another folder"):
+    with pytest.raises(GinghamError, match=r"contains trials with teachers .*; give another folder"):
         gingham.trials(recipe, data, [3], tmp_path / "trials", progress=False)
     everything = gingham.fit(
         recipe.replace(epochs=0.1), gingham.load_data(data.name, validation=0).train, progress=False
@@ -107,14 +107,14 @@ def test_train_and_trials_commands_accept_teachers(command, quadrants):
     assert command.call("train", *same, "--out", "teacher", "--epochs", 2).code == 0
     done = command.call("train", *same, "--out", "pupil", "--teacher", "teacher", "--epochs", 1)
     assert done.code == 0
-    assert "taught by   article with seed 0" in done.stdout
+    assert "teachers    article with seed 0" in done.stdout
     known = gingham.load(command.folder / "pupil").data["teachers"][0]["weights_sha256"]
     assert known == json.loads((command.folder / "teacher" / "model.json").read_text())["weights_sha256"]
     missing = command.call("train", *same, "--out", "other", "--teacher", "nobody")
     assert missing.code == 2
     assert "gingham: --teacher: there is no folder nobody" in missing.stderr
     a_file = command("train", *same, "--out", "other", "--teacher", "teacher/model.json", code=2)
-    assert "teacher/model.json is a file; name the folder of a run, such as teacher" in a_file.stderr
+    assert "teacher/model.json is a file; give the folder of a run, such as teacher" in a_file.stderr
     assert (
         "article with seed 0"
         in command.call("report", "pupil").stdout + (command.folder / "pupil/report.html").read_text()
@@ -122,7 +122,7 @@ def test_train_and_trials_commands_accept_teachers(command, quadrants):
     many = command("trials", *same, "--seeds", 1, "--epochs", 1, "--teacher", "teacher", "--out", "trials")
     assert "trials/seed-N" in many.stdout
     alone = command("train", *same, "--out", "other", "--set", "distillation_weight=0.5", code=2)
-    assert "distillation_weight is set and there is no teacher; name one with --teacher RUN" in alone.stderr
+    assert "distillation_weight is set but there is no teacher; give one with --teacher RUN" in alone.stderr
     packaged = command("train", *same, "--out", "other", "--teacher", "packaged", code=2)
     assert "the teacher photo with seed 0 takes images of" in packaged.stderr
     assert not (command.folder / "other").exists()

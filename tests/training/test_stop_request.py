@@ -95,7 +95,7 @@ def test_interrupted_training_saves_a_checkpoint_first(quadrants, tmp_path, comm
     monkeypatch.setattr("gingham.training.trainer.Trainer.record", interrupt_after_a_step)
     done = command.call("train", "--data", quadrants, "--recipe", "article", "--out", "run")
     assert done.code == code
-    assert "interrupted; go on with the same command and --resume" in done.stderr
+    assert "interrupted; continue with the same command and --resume" in done.stderr
     assert load_checkpoint(command.folder / "run").metadata["step"] == 1
     monkeypatch.undo()
 

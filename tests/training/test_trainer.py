@@ -82,7 +82,7 @@ def test_killed_training_resumes_to_the_same_bytes(command, quadrants, tmp_path)
     assert list(out.glob("checkpoint/step-*.json"))
     assert not (out / "model.json").exists()
     refused = command("train", *settings, "--out", out, code=2)
-    assert "holds a run that was interrupted; go on with --resume" in refused.stderr
+    assert "contains an interrupted run; continue with --resume" in refused.stderr
     resumed = command("train", *settings, "--out", out, "--resume", "--json")
     assert json.loads(resumed.stdout)["resumed_from_step"] > 0
     whole = command("train", *settings, "--out", tmp_path / "whole", "--json")

@@ -16,7 +16,7 @@ from gingham.cli.usage import describe_usage_error
 from gingham.errors import GinghamError, Terminated, is_exhausted, one_line
 
 app = typer.Typer(
-    help="Train image classifiers on small images: in seconds on a laptop, honest about how good they are.",
+    help="Train image classifiers on small images in seconds on a laptop, and measure how accurate they really are.",
     epilog="Start with: gingham train",
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,10 +40,10 @@ def _root(context: typer.Context, version: Version = False) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
     elif under_torchrun and context.invoked_subcommand != "train":
-        raise GinghamError(f"torchrun is for gingham train; start gingham {context.invoked_subcommand} by itself")
+        raise GinghamError(f"torchrun is for gingham train; run gingham {context.invoked_subcommand} without it")
 
 
-# Each module has the command of its name; --help lists them in this order.
+# Each module defines the command of the same name. --help lists them in this order.
 for module in (train, evaluate, predict, show, summary, trials, compare, report, diagnose, export, serve):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 0, with 2 for errors that the user can fix, or with 130 when interrupted."""
     usage_error: Any = typer.BadParameter.__mro__[2]  # the base class of all argument errors
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # older terminals show a question mark for mathematical symbols
+        sys.stdout.reconfigure(errors="replace")  # older terminals show question marks for some symbols
     try:
         code: Any = app(arguments, standalone_mode=False)
         sys.stdout.flush()
@@ -65,18 +65,18 @@ def main(arguments: list[str] | None = None) -> None:
     except (BrokenPipeError, SystemExit) as stop:
         # Typer turns the error of a pipe that its reader, such as head, has closed into a SystemExit.
         if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
-            _fail(f"a module of yours ended the program (sys.exit({stop.code!r})); let it raise an error instead")
+            _fail(f"a module of your own ended the program (sys.exit({stop.code!r})); raise an error instead")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except usage_error as error:
         _fail(describe_usage_error(error, sys.argv[1:] if arguments is None else arguments))
     except OSError as error:
         what, reason = error.filename or "a file or the output", error.strerror or one_line(error)
-        _fail(f"cannot use {what} ({reason}); check that there is room, the path and its permissions")
+        _fail(f"cannot use {what} ({reason}); check the free space, the path and its permissions")
     except Exception as error:
         if not is_exhausted(error):
             raise
-        _fail(f"out of memory or threads ({one_line(error)}); try a smaller --set batch_size, or fewer other programs")
+        _fail(f"out of memory or threads ({one_line(error)}); try a smaller --set batch_size, or end other programs")
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -89,18 +89,18 @@ def _fail(message: str) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Open /dev/null for closed standard streams, or the next opened file would become one and get what is printed."""
+    """Open /dev/null for closed standard streams. Otherwise output would go to the next file that is opened."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     sys.stdout = sys.stdout or io.TextIOWrapper(io.FileIO(1, "w", closefd=False))
     sys.stderr = sys.stderr or io.TextIOWrapper(io.FileIO(2, "w", closefd=False))
 
 
 def run() -> NoReturn:
-    """Run the command line as a process of its own and exit at once, because torch's cleanup at exit takes 0.4 s."""
+    """Run the command line in its own process, and exit without torch's cleanup, which takes 0.4 s."""
     code: Any = 1
     _open_closed_streams()
     try:

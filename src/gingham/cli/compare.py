@@ -15,12 +15,12 @@ MODEL_HELP = "The class of a network of your own; may be repeated."
 
 def compare(
     a: Annotated[Path, Argument(metavar="A", help="A run folder, or a folder of trials.")],
-    b: Annotated[Path, Argument(metavar="B", help="Another one, of the same kind.")],
+    b: Annotated[Path, Argument(metavar="B", help="Another one of the same kind.")],
     split: Split = "validation",
     model: Annotated[list[str] | None, Option(metavar=MODEL_FORM, help=MODEL_HELP)] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whether one of two is better, by a paired test."""
+    """Compare two runs or sets of trials with a paired test."""
     from gingham.models.registry import import_network
 
     networks = [import_network(name) for name in model or []]

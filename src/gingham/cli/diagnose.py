@@ -13,29 +13,29 @@ from gingham.errors import DataError, GinghamError, suggest
 from gingham.io import is_run_folder
 
 RUN_CHECKS = (
-    "looked for: dead ReLUs, softmax applied twice, pixels that are not normalised, labels mixed up, a stuck loss, a "
+    "checked for: dead ReLUs, softmax applied twice, pixels that are not normalised, mixed-up labels, a stuck loss, a "
     "loss that jumped, a learning rate far too high or low, over-fitting, accuracy at chance level, a batch of one "
-    "under BatchNorm"
+    "image under BatchNorm"
 )
 DATA_CHECKS = (
-    "looked for: files, classes a split lacks, imbalance, pictures of one value, a narrow range of values, exact and "
-    "near duplicates, labels mixed up, single labels that are likely wrong"
+    "checked for: odd files, missing classes, imbalanced classes, images of one value, a narrow range of values, exact "
+    "and near duplicates, mixed-up labels, single labels that are likely wrong"
 )
 
 
 def diagnose(
-    what: Annotated[str, Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name or your own data.")],
-    split: Annotated[SplitName | None, Option(help="Of a run: its accuracy without images that leak.")] = None,
+    what: Annotated[str, Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name, or your own data.")],
+    split: Annotated[SplitName | None, Option(help="For a run: measure its accuracy without leaked images.")] = None,
     model: Model = None,
-    out: Annotated[Path | None, Option(help="The PNG of the images found; by default <name>-findings.png.")] = None,
+    out: Annotated[Path | None, Option(help="The PNG with the images found; default: <name>-findings.png.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find what is wrong with a run or with data."""
+    """Find problems in a run or in data."""
     folder = Path(what)
     if is_run_folder(folder):
         issues, splits, notes = _diagnose_run(folder, split, model)
     elif split is not None or model is not None:
-        raise GinghamError(f"--{'model' if split is None else 'split'} is for a run, and {what} is none; leave it out")
+        raise GinghamError(f"--{'model' if split is None else 'split'} is for a run; {what} is not one; leave it out")
     else:
         issues, splits, notes = _diagnose_data(what)
     figure = None
@@ -44,8 +44,8 @@ def diagnose(
 
         file = out or Path(f"{Path(splits.name).name}-findings.png")
         figure = try_draw(draw_image_groups, image_groups(issues, splits), file)
-    lines = [f"{issue}\n" for issue in issues] or [f"nothing found wrong with {what}"]
-    lines += notes + ([f"pictures: {figure}"] if figure else [])
+    lines = [f"{issue}\n" for issue in issues] or [f"no problems found in {what}"]
+    lines += notes + ([f"figure: {figure}"] if figure else [])
     values = [issue.to_dict() | {"file": figure if issue.images else None} for issue in issues]
     print_result(values, "\n".join(lines), as_json)
 
@@ -62,7 +62,7 @@ def _diagnose_run(
 
 
 def _measure_leaks(trained: "gingham.Run", splits: "gingham.DataSplits", folder: Path, split: str) -> str:
-    """Return a sentence with the accuracy of a run on a split with and without images that are in the training data."""
+    """Return a sentence: the accuracy of a run on a split with and without images that are in the training data."""
     from gingham.diagnosis.check_data import find_leaks
     from gingham.evaluation.evaluate import correct_predictions
 
@@ -70,10 +70,10 @@ def _measure_leaks(trained: "gingham.Run", splits: "gingham.DataSplits", folder:
     training = [splits.train] + ([splits.validation] if split == "test" and splits.validation else [])
     correct = correct_predictions(trained, evaluated).double()
     leaks = find_leaks(training, evaluated)
-    clean = "nothing is left without" if bool(leaks.all()) else f"{float(correct[~leaks].mean()):.2%} without them"
+    clean = "no images left" if bool(leaks.all()) else f"{float(correct[~leaks].mean()):.2%}"
     return (
-        f"{int(leaks.sum()):,} of {len(leaks):,} {split} pictures are in the training data too, or nearly so: "
-        f"accuracy {float(correct.mean()):.2%} with and {clean}"
+        f"{int(leaks.sum()):,} of {len(leaks):,} {split} images are duplicates or near duplicates of training images: "
+        f"accuracy {float(correct.mean()):.2%} with them, {clean} without"
     )
 
 
@@ -82,12 +82,12 @@ def _diagnose_data(what: str) -> "tuple[list[gingham.Issue], gingham.DataSplits,
     from gingham.data.registry import REGISTRY
 
     if what not in REGISTRY and not Path(what).exists():
-        raise DataError(f"{what} is no run folder, data of your own or dataset's name{suggest(what, REGISTRY)}")
+        raise DataError(f"{what} is not a run folder, your own data or a dataset's name{suggest(what, REGISTRY)}")
     splits, file_issues = load_unchecked(what)
-    print_message("looking for duplicates, then training two small networks to doubt single labels")
+    print_message("searching for duplicates, then training two small networks to find wrong labels")
     issues = gingham.check_data(splits, file_issues)
     has_duplicates = any(issue.code.startswith("exact-duplicates") for issue in issues)
-    notes = [] if has_duplicates else ["no exact duplicate, within the splits or across them"]
+    notes = [] if has_duplicates else ["no exact duplicates within the splits or across them"]
     return issues, splits, [*notes, DATA_CHECKS]
 
 

@@ -14,14 +14,14 @@ from gingham.errors import GinghamError, format_message, plural
 
 
 def evaluate(
-    run: Annotated[Path, Argument(help="A run folder; or packaged, Gingham's own model, on photos of --data.")],
-    data: Annotated[str | None, Option(help="Other data: a folder of photos by class, or what train takes.")] = None,
+    run: Annotated[Path, Argument(help="A run folder; or packaged: Gingham's own model, on photos (--data).")],
+    data: Annotated[str | None, Option(help="Other data: a folder of photos by class, or data as for train.")] = None,
     split: Annotated[SplitName | None, Option(help="By default validation. Each use of test is recorded.")] = None,
     model: Model = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure a run: accuracy, table by class, confusion."""
+    """Evaluate a run: accuracy, table by class, confusion matrix."""
     from gingham.plots import draw_confusion
 
     trained = load_run_or_packaged(run, model, device)
@@ -33,8 +33,8 @@ def evaluate(
         for prediction in unreadable:
             print_message(f"left out: {prediction.error}")
     elif is_packaged:
-        reason = f"{data} is no folder of photographs" if data else "the packaged model is measured on photographs"
-        raise GinghamError(f"{reason}; give --data FOLDER, with a folder of them for each class")
+        reason = f"{data} is not a folder of photos" if data else "the packaged model is evaluated on photos"
+        raise GinghamError(f"{reason}; give --data FOLDER, with a folder of photos for each class")
     else:
         result = gingham.evaluate(trained, load_split(trained, run, data, split or "validation"))
     title = f"{result.accuracy:.2%} of {plural(result.total, result.image_noun)} right; each row in percent"
@@ -45,9 +45,9 @@ def evaluate(
 
 
 def _is_photo_collection(data: str, trained: "gingham.Run") -> bool:
-    """Return whether `data` is a folder or table of image files other than the run's own, for `predict` to prepare.
+    """Return whether `data` is a folder or table of photos, which are prepared as by `predict`, and not the run's data.
 
-    A copy of the run's own data is its own, or a use of its test split would go unrecorded.
+    A copy of the run's data counts as the run's data, so that a use of its test split is recorded.
     """
     from gingham.data.load_data import is_image_collection
     from gingham.data.registry import REGISTRY
@@ -56,7 +56,7 @@ def _is_photo_collection(data: str, trained: "gingham.Run") -> bool:
     path, name = Path(data).resolve(), trained.data.get("name")
     if data in REGISTRY or str(path) == name or not is_image_collection(path):
         return False
-    with contextlib.suppress(GinghamError):  # photos may be too few for a dataset
+    with contextlib.suppress(GinghamError):  # too few photos for a dataset are not an error
         return name in REGISTRY or load_run_data(trained, name=str(path)).fingerprint != trained.data.get("fingerprint")
     return True
 
@@ -65,7 +65,7 @@ def _format_result(result: "gingham.EvaluationResult", trained: "gingham.Run", f
     lines = [f"{result.confusion}\n\n{result}"]
     if result.split == "test":
         count = len(result.test_openings)
-        lines.append(f"the test split has been opened {'once' if count == 1 else f'{count} times'} by this run")
+        lines.append(f"the test split has been used {'once' if count == 1 else f'{count} times'} by this run")
     seconds = trained.metrics.get("train_seconds")
     if seconds is not None:
         hardware = trained.environment.get("hardware", "unknown hardware")

@@ -18,12 +18,12 @@ FIELDS = ", ".join(item.name for item in dataclasses.fields(Recipe))
 MODEL_FORM = "package.module:Class"
 
 Data = Annotated[str, Option(help=DATA_HELP)]
-Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.")]
-Epochs = Annotated[float | None, Option(help="How often each image is seen, such as 0.5 or 3.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps; auto uses a GPU if there is one.")]
+Epochs = Annotated[float | None, Option(help="Passes over the training images, such as 0.5 or 3.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 Model = Annotated[
     str | None,
-    Option("--model", metavar=MODEL_FORM, help="A network of your own, importable from here, replacing the recipe's."),
+    Option("--model", metavar=MODEL_FORM, help="A network of your own, importable from here, instead of the recipe's."),
 ]
 RecipeName = Annotated[str, Option(help=f"One of: {', '.join(RECIPES)}.")]
 RunFolder = Annotated[Path | None, Option(help="A run folder; by default the model that comes with Gingham.")]
@@ -31,10 +31,10 @@ Settings = Annotated[
     list[str] | None,
     Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
 ]
-SkipUnreadable = Annotated[bool, Option("--skip-unreadable", help="Leave out and list unreadable image files.")]
+SkipUnreadable = Annotated[bool, Option("--skip-unreadable", help="Leave out unreadable image files, and list them.")]
 SplitName = Literal["validation", "test"]
 Split = Annotated[SplitName, Option(help="Each use of the test split is recorded in the run.")]
 Teacher = Annotated[
     list[Path] | None,
-    Option(metavar="RUN", help="A run on the same split whose predictions are learned too; may be repeated."),
+    Option(metavar="RUN", help="A run on the same split to distil from; may be repeated."),
 ]

@@ -1,4 +1,4 @@
-"""How commands print: results to stdout, messages to stderr, figures to files."""
+"""Print the output of commands: results to stdout, messages to stderr, figures to files."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ STARTED = time.clock_gettime(CLOCK)
 
 
 def wall_seconds() -> float:
-    """Return the seconds since this process started, including Python's own start, by a clock that cannot be set."""
+    """Return the seconds since this process started, including the start of Python, by a clock that cannot be set."""
     start = STARTED
     with contextlib.suppress(OSError, ValueError, IndexError):
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -40,13 +40,13 @@ def print_result(value: object, text: object, as_json: bool) -> None:
 
 
 def format_pairs(pairs: dict[str, object]) -> str:
-    """Return labels and texts in two columns, unprintable characters escaped, because the texts may come from files."""
+    """Return labels and texts in two columns. Texts may come from files, so unprintable characters are escaped."""
     width = max(map(len, pairs))
     return "\n".join(f"{label:<{width}}  {format_message(str(text))}" for label, text in pairs.items())
 
 
 def try_draw(draw: Callable[..., Path], *arguments: Any, **options: Any) -> str | None:
-    """Draw a figure and return its path, or print why it cannot be written and return None: the result still counts."""
+    """Draw a figure and return its path, or print why it cannot be written and return None: this is not an error."""
     try:
         return str(draw(*arguments, **options))
     except GinghamError as error:

@@ -15,8 +15,8 @@ from gingham.errors import DataError, GinghamError, list_first
 SHOWN = 3  # classes that are printed if the model is not sure; errors that are printed in full
 GROUP_SIZE = 64  # images per call of the library: the steps of one take half a megabyte
 PREPARE_HELP = (
-    "auto prepares an image as the model's dataset was made unless it has the model's own size and colours; photo "
-    "always does; none only shrinks it."
+    "auto prepares an image as the model's dataset was made, unless it has the model's own size and colours; "
+    "photo always prepares it; none only resizes it."
 )
 
 
@@ -27,8 +27,8 @@ def predict(
     ],
     run: RunFolder = None,
     prepare: Annotated[str, Option(help=PREPARE_HELP)] = "auto",
-    explain: Annotated[bool, Option("--explain", help="Draw the steps, what mattered, similar images.")] = False,
-    out: Annotated[Path | None, Option(help="The folder for <image>-explained.png; by default this one.")] = None,
+    explain: Annotated[bool, Option("--explain", help="Draw the steps, the evidence and similar images.")] = False,
+    out: Annotated[Path | None, Option(help="The folder for <image>-explained.png; default: this folder.")] = None,
     model: Model = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -36,7 +36,7 @@ def predict(
     """Classify your own images."""
     if out is not None and not explain:
         raise GinghamError("--out is for the figures of --explain; give both, or neither")
-    # The CPU predicts a few images before a GPU has started.
+    # For a few images, the CPU is done before a GPU has started.
     trained = load_run_or_packaged(run, model, "cpu" if device == "auto" else device)
     train = load_training_images(trained, run) if explain else None
     images = [file for image in images for file in (_list_folder(image) if image.is_dir() else [image])]
@@ -57,12 +57,12 @@ def predict(
         print_result(entries, "", as_json)
     errors = [entry["error"] for entry in entries if "error" in entry]
     if errors:
-        summary = f"no answer for {len(errors)} of {len(entries)} images: " if len(entries) > 1 else ""
+        summary = f"no prediction for {len(errors)} of {len(entries)} images: " if len(entries) > 1 else ""
         raise DataError(summary + list_first(errors, SHOWN, "; "))
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    """Return the image files in a folder, in natural order, or if there are none the folder, which is an error."""
+    """Return the image files in a folder in natural order; if there are none, the folder, which is then an error."""
     from gingham.data.decode import SUFFIXES
     from gingham.text import natural_key
 

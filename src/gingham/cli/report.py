@@ -12,8 +12,8 @@ from gingham.cli.resolve import load_run_or_packaged
 
 
 def report(
-    run: Annotated[Path, Argument(help="A run folder; or packaged, Gingham's own model.")],
-    out: Annotated[Path | None, Option(help="The HTML file; by default report.html in the folder.")] = None,
+    run: Annotated[Path, Argument(help="A run folder; or packaged: Gingham's own model.")],
+    out: Annotated[Path | None, Option(help="The HTML file; by default report.html in the run folder.")] = None,
     model: Model = None,
     as_json: Json = False,
 ) -> None:

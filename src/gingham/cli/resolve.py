@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def choose_recipe(name: str, settings: Sequence[str] | None, **options: float | None) -> tuple[Recipe, dict[str, Any]]:
-    """Return the named recipe, changed by --set and by options such as --epochs that are given, and these changes."""
+    """Return the named recipe with the changes by --set and by options such as --epochs, and the changes alone."""
     changes, given = parse_settings(settings or []), {k: value for k, value in options.items() if value is not None}
     if twice := sorted(set(changes) & set(given)):
         raise GinghamError(f"{twice[0]} got two values, by --{twice[0]} and by --set; give one of them")
@@ -38,7 +38,7 @@ def network_factory(model: str | None) -> "NetworkFactory | None":
 
 
 def load_run_or_packaged(run: Path | None, model: str | None = None, device: str = "cpu") -> "gingham.Run":
-    """Return the run in a folder, or the packaged model for None or for `packaged` if no folder has this name.
+    """Return the run in a folder, or the packaged model for None, or for `packaged` if there is no such folder.
 
     Raises
         GinghamError: --model with the packaged model, or there is no such device.
@@ -46,7 +46,7 @@ def load_run_or_packaged(run: Path | None, model: str | None = None, device: str
     if run is not None and (str(run) != "packaged" or run.exists()):
         trained = gingham.load(run, network_factory(model))
     elif model is not None:
-        raise GinghamError("--model is for a run of your own network; give --run too")
+        raise GinghamError("--model is for a run with a network of your own; give --run too")
     else:
         trained = gingham.load_packaged()
     if device != "cpu":
@@ -60,10 +60,10 @@ def load_teacher_runs(folders: Sequence[Path] | None, changes: Mapping[str, Any]
     """Return the runs that --teacher names; `changes` are the fields of the recipe that the user set.
 
     Raises
-        GinghamError: one of them is no run, or a field was set that needs a teacher.
+        GinghamError: one of them is not a run, or a field was set that needs a teacher.
     """
     if not folders and (unused := sorted({"distillation_weight", "distillation_temperature"} & set(changes))):
-        raise GinghamError(f"{unused[0]} is set and there is no teacher; name one with --teacher RUN, or unset it")
+        raise GinghamError(f"{unused[0]} is set but there is no teacher; give one with --teacher RUN, or leave it out")
     try:
         return [load_run_or_packaged(folder) for folder in folders or ()]
     except GinghamError as error:
@@ -91,7 +91,7 @@ def _adapt_to_size(recipe: Recipe, count: int, changes: Mapping[str, Any]) -> Re
     new = ", ".join(f"{name} {getattr(adapted, name):g}" for name in changed)
     old = ", ".join(f"{getattr(recipe, name):g}" for name in changed)
     print_message(
-        f"{count:,} training pictures are few for {recipe.name}: {new} in place of {old} "
+        f"{count:,} training images are few for {recipe.name}: {new} instead of {old} "
         "(set any of these to keep the recipe's own values)"
     )
     return adapted
@@ -104,11 +104,11 @@ def load_training_images(trained: "gingham.Run", run: Path | None) -> "gingham.S
 
     name = trained.data.get("name")
     try:
-        if name in REGISTRY and find_dataset_dir(str(name)) is None:  # nearest images are not worth a download
-            raise DataError(f"{name} is not on this machine (gingham show {name} gets it)")
+        if name in REGISTRY and find_dataset_dir(str(name)) is None:  # not downloaded only for this
+            raise DataError(f"{name} is not on this machine (gingham show {name} downloads it)")
         return load_run_data(trained, run).train
     except GinghamError as error:
-        print_message(f"gingham: without the nearest training pictures: {error}")
+        print_message(f"gingham: no nearest training images are shown: {error}")
         return None
 
 
@@ -116,14 +116,14 @@ def load_split(trained: "gingham.Run", folder: Path, data: str | None, split: st
     """Return the split of this name to evaluate a run on.
 
     Raises
-        DataError: the run or the data holds out no images for validation.
+        DataError: no images are held out for validation.
     """
     from gingham.evaluation.run_data import load_run_data
 
     splits = load_run_data(trained, folder, data, None if split == "validation" else 0)
     selected = splits.test if split == "test" else splits.validation
     if selected is None:
-        raise DataError(f"{folder} held no pictures out for validation of {splits.name}; use --split test")
+        raise DataError(f"{folder} has no validation images of {splits.name}; use --split test")
     return selected
 
 
@@ -136,7 +136,7 @@ def find_network(
     weights), or `package.module:Class`. A run of your own network needs its class, --model, as `model_class`.
 
     Raises
-        GinghamError: a `model_class` for what is no run.
+        GinghamError: `model_class` is given and `model` is not a run.
         ModelError: there is no such network, or it cannot be built.
         RunError: the run cannot be loaded.
     """
@@ -145,7 +145,7 @@ def find_network(
 
     is_run = model == "packaged" or (bool(model) and model not in NETWORKS and Path(model).is_dir())
     if model_class is not None and not is_run:
-        raise GinghamError(f"--model is for a run, and {model} is none; leave it out")
+        raise GinghamError(f"--model is for a run; {model} is not one; leave it out")
     if model.startswith("torchvision:"):
         return torchvision_network(model.removeprefix("torchvision:")), (3, 224, 224)
     if is_run:

@@ -18,12 +18,12 @@ RECIPE_HELP = f"With --batch: the recipe whose batch it is; by default {DEFAULT_
 def show(
     data: Annotated[str, Argument(help=DATA_HELP)] = DEFAULT_DATA,
     skip_unreadable: SkipUnreadable = False,
-    batch: Annotated[int | None, Option(min=1, help="Show one training batch of N as the loop sees it.")] = None,
+    batch: Annotated[int | None, Option(min=1, help="Show one batch of N images as used in training.")] = None,
     recipe: Annotated[str | None, Option(help=RECIPE_HELP)] = None,
-    out: Annotated[Path | None, Option(help="The PNG to write; by default <name>.png here.")] = None,
+    out: Annotated[Path | None, Option(help="The PNG to write; by default <name>.png.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Print a dataset's facts and draw its pictures."""
+    """Print a dataset's statistics and draw its images."""
     if recipe is not None and batch is None:
         raise GinghamError("--recipe is for the figure of --batch; give both, or neither")
     from gingham.data.statistics import describe
@@ -80,7 +80,7 @@ def _format_batch(statistics: dict[str, Any]) -> str:
         "first labels": ", ".join(batch["labels"][:6]),
         "figure": statistics["file"],
     }
-    return f"one training batch of {statistics['name']}, as the loop sees it\n{format_pairs(pairs)}"
+    return f"one training batch of {statistics['name']}, as used in training\n{format_pairs(pairs)}"
 
 
 def _format_statistics(statistics: dict[str, Any]) -> str:
@@ -92,9 +92,9 @@ def _format_statistics(statistics: dict[str, Any]) -> str:
     numbers = [value if isinstance(value, list) else [value] for value in (statistics["mean"], statistics["std"])]
     mean, std = (", ".join(f"{x:.4f}" for x in values) for values in numbers)
     pairs = {
-        "pictures": f"{splits['train']:,} train, {splits['test']:,} test, in {len(rows)} classes",
+        "images": f"{splits['train']:,} train, {splits['test']:,} test, in {len(rows)} classes",
         "shape": f"{'x'.join(map(str, statistics['shape']))}, uint8",
-        "mean, std": f"{mean}; {std} (training pictures, pixels from 0 to 1)",
+        "mean, std": f"{mean}; {std} (training images, pixels from 0 to 1)",
         "duplicates": f"{duplicates['train']} within train, {duplicates['test']} within test, "
         f"{duplicates['across']} of test also in train",
         "source": statistics["source"],

@@ -13,8 +13,8 @@ from gingham.errors import GinghamError
 
 def summary(
     model: Annotated[str, Argument(help="A network, a run folder, packaged, torchvision:NAME or module:Class.")],
-    input_shape: Annotated[str | None, Option("--input", metavar="CxHxW", help="Default: the model's own.")] = None,
-    explain: Annotated[str | None, Option(metavar="LAYER", help="The arithmetic of one layer; all for all.")] = None,
+    input_shape: Annotated[str | None, Option("--input", metavar="CxHxW", help="By default the model's own.")] = None,
+    explain: Annotated[str | None, Option(metavar="LAYER", help="The arithmetic of this layer, or of 'all'.")] = None,
     model_class: Model = None,
     as_json: Json = False,
 ) -> None:

@@ -21,7 +21,7 @@ def train(
     recipe: options.RecipeName = DEFAULT_RECIPE,
     data: options.Data = options.DEFAULT_DATA,
     skip_unreadable: options.SkipUnreadable = False,
-    seed: Annotated[int | None, Option(help="Decides every random draw; by default 0.")] = None,
+    seed: Annotated[int | None, Option(help="The seed of all random draws; by default 0.")] = None,
     epochs: options.Epochs = None,
     settings: options.Settings = None,
     model: options.Model = None,
@@ -29,7 +29,7 @@ def train(
     device: options.Device = "auto",
     out: Annotated[Path | None, Option(help="The run folder; by default runs/<recipe>-<seed>.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue from the last checkpoint, unless finished.")] = False,
-    track: Annotated[Literal["tensorboard"] | None, Option(help="Also write its logs, in the run folder.")] = None,
+    track: Annotated[Literal["tensorboard"] | None, Option(help="Also write its logs into the run folder.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a network and write a run folder."""
@@ -48,9 +48,9 @@ def train(
         finished, taken = context.any(context.is_main and finished, context.is_main and taken)
         if taken or not finished:
             network = network_factory(model)
-            choose_device(device, context.local_rank if context.size > 1 else None)  # an error before the slow part
+            choose_device(device, context.local_rank if context.size > 1 else None)  # raise errors before the slow part
             teachers = load_teacher_runs(teacher, changes)
-            if taken:  # only after the errors of the options and the data, and without the notes on them
+            if taken:  # checked after the options and the data, and without their notes
                 now = gingham.load_data(
                     data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable
                 )
@@ -67,21 +67,21 @@ def train(
     if finished:
         trained = gingham.load(folder, network_factory(model))
         _require_same(trained, folder, changes, command_line)
-        print_message(f"{folder} is finished already; nothing to resume")
+        print_message(f"{folder} is already finished; nothing to resume")
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
 
 
 def _describe_taken(folder: Path, finished: bool, data: str) -> str:
-    """Return the message for a folder that holds a run: what it was trained on, if not on `data`, and advice."""
+    """Return the message for a folder that contains a run: what it was trained on, if not on `data`, and advice."""
     from gingham.io import read_json
     from gingham.runs.run import METADATA_FILE
 
     if not finished:
-        return f"{folder} holds a run that was interrupted; go on with --resume, or give another --out"
+        return f"{folder} contains an interrupted run; continue with --resume, or give another --out"
     before = read_json(folder / METADATA_FILE).get("data")
     name = before.get("name") if isinstance(before, dict) else None
     other = f", trained on {name}" if name != data else ""
-    return f"{folder} already holds a finished run{other}; give another --out or --seed, or evaluate it"
+    return f"{folder} already contains a finished run{other}; give another --out or --seed, or evaluate it"
 
 
 def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any], command_line: Context) -> None:
@@ -91,7 +91,7 @@ def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any],
     before, name, data = trained.recipe, command_line.params["recipe"], command_line.params["data"]
     given = {key for key in ("recipe", "data") if str(command_line.get_parameter_source(key)).endswith("COMMANDLINE")}
     recipe = before.replace(**{"name": name if "recipe" in given else before.name, **changes})
-    # A small dataset holds out fewer images than the recipe, and any decides on the size where that is 0.
+    # A small dataset holds out fewer images than the recipe, and a size of 0 is chosen from the data.
     held_out = min(recipe.validation_images, before.validation_images)
     recipe = recipe.replace(validation_images=held_out, size=recipe.size or before.size)
     stored = {"recipe": before.to_dict(), "data": trained.data.get("name")}
@@ -99,7 +99,7 @@ def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any],
     if "data" in given:
         settings["data"] = data if data in REGISTRY else str(Path(data).resolve())
     if difference := describe_changes(stored, settings):
-        raise GinghamError(f"{folder} holds a finished run with {difference}; give another --out, or the same options")
+        raise GinghamError(f"{folder} has a finished run with {difference}; give another --out, or the same options")
 
 
 def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":
@@ -109,18 +109,18 @@ def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) 
     from gingham.runs.checkpoint import has_checkpoint, has_unverified_checkpoint
 
     if resume and not has_checkpoint(folder):
-        unverified = " (its checkpoint folder has no manifest, so it may be torn)" * has_unverified_checkpoint(folder)
-        print_message(f"nothing to resume in {folder}{unverified}; starting")
+        unverified = " (its checkpoint has no manifest, so it may be damaged)" * has_unverified_checkpoint(folder)
+        print_message(f"nothing to resume in {folder}{unverified}; starting from the beginning")
     with locked(folder, wait=False):
         try:
             trained = fit()
         except (KeyboardInterrupt, Terminated):
-            advice = "no step was done yet, so nothing is kept"
+            advice = "no step was finished, so nothing is saved"
             if has_checkpoint(folder):
-                advice = "go on with the same command and --resume"
+                advice = "continue with the same command and --resume"
             print_message(f"\ninterrupted; {advice}")
             raise
-        trained.metrics["wall_seconds"] = wall_seconds()  # without the writing that follows
+        trained.metrics["wall_seconds"] = wall_seconds()  # does not include the writing that follows
         gingham.save(trained, folder)
     title = f"{trained.recipe.name}, seed {trained.recipe.seed}, {trained.metrics['train_seconds']:.0f} s"
     hard_examples = trained.recipe.hard_share < 1 and trained.metrics["epochs"] > 1
@@ -129,7 +129,7 @@ def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) 
 
 
 def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> str:
-    """Return a run's results in two columns, with `-` for values that it lacks because `train` did not write it."""
+    """Return a run's results in two columns, with `-` for values that a run made without `train` may lack."""
     metrics, recipe, environment = trained.metrics, trained.recipe, trained.environment
 
     def show(key: str, template: str, missing: str = "-") -> str:
@@ -141,7 +141,7 @@ def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> s
 
     processes = metrics.get("processes") or 1
     in_each = f" in each of {processes} processes" if processes > 1 else ""
-    resumed = show("resumed_from_step", " (resumed at step {:,}: training in all, and this last process)", "")
+    resumed = show("resumed_from_step", " (resumed at step {:,}: total training time, time of the last process)", "")
     split, recorded = ("validation", "") if recipe.validation_images else ("test", "  (each use of test is recorded)")
     pairs = {
         "run": folder,
@@ -149,9 +149,9 @@ def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> s
         "trained on": f"{plural(metrics.get('train_images') or 0, 'image')} of {trained.data.get('name')}, "
         f"{plural(metrics.get('epochs') or 0, 'epoch', '.3g')}{show('images_seen', ' ({:,} images seen)', '')}",
         "time": f"{seconds('train_seconds')} train_seconds, {seconds('wall_seconds')} wall_seconds{resumed}",
-        "taught by": trained.teacher_names,
-        "throughput": show("images_per_second_per_process", "{:,.0f} images a second" + in_each),
-        "on": f"{environment.get('hardware')}; torch {environment.get('torch')}, {metrics.get('precision')}",
+        "teachers": trained.teacher_names,
+        "throughput": show("images_per_second_per_process", "{:,.0f} images per second" + in_each),
+        "hardware": f"{environment.get('hardware')}; torch {environment.get('torch')}, {metrics.get('precision')}",
         "validation": _format_accuracy(metrics.get("validation_accuracy"), recipe.validation_images),
         "next": f"gingham evaluate {folder} --split {split}{f' --model {model}' if model else ''}{recorded}",
     }
@@ -160,7 +160,7 @@ def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> s
 
 def _format_accuracy(accuracy: float | None, count: int) -> str:
     if accuracy is None or not count:
-        return "none held out"
+        return "no images held out"
     from gingham.evaluation.metrics import proportion_interval
 
     low, high = proportion_interval(round(accuracy * count), count)

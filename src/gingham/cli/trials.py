@@ -16,8 +16,8 @@ from gingham.presets import DEFAULT_RECIPE
 
 def trials(
     recipe: options.RecipeName = DEFAULT_RECIPE,
-    seeds: Annotated[int, Option(min=1, help="How many; more can be added to the same folder later.")] = 10,
-    first_seed: Annotated[int, Option(min=0, help="The first of them.")] = 0,
+    seeds: Annotated[int, Option(min=1, help="The number of seeds; more can be added to the folder later.")] = 10,
+    first_seed: Annotated[int, Option(min=0, help="The first seed.")] = 0,
     split: options.Split = "validation",
     data: options.Data = options.DEFAULT_DATA,
     skip_unreadable: options.SkipUnreadable = False,
@@ -29,10 +29,10 @@ def trials(
     out: Annotated[Path | None, Option(help="The folder; by default runs/<recipe>-trials.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Train a recipe over seeds: mean, spread, interval."""
+    """Train a recipe with several seeds: mean, spread, interval."""
     chosen, changes = choose_recipe(recipe, settings, epochs=epochs)
     if "seed" in changes:
-        raise GinghamError("--set got a seed; trials takes many: give --seeds N and --first-seed K")
+        raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
     folder = out or default_folder(chosen, model, "trials")
     from gingham.device import retain_freed_memory
     from gingham.text import duration
@@ -40,11 +40,11 @@ def trials(
     def print_seed(seed: int, trained: "gingham.Run | None", was_finished: bool) -> None:
         label = f"seed {seed} ({seed - first_seed + 1} of {seeds})"
         if trained is None:
-            print_message(f"{label}: failed; the results give the reason")
+            print_message(f"{label}: failed; the result has the reason")
             return
         accuracy, seconds = trained.metrics.get("validation_accuracy"), trained.metrics.get("train_seconds")
         accuracy_text = "" if accuracy is None else f"  validation accuracy {accuracy:.2%}"
-        print_message(f"{label}{', there already' * was_finished}:{accuracy_text}  {duration(seconds or 0)}")
+        print_message(f"{label}{', already finished' * was_finished}:{accuracy_text}  {duration(seconds or 0)}")
 
     teachers = load_teacher_runs(teacher, changes)
     chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
@@ -60,7 +60,7 @@ def trials(
             options=gingham.TrialOptions(device, network_factory(model), teachers, on_seed=print_seed),
         )
     except (KeyboardInterrupt, Terminated):
-        print_message(f"\ninterrupted; finished seeds are kept in {folder}: the same command goes on")
+        print_message(f"\ninterrupted; finished seeds are kept in {folder}; continue with the same command")
         raise
     advice = f"runs      {folder}/seed-N; compare with others: gingham compare {folder} OTHER-TRIALS"
     print_result(result.to_dict(), f"{chosen.name}: {result}\n{advice}", as_json)
