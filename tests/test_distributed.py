@@ -62,7 +62,7 @@ def test_other_commands_than_train_are_refused_under_torchrun(monkeypatch, comma
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     stderr = command("evaluate", "run", code=2).stderr
-    assert stderr == "gingham: torchrun is for gingham train; start gingham evaluate by itself\n"
+    assert stderr == "gingham: torchrun is for gingham train; run gingham evaluate without it\n"
 
 
 def test_more_processes_than_gpus_is_an_error(monkeypatch):

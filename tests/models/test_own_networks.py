@@ -28,7 +28,7 @@ def test_own_network_trains_with_any_recipe(command_with_network, quadrants, rec
     run = f"runs/{recipe}-Plain-0"
     assert values["run"] == run
     message = command_with_network("evaluate", run, code=2).stderr
-    assert "is a run of the network mynets:Plain, not of a built-in one; give its class as network" in message
+    assert "is a run with the network mynets:Plain, not with a built-in one; give its class as network" in message
     assert "(--model mynets:Plain)" in message
     result = json.loads(command_with_network("evaluate", run, *model_option, "--json").stdout)
     assert result["accuracy"] == values["validation_accuracy"]
@@ -99,9 +99,9 @@ def test_run_loads_only_with_its_own_network(quadrants, tmp_path):
     gingham.save(run, tmp_path / "run")
     loaded = gingham.load(tmp_path / "run", Plain)
     assert loaded.model.predict(data.test.images).probabilities.equal(run.model.predict(data.test.images).probabilities)
-    with pytest.raises(RunError, match="is a run of the network own_networks:Plain, not of a built-in one"):
+    with pytest.raises(RunError, match="is a run with the network own_networks:Plain, not with a built-in one"):
         gingham.load(tmp_path / "run")
-    with pytest.raises(RunError, match=r"not of own_networks:Norms; give its class as network"):
+    with pytest.raises(RunError, match=r"not with own_networks:Norms; give its class as network"):
         gingham.load(tmp_path / "run", Norms)
     article_run = gingham.fit(recipe, data.train, data.validation, progress=False)
     gingham.save(article_run, tmp_path / "plain")
@@ -141,6 +141,6 @@ def test_a_teacher_with_an_own_network_is_an_error_that_says_what_works(command_
     command_with_network("train", *settings, "--model", "mynets:Plain", "--out", "teacher")
     stderr = command_with_network("train", *settings, "--out", "pupil", "--teacher", "teacher", code=2).stderr
     assert stderr.startswith(
-        "gingham: --teacher: teacher is a run of the network mynets:Plain, not of a built-in one; "
+        "gingham: --teacher: teacher is a run with the network mynets:Plain, not with a built-in one; "
     )
     assert stderr.endswith("works in Python: FitOptions(teachers=[gingham.load(RUN, CLASS)])\n")
