@@ -1,5 +1,6 @@
 """Shared fixtures: a small dataset made on the spot, the real one where it is found, and the command line."""
 
+import copy
 import os
 import shutil
 from pathlib import Path
@@ -20,11 +21,19 @@ def quadrants(tmp_path: Path) -> Path:
     return make_dataset(tmp_path / "quadrants")
 
 
-@pytest.fixture
-def small_run(quadrants: Path) -> tuple["gingham.Run", "gingham.DataSplits"]:
-    data = gingham.load_data(str(quadrants), validation=40)
+@pytest.fixture(scope="session")
+def shared_small_run(tmp_path_factory: pytest.TempPathFactory) -> "gingham.Run":
+    """Tests take a copy of it: `small_run`."""
+    data = gingham.load_data(str(make_dataset(tmp_path_factory.mktemp("shared") / "quadrants")), validation=40)
     recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=32, validation_images=40)
-    return gingham.fit(recipe, data.train, data.validation, progress=False), data
+    return gingham.fit(recipe, data.train, data.validation, progress=False)
+
+
+@pytest.fixture
+def small_run(shared_small_run: "gingham.Run", quadrants: Path) -> tuple["gingham.Run", "gingham.DataSplits"]:
+    run = copy.deepcopy(shared_small_run)
+    run.data["name"] = str(quadrants)  # the same images
+    return run, gingham.load_data(str(quadrants), validation=40)
 
 
 @pytest.fixture(scope="session")

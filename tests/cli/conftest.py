@@ -1,8 +1,11 @@
 """Shared fixtures: run a command and parse its JSON output, train on the quadrants, and a finished run."""
 
 import json
+import shutil
 
 import pytest
+
+from helpers import Command, make_dataset
 
 
 @pytest.fixture
@@ -25,8 +28,21 @@ def train(command, quadrants):
     )
 
 
-@pytest.fixture
-def trained(train):
-    """Train for two epochs into runs/article-0, and return what train prints as JSON."""
+@pytest.fixture(scope="session")
+def shared_training(tmp_path_factory):
+    """A folder with a dataset and a run of two epochs on it, and what train printed as JSON."""
+    folder = tmp_path_factory.mktemp("trained")
     options = ("--epochs", 2, "--set", "batch_size=32", "--set", "validation_images=40")
-    return json.loads(train(*options, "--json").stdout)
+    data = make_dataset(folder / "quadrants")
+    done = Command(folder)("train", "--recipe", "article", "--data", data, *options, "--json")
+    return folder, done.stdout
+
+
+@pytest.fixture
+def trained(shared_training, command, quadrants):
+    """A run of two epochs on the quadrants in runs/article-0, and what train printed as JSON."""
+    folder, stdout = shared_training
+    shutil.copytree(folder / "runs", command.folder / "runs")
+    metadata = command.folder / "runs/article-0/model.json"
+    metadata.write_text(metadata.read_text().replace(str(folder / "quadrants"), str(quadrants)))
+    return json.loads(stdout)

@@ -1,5 +1,6 @@
 """Problems that are planted in a training are found, and a training without them has no issue."""
 
+import copy
 import dataclasses
 import json
 
@@ -160,8 +161,8 @@ def test_a_validation_loss_that_rises_and_falls_again_is_no_overfitting(capsys):
     assert gingham.check_run(run, train, validation) == []
 
 
-def test_only_a_lasting_rise_of_the_validation_loss_is_overfitting(data):
-    run = gingham.fit(ARTICLE.replace(epochs=1), data.train, data.validation, progress=False)
+def test_only_a_lasting_rise_of_the_validation_loss_is_overfitting(data, trained):
+    run = trained
     (end,) = [entry for entry in run.history if "epoch" in entry]
     steps = [entry for entry in run.history if "epoch" not in entry]
 
@@ -185,9 +186,14 @@ def planted(run, losses, **last):
     return run
 
 
-@pytest.fixture
-def trained(data):
+@pytest.fixture(scope="module")
+def shared_run(data):
     return gingham.fit(ARTICLE.replace(epochs=1), data.train, data.validation, progress=False)
+
+
+@pytest.fixture
+def trained(shared_run):
+    return copy.deepcopy(shared_run)
 
 
 FALLING = [1.4 * 0.98**step for step in range(200)]

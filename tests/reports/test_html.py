@@ -1,5 +1,6 @@
 import itertools
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -38,15 +39,25 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-@pytest.fixture
-def report(quadrants, tmp_path):
+@pytest.fixture(scope="module")
+def shared_report(tmp_path_factory):
+    """The data of a run, and its folder with the report."""
+    folder = tmp_path_factory.mktemp("report")
+    quadrants = make_dataset(folder / "quadrants")
     names = ("T-shirt/top", "<script>alert(1)</script>", 'Bag & "strap"', "d")
     data = gingham.load_data(str(quadrants), validation=40, classes=names)
     recipe = gingham.RECIPES["article"].replace(epochs=1, batch_size=32, validation_images=40)
     run = gingham.fit(recipe, data.train, data.validation, progress=False)
-    gingham.save(run, tmp_path / "run")
-    file = gingham.write_report(run, data.train, data.validation, data.test, tmp_path / "run" / "report.html")
-    return run, data, file
+    gingham.save(run, folder / "run")
+    gingham.write_report(run, data.train, data.validation, data.test, folder / "run" / "report.html")
+    return data, folder / "run"
+
+
+@pytest.fixture
+def report(shared_report, tmp_path):
+    data, folder = shared_report
+    copy = shutil.copytree(folder, tmp_path / "run")
+    return gingham.load(copy), data, copy / "report.html"
 
 
 def test_the_report_is_one_file_without_external_resources(report):

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 import gingham
 from gingham import DataError, GinghamError
 from gingham.training.distillation import TeacherEnsemble
-from helpers import fit, fresh_model, random_batch
+from helpers import fit, fresh_model, make_dataset, random_batch
 
 FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
@@ -21,10 +22,15 @@ def test_ensemble_predicts_the_mean_of_its_teachers_probabilities():
 # --- through fit
 
 
-@pytest.fixture
-def data_and_teacher(quadrants):
-    data = gingham.load_data(str(quadrants), validation=40)
+@pytest.fixture(scope="module")
+def shared_teacher(tmp_path_factory):
+    data = gingham.load_data(str(make_dataset(tmp_path_factory.mktemp("teacher") / "quadrants")), validation=40)
     return data, fit(gingham.RECIPES["article"].replace(epochs=6, batch_size=16, learning_rate=0.05), data)
+
+
+@pytest.fixture
+def data_and_teacher(shared_teacher):
+    return copy.deepcopy(shared_teacher)
 
 
 def test_network_learns_from_a_teacher_without_labels(data_and_teacher):
