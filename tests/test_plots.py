@@ -85,8 +85,8 @@ def test_only_gingham_figures_are_overwritten(small_run, tmp_path):
     with pytest.raises(GinghamError, match=r"does not end in \.png"):
         draw_contact_sheet(*contact_sheet_arguments(data), tmp_path / "sheet.jpg")
     path.unlink()
-    draw_contact_sheet(*contact_sheet_arguments(data), path)
-    draw_contact_sheet(*contact_sheet_arguments(data), path)  # a figure drawn by Gingham is replaced
+    draw_contact_sheet(*contact_sheet_arguments(data), path, per_class=1)
+    draw_contact_sheet(*contact_sheet_arguments(data), path, per_class=1)  # a figure drawn by Gingham is replaced
 
 
 @pytest.fixture

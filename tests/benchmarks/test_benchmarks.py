@@ -78,13 +78,6 @@ def test_a_missing_run_ends_a_benchmark_with_one_sentence(root, monkeypatch):
         records.run(ensemble.main)
 
 
-@pytest.mark.parametrize("program", ["processes.py", "records.py", "screenshots.py"])
-def test_help_measures_nothing(program):
-    line = [sys.executable, f"benchmarks/{program}", "--help"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.startswith(f"usage: {program}")
-
-
 def test_the_example_exits_with_one_sentence_if_the_model_is_missing(tmp_path):
     pytest.importorskip("onnxruntime")
     line = [sys.executable, ROOT / "examples/onnx_predict.py", "model.onnx", "coat.png"]

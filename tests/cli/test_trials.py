@@ -10,7 +10,7 @@ from gingham.training.trainer import Trainer
 
 def test_trials_can_be_compared_and_diagnosed(command, run_json, quadrants):
     options = ("--recipe", "article", "--data", quadrants, "--epochs", 2, "--seeds", 2,
-               "--set", "batch_size=32", "--set", "validation_images=40")  # fmt: skip
+               "--set", "network=tiny", "--set", "batch_size=32", "--set", "validation_images=40")  # fmt: skip
     for out, extra in (("a", ()), ("b", ("--set", "learning_rate=1e-9"))):
         done = command("trials", *options, "--out", out, *extra, "--json")
         result = json.loads(done.stdout)
@@ -51,7 +51,7 @@ def test_interrupted_trials_say_how_to_continue(command, quadrants, monkeypatch,
         record(trainer, *arguments)
 
     options = ("--recipe", "article", "--data", quadrants, "--epochs", 1, "--seeds", 2, "--out", "a",
-               "--set", "validation_images=40")  # fmt: skip
+               "--set", "network=tiny", "--set", "validation_images=40")  # fmt: skip
     # The shell's background jobs ignore the one, and a server in this process has handled the other.
     defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
     before = {which: signal.signal(which, handler) for which, handler in defaults.items()}

@@ -56,7 +56,7 @@ def test_a_mapped_file_is_never_changed(quadrants, mapped_packs):
 def test_a_model_trains_on_a_mapped_dataset(quadrants, mapped_packs):
     data = load_data(str(quadrants), validation=40)
     run = gingham.fit(
-        gingham.RECIPES["article"].replace(epochs=6, batch_size=16, learning_rate=0.05),
+        gingham.RECIPES["fast"].replace(network="tiny", flip="none", tta="none", epochs=8, batch_size=16),
         data.train,
         data.validation,
         progress=False,

@@ -32,7 +32,7 @@ def test_duplicates_are_counted(quadrants):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory of a process from /proc")
 def test_describing_images_on_disk_does_not_copy_them(tmp_path):
-    megabytes = 128
+    megabytes = 64
     script = f"""
 import re, sys
 from pathlib import Path

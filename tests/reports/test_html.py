@@ -126,7 +126,7 @@ def test_reports_without_validation_or_convolution_and_with_colour_and_many_clas
 
 
 def test_the_command_writes_the_report_into_the_run_folder(command, quadrants):
-    command("train", "--recipe", "article", "--data", quadrants, "--epochs", 1, "--set", "validation_images=40")
+    command("train", "--recipe", "article", "--data", quadrants, "--epochs", 0.1, "--set", "validation_images=40")
     output = command("report", "runs/article-0").stdout
     assert "runs/article-0/report.html" in output
     assert (command.folder / "runs/article-0/report.html").exists()

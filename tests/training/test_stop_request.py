@@ -71,7 +71,7 @@ def test_nothing_is_handled_outside_the_main_thread():
 )
 def test_interrupted_training_saves_a_checkpoint_first(quadrants, tmp_path, command, monkeypatch, number, ending, code):
     data = gingham.load_data(str(quadrants), validation=40)
-    recipe = gingham.RECIPES["article"].replace(epochs=3, batch_size=32, checkpoint_seconds=1e9, validation_images=40)
+    recipe = gingham.RECIPES["article"].replace(network="tiny", epochs=3, batch_size=32, checkpoint_seconds=1e9)
     settings = {"folder": tmp_path / "run", "progress": False}
 
     def interrupt(model, epoch):
@@ -97,12 +97,18 @@ def test_interrupted_training_saves_a_checkpoint_first(quadrants, tmp_path, comm
     assert done.code == code
     assert "interrupted; continue with the same command and --resume" in done.stderr
     assert load_checkpoint(command.folder / "run").metadata["step"] == 1
-    monkeypatch.undo()
 
-    # The error for such a run has a command that resumes it, also if settings of its recipe were changed.
-    options = ("--recipe", "article", "--epochs", 2, "--set", "batch_size=50", "--data", quadrants, "--out", "changed")
+
+def test_the_suggested_command_resumes_a_training_with_a_changed_recipe(quadrants, command, monkeypatch):
+    def interrupt_after_a_step(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        record(*arguments)
+
+    record = Trainer.record
+    options = ("--recipe", "article", "--epochs", 2, "--set", "batch_size=50", "--set", "network=tiny")
+    options += ("--data", quadrants, "--out", "changed")
     monkeypatch.setattr("gingham.training.trainer.Trainer.record", interrupt_after_a_step)
-    command("train", *options, code=code)
+    command("train", *options, code=130)
     monkeypatch.undo()
     message = command("evaluate", "changed", code=2).stderr
     suggested = ["train", *message.strip().partition(" gingham train ")[2].split()]

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,10 @@ import gingham
 from gingham import GinghamError, RunError
 from gingham.runs.checkpoint import load_checkpoint, save_checkpoint
 from gingham.training.trainer import Trainer
-from helpers import fit, locked_by_another
+from helpers import fit, locked_by_another, make_dataset
 from own_networks import Norms
 
-ARTICLE = gingham.RECIPES["article"]
+ARTICLE = gingham.RECIPES["article"].replace(network="tiny")  # which trains in a tenth of the time
 FAST = gingham.RECIPES["fast"]
 EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # all that has state or draws
 MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # CutMix cannot be combined with hard images
@@ -91,23 +92,33 @@ def test_killed_training_resumes_to_the_same_bytes(command, quadrants, tmp_path)
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
-def interrupted(quadrants, folder):
-    """Stop a training in the second of three epochs, with a checkpoint in a folder, and return recipe and data."""
-    data = gingham.load_data(str(quadrants), validation=40)
+@pytest.fixture(scope="module")
+def shared_interrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupted")
+    data = gingham.load_data(str(make_dataset(folder / "quadrants")), validation=40)
 
     def stop(model, epoch):
         if epoch == 2:
             raise Stop
 
     recipe = ARTICLE.replace(epochs=3, batch_size=32)
-    with pytest.raises(Stop):
-        fit(recipe, data, folder=folder, on_epoch=stop)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gingham.training.trainer.MIN_CHECKPOINT_AGE", 0.0)
+        with pytest.raises(Stop):
+            fit(recipe, data, folder=folder / "run", on_epoch=stop)
+    return recipe, data, folder / "run"
+
+
+@pytest.fixture
+def interrupted(shared_interrupted, tmp_path):
+    """A recipe and data whose training was stopped in the second epoch of three, with its checkpoint in tmp_path."""
+    recipe, data, folder = shared_interrupted
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     return recipe, data
 
 
-@pytest.mark.usefixtures("short_epochs")
-def test_another_training_in_a_folder_is_kept(quadrants, tmp_path):
-    recipe, data = interrupted(quadrants, tmp_path)
+def test_another_training_in_a_folder_is_kept(interrupted, tmp_path):
+    recipe, data = interrupted
     before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoint").iterdir()}
     with pytest.raises(RunError, match="contains an unfinished run; resume it"):
         fit(recipe.replace(seed=1), data, folder=tmp_path)
@@ -123,7 +134,7 @@ def test_another_training_in_a_folder_is_kept(quadrants, tmp_path):
 
 def test_the_suggested_command_resumes_a_training_of_another_size(command, quadrants, monkeypatch):
     settings = ("--data", quadrants, "--recipe", "article", "--epochs", 2, "--set", "size=28", "--set", "batch_size=32")
-    settings += ("--set", "validation_images=40")
+    settings += ("--set", "validation_images=40", "--set", "network=tiny")
 
     def stop(self):
         raise Stop
@@ -138,14 +149,13 @@ def test_the_suggested_command_resumes_a_training_of_another_size(command, quadr
     command("train", *shlex.split(suggested))
 
 
-@pytest.mark.usefixtures("short_epochs")
-def test_checkpoint_of_other_settings_is_an_error(quadrants, tmp_path):
-    recipe, data = interrupted(quadrants, tmp_path)
+def test_checkpoint_of_other_settings_is_an_error(interrupted, tmp_path):
+    recipe, data = interrupted
     with pytest.raises(RunError, match=r"made with learning_rate 0.01, not 0.1; resume with the same settings"):
         fit(recipe.replace(learning_rate=0.1), data, folder=tmp_path, resume=True)
     with pytest.raises(RunError, match="train_images 260, not 300"):
         gingham.fit(
-            recipe, gingham.load_data(str(quadrants), validation=0).train, folder=tmp_path, resume=True, progress=False
+            recipe, gingham.load_data(data.name, validation=0).train, folder=tmp_path, resume=True, progress=False
         )
 
 
@@ -165,10 +175,9 @@ INCONSISTENT = {
 }
 
 
-@pytest.mark.usefixtures("short_epochs")
 @pytest.mark.parametrize("name", INCONSISTENT)
-def test_inconsistent_checkpoint_is_an_error(quadrants, tmp_path, name):
-    recipe, data = interrupted(quadrants, tmp_path)
+def test_inconsistent_checkpoint_is_an_error(interrupted, tmp_path, name):
+    recipe, data = interrupted
     kept = load_checkpoint(tmp_path)
     INCONSISTENT[name](kept.tensors, kept.metadata)
     save_checkpoint(tmp_path, 99, kept.tensors, kept.metadata)
