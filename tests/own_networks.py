@@ -43,17 +43,6 @@ class Dead(Plain):
         nn.init.constant_(self.conv2.bias, -1e3)
 
 
-class Zero(Plain):
-    """All weights zero: nothing can be learned, and not only because of a ReLU."""
-
-    def __init__(self, classes: int = 10) -> None:
-        super().__init__(classes)
-        self.gate = nn.Parameter(torch.zeros(1), requires_grad=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x) * self.gate
-
-
 class InfiniteWithSeedOne(Plain):
     """A loss that is not finite if the weights were drawn with seed 1."""
 
@@ -120,6 +109,17 @@ class Flat(nn.Sequential):
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, classes))
+
+
+class Zero(Flat):
+    """All weights zero: nothing can be learned, and not only because of a ReLU."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__(classes)
+        self.gate = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.gate
 
 
 class NeedsArguments(nn.Module):

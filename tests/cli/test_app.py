@@ -113,7 +113,7 @@ def test_a_result_that_cannot_be_printed_is_an_error(command):
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
     with Path("/dev/full").open("w") as full:
-        line = [sys.executable, "-m", "gingham", "summary", "article"]
+        line = [sys.executable, "-m", "gingham", "--version"]
         done = subprocess.run(line, cwd=command.folder, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
@@ -123,10 +123,11 @@ def test_a_result_that_cannot_be_printed_is_an_error(command):
 
 
 def test_commands_work_as_a_separate_process(command, quadrants, run_json):
-    options = ("--recipe", "article", "--data", quadrants, "--epochs", 0.5, "--set", "batch_size=32")
+    options = ("--recipe", "article", "--data", quadrants, "--epochs", 0.1, "--set", "batch_size=32")
     metrics = run_json("train", *options, "--set", "validation_images=40", process=True)
     assert metrics["train_seconds"] < metrics["wall_seconds"] < 120
-    assert "there is no folder nowhere" in command("evaluate", "nowhere", code=2, process=True).stderr
+    unknown = command("train", "--set", "lerning_rate=1", code=2, process=True)
+    assert "unknown recipe field 'lerning_rate'" in unknown.stderr
     assert "No such option: --sed" in command("train", "--sed", 1, code=2, process=True).stderr
 
 

@@ -35,7 +35,7 @@ def fit_article(data, **changes):
     return gingham.fit(recipe, data.train, data.validation, progress=False)
 
 
-def test_the_file_predicts_as_the_model_does_for_any_batch_size(small_run, tmp_path):
+def test_the_file_predicts_as_the_model_does_for_any_batch_size_and_has_what_a_program_needs(small_run, tmp_path):
     run, data = small_run
     exported = gingham.export(run, tmp_path / "model.onnx", data)
     assert exported.file.stat().st_size == exported.bytes
@@ -48,17 +48,13 @@ def test_the_file_predicts_as_the_model_does_for_any_batch_size(small_run, tmp_p
         assert np.abs(probabilities - run.model.predict(images).probabilities.numpy()).max() < 1e-4
         assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     assert list(tmp_path.glob("*.onnx*")) == [exported.file], "no other file is written"
-
-
-def test_the_metadata_has_what_a_program_needs(small_run, tmp_path):
-    run, data = small_run
-    entries = read_metadata(gingham.export(run, tmp_path / "model.onnx", data).file)
+    entries = read_metadata(exported.file)
     assert json.loads(entries["classes"]) == list(run.model.classes)
     assert float(entries["threshold"]) == float(run.model.threshold)
     assert float(entries["temperature"]) == float(run.model.temperature)
     assert json.loads(entries["input_shape"]) == [1, 28, 28]
     assert (entries["network"], entries["gingham"]) == ("article", gingham.__version__)
-    content = (tmp_path / "model.onnx").read_bytes()
+    content = exported.file.read_bytes()
     assert b"site-packages" not in content, "no path of this machine"
     assert b".py" not in content
 
@@ -219,7 +215,9 @@ def test_the_example_predicts_as_the_library_does_without_torch(tmp_path, fashio
 
 def test_the_file_contains_no_path_of_this_machine(quadrants, command):
     command(*train_arguments(quadrants, 0.2))
-    command("export", "model.onnx", "--run", "run")
+    done = command("export", "model.onnx", "--run", "run")
+    assert done.stdout.startswith("model.onnx: ")
+    assert "answers 40 of 40 validation pictures as the model does" in done.stdout
     assert read_metadata(command.folder / "model.onnx")["dataset"] == "quadrants"
     assert str(quadrants.parent).encode() not in (command.folder / "model.onnx").read_bytes()
     assert model_metadata(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
