@@ -165,12 +165,12 @@ def test_a_full_stderr_does_not_stop_a_training(command, quadrants):
             "--data",
             quadrants,
             "--epochs",
-            "0.1",
+            "0.2",
             "--json",
         ]
         done = subprocess.run(line, cwd=command.folder, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert done.returncode == 0
-    assert json.loads(done.stdout)["epochs"] == 0.1
+    assert json.loads(done.stdout)["epochs"] == 0.2
 
 
 def test_a_run_saved_from_python_can_be_printed(command, small_run, run_json):

@@ -18,7 +18,6 @@ def test_cifar_is_read_from_its_folder_and_archive_and_damage_is_an_error(tmp_pa
         assert data.classes == REGISTRY["cifar-10"].classes
         assert data.train.images.shape == (49_900, 3, 32, 32)
         assert torch.equal(data.test.images, torch.from_numpy(arrays[2]))
-    assert load_data(str(folder), validation=0, size=8).test.images.shape == (10_000, 3, 8, 8)
     (folder / "data_batch_3.bin").write_bytes(b"\0" * 100)
     with pytest.raises(DataError, match=r"data_batch_3.bin of .* is 100 bytes long, not 30730000"):
         load_data(str(folder))

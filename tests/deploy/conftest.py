@@ -18,6 +18,12 @@ def packaged():
     return gingham.load_packaged()
 
 
+@pytest.fixture(scope="session")
+def packaged_onnx(tmp_path_factory, fashion_mnist):
+    """The file of the packaged model, exported once."""
+    return gingham.export(gingham.load_packaged(), tmp_path_factory.mktemp("onnx") / "model.onnx", fashion_mnist).file
+
+
 @pytest.fixture(scope="module")
 def client(packaged):
     with TestClient(serving.create_app(packaged)) as client:

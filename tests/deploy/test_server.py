@@ -30,7 +30,7 @@ from gingham.data.decode import decode_images
 from gingham.deploy import request_images
 from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
-from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, features, gallery
+from gingham.inference.neighbours import NUM_NEIGHBOURS, features, gallery
 from gingham.inference.predict import preprocess
 from helpers import draw_garment_photo
 from http_requests import (
@@ -86,11 +86,10 @@ def test_responses_equal_predict_for_one_image_and_for_several(client, packaged,
     assert_equal_prediction(entry, expected[1])
 
 
-def test_pytorch_onnx_and_http_give_the_same_probabilities(client, packaged, tmp_path, fashion_mnist):
+def test_pytorch_onnx_and_http_give_the_same_probabilities(client, packaged, packaged_onnx, fashion_mnist):
     onnxruntime = pytest.importorskip("onnxruntime")
     images = fashion_mnist.train.images[:200].numpy()
-    file = gingham.export(packaged, tmp_path / "model.onnx", fashion_mnist).file
-    onnx_probabilities = onnxruntime.InferenceSession(str(file)).run(None, {"images": images})[0]
+    onnx_probabilities = onnxruntime.InferenceSession(str(packaged_onnx)).run(None, {"images": images})[0]
     response = client.post(
         "/predict",
         content=encode_form([(f"{k}.png", encode_image(Image.fromarray(image[0]))) for k, image in enumerate(images)]),
@@ -227,7 +226,8 @@ def explain_with_neighbours(client, content):
     return entry
 
 
-def test_an_explanation_equals_that_of_the_library(packaged, fashion_mnist):
+def test_an_explanation_equals_that_of_the_library(packaged, fashion_mnist, monkeypatch):
+    monkeypatch.setattr(serving, "GALLERY_SIZE", 300)
     photo, _ = draw_garment_photo((40, 60, 120), (255, 255, 255), texture=4)
     with TestClient(serving.create_app(packaged, lambda: fashion_mnist.train)) as client:
         entry = explain_with_neighbours(client, encode_image(photo))
@@ -238,11 +238,11 @@ def test_an_explanation_equals_that_of_the_library(packaged, fashion_mnist):
     image = torch.tensor(prepared.image)
     occlusion_map = occlusion(packaged.model, image, packaged.model.classes.index(entry["label"]), 5, 2)
     assert np.allclose(entry["explanation"]["moved"], occlusion_map.numpy(), atol=1e-4)
-    candidates = gallery(packaged.model, fashion_mnist.train, GALLERY_SIZE)
+    candidates = gallery(packaged.model, fashion_mnist.train, 300)
     nearest = candidates.nearest(features(packaged.model, image[None])[0], NUM_NEIGHBOURS)
     labels = [neighbour["label"] for neighbour in entry["explanation"]["neighbours"]]
     assert labels == [candidates.labels[k] for k in nearest]
-    assert entry["explanation"]["among"] == GALLERY_SIZE
+    assert entry["explanation"]["among"] == 300
 
 
 def test_without_training_images_there_are_no_neighbours(client):
@@ -252,6 +252,7 @@ def test_without_training_images_there_are_no_neighbours(client):
 def test_requests_do_not_wait_for_the_training_images(packaged, fashion_mnist, monkeypatch):
     """Neither predictions nor explanations, even with a single thread for each."""
     monkeypatch.setattr(serving, "MAX_THREADS", 1)
+    monkeypatch.setattr(serving, "GALLERY_SIZE", 100)
     resume = threading.Event()
 
     def load_slowly():

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 import torch
 from PIL import Image
 
@@ -23,6 +24,7 @@ def test_occlusion_is_nonzero_only_around_the_pixel_that_the_network_uses():
     assert torch.equal(occlusion(model, image, 0, side=5, stride=3), occlusion_map[::3, ::3])
 
 
+@pytest.mark.usefixtures("small_gallery")
 def test_explanations_of_files_with_the_same_name_get_distinct_names(command):
     for folder in ("one", "two"):
         (command.folder / folder).mkdir()
@@ -35,6 +37,7 @@ def test_explanations_of_files_with_the_same_name_get_distinct_names(command):
             assert image.width > 1000
 
 
+@pytest.mark.usefixtures("small_gallery")
 def test_a_figure_that_cannot_be_written_does_not_prevent_the_prediction(command):
     draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
     (command.folder / "shirt-explained.png").write_text("the user's own")

@@ -155,6 +155,7 @@ def test_a_folder_is_replaced_by_its_images_in_natural_order(command):
     assert done.stderr.startswith("gingham: no prediction for 1 of 4 images: cannot read photos/9.png")
 
 
+@pytest.mark.usefixtures("small_gallery")
 @pytest.mark.parametrize(
     ("threshold", "reason", "limit"),
     [(0.999, "below 1.00", "top probability below 1.00"), (2.0, "this model is never sure", "no threshold is safe")],
