@@ -171,8 +171,8 @@ fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks ke
 libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": [(name, ctypes.c_size_t) for name in fields]})
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 mapped = libc.mallinfo2().hblkhd
-libc.malloc(31 << 20)
-print(libc.mallinfo2().hblkhd - mapped >= 31 << 20)
+libc.malloc(64 << 20)
+print(libc.mallinfo2().hblkhd - mapped >= 64 << 20)
 """
 FIT = """
 import sys, gingham

@@ -17,7 +17,7 @@ def test_export_writes_a_file_and_prints_its_comparison(quadrants, command, run_
     assert "neighbours" not in result
     done = command("export", "small.onnx", "--run", "run", "--int8")
     assert done.stdout.startswith("small.onnx: ")
-    assert "answers 40 of 40 validation pictures as the model does" in done.stdout
+    assert "classifies 40 of 40 validation images as the model does" in done.stdout
     assert "8 bits cost " in done.stdout
     assert len(run_json("evaluate", "run")["test_openings"]) == 0
     make_dataset(quadrants, seed=5)

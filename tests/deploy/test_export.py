@@ -218,7 +218,7 @@ def test_the_file_contains_no_path_of_this_machine(quadrants, command):
     command(*train_arguments(quadrants, 0.2))
     done = command("export", "model.onnx", "--run", "run")
     assert done.stdout.startswith("model.onnx: ")
-    assert "answers 40 of 40 validation pictures as the model does" in done.stdout
+    assert "classifies 40 of 40 validation images as the model does" in done.stdout
     assert read_metadata(command.folder / "model.onnx")["dataset"] == "quadrants"
     assert str(quadrants.parent).encode() not in (command.folder / "model.onnx").read_bytes()
     assert model_metadata(gingham.load(command.folder / "run"))["dataset"] == "quadrants"
