@@ -132,3 +132,18 @@ NOT_CALLABLE = 3
 
 def not_a_module() -> int:
     return 3
+
+
+class Tied(nn.Module):
+    """Two layers with the same weights."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.first, self.second, self.out = nn.Linear(784, 784), nn.Linear(784, 784), nn.Linear(784, classes)
+        self.second.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.log_softmax(self.out(self.second(self.first(x.flatten(1)).relu()).relu()), dim=1)
+
+
+tied = Tied()  # an object in place of a class

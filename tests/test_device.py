@@ -162,7 +162,7 @@ def test_trainings_in_several_threads_give_the_weights_of_one_after_the_other(sm
             assert all(map(torch.equal, parallel, alone))
 
 
-# A script to run after a training in a new process. It prints whether malloc still requests 31 MB from the system and
+# A script to run after a training in a new process. It prints whether malloc still requests 64 MB from the system and
 # returns them at once. This is the default; once the two thresholds are set, freed memory is kept.
 RETURNS_MEMORY = """
 import ctypes

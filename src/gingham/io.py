@@ -199,7 +199,8 @@ def tensors_sha256(tensors: "Mapping[str, torch.Tensor]") -> str:
 
 
 def _contiguous(tensors: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Each with memory of its own, as safetensors does not store tied weights.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":

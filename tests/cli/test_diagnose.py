@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -26,3 +27,9 @@ def test_data_with_a_class_named_like_a_file_of_a_run_is_diagnosed_as_data(comma
     message = "no run in .*shapes"
     for arguments in (("report", tmp_path / "shapes"), ("compare", tmp_path / "shapes", tmp_path / "shapes")):
         assert re.search(message, command(*arguments, code=2).stderr)
+
+
+def test_json_of_a_split_prints_the_accuracy_beside_it(command, trained):
+    done = command("diagnose", "runs/article-0", "--split", "validation", "--json")
+    assert "validation images are duplicates or near duplicates of training images: accuracy" in done.stderr
+    assert isinstance(json.loads(done.stdout), list)

@@ -175,6 +175,18 @@ def test_a_seed_that_fails_is_named_and_the_others_are_trained(data, tmp_path, n
     assert "3 and 3 seeds" in comparison.verdict
 
 
+def test_a_run_of_another_seed_or_recipe_among_trials_is_an_error(trial_pair, recipe, data, tmp_path):
+    good, _ = trial_pair
+    copy = shutil.copytree(good.folder, tmp_path / "copy")
+    shutil.copytree(copy / "seed-0", copy / "seed-7")
+    with pytest.raises(GinghamError, match="seed-7 contains a run with seed 0, not 7; move it"):
+        gingham.trials(recipe, data, [0, 7], copy, progress=False)
+    shutil.rmtree(copy / "seed-7")
+    gingham.save(fit(recipe.replace(seed=7, batch_size=20), data), copy / "seed-7")
+    with pytest.raises(GinghamError, match=f"contains a run with batch_size 20, not {recipe.batch_size}; move it"):
+        gingham.trials(recipe, data, [0, 7], copy, progress=False)
+
+
 def test_a_manifest_of_another_format_is_an_error(trial_pair, recipe, data, tmp_path):
     good, _ = trial_pair
     manifest = shutil.copytree(good.folder, tmp_path / "copy") / "trials.json"

@@ -6,7 +6,7 @@ import pytest
 import gingham
 from gingham import ModelError, RunError
 from helpers import ROOT, fit
-from own_networks import Frozen, Lazy, LazyUncalled, NoParameters, Norms, Plain, WrongLinear, WrongOutputs
+from own_networks import Frozen, Lazy, LazyUncalled, NoParameters, Norms, Plain, Tied, WrongLinear, WrongOutputs
 
 
 @pytest.fixture
@@ -107,6 +107,15 @@ def test_run_loads_only_with_its_own_network(quadrants, tmp_path):
     gingham.save(article_run, tmp_path / "plain")
     with pytest.raises(RunError, match="leave network out"):
         gingham.load(tmp_path / "plain", Plain)
+
+
+def test_tied_weights_train_and_load(quadrants, tmp_path):
+    data = gingham.load_data(str(quadrants), validation=40)
+    run = fit(gingham.RECIPES["fast-90"].replace(epochs=0.5, batch_size=32), data, network=Tied)
+    gingham.save(run, tmp_path / "run")
+    loaded = gingham.load(tmp_path / "run", Tied)
+    assert loaded.model.network.first.weight is loaded.model.network.second.weight
+    assert loaded.model.predict(data.test.images).probabilities.equal(run.model.predict(data.test.images).probabilities)
 
 
 @pytest.mark.parametrize("recipe", ["article", "fast-90"])

@@ -35,6 +35,7 @@ def test_outputs_other_than_a_tensor_are_an_error():
         ("own_networks", "write package.module:Class"),
         ("no_such_module:Net", "No module named"),
         ("own_networks:Missing", "has no class or function 'Missing'; known: Plain"),
+        ("own_networks:tied", "has no class or function 'tied'"),
         ("own_networks:NOT_CALLABLE", "has no class or function 'NOT_CALLABLE'"),
     ],
 )

@@ -45,6 +45,8 @@ def diagnose(
         file = out or Path(f"{Path(splits.name).name}-findings.png")
         figure = try_draw(draw_image_groups, image_groups(issues, splits), file)
     lines = [f"{issue}\n" for issue in issues] or [f"no problems found in {what}"]
+    if as_json and split is not None:
+        print_message(notes[-1])
     lines += notes + ([f"figure: {figure}"] if figure else [])
     values = [issue.to_dict() | {"file": figure if issue.images else None} for issue in issues]
     print_result(values, "\n".join(lines), as_json)

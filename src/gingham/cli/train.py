@@ -1,6 +1,7 @@
 """`gingham train`."""
 
 import functools
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -153,7 +154,9 @@ def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> s
         "throughput": show("images_per_second_per_process", "{:,.0f} images per second" + in_each),
         "hardware": f"{environment.get('hardware')}; torch {environment.get('torch')}, {metrics.get('precision')}",
         "validation": _format_accuracy(metrics.get("validation_accuracy"), recipe.validation_images),
-        "next": f"gingham evaluate {folder} --split {split}{f' --model {model}' if model else ''}{recorded}",
+        "next": f"gingham evaluate {shlex.quote(str(folder))} --split {split}"
+        + f" --model {model}" * bool(model)
+        + recorded,
     }
     return format_pairs({label: text for label, text in pairs.items() if text != ""})
 

@@ -20,6 +20,7 @@ from gingham.text import duration
 from gingham.training.distillation import teacher_checksums, validate_teachers
 from gingham.training.fit import fit
 from gingham.training.options import FitOptions
+from gingham.training.validate import resolve_recipe
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def trials(
 
     Raises
         GinghamError: there are no seeds, the split is unknown, every training failed, or the folder contains trials of
-            another recipe, other data, other teachers or another format.
+            another recipe, other data, other teachers or another format, or a run with another seed or recipe.
         DataError: a teacher was trained on other images.
     """
     require_types("trials", recipe=(recipe, Recipe), data=(data, DataSplits))
@@ -191,7 +192,12 @@ def _write_or_check_manifest(folder: Path, recipe: Recipe, data: DataSplits, tea
 def _run_seed(recipe: Recipe, data: DataSplits, folder: Path, progress: bool, options: FitOptions) -> Run:
     with locked(folder, wait=False):  # gingham train may write to the same folder
         if (folder / METADATA_FILE).exists():
-            return load(folder, options.network)
+            run = load(folder, options.network)
+            expected = resolve_recipe(recipe, data.train, data.validation, options)
+            settings = {"recipe": expected.to_dict(), "fingerprint": data.fingerprint}
+            if changes := describe_changes({**run.data, "recipe": run.recipe.to_dict()}, settings):
+                raise GinghamError(f"{folder} contains a run with {changes}; move it to another folder")
+            return run
         run = fit(recipe, data.train, data.validation, folder=folder, resume=True, progress=progress, options=options)
         save(run, folder)
     if data.validation is not None:

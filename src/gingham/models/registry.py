@@ -135,7 +135,7 @@ def import_network(name: str) -> NetworkFactory:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ModelError(f"cannot import {module_name} ({reason}); it must be importable in this folder") from error
     imported = getattr(module, class_name, None)
-    if not callable(imported):
+    if not callable(imported) or not hasattr(imported, "__qualname__"):  # an object or a functools.partial has none
         known = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
         raise ModelError(f"{module_name} has no class or function {class_name!r}{suggest(class_name, known)}")
     return cast(NetworkFactory, imported)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -182,9 +183,10 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
 
 def _explain_missing_run(folder: Path) -> str:
     if has_checkpoint(folder):
+        options = f"{resume_options(load_checkpoint(folder).metadata)} --resume --out {shlex.quote(str(folder))}"
         return (
             f"the run in {folder} is not finished; continue with resume=True in fit, or with the original command, "
-            f"such as gingham train {resume_options(load_checkpoint(folder).metadata)} --resume --out {folder}"
+            f"such as gingham train {options}"
         )
     beside = (folder if folder.exists() else Path("runs")).glob("*")
     runs = sorted(path for path in beside if is_run_folder(path, METADATA_FILE))
