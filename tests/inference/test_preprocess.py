@@ -180,7 +180,7 @@ def test_unreadable_files_are_errors_with_the_reason(tmp_path):
             open_photo(tmp_path / name)
     with pytest.raises(DataError, match=r"there is no file .*nowhere\.jpg; give an image"):
         open_photo(tmp_path / "nowhere.jpg")
-    with pytest.raises(DataError, match="is a folder; give the images in it"):
+    with pytest.raises(DataError, match="is a folder; give images in it of the formats PNG"):
         open_photo(tmp_path)
 
 

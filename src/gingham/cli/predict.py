@@ -8,7 +8,7 @@ from typer import Argument, Option
 
 import gingham
 from gingham.cli.options import Device, Json, Model, RunFolder
-from gingham.cli.output import print_result, try_draw
+from gingham.cli.output import print_message, print_result, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_training_images
 from gingham.errors import DataError, GinghamError, list_first
 
@@ -66,7 +66,10 @@ def _list_folder(folder: Path) -> list[Path]:
     from gingham.data.decode import SUFFIXES
     from gingham.text import natural_key
 
-    files = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
+    entries = [path for path in folder.iterdir() if path.name[0] != "."]
+    files = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    if files and (skipped := len(entries) - len(files)):
+        print_message(f"{skipped} of {len(entries)} files and folders in {folder} skipped: no images by their names")
     return sorted(files, key=lambda path: natural_key(path.name)) or [folder]
 
 

@@ -65,7 +65,9 @@ def open_photo(
     """
     display_name = name or ("the image" if isinstance(file, bytes) else str(file))
     if isinstance(file, Path) and os.path.isdir(file):  # noqa: PTH112  # is_dir() raises for a name that is too long
-        raise DataError(f"{display_name} is a folder; give the images in it, such as {display_name}/*.jpg")
+        raise DataError(
+            f"{display_name} is a folder; give images in it of the formats {', '.join(FORMATS)}, or a folder with some"
+        )
     try:
         with open_image(file) as image:
             if image.width * image.height <= max_pixels:
