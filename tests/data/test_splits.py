@@ -148,6 +148,11 @@ def test_the_fingerprint_changes_with_images_names_and_splits(tmp_path, shoes):
     fingerprints.add(load_data(str(shoes)).fingerprint)
     save_image(shoes / "shoe" / "0.png", seed=99)
     fingerprints.add(load_data(str(shoes)).fingerprint)
+    for file in [*(shoes / "sandal").iterdir()]:  # in the same order, but other images are chosen for the test
+        file.rename(file.with_name(f"photo-{file.name}"))
+    fingerprints.add(load_data(str(shoes)).fingerprint)
+    for file in [*(shoes / "sandal").iterdir()]:
+        file.rename(file.with_name(file.name.removeprefix("photo-")))
     for name in ("shoe", "sandal"):
         for split in ("train", "val"):
             (shoes / split / name).mkdir(parents=True)
@@ -155,4 +160,4 @@ def test_the_fingerprint_changes_with_images_names_and_splits(tmp_path, shoes):
             (shoes / name / f"{k}.png").rename(shoes / ("val" if k < 5 else "train") / name / f"{k}.png")
         (shoes / name).rmdir()
     fingerprints.add(load_data(str(shoes)).fingerprint)
-    assert len(fingerprints) == 4
+    assert len(fingerprints) == 5

@@ -68,8 +68,9 @@ class Split:
 class DataSplits:
     """A dataset's splits.
 
-    `validation` is None if nothing is held out. `fingerprint` is a SHA-256 of all images, labels and class names; it
-    does not depend on which images are held out. `notes` are messages for the user who loads the dataset.
+    `validation` is None if nothing is held out. `fingerprint` is a SHA-256 of all images, labels and class names, and
+    of which images are in the test split; it does not depend on which are held out for validation. `notes` are
+    messages for the user who loads the dataset.
     """
 
     name: str
@@ -99,6 +100,8 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
 
     if "test" not in parts:
         held_out = _choose_test(parts["train"], raw.classes, name)
+        # File names choose the test images. If they change, images that a run was trained on become test images.
+        fingerprint = hashlib.sha256(fingerprint.encode() + held_out.astype("<i8").tobytes()).hexdigest()
         parts["test"] = take(held_out, _copy_rows(images, held_out, f"{fingerprint[:32]}-test"))
         train = np.setdiff1d(train, held_out)
     if "validation" in parts and validation == 0:
