@@ -236,7 +236,7 @@ def test_global_side_branches_are_left_out_and_flagged():
         summary = summarize(torchvision_network(name), (3, 224, 224), name)
         assert isinstance(summary.receptive_field, int)
         assert any(layer.beside_global for layer in summary.layers)
-        assert "beside a global side branch" in summary.table()
+        assert "without a side branch that sees the whole image" in summary.table()
 
 
 class Gated(nn.Module):

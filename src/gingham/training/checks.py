@@ -170,8 +170,8 @@ def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: i
     if gap > 0.03 and rises:
         fix = f"stop training earlier (--set patience=3), {augment}"
         yield Issue("over-fitting", "the network over-fits", f"{since}, and {evidence}", fix)
-    elif gap > 0.2 and end["train_accuracy"] > 0.98:
-        # A smaller gap is normal, even for the best network that the data allows.
+    elif gap > 0.2 and end["train_accuracy"] > 0.98 and recipe.validation_images >= 50:
+        # A smaller gap is normal, even for the best network that the data allows, and few images do not measure it.
         yield Issue("over-fitting", "the network over-fits", evidence, f"collect more training images, {augment}")
     elif recipe.hard_share < 1 and rise > 2:  # the losses of the steps are of hard images and do not show it
         yield _loss_jump(recipe, since)
