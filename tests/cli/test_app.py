@@ -17,6 +17,7 @@ USER_ERRORS = {
     ),
     "field as option with =": (["trials", "--batch-size=64"], "give --set batch_size=64\n"),
     "initials of a field": (["train", "--lr", "0.5"], "give --set learning_rate=0.5\n"),
+    "seed of trials": (["trials", "--seed", "3"], "No such option: --seed; did you mean --seeds?"),
     "field without a value": (["train", "--lr"], "give --set learning_rate=VALUE\n"),
     "argument as option": (["show", "--data", "my shoes"], "give it without --data: gingham show 'my shoes'\n"),
     "recipe as argument": (["train", "fast-85"], "argument(s) (fast-85); give it as --recipe fast-85\n"),

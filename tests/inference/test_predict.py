@@ -143,7 +143,7 @@ def test_a_folder_is_replaced_by_its_images_in_natural_order(command):
     (folder / "more").mkdir(parents=True)
     for name in ("10.png", "2.JPG", "more/3.png"):
         draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(folder / name)
-    for name in ("notes.txt", ".hidden.png", "9.png"):
+    for name in ("notes.txt", "2-explained.png", ".hidden.png", "9.png"):
         (folder / name).write_text("not an image")
     done = command.call("predict", "photos", "photos/more/3.png", "--json")
     entries = json.loads(done.stdout)
@@ -152,7 +152,7 @@ def test_a_folder_is_replaced_by_its_images_in_natural_order(command):
     ]
     assert ["error" in entry for entry in entries] == [False, True, False, False]
     skipped, error = done.stderr.splitlines()
-    assert skipped == "2 of 5 files and folders in photos skipped: no images by their names"
+    assert skipped == "3 of 6 files and folders in photos skipped: not photos by their names"
     assert error.startswith("gingham: no prediction for 1 of 4 images: cannot read photos/9.png")
     assert done.code == 2
 

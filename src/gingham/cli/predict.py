@@ -67,9 +67,10 @@ def _list_folder(folder: Path) -> list[Path]:
     from gingham.text import natural_key
 
     entries = [path for path in folder.iterdir() if path.name[0] != "."]
-    files = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    # Figures of --explain are not photos.
+    files = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.stem.endswith("-explained")]
     if files and (skipped := len(entries) - len(files)):
-        print_message(f"{skipped} of {len(entries)} files and folders in {folder} skipped: no images by their names")
+        print_message(f"{skipped} of {len(entries)} files and folders in {folder} skipped: not photos by their names")
     return sorted(files, key=lambda path: natural_key(path.name)) or [folder]
 
 

@@ -32,7 +32,8 @@ def _replace_option(option: str, known: dict[str, Any], arguments: Sequence[str]
         rest = [word.removeprefix(f"{option}=") for word in arguments if word != option]
         return f"give it without {option}: gingham {shlex.join(rest)}"
     options = {word.lstrip("-").replace("-", "_"): word for parameter in known.values() for word in parameter.opts}
-    fields = [item.name for item in dataclasses.fields(Recipe)] if "settings" in known else []
+    # No field `seed`, which has an option in train, and for which trials has --seeds and --first-seed.
+    fields = [item.name for item in dataclasses.fields(Recipe) if item.name != "seed"] if "settings" in known else []
     initials = [field for field in fields if name == "".join(word[0] for word in field.split("_"))]  # lr: learning_rate
     close = initials or difflib.get_close_matches(name, [*options, *fields], n=1)
     if not close or close[0] in options:
