@@ -5,7 +5,10 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gingham.runs.checkpoint import save_checkpoint
 from helpers import train_arguments
@@ -54,6 +57,23 @@ def test_processes_started_without_torchrun_train_together_or_report_what_differ
             "process with the same command on the same data"
         )
     ]
+
+
+def test_two_processes_weight_the_classes_as_one_does(tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.sort(np.arange(240) % 4 * (np.arange(240) % 5 == 0))  # 204 images of class 0 and 12 of each other one
+    images = (random.integers(0, 90, (240, 28, 28)) + 40 * labels[:, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "few.npz", images=images, labels=labels)
+    settings = ("--set", "class_balance=1", "--set", "batch_size=15", "--set", "cutmix=0.5")
+    arguments = (*train_arguments(tmp_path / "few.npz", 3)[1:-1], "one", *settings)
+    ((code, stderr),) = train_in_processes(tmp_path, arguments)
+    assert code == 0, stderr
+    arguments = ["two" if argument == "one" else argument for argument in arguments]
+    assert [code for code, _ in train_in_processes(tmp_path, arguments, arguments)] == [0, 0]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        if name.startswith("network."):
+            assert torch.allclose(one[name], two[name], atol=1e-4), name
 
 
 def test_every_process_ends_with_the_error_of_a_damaged_checkpoint(quadrants, tmp_path):

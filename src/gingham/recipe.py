@@ -64,6 +64,7 @@ class Recipe:
     nesterov: bool = _flag()
     weight_decay: float = _number(0.0, 0, 10_000)
     label_smoothing: float = _number(0.0, 0, 1)
+    class_balance: float = _number(0.0, 0, 1, "from 0 (each image weighs the same in the loss) to 1 (each class does)")
     hard_share: float = _share(1.0, "hardest images that each epoch after the first uses")
     easy_share: float = _share(0.0, "the other images that each epoch after the first uses")
     flip: str = _choice("none", "random", "alternating")

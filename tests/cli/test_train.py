@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gingham
@@ -212,3 +213,19 @@ def test_two_values_for_a_field_of_the_recipe_are_an_error(command, name, comman
     stderr = command(command_name, f"--{name}", 1, "--set", f"{name}=2", code=2).stderr
     assert stderr == f"gingham: {name} got two values, by --{name} and by --set; give one of them\n"
     assert not list(command.folder.iterdir())
+
+
+@pytest.mark.parametrize(("counts", "warns"), [((60, 60, 20), False), ((60, 60, 8), True)])
+def test_imbalanced_classes_are_named_with_the_setting_that_helps(command, tmp_path, counts, warns):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    images = np.random.default_rng(0).integers(0, 256, (len(labels), 28, 28)).astype(np.uint8)
+    np.savez(tmp_path / "few.npz", images=images, labels=labels)
+    line = ("train", "--data", tmp_path / "few.npz", "--recipe", "article", "--epochs", 0.1)
+    line += ("--set", "validation_images=0", "--set", "network=tiny")
+    lines = [text for text in command(*line, "--out", "plain").stderr.splitlines() if "imbalanced" in text]
+    assert len(lines) == warns
+    if warns:
+        assert "training images of 0, " in lines[0]
+        assert " of 2; " in lines[0]
+        assert "--set class_balance=1" in lines[0]
+        assert "imbalanced" not in command(*line, "--set", "class_balance=0.5", "--out", "balanced").stderr

@@ -83,7 +83,9 @@ def test_a_class_missing_from_a_split(few):
 def test_imbalanced_classes(few):
     mask = (few.train.labels != 1) | (torch.arange(76) < 2)
     issues = gingham.check_data(with_train(few, images=few.train.images[mask], labels=few.train.labels[mask]))
-    assert "imbalanced-classes" in codes(issues)
+    (issue,) = (issue for issue in issues if issue.code == "imbalanced-classes")
+    assert issue.evidence == "19 training images of 0, 1 of 1"
+    assert "--set class_balance=1" in issue.fix
 
 
 def test_constant_images(few):

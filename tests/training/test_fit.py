@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import gingham
 from gingham import DataError, GinghamError, Split
 from gingham.data.sampler import Sampler
+from gingham.models.registry import build_classifier
 from helpers import ROOT, fit, make_dataset, reference_article
 
 GOLDEN = ROOT / "tests/golden"
@@ -125,6 +126,31 @@ def test_label_smoothing_and_schedules_are_used(quadrants):
         assert not torch.equal(last[name], last["plain"]), name
     rates = [entry["learning_rate"] for entry in runs["linear"].history if "learning_rate" in entry]
     assert rates == pytest.approx([0.01 * (1 - k / 6) for k in range(6)])
+
+
+def test_class_balance_trains_on_torchs_weighted_loss_and_records_the_plain_one(quadrants):
+    whole = gingham.load_data(str(quadrants), validation=0).train
+    rows = (whole.labels != 1) | (torch.arange(len(whole)) < 20)
+    train = Split("train", whole.images[rows], whole.labels[rows], whole.classes, "few", "")
+    recipe = ARTICLE.replace(epochs=0.2, batch_size=10, learning_rate=0.1, class_balance=1)
+    run = gingham.fit(recipe, train, progress=False)
+
+    torch.manual_seed(recipe.seed)
+    network = build_classifier("article", whole.classes, (1, 28, 28)).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    counts = torch.bincount(train.labels)
+    losses = []
+    for order in Sampler(recipe, len(train)).batches(0, run.metrics["steps"]):
+        optimizer.zero_grad()
+        logits, labels = network(train.images[order]), train.labels[order]
+        losses.append(F.cross_entropy(logits, labels).item())
+        (F.cross_entropy(logits, labels, len(train) / 4 / counts, reduction="sum") / len(order)).backward()
+        optimizer.step()
+    assert [entry["loss"] for entry in run.history if "learning_rate" in entry] == pytest.approx(losses, abs=1e-4)
+    plain = gingham.fit(recipe.replace(class_balance=0), train, progress=False)
+    for name, mine in weights(run).items():
+        assert torch.allclose(mine, network.state_dict()[name], atol=1e-4), name
+    assert not torch.equal(weights(run)["network.conv8.weight"], weights(plain)["network.conv8.weight"])
 
 
 # The classes of the quadrants are each other's mirror images, so they cannot be learned with mirrored images.

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
 
-from gingham.training.batches import Batch
+from gingham.training.batches import Batch, shard_of, shard_weight
 from gingham.training.distillation import DistillationLoss
-from gingham.training.loss import CrossEntropyLoss, MixedLabelsLoss
+from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, MixedLabelsLoss, class_weights
 
 
 def slow_loss(logits, label, smoothing):
@@ -23,13 +28,15 @@ class FixedTeachers:
         return self.probabilities
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("teacher", [None, "all", "some"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_loss_equals_a_slow_reference(mixed, teacher):
+def test_loss_equals_a_slow_reference(mixed, teacher, weighted):
     logits, labels, mixed_labels = torch.randn(6, 10), torch.randint(10, (6,)), torch.randint(10, (6,))
     mix_weight = torch.rand(6)
     distill_mask = torch.tensor([1.0, 0, 1, 0, 0, 1])
     teacher_probabilities = torch.randn(6, 10).softmax(1)
+    class_weight = torch.rand(10) * 3 if weighted else torch.ones(10)
     batch = Batch(
         torch.empty(6),
         labels,
@@ -48,8 +55,44 @@ def test_loss_equals_a_slow_reference(mixed, teacher):
             teacher_probabilities[k][j] * (teacher_probabilities[k][j].log() - probabilities[j].log())
             for j in range(10)
         )
-        expected.append((1 - weight) * hard + weight * divergence)
+        image_weight = class_weight[labels[k]]
+        if mixed:
+            image_weight = mix_weight[k] * image_weight + (1 - mix_weight[k]) * class_weight[mixed_labels[k]]
+        expected.append(image_weight * ((1 - weight) * hard + weight * divergence))
     loss = MixedLabelsLoss(0.1) if mixed else CrossEntropyLoss(0.1)
     if teacher is not None:
         loss = DistillationLoss(loss, FixedTeachers(teacher_probabilities), weight=0.7, precision="float32")
+    label_loss = loss.label_loss
+    if weighted:
+        loss = ClassWeightedLoss(loss, class_weight)
+    assert loss.label_loss is label_loss, "the history has the loss without teachers and weights"
     assert loss(logits, batch).item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-5)
+
+
+def test_the_class_weighted_loss_is_torchs_with_the_weights_of_the_training_split():
+    logits, labels = torch.randn(8, 10), torch.randint(10, (8,))
+    weights = torch.rand(10)
+    batch = Batch(torch.empty(8), labels)
+    loss = ClassWeightedLoss(CrossEntropyLoss(), weights)
+    expected = F.cross_entropy(logits, labels, weight=weights, reduction="sum") / 8
+    assert loss(logits, batch) == pytest.approx(float(expected))
+    # In three processes, the mean of the shards is the mean of the batch, whatever classes are in each.
+    shards = [shard_of(8, rank, 3) for rank in range(3)]
+    losses = [loss(logits[part], replace(batch, images=batch.images[part], labels=labels[part])) for part in shards]
+    weighted = [shard_loss * shard_weight(8, rank, 3) for rank, shard_loss in enumerate(losses)]
+    assert sum(weighted) / 3 == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.3, 0.5, 1.0])
+def test_class_weights_have_a_mean_of_1_over_the_training_images(balance):
+    labels = torch.tensor([0] * 100 + [1] * 25 + [3] * 4)  # no image of class 2
+    weights = class_weights(labels, 4, balance)
+    assert weights[labels].mean() == pytest.approx(1)
+    assert weights[1] / weights[0] == pytest.approx(4**balance)
+    assert weights[3] / weights[0] == pytest.approx(25**balance)
+    assert weights[2] == 0
+    if balance == 1:
+        present = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels.numpy())
+        assert weights[[0, 1, 3]].tolist() == pytest.approx(present.tolist())
+    if balance == 0:
+        assert weights[[0, 1, 3]].tolist() == [1, 1, 1]

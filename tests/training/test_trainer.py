@@ -23,7 +23,7 @@ from own_networks import Norms
 ARTICLE = gingham.RECIPES["article"].replace(network="tiny")  # which trains in a tenth of the time
 FAST = gingham.RECIPES["fast"]
 EVERYTHING = FAST.replace(network="tiny", flip="random", shift_pixels=2, ema_decay=0.9)  # all that has state or draws
-MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5)  # CutMix cannot be combined with hard images
+MIXED = EVERYTHING.replace(hard_share=1.0, cutmix=0.5, class_balance=0.5)  # CutMix cannot be combined with hard images
 
 
 def weights(run):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import gingham
 from gingham.cli.output import print_message
-from gingham.errors import DataError, GinghamError, ModelError, suggest
+from gingham.errors import DataError, GinghamError, ModelError, format_message, suggest
 from gingham.presets import RECIPES
 from gingham.recipe import Recipe, parse_settings
 
@@ -79,6 +79,11 @@ def load_training_data(
     splits = gingham.load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
     for note in splits.notes:
         print_message(note)
+    if "class_balance" not in changes:
+        from gingham.training.checks import check_balance
+
+        for issue in check_balance(splits.train):
+            print_message(format_message(f"{issue.title}: {issue.evidence}; {issue.fix}"))
     return _adapt_to_size(recipe, len(splits.train), changes), splits
 
 

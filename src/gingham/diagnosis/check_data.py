@@ -14,11 +14,10 @@ from gingham.data.splits import DataSplits, Split
 from gingham.errors import list_first, plural, require_types
 from gingham.evaluation.metrics import fit_temperature
 from gingham.presets import RECIPES
-from gingham.training.checks import check_labels
+from gingham.training.checks import check_balance, check_labels
 from gingham.training.fit import fit
 from gingham.training.issue import Issue
 
-MAX_IMBALANCE = 10  # number of images of the most common class divided by that of the rarest
 MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class, and of a label that is likely wrong
 MIN_RANGE = 0.1  # share of the range from 0 to 255 that the pixels of a dataset should span
 MAX_LISTED = 40  # images, or groups of images, that an issue lists
@@ -48,6 +47,7 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
         *_check_files(odd_files),
         *label_issues,
         *_check_classes(data, splits),
+        *check_balance(data.train),
         *_check_constant(splits),
         *_check_range(splits),
         *_check_duplicates(data, splits, exact, "exact"),
@@ -77,12 +77,6 @@ def _check_classes(data: DataSplits, splits: Sequence[Split]) -> Iterator[Issue]
             title = f"the {split.name} split lacks {len(missing)} of {len(data.classes)} classes"
             fix = f"add images of {names} to it, or create the splits again"
             yield Issue("missing-classes", title, f"it has no image of {names}", fix)
-    counts = {name: count for name, count in data.train.counts().items() if count}
-    rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    if counts[common] > MAX_IMBALANCE * counts[rare]:
-        evidence = f"{counts[common]:,} training images of {common}, {counts[rare]:,} of {rare}"
-        fix = f"collect more images of {rare}, and use the accuracy of each class instead of the overall accuracy"
-        yield Issue("imbalanced-classes", "the classes are imbalanced", evidence, fix)
 
 
 def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:

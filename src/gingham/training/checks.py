@@ -27,6 +27,7 @@ DEAD_SHARE = 0.5  # share of dead channels from which a layer is reported
 RELU_OPERATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MIN_STEPS = 50  # fewer losses are too noisy to judge
+MAX_IMBALANCE = 5  # number of training images of the most common class divided by that of the rarest
 LEARNS_NOTHING_FIX = "check the labels with gingham diagnose DATA, then try another --seed and a lower learning rate"
 SLOW_START_STEPS = 500  # steps that a healthy network without BatchNorm may need before its loss falls below ln K
 
@@ -266,3 +267,16 @@ def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
             evidence = f"{share:.1%} of {total:,} have the label of the nearest training image; chance is {chance:.1%}"
             fix = f"create the {split.name} labels again, in the order of the images"
             yield Issue("shuffled-labels", title, evidence, fix)
+
+
+def check_balance(train: Split) -> Iterator[Issue]:
+    """Yield an issue if the most common class has more than five times as many training images as the rarest."""
+    counts = {name: count for name, count in train.counts().items() if count}
+    rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[common] > MAX_IMBALANCE * counts[rare]:
+        evidence = f"{counts[common]:,} training images of {common}, {counts[rare]:,} of {rare}"
+        fix = (
+            "train with --set class_balance=1, which lets each class weigh the same in the loss, and judge by the "
+            f"balanced accuracy; more images of {rare} help most"
+        )
+        yield Issue("imbalanced-classes", "the classes are imbalanced", evidence, fix)

@@ -51,13 +51,17 @@ class DistillationLoss:
 
     def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the mean over the batch, a scalar."""
+        return self.per_image(logits, batch).mean()
+
+    def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss of each image, float (B,)."""
         temperature = self.teachers.temperature
         with autocast(self.precision, batch.images.device):
             teacher_probabilities: torch.Tensor = self.teachers(batch.images)
         log_probabilities = (logits / temperature).log_softmax(dim=1)
         divergence = F.kl_div(log_probabilities, teacher_probabilities, reduction="none").sum(dim=1) * temperature**2
         weight = self.weight * (1.0 if batch.distill_mask is None else batch.distill_mask)
-        return ((1 - weight) * self.label_loss.per_image(logits, batch) + weight * divergence).mean()
+        return (1 - weight) * self.label_loss.per_image(logits, batch) + weight * divergence
 
 
 def validate_teachers(teachers: Sequence[Run], recipe: Recipe, train: Split, validation: Split | None) -> None:

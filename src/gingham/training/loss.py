@@ -1,9 +1,20 @@
 """The label loss of a batch. distillation.py has the loss that also follows the predictions of teachers."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
 from gingham.training.batches import Batch
+
+
+class Loss(Protocol):
+    """A training loss. Its `label_loss` is the part that the history has, which can be compared between runs."""
+
+    @property
+    def label_loss(self) -> "CrossEntropyLoss": ...
+    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...
+    def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...
 
 
 class CrossEntropyLoss:
@@ -46,3 +57,43 @@ class MixedLabelsLoss(CrossEntropyLoss):
         assert batch.mix_weight is not None
         mixed = F.cross_entropy(logits, batch.mixed_labels, label_smoothing=self.label_smoothing, reduction="none")
         return batch.mix_weight * super().per_image(logits, batch) + (1 - batch.mix_weight) * mixed
+
+
+class ClassWeightedLoss:
+    """Another loss, with each image's loss multiplied by the weight of its class, from `class_weights`.
+
+    The weight of an image mixed by CutMix is the mean of its labels' weights, each weighted by its share of the image.
+    """
+
+    def __init__(self, loss: Loss, weights: torch.Tensor) -> None:
+        self.loss, self.weights = loss, weights
+
+    @property
+    def label_loss(self) -> CrossEntropyLoss:
+        """The label loss without weights."""
+        return self.loss.label_loss
+
+    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the mean over the batch, a scalar. It is not divided by the weights of the batch's own images."""
+        return self.per_image(logits, batch).mean()
+
+    def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss of each image, float (B,)."""
+        weights = self.weights[batch.labels]
+        if batch.mixed_labels is not None and batch.mix_weight is not None:
+            weights = batch.mix_weight * weights + (1 - batch.mix_weight) * self.weights[batch.mixed_labels]
+        return weights * self.loss.per_image(logits, batch)
+
+
+def class_weights(labels: torch.Tensor, classes: int, balance: float) -> torch.Tensor:
+    """Return the weights of the classes in the loss, float32 (K,): proportional to (1 / count) ** balance.
+
+    `labels` are those of all training images, int64 (N,), over which the mean weight is 1. The weight of a class
+    without images is 0. With a `balance` of 1 the weights are those of scikit-learn's `class_weight="balanced"`.
+
+    >>> class_weights(torch.tensor([0, 0, 0, 1]), 2, balance=1.0)
+    tensor([0.6667, 2.0000])
+    """
+    counts = torch.bincount(labels.cpu(), minlength=classes).double()
+    weights = torch.where(counts > 0, counts.clamp(min=1) ** -balance, 0)
+    return (weights * counts.sum() / (weights * counts).sum()).float()

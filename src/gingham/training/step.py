@@ -15,20 +15,17 @@ from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 from gingham.recipe import Recipe
 from gingham.training.batches import Batch
-from gingham.training.distillation import DistillationLoss
-from gingham.training.loss import CrossEntropyLoss
+from gingham.training.loss import Loss
 from gingham.training.optimizer import build_optimizer
-
-Loss = CrossEntropyLoss | DistillationLoss
 
 
 @dataclass(frozen=True)
 class StepOutput:
     """The result of a step, computed with the weights before the step, as tensors on the device.
 
-    `loss` is the mean label loss, without the teachers' part, times the batch's weight. `correct` is the number of
-    correct predictions. Both are scalars. `losses`, float (B,), is the cross-entropy of each image without smoothing,
-    or None if the step does not compute it.
+    `loss` is the mean label loss, without teachers and class weights, times the batch's weight. `correct` is the number
+    of correct predictions. Both are scalars. `losses`, float (B,), is the cross-entropy of each image without
+    smoothing, or None if the step does not compute it.
     """
 
     loss: torch.Tensor
@@ -64,7 +61,7 @@ class EagerStep:
 
         loss, logits = loss.detach(), logits.detach()
         if self.loss is not self.loss.label_loss:
-            # The history has the label loss, which can be compared between runs with and without teachers.
+            # The history has the label loss, so that runs with and without teachers or class weights can be compared.
             loss = self._weighted(self.loss.label_loss, logits, batch)
         correct = (logits.argmax(dim=1) == batch.main_labels()).sum()
         losses = F.cross_entropy(logits, batch.labels, reduction="none") if self.with_losses else None

@@ -29,13 +29,12 @@ from gingham.training.clock import Clock
 from gingham.training.distillation import DistillationLoss, TeacherEnsemble, teacher_checksums
 from gingham.training.ema import EMA, copy_weights, ema_weights, update_ema
 from gingham.training.history import History
-from gingham.training.loss import CrossEntropyLoss, MixedLabelsLoss
+from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, Loss, MixedLabelsLoss, class_weights
 from gingham.training.optimizer import build_optimizer
 from gingham.training.options import FitOptions
 from gingham.training.step import (
     CUDAGraphStep,
     EagerStep,
-    Loss,
     StepOutput,
     TrainStep,
     compile_step,
@@ -94,6 +93,10 @@ class Trainer:
         self.steps_gathered = 0  # steps whose records are for whole batches instead of this process's shards
 
         self.loss = _build_loss(recipe, options.teachers, self.device, self.precision)
+        if recipe.class_balance:
+            # Of the whole training split, so that they do not depend on this process's shards.
+            weights = class_weights(train.labels, len(train.classes), recipe.class_balance)
+            self.loss = ClassWeightedLoss(self.loss, weights.to(self.device))
         # If any teacher was not trained on simulated photos, simulated photos are not distilled.
         trained_on_photos = all(teacher.recipe.photo_share for teacher in options.teachers)  # true without teachers
         self.mask_photos = recipe.photo_share > 0 and not trained_on_photos
