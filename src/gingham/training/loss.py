@@ -1,4 +1,4 @@
-"""The label loss of a batch. distillation.py has the loss that also follows the predictions of teachers."""
+"""The label loss of a batch and class weights. distillation.py has the loss that also follows teachers."""
 
 from typing import Protocol
 
