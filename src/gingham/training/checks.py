@@ -275,8 +275,5 @@ def check_balance(train: Split) -> Iterator[Issue]:
     rare, common = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
     if counts[common] > MAX_IMBALANCE * counts[rare]:
         evidence = f"{counts[common]:,} training images of {common}, {counts[rare]:,} of {rare}"
-        fix = (
-            "train with --set class_balance=1, which lets each class weigh the same in the loss, and judge by the "
-            f"balanced accuracy; more images of {rare} help most"
-        )
+        fix = f"train with --set class_balance=1, judge by the balanced accuracy, and collect more images of {rare}"
         yield Issue("imbalanced-classes", "the classes are imbalanced", evidence, fix)

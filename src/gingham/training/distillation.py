@@ -15,7 +15,7 @@ from gingham.models.classifier import Classifier
 from gingham.recipe import Recipe
 from gingham.runs.run import Run
 from gingham.training.batches import Batch
-from gingham.training.loss import CrossEntropyLoss
+from gingham.training.loss import CrossEntropyLoss, Loss
 
 
 class TeacherEnsemble(nn.Module):
@@ -40,7 +40,7 @@ class TeacherEnsemble(nn.Module):
         return torch.stack(probabilities).mean(dim=0)
 
 
-class DistillationLoss:
+class DistillationLoss(Loss):
     """(1 - weight) times the label loss plus `weight` times the KL divergence from the teachers' predictions.
 
     The divergence is multiplied by the squared temperature, which keeps its gradient at the scale of the label loss.
@@ -48,10 +48,6 @@ class DistillationLoss:
 
     def __init__(self, label_loss: CrossEntropyLoss, teachers: TeacherEnsemble, weight: float, precision: str) -> None:
         self.label_loss, self.teachers, self.weight, self.precision = label_loss, teachers, weight, precision
-
-    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the mean over the batch, a scalar."""
-        return self.per_image(logits, batch).mean()
 
     def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the loss of each image, float (B,)."""

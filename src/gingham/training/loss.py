@@ -1,23 +1,26 @@
 """The label loss of a batch and class weights. distillation.py has the loss that also follows teachers."""
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 
 from gingham.training.batches import Batch
 
 
-class Loss(Protocol):
-    """A training loss. Its `label_loss` is the part that the history has, which can be compared between runs."""
+class Loss:
+    """A training loss. The history has its `label_loss`, so that runs with different losses can be compared."""
 
-    @property
-    def label_loss(self) -> "CrossEntropyLoss": ...
-    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...
-    def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor: ...
+    label_loss: "CrossEntropyLoss"
+
+    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the mean over the batch, a scalar, for logits, float (B, K)."""
+        return self.per_image(logits, batch).mean()
+
+    def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the loss of each image, float (B,)."""
+        raise NotImplementedError
 
 
-class CrossEntropyLoss:
+class CrossEntropyLoss(Loss):
     """The cross-entropy to the labels, smoothed by `label_smoothing`.
 
     The network of the beginner's article ends in log-softmax and is trained with the negative log-likelihood. That is
@@ -28,12 +31,7 @@ class CrossEntropyLoss:
     """
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
-
-    @property
-    def label_loss(self) -> "CrossEntropyLoss":
-        """The part of the loss that depends on the labels: all of it."""
-        return self
+        self.label_smoothing, self.label_loss = label_smoothing, self
 
     def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the mean over the batch, a scalar."""
@@ -47,9 +45,7 @@ class CrossEntropyLoss:
 class MixedLabelsLoss(CrossEntropyLoss):
     """The cross-entropy to both labels of images mixed by CutMix, each weighted by its share of the image."""
 
-    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the mean over the batch, a scalar."""
-        return self.per_image(logits, batch).mean()
+    __call__ = Loss.__call__
 
     def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the loss of each image, float (B,)."""
@@ -59,23 +55,15 @@ class MixedLabelsLoss(CrossEntropyLoss):
         return batch.mix_weight * super().per_image(logits, batch) + (1 - batch.mix_weight) * mixed
 
 
-class ClassWeightedLoss:
+class ClassWeightedLoss(Loss):
     """Another loss, with each image's loss multiplied by the weight of its class, from `class_weights`.
 
-    The weight of an image mixed by CutMix is the mean of its labels' weights, each weighted by its share of the image.
+    The mean over a batch is not divided by the batch's own weights. The weight of an image mixed by CutMix is the mean
+    of its labels' weights, each weighted by its share of the image.
     """
 
     def __init__(self, loss: Loss, weights: torch.Tensor) -> None:
-        self.loss, self.weights = loss, weights
-
-    @property
-    def label_loss(self) -> CrossEntropyLoss:
-        """The label loss without weights."""
-        return self.loss.label_loss
-
-    def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return the mean over the batch, a scalar. It is not divided by the weights of the batch's own images."""
-        return self.per_image(logits, batch).mean()
+        self.loss, self.weights, self.label_loss = loss, weights, loss.label_loss
 
     def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the loss of each image, float (B,)."""
