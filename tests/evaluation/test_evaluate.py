@@ -1,11 +1,16 @@
 import json
+import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
 
 import gingham
 from gingham import DataError, GinghamError
 from gingham.evaluation.evaluate import compute_result, correct_predictions
+from gingham.models.registry import build_classifier
 from helpers import fresh_model
 
 
@@ -52,6 +57,8 @@ def test_a_result_converts_to_json(small_run):
         "calibration_error",
         "test_openings",
     } <= set(values)
+    assert 0 <= values["macro_f1"] <= 1
+    assert set(values["per_class"]["0"]) == {"accuracy", "recall", "precision", "f1", "correct", "total"}
     assert values["classes"] == ["0", "1", "2", "3"]
 
 
@@ -65,6 +72,64 @@ def test_a_printed_result_has_a_table_by_class(fashion_mnist):
     shown = str(result.confusion)
     assert shown.count("1000") == 10
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def result_of(labels, predicted, names):
+    """Return the result of a run that predicts these classes."""
+    images = torch.zeros(len(labels), 1, 28, 28, dtype=torch.uint8)
+    split = gingham.Split("validation", images, torch.tensor(labels), tuple(names), "few", "")
+    recipe = gingham.RECIPES["article"]
+    logits = torch.nn.functional.one_hot(torch.tensor(predicted), len(names)).float()
+    return compute_result(gingham.Run(build_classifier("tiny", names, (1, 28, 28)), recipe), split, logits)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30))
+def test_metrics_by_class_and_their_means_agree_with_scikit_learn(pairs):
+    """Few images of five classes, so that many classes have no images, no predictions, or neither."""
+    labels, predicted = map(list, zip(*pairs, strict=True))
+    result = result_of(labels, predicted, "abcde")
+    expected = sklearn_metrics.precision_recall_fscore_support(
+        labels, predicted, labels=range(5), zero_division=float("nan")
+    )
+    rows = result.per_class.values()
+    for key, values in zip(("precision", "recall", "f1"), expected, strict=False):
+        ours = [float("nan") if row[key] is None else row[key] for row in rows]
+        assert ours == pytest.approx(values.tolist(), nan_ok=True), key
+    assert [row["total"] for row in rows] == expected[3].tolist()
+    assert [row["accuracy"] for row in rows] == [row["recall"] for row in rows]
+    assert result.macro_f1 == pytest.approx(sklearn_metrics.f1_score(labels, predicted, average="macro"))
+    with warnings.catch_warnings(action="ignore"):  # of predictions of classes without images
+        balanced = sklearn_metrics.balanced_accuracy_score(labels, predicted)
+    assert result.balanced_accuracy == pytest.approx(balanced)
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_the_balanced_accuracy_comes_first_if_a_class_has_more_than_twice_the_images_of_another():
+    lines = str(result_of([0] * 95 + [1] * 5, [0] * 100, ("common", "rare"))).splitlines()
+    assert [line.split() for line in lines[2:4]] == [
+        ["common", "100.00%", "95.00%", "97.44%", "95", "95"],
+        ["rare", "0.00%", "-", "0.00%", "0", "5"],
+    ]
+    assert lines[5].startswith("balanced accuracy 50.00% (the mean recall of the classes), macro F1 48.72%")
+    assert lines[6].startswith("judge by these: the classes have from 5 to 95 images")
+    assert lines[7].startswith("95.00% of 100 validation images right")
+    similar = str(result_of([0] * 6 + [1] * 4, [0] * 10, ("a", "b"))).splitlines()
+    assert similar[5].startswith("60.00% of 10 validation images right")
+    assert similar[6].startswith("balanced accuracy 50.00%")
+    assert "judge by" not in "".join(similar)
+
+
+def test_confusions_of_many_classes_are_a_list_and_names_that_begin_alike_are_numbered():
+    names = [f"long name {k}" for k in range(81)]
+    shown = str(result_of([0, 0, 0, 1, 2], [7, 7, 0, 3, 2], names).confusion).splitlines()
+    assert [line.split() for line in shown[3:]] == [
+        ["long", "name", "0", "long", "name", "7", "2"],
+        ["long", "name", "1", "long", "name", "3", "1"],
+    ]
+    shown = str(result_of([0, 1, 1], [0, 1, 0], names[:3]).confusion).splitlines()
+    assert shown[0].split() == ["true", "\\", "predicted", "1", "2", "3"]
+    assert shown[3].split() == ["2", "long", "name", "1", "1", "1", "."]
 
 
 def test_every_evaluation_on_the_test_split_is_recorded(saved_run):

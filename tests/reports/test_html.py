@@ -91,6 +91,7 @@ def test_the_report_contains_the_results_and_the_recipe(report):
     text = " ".join(Page(file.read_text()).texts)
     result = gingham.evaluate(run, data.validation)
     assert f"{100 * result.accuracy:.2f}\N{NO-BREAK SPACE}%" in text
+    assert f"Macro F1 (the mean F1): {100 * result.macro_f1:.2f}\N{NO-BREAK SPACE}%" in text
     assert data.fingerprint in text
     assert "<script>alert(1)</script>" in text, "class names are escaped"
     assert "There is no test accuracy" in text

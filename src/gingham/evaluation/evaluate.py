@@ -16,6 +16,8 @@ from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
 from gingham.text import render_table
 
+MAX_COLUMNS = 20  # classes of a confusion matrix that is printed; with more, the most frequent mistakes are
+
 
 @dataclass(frozen=True)
 class Confusion:
@@ -30,30 +32,44 @@ class Confusion:
                 raise DataError(f"no class {name!r} in the confusion matrix; the classes are {', '.join(self.classes)}")
         return self.matrix[self.classes.index(pair[0])][self.classes.index(pair[1])]
 
+    def most_frequent(self, limit: int) -> list[tuple[int, int, int]]:
+        """Return the most frequent mistakes: number of images, index of the true and of the predicted class."""
+        rows = [(n, k, j) for k, row in enumerate(self.matrix) for j, n in enumerate(row) if n and j != k]
+        return sorted(rows, reverse=True)[:limit]
+
     def __str__(self) -> str:
-        named_rows = zip(self.classes, self.matrix, strict=True)
-        rows = [[name, *(str(count or ".") for count in row)] for name, row in named_rows]
+        if len(self.classes) > MAX_COLUMNS:
+            rows = [[self.classes[k], self.classes[j], f"{n:,}"] for n, k, j in self.most_frequent(MAX_COLUMNS)]
+            return "the most frequent mistakes\n" + render_table(["true", "predicted<", "images"], rows)
         # The column names are shortened, so that ten classes fit 80 characters. The rows have the full names, in the
-        # same order.
-        return render_table([r"true \ predicted", *(name[:5] for name in self.classes)], rows)
+        # same order. Names that begin alike are numbered.
+        names, columns = self.classes, [name[:5] for name in self.classes]
+        if len({*columns}) < len(columns):
+            columns = [f"{k}" for k in range(1, len(names) + 1)]
+            names = tuple(f"{k} {name}" for k, name in zip(columns, names, strict=True))
+        rows = [[name, *(str(count or ".") for count in row)] for name, row in zip(names, self.matrix, strict=True)]
+        return render_table([r"true \ predicted", *columns], rows)
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
     """The result of evaluating a run on a split. `print(result)` shows a table by class.
 
-    `accuracy` and its 95 % Wilson `interval` are fractions. `balanced_accuracy` is the mean accuracy over the classes
-    that have images. `loss` is the mean negative log-likelihood in nats. `calibration_error` is the expected
-    calibration error and `reliability` the rows of its diagram; `calibration_error_before` and `reliability_before` are
-    the same without the model's temperature. `unsure_share` is the share of images below the model's threshold,
-    `sure_error` the share of wrong predictions among the others (None if there are no others). `per_class` gives
-    `accuracy` (recall), `precision`, `correct` and `total` by class name; a share is None for a class without images or
-    without predictions. `test_openings` are all recorded uses of the test split, including this one.
+    `accuracy` and its 95 % Wilson `interval` are fractions. `balanced_accuracy` is the mean recall over the classes
+    that have images; `macro_f1` is the mean F1 over the classes that have images or predictions, as in scikit-learn.
+    `loss` is the mean negative log-likelihood in nats. `calibration_error` is the expected calibration error and
+    `reliability` the rows of its diagram; `calibration_error_before` and `reliability_before` are the same without the
+    model's temperature. `unsure_share` is the share of images below the model's threshold, `sure_error` the share of
+    wrong predictions among the others (None if there are no others). `per_class` gives `accuracy`, `recall` (the same),
+    `precision`, `f1`, `correct` and `total` by class name. The recall of a class without images is None, and so are the
+    precision of one without predictions and the F1 of one without both, for which scikit-learn returns `zero_division`.
+    `test_openings` are all recorded uses of the test split, including this one.
     """
 
     split: str
     accuracy: float
     balanced_accuracy: float
+    macro_f1: float
     interval: tuple[float, float]
     loss: float
     correct: int
@@ -75,6 +91,16 @@ class EvaluationResult:
         """The noun for one of the images: "validation image", "test image" or "photograph"."""
         return "photograph" if self.split == "photographs" else f"{self.split} image"
 
+    @property
+    def is_imbalanced(self) -> bool:
+        """Whether a class has more than twice the images of another one; accuracy then mostly measures the former."""
+        sizes = self._sizes()
+        return max(sizes) > 2 * min(sizes)
+
+    def _sizes(self) -> list[int]:
+        """Return the numbers of images of the classes that have any."""
+        return [row["total"] for row in self.per_class.values() if row["total"]]
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain JSON values; `confusion` becomes its rows, `classes` their names."""
         values = {**vars(self), "interval": list(self.interval), "classes": list(self.confusion.classes)}
@@ -83,15 +109,19 @@ class EvaluationResult:
     def __str__(self) -> str:
         rows = []
         for name, row in self.per_class.items():
-            shares = [f"{row[key]:.2%}" if row[key] is not None else "-" for key in ("accuracy", "precision")]
+            shares = [f"{row[key]:.2%}" if row[key] is not None else "-" for key in ("recall", "precision", "f1")]
             rows.append([name, *shares, f"{row['correct']:,}", f"{row['total']:,}"])
-        lines = [render_table(["class", "accuracy", "precision", "correct", "total"], rows)]
+        lines = [render_table(["class", "recall", "precision", "F1", "correct", "total"], rows)]
         low, high = self.interval
         correct = f"{self.accuracy:.2%} of {plural(self.total, self.image_noun)} right"
-        lines += ["", f"{correct} (95 % interval {low:.2%} to {high:.2%})"]
+        sizes, means = self._sizes(), f"macro F1 {self.macro_f1:.2%} (the mean over the classes)"
         if len({row["total"] for row in self.per_class.values()}) > 1:
-            balanced = f"balanced accuracy {self.balanced_accuracy:.2%}"
-            lines.append(f"{balanced}: the mean over the classes that have images")
+            means = f"balanced accuracy {self.balanced_accuracy:.2%} (the mean recall of the classes), {means}"
+        summary = [f"{correct} (95 % interval {low:.2%} to {high:.2%})", means]
+        if self.is_imbalanced:
+            reason = f"judge by these: the classes have from {min(sizes):,} to {max(sizes):,} images"
+            summary = [means, f"{reason}, and the accuracy below mostly measures the common classes", summary[0]]
+        lines += ["", *summary]
         before = f" ({self.calibration_error_before:.2%} before the temperature)" if self.temperature != 1 else ""
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
@@ -163,12 +193,16 @@ def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationRe
     per_class: dict[str, dict[str, Any]] = {}
     diagonal, row_sums, column_sums = (sums.tolist() for sums in (matrix.diag(), matrix.sum(dim=1), matrix.sum(dim=0)))
     for name, num_correct, images, predictions in zip(split.classes, diagonal, row_sums, column_sums, strict=True):
-        recall, precision = (num_correct / count if count else None for count in (images, predictions))
-        per_class[name] = {"accuracy": recall, "precision": precision, "correct": num_correct, "total": images}
+        # F1, the harmonic mean of recall and precision, is the number of correct ones by the mean of the two counts.
+        counts = (images, predictions, (images + predictions) / 2)
+        recall, precision, f1 = (num_correct / count if count else None for count in counts)
+        per_class[name] = {"accuracy": recall, "recall": recall, "precision": precision, "f1": f1}
+        per_class[name] |= {"correct": num_correct, "total": images}
     return EvaluationResult(
         split=split.name,
         accuracy=correct / total,
         balanced_accuracy=statistics.fmean(row["accuracy"] for row in per_class.values() if row["total"]),
+        macro_f1=statistics.fmean(row["f1"] for row in per_class.values() if row["f1"] is not None),
         interval=metrics.proportion_interval(correct, total),
         loss=float(F.cross_entropy(logits, labels)),
         correct=correct,

@@ -94,8 +94,6 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
 def _evaluate(run: Run, split: Split) -> dict[str, Any]:
     logits = run.model.logits(split.images)
     result = compute_result(run, split, logits)
-    matrix = torch.tensor(result.confusion.matrix).fill_diagonal_(0)
-    confused = [(int(matrix[label, answer]), label, answer) for label, answer in matrix.nonzero().tolist()]
     charts = {}
     for when, rows, color in (("before", result.reliability_before, RUST), ("after", result.reliability, BLUE)):
         values = [f"{row['confidence']:.0%}, {row['accuracy']:.0%} ({row['count']})" for row in rows]
@@ -103,7 +101,7 @@ def _evaluate(run: Run, split: Split) -> dict[str, Any]:
         charts[when] = svg_chart(description, draw_reliability, rows, color)
     return {
         "result": result,
-        "most_confused": sorted(confused, reverse=True)[:5],
+        "most_confused": result.confusion.most_frequent(5),
         "mistakes": _mistakes(split, logits),
         "charts": charts,
     }
