@@ -138,22 +138,23 @@ def test_invalid_options_are_errors(command, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_folder_is_replaced_by_its_images_in_natural_order(command):
+def test_a_folder_is_replaced_by_all_images_in_it_in_natural_order(command):
     folder = command.folder / "photos"
     (folder / "more").mkdir(parents=True)
-    for name in ("10.png", "2.JPG", "more/3.png"):
+    (folder / "more/deep").mkdir()
+    for name in ("10.png", "2.JPG", "more/3.png", "more/deep/1.png"):
         draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(folder / name)
     for name in ("notes.txt", "2-explained.png", ".hidden.png", "9.png"):
         (folder / name).write_text("not an image")
     done = command.call("predict", "photos", "photos/more/3.png", "--json")
     entries = json.loads(done.stdout)
     assert [entry["image"] for entry in entries] == [
-        f"photos/{name}" for name in ("2.JPG", "9.png", "10.png", "more/3.png")
+        f"photos/{name}" for name in ("2.JPG", "9.png", "10.png", "more/3.png", "more/deep/1.png", "more/3.png")
     ]
-    assert ["error" in entry for entry in entries] == [False, True, False, False]
+    assert ["error" in entry for entry in entries] == [False, True, False, False, False, False]
     skipped, error = done.stderr.splitlines()
-    assert skipped == "3 of 6 files and folders in photos skipped: not photos by their names"
-    assert error.startswith("gingham: no prediction for 1 of 4 images: cannot read photos/9.png")
+    assert skipped == "2 of 7 files in photos skipped: not photos by their names"
+    assert error.startswith("gingham: no prediction for 1 of 6 images: cannot read photos/9.png")
     assert done.code == 2
 
 

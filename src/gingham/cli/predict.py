@@ -1,16 +1,21 @@
 """`gingham predict`."""
 
+import contextlib
+import itertools
+import json
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from tqdm import tqdm
 from typer import Argument, Option
 
 import gingham
 from gingham.cli.options import Device, Json, Model, RunFolder
-from gingham.cli.output import print_message, print_result, try_draw
+from gingham.cli.output import print_message, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_training_images
-from gingham.errors import DataError, GinghamError, list_first
+from gingham.errors import DataError, GinghamError, format_message, list_first
+from gingham.io import is_run_folder
 
 SHOWN = 3  # classes that are printed if the model is not sure; errors that are printed in full
 GROUP_SIZE = 64  # images per call of the library: the steps of one take half a megabyte
@@ -18,6 +23,8 @@ PREPARE_HELP = (
     "auto prepares an image as the model's dataset was made, unless it has the model's own size and colours; "
     "photo always prepares it; none only resizes it."
 )
+CSV_HELP = "Also write a new table: image, label, confidence, unsure, the probability of each class, error."
+SORT_HELP = "Copy the images into FOLDER/<label>, FOLDER/unsure and FOLDER/unreadable. Nothing is moved or overwritten."
 
 
 def predict(
@@ -29,6 +36,8 @@ def predict(
     prepare: Annotated[str, Option(help=PREPARE_HELP)] = "auto",
     explain: Annotated[bool, Option("--explain", help="Draw the steps, the evidence and similar images.")] = False,
     out: Annotated[Path | None, Option(help="The folder for <image>-explained.png; default: this folder.")] = None,
+    table: Annotated[Path | None, Option("--csv", metavar="FILE", help=CSV_HELP)] = None,
+    sort_into: Annotated[Path | None, Option(metavar="FOLDER", help=SORT_HELP)] = None,
     model: Model = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -36,55 +45,78 @@ def predict(
     """Classify your own images."""
     if out is not None and not explain:
         raise GinghamError("--out is for the figures of --explain; give both, or neither")
+    from gingham.inference.prediction_files import ImageSorter, prediction_table
+
     # For a few images, the CPU is done before a GPU has started.
     trained = load_run_or_packaged(run, model, "cpu" if device == "auto" else device)
     train = load_training_images(trained, run) if explain else None
-    images = [file for image in images for file in (_list_folder(image) if image.is_dir() else [image])]
-    entries: list[dict[str, Any]] = []
+    files = [file for image in images for file in (_list_folder(image) if image.is_dir() else [image])]
+    errors: list[str] = []
     used: Counter[str] = Counter()
-    for start in range(0, len(images), GROUP_SIZE):
-        for prediction in gingham.predict(trained, images[start : start + GROUP_SIZE], prepare):
+    with contextlib.ExitStack() as stack:
+        sorter = ImageSorter(sort_into, trained.model.classes, images) if sort_into else None
+        add_row = stack.enter_context(prediction_table(table, trained.model.classes)) if table else None
+        groups = (files[start : start + GROUP_SIZE] for start in range(0, len(files), GROUP_SIZE))
+        predictions = itertools.chain.from_iterable(gingham.predict(trained, group, prepare) for group in groups)
+        disable = None if len(files) > GROUP_SIZE else True  # None shows a progress bar on a terminal only
+        bar = tqdm(predictions, total=len(files), unit=" images", disable=disable, leave=False)
+        for number, prediction in enumerate(bar):
             entry = prediction.to_dict()
-            if explain and prediction.error is None:
+            if prediction.error is not None:
+                errors.append(prediction.error)
+            elif explain:
                 from gingham.inference.explain import explain as draw_explanation
 
                 file = _figure_file(out or Path(), prediction.image, used)
                 entry["file"] = try_draw(draw_explanation, trained.model, prediction, train, file)
-            entries.append(entry)
-            if not as_json and prediction.error is None:
-                _print(prediction, trained, entry.get("file"), notes=explain or len(images) <= SHOWN)
-    if as_json:
-        print_result(entries, "", as_json)
-    errors = [entry["error"] for entry in entries if "error" in entry]
+            if add_row:
+                add_row(prediction)
+            if sorter:
+                sorter.add(prediction)
+            if as_json:  # one list, entry by entry, because thousands of them take much memory
+                print("[" if number == 0 else ", ", json.dumps(entry, ensure_ascii=False), sep="", end="")
+            elif prediction.error is None:
+                _print(prediction, trained, entry.get("file"), notes=explain or len(files) <= SHOWN)
+        if as_json:
+            print("]")
+    for note in filter(None, (sorter, table and f"table: {table}")):
+        print_message(format_message(str(note)))
     if errors:
-        summary = f"no prediction for {len(errors)} of {len(entries)} images: " if len(entries) > 1 else ""
+        summary = f"no prediction for {len(errors)} of {len(files)} images: " if len(files) > 1 else ""
         raise DataError(summary + list_first(errors, SHOWN, "; "))
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    """Return the image files in a folder in natural order; if there are none, the folder, which is then an error."""
+    """Return the image files in a folder and its subfolders, in natural order, without those of runs.
+
+    If there are none, return the folder, which is then an error.
+    """
     from gingham.data.decode import SUFFIXES
+    from gingham.data.image_folder import walk_files
     from gingham.text import natural_key
 
-    entries = [path for path in folder.iterdir() if path.name[0] != "."]
+    if is_run_folder(folder):
+        raise DataError(f"{folder} is a run folder, not a folder of images; to predict with it, give --run {folder}")
+    found = list(walk_files(folder, skip=is_run_folder))
     # Figures of --explain are not photos.
-    files = [path for path in entries if path.suffix.lower() in SUFFIXES and not path.stem.endswith("-explained")]
-    if files and (skipped := len(entries) - len(files)):
-        print_message(f"{skipped} of {len(entries)} files and folders in {folder} skipped: not photos by their names")
-    return sorted(files, key=lambda path: natural_key(path.name)) or [folder]
+    files = [path for path in found if path.suffix.lower() in SUFFIXES and not path.stem.endswith("-explained")]
+    if files and (skipped := len(found) - len(files)):
+        print_message(f"{skipped} of {len(found)} files in {folder} skipped: not photos by their names")
+    return sorted(files, key=lambda path: [natural_key(part) for part in path.parts]) or [folder]
 
 
 def _print(prediction: "gingham.ImagePrediction", run: "gingham.Run", figure: str | None, *, notes: bool) -> None:
+    write = tqdm.write  # beside the progress bar
     if prediction.unsure:
         reason = f"below {run.model.threshold:.2f}" if run.model.threshold <= 1 else "this model is never sure"
         best = sorted((prediction.probabilities or {}).items(), key=lambda pair: -pair[1])[:SHOWN]
-        print(f"{prediction.image}: not sure ({reason}); " + ", ".join(f"{name} {share:.0%}" for name, share in best))
+        write(f"{prediction.image}: not sure ({reason}); " + ", ".join(f"{name} {share:.0%}" for name, share in best))
     else:
-        print(f"{prediction.image}: {prediction.label} ({prediction.confidence:.0%})")
+        write(f"{prediction.image}: {prediction.label} ({prediction.confidence:.0%})")
     for note in prediction.prepared.notes if prediction.prepared and notes else ():
-        print(f"  {note}")
+        write(f"  {note}")
     if figure:
-        print(f"  figure: {figure}")
+        write(f"  figure: {figure}")
 
 
 def _figure_file(folder: Path, image: str, used: Counter[str]) -> Path:

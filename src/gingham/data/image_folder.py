@@ -2,7 +2,7 @@
 
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     class_dirs = [(SPLIT_NAMES[path.name.lower()], child) for path in split_dirs for child in _subfolders(path)]
     entries, empty = list[Entry](), list[str]()
     for split, class_dir in class_dirs or [("train", child) for child in folders]:
-        files = list(_walk_files(class_dir))
+        files = list(walk_files(class_dir))
         label = unicodedata.normalize("NFC", class_dir.name)
         names = [unicodedata.normalize("NFC", file.relative_to(folder).as_posix()) for file in files]
         entries += [Entry(split, label, name, file) for name, file in zip(names, files, strict=True)]
@@ -63,8 +63,8 @@ def _contains_images(folder: Path) -> bool:
     return any(path.suffix.lower() in SUFFIXES for path, _ in _scan(folder))
 
 
-def _walk_files(folder: Path) -> Iterator[Path]:
-    """Yield all files in a folder and its folders.
+def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
+    """Yield all files in a folder and its folders, without hidden ones and those in folders to `skip`.
 
     A folder that several links lead to is visited once, under the first of its names. Loops of links therefore end, and
     links to links do not give millions of paths.
@@ -78,7 +78,7 @@ def _walk_files(folder: Path) -> Iterator[Path]:
         if (identity := (status.st_dev, status.st_ino)) not in visited:
             visited.add(identity)
             yield from (path for path, is_folder in contents if not is_folder)
-            stack += [path for path, is_folder in reversed(contents) if is_folder]
+            stack += [path for path, is_folder in reversed(contents) if is_folder and not skip(path)]
 
 
 def _scan(folder: Path) -> list[tuple[Path, bool]]:
