@@ -50,7 +50,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises
         GinghamError: the folder cannot be created or written to, or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
+    # Only the beginning of the name, because most file systems allow no name of more than 255 bytes.
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)  # not with mkstemp, whose files only their owner can read

@@ -108,6 +108,13 @@ def test_files_in_the_folder_are_kept(command, photos):
     assert len(list(folder.iterdir())) == 3, "an image that is given twice is copied once"
 
 
+def test_files_with_long_names_are_copied(command):
+    name = "鞋" * 83 + ".png"  # 253 bytes; most file systems allow 255
+    write_photo(command.folder / "photos" / name)
+    command("predict", "photos", "--sort-into", "sorted")
+    assert [file.name for file in (command.folder / "sorted").rglob("*.png")] == [name]
+
+
 @pytest.mark.parametrize("target", ["photos", "photos/sorted", "link/sorted", "photos/../photos/a/b"])
 def test_sorting_into_the_folder_of_the_images_is_an_error(command, photos, target):
     (command.folder / "link").symlink_to("photos")
