@@ -73,7 +73,57 @@ GPU_BEST = GPU_96.replace(
     validate_every=10,
 )
 
-_ALL = (FAST, FAST_85, FAST_90, FAST_92, FAST_94, ACCURATE, PHOTO, ARTICLE, GPU_94, GPU_95, GPU_96, GPU_BEST)
+# For photos in colour: networks of timm that were trained on ImageNet. `frozen` trains a classifier on their features,
+# which are computed once; `finetune` then trains the later layers too, which is slower and more accurate.
+FROZEN = Recipe(
+    name="frozen",
+    network="timm/tf_efficientnet_lite0",
+    pretrained=True,
+    frozen_layers=1.0,
+    epochs=30,
+    batch_size=256,
+    optimizer="adamw",
+    learning_rate=3e-3,
+    weight_decay=1.0,
+    schedule="linear",
+    label_smoothing=0.1,
+    mean=(0.0,),  # pixels from 0 to 1: the network has the normalisation that it was trained with
+    std=(1.0,),
+    size=224,
+)
+FINETUNE = FROZEN.replace(
+    name="finetune",
+    frozen_layers=0.45,
+    early_lr_scale=0.03,
+    epochs=12,
+    batch_size=32,
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    warmup=0.1,
+    schedule="cosine",
+    flip="random",
+    crop_scale=0.35,
+    crop_size=144,  # smaller than the images that it answers for: objects in crops are larger than in whole images
+    color_jitter=0.2,
+    tta="flip",
+)
+
+_ALL = (
+    FAST,
+    FAST_85,
+    FAST_90,
+    FAST_92,
+    FAST_94,
+    ACCURATE,
+    PHOTO,
+    ARTICLE,
+    GPU_94,
+    GPU_95,
+    GPU_96,
+    GPU_BEST,
+    FROZEN,
+    FINETUNE,
+)
 RECIPES: Mapping[str, Recipe] = Catalogue("recipe", RecipeError, {recipe.name: recipe for recipe in _ALL})
 DEFAULT_RECIPE = FAST.name
 

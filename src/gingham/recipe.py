@@ -55,7 +55,10 @@ class Recipe:
     seed: int = _number(0, 0, 2**31 - 1)
     epochs: float = _number(3.0, 1e-6, 1e5, "a number above 0, at most 100000 (0.5 is half the images once)")
     batch_size: int = _number(64, 1, 1 << 20)
-    optimizer: str = _choice("sgd", "muon")
+    pretrained: bool = _flag("true or false: start with pretrained weights, which only networks named timm/... have")
+    frozen_layers: float = _share(0.0, "a pretrained network's first layers that keep their weights; 1: all of them")
+    early_lr_scale: float = _number(1.0, 1e-6, 1, "from 0.000001 to 1: a factor for the first layers' learning rate")
+    optimizer: str = _choice("sgd", "muon", "adamw")
     learning_rate: float = _number(0.01, 0, 10_000)
     filter_lr_scale: float = _number(0.4, 0, 1e4, "from 0 to 10000: a factor for Muon's learning rate of filters")
     warmup: float = _share(0.0, "the steps over which the learning rate rises")
@@ -69,6 +72,12 @@ class Recipe:
     easy_share: float = _share(0.0, "the other images that each epoch after the first uses")
     flip: str = _choice("none", "random", "alternating")
     shift_pixels: int = _number(0, 0, 1024)
+    crop_scale: float = _number(1.0, 0.01, 1, "from 0.01 to 1: the smallest share of an image that a random crop has")
+    crop_size: int = _number(0, 0, 4096, "the side of the random crops in pixels, up to 4096; 0: that of the images")
+    rotation: float = _number(0.0, 0, 180, "from 0 to 180: the largest angle, in degrees, of random rotations")
+    color_jitter: float = _share(0.0, "brightness, contrast and saturation that random changes add or remove")
+    trivial_augment: bool = _flag("true or false: one random operation of TrivialAugment on each image")
+    mixup: float = _share(0.0, "images in each batch that are blended with another image")
     cutmix: float = _share(0.0, "images in each batch over which a box of another image is pasted")
     photo_share: float = _share(0.0, "images in each batch that are turned into simulated photos")
     ema_decay: float = _number(0.0, 0, 1 - 1e-9, "a number from 0 (no EMA) to below 1: the EMA's decay per step")
@@ -91,13 +100,43 @@ class Recipe:
             object.__setattr__(self, item.name, _validated(item, getattr(self, item.name)))
         if self.nesterov and self.momentum == 0:
             raise RecipeError("nesterov is true with momentum 0; set momentum=0.9, or nesterov=false")
-        if self.cutmix and self.hard_share < 1:
+        if self.mixes and self.hard_share < 1:
             raise RecipeError(
-                f"cutmix is {self.cutmix:g} with hard_share {self.hard_share:g}, but mixed images cannot be ranked by "
-                "their loss; set hard_share=1 or cutmix=0"
+                f"{self.mixes} with hard_share {self.hard_share:g}, but mixed images cannot be ranked by their loss; "
+                f"set hard_share=1 or {self.mixes.split()[0]}=0"
             )
-        if self.cutmix and self.photo_share:
-            raise RecipeError(f"cutmix is {self.cutmix:g} with photo_share {self.photo_share:g}; set one of them to 0")
+        if len(pair := [field for field in ("cutmix", "mixup", "photo_share") if getattr(self, field)]) > 1:
+            first, second = pair[:2]
+            given = f"{first} is {getattr(self, first):g} with {second} {getattr(self, second):g}"
+            raise RecipeError(f"{given}; set one of them to 0")
+        if self.trains_head_only and (augmented := self._augmentations()):
+            raise RecipeError(
+                f"{augmented[0]} is {getattr(self, augmented[0])} with frozen_layers 1, which trains on features of "
+                f"unchanged images; set {augmented[0]}={getattr(Recipe, augmented[0])}, or train more layers"
+            )
+
+    @property
+    def mixes(self) -> str:
+        """How images of a batch are mixed, such as "cutmix is 0.5", or an empty string."""
+        return next((f"{name} is {share:g}" for name in ("cutmix", "mixup") if (share := getattr(self, name))), "")
+
+    @property
+    def trains_head_only(self) -> bool:
+        """Whether only the classifier of a pretrained network is trained, on features that are computed once."""
+        return self.frozen_layers == 1
+
+    @property
+    def transforms_photos(self) -> bool:
+        """Whether images are cropped, rotated or recoloured at random, as is useful for photos in colour."""
+        return (
+            self.crop_scale < 1 or self.crop_size > 0 or self.trivial_augment or self.rotation + self.color_jitter > 0
+        )
+
+    def _augmentations(self) -> list[str]:
+        """Return the names of the fields that change the training images."""
+        names = ["crop_scale", "crop_size", "rotation", "color_jitter", "trivial_augment", "mixup", "cutmix"]
+        names += ["flip", "shift_pixels", "photo_share"]
+        return [name for name in names if getattr(self, name) != getattr(Recipe, name)]
 
     def replace(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; the copy keeps the name."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from typer import Option
 
-from gingham.presets import RECIPES
+from gingham.presets import DEFAULT_RECIPE, RECIPES
 from gingham.recipe import Recipe
 
 DEFAULT_DATA = "fashion-mnist"
@@ -25,7 +25,16 @@ Model = Annotated[
     str | None,
     Option("--model", metavar=MODEL_FORM, help="A network of your own, importable from here, instead of the recipe's."),
 ]
-RecipeName = Annotated[str, Option(help=f"One of: {', '.join(RECIPES)}.")]
+AUTO = "auto"
+RECIPE_HELP = f"{AUTO}: chosen for the data, {DEFAULT_RECIPE} for Fashion-MNIST; or one of: {', '.join(RECIPES)}."
+RecipeName = Annotated[str, Option(help=RECIPE_HELP)]
+Finetune = Annotated[bool, Option("--finetune", help="Train the later layers of a pretrained network too.")]
+BackboneName = Annotated[
+    str | None, Option("--backbone", metavar="NAME", help="A pretrained network of timm, such as resnet18.")
+]
+WeightsFile = Annotated[
+    Path | None, Option("--weights", metavar="FILE", help="Its pretrained weights (.safetensors); else downloaded.")
+]
 RunFolder = Annotated[Path | None, Option(help="A run folder; by default the model that comes with Gingham.")]
 Settings = Annotated[
     list[str] | None,

@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, Any
 import gingham
 from gingham.cli.output import print_message
 from gingham.errors import DataError, GinghamError, ModelError, format_message, suggest
-from gingham.presets import RECIPES
-from gingham.recipe import Recipe, parse_settings
+from gingham.recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import nn
 
     from gingham.models.registry import NetworkFactory
-
-
-def choose_recipe(name: str, settings: Sequence[str] | None, **options: float | None) -> tuple[Recipe, dict[str, Any]]:
-    """Return the named recipe with the changes by --set and by options such as --epochs, and the changes alone."""
-    changes, given = parse_settings(settings or []), {k: value for k, value in options.items() if value is not None}
-    if twice := sorted(set(changes) & set(given)):
-        raise GinghamError(f"{twice[0]} got two values, by --{twice[0]} and by --set; give one of them")
-    return RECIPES[name].replace(**changes, **given), changes | given
 
 
 def default_folder(recipe: Recipe, model: str | None, ending: object) -> Path:

@@ -11,21 +11,24 @@ from typer import Context, Option
 import gingham
 from gingham.cli import options
 from gingham.cli.output import format_pairs, print_message, print_result, try_draw, wall_seconds
-from gingham.cli.resolve import choose_recipe, default_folder, load_teacher_runs, load_training_data, network_factory
+from gingham.cli.resolve import default_folder, load_teacher_runs, load_training_data, network_factory
+from gingham.cli.resolve_recipe import RecipeChoice, auto_folder, choose_recipe, stored_recipe
 from gingham.errors import GinghamError, Terminated, plural
-from gingham.presets import DEFAULT_RECIPE
 from gingham.recipe import describe_changes
 
 
 def train(
     command_line: Context,
-    recipe: options.RecipeName = DEFAULT_RECIPE,
+    recipe: options.RecipeName = options.AUTO,
     data: options.Data = options.DEFAULT_DATA,
     skip_unreadable: options.SkipUnreadable = False,
     seed: Annotated[int | None, Option(help="The seed of all random draws; by default 0.")] = None,
     epochs: options.Epochs = None,
     settings: options.Settings = None,
     model: options.Model = None,
+    backbone: options.BackboneName = None,
+    weights: options.WeightsFile = None,
+    finetune: options.Finetune = False,
     teacher: options.Teacher = None,
     device: options.Device = "auto",
     out: Annotated[Path | None, Option(help="The run folder; by default runs/<recipe>-<seed>.")] = None,
@@ -34,8 +37,6 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a network and write a run folder."""
-    chosen, changes = choose_recipe(recipe, settings, seed=seed, epochs=epochs)
-    folder = out or default_folder(chosen, model, chosen.seed)
     from gingham.device import choose_device, retain_freed_memory
     from gingham.distributed import init_distributed, is_restart
     from gingham.runs.checkpoint import has_checkpoint
@@ -43,6 +44,11 @@ def train(
     from gingham.training.distillation import validate_teachers
 
     resume = resume or is_restart()
+    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher))
+    stored = stored_recipe(out or auto_folder(settings, seed)) if resume and choice.is_auto else None
+    base = stored or choice.base_recipe()
+    chosen, changes = choose_recipe(base, settings, seed=seed, epochs=epochs, network=choice.network)
+    folder = out or (auto_folder(settings, seed) if choice.is_auto else default_folder(chosen, model, chosen.seed))
     finished = (folder / METADATA_FILE).exists()
     taken = not resume and (finished or has_checkpoint(folder))
     with init_distributed() as context:
@@ -61,7 +67,7 @@ def train(
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
             retain_freed_memory()  # for the next step
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
-            fit = functools.partial(fit, options=gingham.FitOptions(device, network, teachers, track))
+            fit = functools.partial(fit, options=gingham.FitOptions(device, network, teachers, track, weights=weights))
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()
         if not context.is_main:
             return
@@ -91,7 +97,8 @@ def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any],
 
     before, name, data = trained.recipe, command_line.params["recipe"], command_line.params["data"]
     given = {key for key in ("recipe", "data") if str(command_line.get_parameter_source(key)).endswith("COMMANDLINE")}
-    recipe = before.replace(**{"name": name if "recipe" in given else before.name, **changes})
+    is_named = "recipe" in given and name != options.AUTO
+    recipe = before.replace(**{"name": name if is_named else before.name, **changes})
     # A small dataset holds out fewer images than the recipe, and a size of 0 is chosen from the data.
     held_out = min(recipe.validation_images, before.validation_images)
     recipe = recipe.replace(validation_images=held_out, size=recipe.size or before.size)
@@ -150,6 +157,7 @@ def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> s
         "trained on": f"{plural(metrics.get('train_images') or 0, 'image')} of {trained.data.get('name')}, "
         f"{plural(metrics.get('epochs') or 0, 'epoch', '.3g')}{show('images_seen', ' ({:,} images seen)', '')}",
         "time": f"{seconds('train_seconds')} train_seconds, {seconds('wall_seconds')} wall_seconds{resumed}",
+        "started from": trained.origin_name,
         "teachers": trained.teacher_names,
         "throughput": show("images_per_second_per_process", "{:,.0f} images per second" + in_each),
         "hardware": f"{environment.get('hardware')}; torch {environment.get('torch')}, {metrics.get('precision')}",

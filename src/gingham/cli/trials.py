@@ -9,13 +9,13 @@ from typer import Option
 import gingham
 from gingham.cli import options
 from gingham.cli.output import print_message, print_result
-from gingham.cli.resolve import choose_recipe, default_folder, load_teacher_runs, load_training_data, network_factory
+from gingham.cli.resolve import default_folder, load_teacher_runs, load_training_data, network_factory
+from gingham.cli.resolve_recipe import RecipeChoice, choose_recipe
 from gingham.errors import GinghamError, Terminated
-from gingham.presets import DEFAULT_RECIPE
 
 
 def trials(
-    recipe: options.RecipeName = DEFAULT_RECIPE,
+    recipe: options.RecipeName = options.AUTO,
     seeds: Annotated[int, Option(min=1, help="The number of seeds; more can be added to the folder later.")] = 10,
     first_seed: Annotated[int, Option(min=0, help="The first seed.")] = 0,
     split: options.Split = "validation",
@@ -24,16 +24,20 @@ def trials(
     epochs: options.Epochs = None,
     settings: options.Settings = None,
     model: options.Model = None,
+    backbone: options.BackboneName = None,
+    weights: options.WeightsFile = None,
+    finetune: options.Finetune = False,
     teacher: options.Teacher = None,
     device: options.Device = "auto",
     out: Annotated[Path | None, Option(help="The folder; by default runs/<recipe>-trials.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Train a recipe with several seeds: mean, spread, interval."""
-    chosen, changes = choose_recipe(recipe, settings, epochs=epochs)
+    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher))
+    chosen, changes = choose_recipe(choice.base_recipe(), settings, epochs=epochs, network=choice.network)
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
-    folder = out or default_folder(chosen, model, "trials")
+    folder = out or (Path("runs/auto-trials") if choice.is_auto else default_folder(chosen, model, "trials"))
     from gingham.device import retain_freed_memory
     from gingham.text import duration
 
@@ -57,7 +61,7 @@ def trials(
             folder,
             split=split,
             progress=sys.stderr.isatty(),
-            options=gingham.TrialOptions(device, network_factory(model), teachers, on_seed=print_seed),
+            options=gingham.TrialOptions(device, network_factory(model), teachers, weights=weights, on_seed=print_seed),
         )
     except (KeyboardInterrupt, Terminated):
         print_message(f"\ninterrupted; finished seeds are kept in {folder}; continue with the same command")

@@ -87,6 +87,26 @@ def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Ten
     return mixed, partners, shares
 
 
+def apply_mixup(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Blend images of a training batch; return the images, the partner of each, and the share of each that remains.
+
+    `images` is uint8 (B, C, H, W), the whole batch. The recipe's `mixup` is the share of the batch that is blended.
+    The shares are uniformly distributed, and returned as by `apply_cutmix`. The draws depend only on the recipe's seed
+    and `step`.
+
+        images, partners, shares = apply_mixup(batch, recipe, step=0)
+
+    Source: Zhang et al., "mixup" (arXiv 1710.09412).
+    """
+    count = len(images)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"mix {recipe.seed} {step}".encode()))
+    partners = torch.randperm(count, generator=generator).to(images.device)
+    chance, shares = torch.rand(2, count, generator=generator).to(images.device)
+    shares = torch.where(chance < recipe.mixup, shares, 1.0)
+    blended = torch.lerp(images[partners].float(), images.float(), shares[:, None, None, None])
+    return blended.round().to(torch.uint8), partners, shares
+
+
 def augment(
     images: Tensor, indices: Tensor, recipe: Recipe, epoch: int, step: int, part: slice = slice(None), count: int = 0
 ) -> Tensor:

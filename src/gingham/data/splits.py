@@ -17,6 +17,7 @@ from gingham.io import atomic_write, cache_folder
 
 BLOCK_BYTES = 1 << 16  # read from disk at once
 TEST_PERCENT = 15
+SAMPLE_PIXELS = 1 << 22  # in a sample, which should take a second at most to evaluate
 Rows = npt.NDArray[np.intp]  # indices of images, ascending
 
 
@@ -54,8 +55,12 @@ class Split:
         return channels, height, width
 
     def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the images and labels of `count` images evenly spread over the split, or of all if it has fewer."""
-        indices = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+        """Return the images and labels of `count` images evenly spread over the split, or of all if it has fewer.
+
+        There are fewer of large images: 80 of 224x224 pixels.
+        """
+        count = min(count, len(self), max(1, SAMPLE_PIXELS // max(1, self.images[0].numel() // len(self.images[0]))))
+        indices = torch.linspace(0, len(self) - 1, count).long()
         return self.images[indices], self.labels[indices]
 
     def counts(self) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """Classifier: a network with its preprocessing, temperature and threshold."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,6 +11,9 @@ from torch import nn
 
 from gingham.device import without_tf32
 from gingham.errors import ModelError
+from gingham.models.backbones import Backbone
+
+MAX_BATCH_IMAGES, MAX_BATCH_PIXELS = 500, 1 << 20  # whose predictions are computed at once
 
 
 @dataclass(frozen=True)
@@ -84,20 +87,29 @@ class Classifier(nn.Module):
         return f"<Classifier: {type(self.network).__name__}, {self.input_shape} images, {len(self.classes)} classes>"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.dtype != torch.uint8 or images.shape[1:] != self.input_shape:
+        if isinstance(self.network, Backbone) and images.is_floating_point():  # features, computed by `features`
+            return self.network.classify(images) / self.temperature
+        shape = (
+            (*images.shape[1:2], *self.input_shape[1:]) if self.training else images.shape[1:]
+        )  # crops may be smaller
+        if images.dtype != torch.uint8 or shape != self.input_shape:
             expected_shape = ", ".join(map(str, self.input_shape))
             raise ModelError(
                 f"the model got {str(images.dtype).removeprefix('torch.')} images of shape {tuple(images.shape)}; "
                 f"it takes uint8 of shape (N, {expected_shape}) with values from 0 to 255"
             )
-        pixels = (images.float() / 255 - self.mean) / self.std
+        pixels = self._normalize(images)
         logits: torch.Tensor = self.network(pixels)
         if self.tta == "flip" and not self.training:
             logits = (logits + self.network(pixels.flip(3))) / 2
         return logits / self.temperature
 
-    def predict(self, images: torch.Tensor | npt.NDArray[np.uint8], batch_size: int = 500) -> Predictions:
-        """Return the model's predictions for uint8 images (N, C, H, W), computed in float32, `batch_size` at a time.
+    def _normalize(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.float() / 255 - self.mean) / self.std
+
+    def predict(self, images: torch.Tensor | npt.NDArray[np.uint8], batch_size: int | None = None) -> Predictions:
+        """Return the model's predictions for uint8 images (N, C, H, W), computed in float32, `batch_size` at a time: by
+        default 500, or fewer if the images are large.
 
         Raises
             ModelError: the images have the wrong shape or dtype, or the predictions are not finite.
@@ -111,13 +123,33 @@ class Classifier(nn.Module):
         confidence, labels = probabilities.max(dim=1)
         return Predictions(labels, probabilities, confidence < self.threshold.cpu(), self.classes)
 
-    @torch.no_grad()
-    def logits(self, images: torch.Tensor, batch_size: int = 500) -> torch.Tensor:
-        """Return float32 logits (N, K) on the CPU, computed in evaluation mode without gradients."""
-        device = self.mean.device
-        with evaluation_mode(self), without_tf32(device):
-            logits = [self(batch.to(device)).float().cpu() for batch in torch.split(images, batch_size)]
+    def logits(self, images: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
+        """Return float32 logits (N, K) on the CPU, computed in evaluation mode without gradients.
+
+        `images` is uint8 (N, C, H, W) or, for a pretrained network, its features, float32 (N, D).
+        """
+        logits = self._map(self, images, batch_size)
         return torch.cat(logits) if logits else torch.empty(0, len(self.classes))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return a pretrained network's features of images, float32 (N, D) on the CPU, to which `logits` is applied.
+
+        `images` is uint8 (N, C, H, W).
+        """
+        network = self.network
+        assert isinstance(network, Backbone)
+        parts = self._map(lambda batch: network.features(self._normalize(batch)), images)
+        return torch.cat(parts) if parts else torch.empty(0, len(network.feature_mean))
+
+    @torch.no_grad()
+    def _map(
+        self, function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int | None = None
+    ) -> list[torch.Tensor]:
+        """Return a function's outputs for batches of images, float32 on the CPU, computed in evaluation mode."""
+        device = self.mean.device
+        size = batch_size or max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_PIXELS // max(1, images[:1, 0].numel())))
+        with evaluation_mode(self), without_tf32(device):
+            return [function(batch.to(device)).float().cpu() for batch in torch.split(images, size)]
 
 
 @contextmanager

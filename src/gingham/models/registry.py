@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from gingham.errors import ModelError, is_exhausted, one_line, suggest
+from gingham.models.backbones import PREFIX, Backbone
 from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 
@@ -24,13 +25,16 @@ def factory_name(factory: NetworkFactory) -> str:
 
 
 def create_network(network: str, factory: NetworkFactory | None, channels: int = 1, classes: int = 10) -> nn.Module:
-    """Return a new network: the one that the factory creates or, without a factory, Gingham's network of that name.
+    """Return a new network: the one that the factory creates or, without a factory, Gingham's or timm's of that name.
 
-    A factory is a class or function. It gets `channels` and `classes` if it has parameters with these names.
+    A network of timm is named timm/NAME. A factory is a class or function. It gets `channels` and `classes` if it has
+    parameters with these names.
 
     Raises
         ModelError: no network has that name, the factory fails, or it does not return a torch.nn.Module.
     """
+    if factory is None and network.startswith(PREFIX):
+        return Backbone(network.removeprefix(PREFIX), classes)
     create: NetworkFactory = NETWORKS[network] if factory is None else factory
     available = {"channels": channels, "classes": classes}
     try:
@@ -66,7 +70,9 @@ def build_classifier(
     created = create_network(network, factory, input_shape[0], len(classes))
     channels, height, width = input_shape
     # Built-in networks take any size or only a small one, so a large size in an untrusted file is not allocated.
-    limit = MAX_TRIAL_SIDE if factory is None else max(height, width)
+    limit = max(height, width) if factory is not None else MAX_TRIAL_SIDE
+    if network.startswith(PREFIX):  # some take only the size of their pretraining
+        limit = 4 * MAX_TRIAL_SIDE
     trial_shape = (channels, min(height, limit), min(width, limit))
     shape = "x".join(map(str, trial_shape))
     if any(map(is_lazy, [*created.parameters(), *created.buffers()])):

@@ -67,6 +67,14 @@ class Run:
         return ", ".join(f"{teacher.get('recipe')} with seed {teacher.get('seed')}" for teacher in teachers)
 
     @property
+    def origin_name(self) -> str:
+        """What the weights were before training, such as "pretrained weights of timm/resnet18", or an empty string."""
+        origin = self.data.get("origin") or {}
+        if "pretrained" in origin:
+            return f"pretrained weights of {origin['pretrained']}"
+        return f"a run of {origin.get('run')} with seed {origin.get('seed')}" if origin else ""
+
+    @property
     def grey_bits(self) -> int:
         """How many bits the values of 16-bit grey images use, by which photos are scaled too: 10, 12, 14 or 16."""
         return self.data.get("grey_bits") or 16

@@ -64,7 +64,14 @@ SECTIONS = {
         **dict.fromkeys(("recipe", "device", "precision"), TEXT),
         "validation_accuracy": SHARE,
     },
-    "data": {"train_images": AMOUNT, "background": NUMBER, "grey_bits": BITS, "teachers": OBJECTS, **ORIGIN},
+    "data": {
+        "train_images": AMOUNT,
+        "background": NUMBER,
+        "grey_bits": BITS,
+        "teachers": OBJECTS,
+        "origin": OBJECT,
+        **ORIGIN,
+    },
     "environment": dict.fromkeys(("gingham", "torch", "python", "system", "device", "hardware"), TEXT),
 }
 STEP = dict.fromkeys(("step", "loss", "accuracy", "learning_rate"), NUMBER)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from gingham.data.augment import apply_cutmix, augment, augment_batches
+from gingham.data.augment import apply_cutmix, apply_mixup, augment, augment_batches
 from gingham.data.augment_photos import num_simulated, simulate_photos
+from gingham.data.photo_transforms import transform_photos
 from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
 from gingham.recipe import Recipe
@@ -106,7 +107,8 @@ class BatchLoader:
         images = self.train.images.to(self.device) if _fits(self.train, self.device) else self.train.images
         labels = self.train.labels.to(self.device)
         # Simulated photos and CutMix are drawn on the CPU batch by batch, so augmenting many at a time gains nothing.
-        plain = not self.recipe.photo_share and not self.recipe.cutmix
+        recipe = self.recipe
+        plain = not recipe.photo_share and not recipe.mixes and not recipe.transforms_photos
         if images.is_cuda and self.world_size == 1 and plain:
             yield from self._draw_together(images, labels, start, stop)
             return
@@ -136,17 +138,19 @@ class BatchLoader:
         shard = shard_of(count, self.rank, self.world_size)
         weight = shard_weight(count, self.rank, self.world_size)
         # Which images become photos, and which are mixed with which, depends on the whole batch.
-        needs_whole_batch = recipe.photo_share > 0 or recipe.cutmix > 0
+        needs_whole_batch = recipe.photo_share > 0 or bool(recipe.mixes)
         needed, part = (indices, slice(None)) if needs_whole_batch else (indices[shard], shard)
         drawn = augment(images[needed.to(images.device)].to(self.device), needed, recipe, epoch, step, part, count)
+        if recipe.transforms_photos:
+            drawn = transform_photos(drawn, recipe, step, part, count)
         mixed_labels = mix_weight = distill_mask = None
         if recipe.photo_share:
             drawn = simulate_photos(drawn, labels[indices], self.train.classes, recipe, step)[shard]
             if self.mask_photos:  # the first images of a batch became photos
                 is_photo = torch.arange(count, device=self.device) < num_simulated(count, recipe)
                 distill_mask = (~is_photo).float()[shard]
-        elif recipe.cutmix:  # no recipe has both
-            drawn, partners, mix_weight = apply_cutmix(drawn, recipe, step)
+        elif recipe.mixes:  # no recipe has both
+            drawn, partners, mix_weight = (apply_cutmix if recipe.cutmix else apply_mixup)(drawn, recipe, step)
             drawn, mixed_labels, mix_weight = drawn[shard], labels[indices[partners]][shard], mix_weight[shard]
         indices = indices[shard]
         return Batch(drawn, labels[indices], mixed_labels, mix_weight, distill_mask, indices, weight)

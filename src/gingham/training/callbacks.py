@@ -15,6 +15,8 @@ from gingham.training.optimizer import lr_at
 from gingham.training.options import FitOptions
 from gingham.training.trainer import Trainer
 
+MANY_EPOCHS = 25
+
 
 class Callback:
     """Base class for callbacks. They do not change the training and never communicate with other processes."""
@@ -59,9 +61,13 @@ class Callbacks:
 
 
 class ProgressBar(Callback):
-    """Shows progress on stderr: a line for each epoch, and a tqdm bar on a terminal or a line every ten seconds."""
+    """Shows progress on stderr: a line for each epoch, and a tqdm bar on a terminal or a line every ten seconds.
+
+    If there are many epochs, there is at most one line per second.
+    """
 
     bar: Any = None  # a tqdm
+    next_line = 0.0  # when the next epoch gets a line, if there are many
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Show the bar, and the step at which a resumed run continues."""
@@ -90,8 +96,12 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Print the results of the epoch and the seconds of training so far."""
-        self.next_update = time.monotonic() + self.interval
         entry, sampler = trainer.history.epochs[-1], trainer.sampler
+        last = trainer.step == trainer.total_steps
+        if trainer.recipe.epochs > MANY_EPOCHS and not last and time.monotonic() < self.next_line:
+            return
+        self.next_line = time.monotonic() + 1
+        self.next_update = time.monotonic() + self.interval
         images = sampler.epoch_size(sampler.position(entry["step"] - 1)[0])
         line = f"epoch {entry['epoch']:.3g}/{sampler.epochs(trainer.total_steps):.3g}"
         line += f"  loss {entry['train_loss']:.4f}  accuracy {entry['train_accuracy']:.2%}"
@@ -156,7 +166,7 @@ class HealthMonitor(Callback):
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Check the losses; after the first epoch also the model, and if the loss is stuck the model and the labels."""
-        recipe, train, epochs = trainer.recipe, trainer.train, trainer.history.epochs
+        recipe, train, epochs = trainer.recipe, trainer.inputs, trainer.history.epochs
         evaluations = trainer.history.evaluations()
         if evaluations and evaluations[-1] is not epochs[-1]:
             return  # this epoch was not evaluated, and little changes between evaluations
@@ -167,7 +177,7 @@ class HealthMonitor(Callback):
             issues = check_training(trainer.model, recipe, train, losses, epochs, trainer.total_steps, over=False)
         if trainer.step == trainer.total_steps:
             issues += check_overfitting(recipe, epochs, trainer.step)
-        wrong_labels = list(check_labels(train, None)) if stuck else []  # wrong labels explain all other issues
+        wrong_labels = list(check_labels(trainer.train, None)) if stuck else []  # wrong labels explain all other issues
         self._report(wrong_labels or issues)
 
     def _report(self, issues: Iterable[Issue]) -> None:

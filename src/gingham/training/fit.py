@@ -1,6 +1,7 @@
 """fit(): the only training loop."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,12 +12,14 @@ from gingham.distributed import init_distributed
 from gingham.evaluation.calibrate import calibrate
 from gingham.recipe import Recipe
 from gingham.runs.run import Run
-from gingham.training.callbacks import create_callbacks
+from gingham.training.callbacks import create_callbacks, print_line
+from gingham.training.features import use_features
+from gingham.training.initial_weights import load_initial_weights
 from gingham.training.optimizer import lr_at, set_learning_rate
 from gingham.training.options import FitOptions
 from gingham.training.stop_request import deferred_signals
 from gingham.training.trainer import Trainer
-from gingham.training.validate import reserve_folder, resolve_recipe, validate_folder
+from gingham.training.validate import head_recipe, reserve_folder, resolve_recipe, validate_folder
 
 
 def fit(
@@ -71,8 +74,15 @@ def fit(
         trainer = Trainer(recipe, train, validation, options, folder, context)
         callbacks = create_callbacks(options, progress=progress, is_main=context.is_main)
         # Resume before the step is prepared, which may capture the optimizer's state in a CUDA graph.
-        if context.any(resume)[0]:
-            trainer.resume(warn=callbacks.warn)
+        if not (context.any(resume)[0] and trainer.resume(warn=callbacks.warn)):
+            if recipe.pretrained and not recipe.trains_head_only and options.start is None:
+                # First only the classifier: its random weights would spoil the pretrained layers.
+                start_options = FitOptions(options.device, weights=options.weights)
+                head = fit(head_recipe(recipe), train, validation, progress=False, options=start_options)
+                trainer.options = replace(options, start=head)
+                trainer.clock.before = head.metrics["train_seconds"]
+            load_initial_weights(trainer, say=print_line)
+        use_features(trainer)
         # Prepare the device and compile the step, outside the training time.
         stack.enter_context(cudnn_benchmark(trainer.device))
         if options.network is not None:  # it may use torch's global generator, so restore the caller's state afterwards
@@ -99,5 +109,6 @@ def fit(
         trainer.raise_if_interrupted()
         run = trainer.finish()
         if validation is not None:
-            calibrate(run, validation, context)
+            # Features do not include those of the mirror images.
+            calibrate(run, trainer.validation_inputs or validation if recipe.tta == "none" else validation, context)
         return run

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gingham.errors import ModelError
+from gingham.models.backbones import Backbone
 from gingham.recipe import Recipe
 
 
@@ -132,6 +133,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if not parameters:
         raise ModelError(f"the network {recipe.network} has no trainable parameter; set requires_grad=True for one")
     rate, momentum, decay = recipe.learning_rate, recipe.momentum, recipe.weight_decay
+    if recipe.optimizer == "adamw":
+        return _build_adamw(model, recipe)
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
         # In a CUDA graph the learning rate is a tensor, which only the fused kernels accept.
@@ -150,6 +153,25 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": vectors, "scale": 1.0},
     ]
     return Muon([group for group in groups if group["params"]], rate, momentum, nesterov=recipe.nesterov)
+
+
+def _build_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW; of a pretrained network, earlier layers have lower learning rates (recipe field `early_lr_scale`).
+
+    Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (arXiv 1711.05101); the learning rates by depth
+    are those of Howard & Ruder, "ULMFiT" (arXiv 1801.06146).
+    """
+    depths = model.network.parameter_depths() if isinstance(model.network, Backbone) else {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        depth = depths.get(name.removeprefix("network."), 1.0)
+        if parameter.requires_grad:
+            groups.setdefault((recipe.early_lr_scale ** (1 - depth), parameter.ndim > 1), []).append(parameter)
+    settings = [
+        {"params": parameters, "scale": scale, "weight_decay": recipe.weight_decay * is_matrix}
+        for (scale, is_matrix), parameters in groups.items()
+    ]
+    return torch.optim.AdamW(settings, recipe.learning_rate, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

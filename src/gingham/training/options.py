@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from gingham.models.classifier import Classifier
 from gingham.models.registry import NetworkFactory
@@ -19,6 +20,9 @@ class FitOptions:
     `on_epoch(model, epoch)` is called in every process after each complete epoch, counted from 1. The model then has
     the weights that are evaluated: the EMA if the recipe has one.
 
+    `weights` is a safetensors file with the pretrained weights of a timm network; without it they are downloaded. If
+    `start` is a run with the same network, training starts with its weights. Classes may be added and left out.
+
         run = gingham.fit(recipe, data.train, options=gingham.FitOptions(network=MyNetwork, device="cpu"))
     """
 
@@ -26,4 +30,6 @@ class FitOptions:
     network: NetworkFactory | None = None
     teachers: Sequence[Run] = ()
     track: str | None = None
+    weights: Path | None = None
+    start: Run | None = None
     on_epoch: Callable[[Classifier, int], None] | None = None

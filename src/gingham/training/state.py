@@ -105,7 +105,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = with_layout_of(parameters[int(index)], tensor)
+        is_count = tensor.ndim == 0  # of steps, in AdamW
+        state.setdefault(int(index), {})[key] = tensor if is_count else with_layout_of(parameters[int(index)], tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from gingham.device import autocast
 from gingham.errors import GinghamError, ModelError, is_exhausted, one_line
+from gingham.models.backbones import Backbone
 from gingham.models.classifier import Classifier
 from gingham.models.networks import NETWORKS
 from gingham.recipe import Recipe
@@ -127,13 +128,18 @@ def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, distill_mask
     """Return a batch of random images with every tensor that the recipe's batches have, on the model's device."""
     device = model.mean.device
     generator = torch.Generator().manual_seed(recipe.seed)  # separate, so that it does not change the training's draws
-    images = torch.randint(256, (batch_size, *model.input_shape), dtype=torch.uint8, generator=generator)
+    if recipe.trains_head_only and isinstance(model.network, Backbone):
+        images = torch.randn(batch_size, len(model.network.feature_mean), generator=generator)
+    else:
+        side = (recipe.crop_size, recipe.crop_size) if recipe.crop_size else model.input_shape[1:]
+        shape = (batch_size, model.input_shape[0], *side)
+        images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     labels = torch.randint(len(model.classes), (batch_size,), generator=generator).to(device)
     return Batch(
         images.to(device),
         labels,
-        labels.flip(0) if recipe.cutmix else None,
-        torch.ones(batch_size, device=device) if recipe.cutmix else None,
+        labels.flip(0) if recipe.mixes else None,
+        torch.ones(batch_size, device=device) if recipe.mixes else None,
         torch.ones(batch_size, device=device) if distill_mask else None,
     )
 
@@ -153,7 +159,7 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
         try:
             twin_step(batch)
         except Exception as error:
-            if recipe.network in NETWORKS or is_exhausted(error):
+            if recipe.network in NETWORKS or isinstance(model.network, Backbone) or is_exhausted(error):
                 raise
             size, reason, fix = len(batch), f"{type(error).__name__}, {one_line(error)}", "fix its forward method"
             if size == 1:
@@ -162,7 +168,7 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
                 f"the network {recipe.network} cannot be trained on a batch of size {size}: {reason}; {fix}"
             ) from error
     if num_predicted:
-        twin.logits(dummy_batch(num_predicted, model, recipe).images)
+        twin.logits(dummy_batch(num_predicted, model, recipe.replace(crop_size=0)).images)
     return any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
 
 

@@ -19,6 +19,7 @@ from gingham.data.statistics import median_border
 from gingham.device import choose_device, choose_precision, describe_environment, forked_generators
 from gingham.distributed import DistributedContext
 from gingham.errors import RunError, one_line
+from gingham.models.backbones import PREFIX, Backbone
 from gingham.models.registry import build_classifier
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint, parse_checkpoint, read_checkpoint, save_checkpoint
@@ -64,9 +65,13 @@ class Trainer:
         context: DistributedContext,
     ) -> None:
         self.recipe, self.train, self.validation = recipe, train, validation
+        # The splits that the model is trained and evaluated on; `use_features` replaces their images.
+        self.inputs, self.validation_inputs = train, validation
         self.options, self.folder, self.context = options, folder, context
         self.device = choose_device(options.device, context.local_rank if context.size > 1 else None)
         self.precision = choose_precision(recipe.precision, self.device)
+        if recipe.network.startswith(PREFIX) and recipe.precision == "auto" and self.device.type == "cpu":
+            self.precision = "float32"  # the depthwise convolutions of small pretrained networks are slow in bfloat16
         # What rounding depends on. Resuming in a different one prints a warning.
         self.numeric_environment = state.numeric_environment(self.device, self.precision, context.size)
         # Creating the network uses the generators of these devices and the CPU. The caller's state is restored.
@@ -76,6 +81,8 @@ class Trainer:
             model = build_classifier(
                 recipe.network, train.classes, train.image_shape, recipe.mean, recipe.std, recipe.tta, options.network
             )
+        if isinstance(model.network, Backbone):
+            model.network.freeze(recipe.frozen_layers)
         self.model = model.to(self.device)
         self.optimizer = build_optimizer(self.model, recipe)
         self.sampler = Sampler(recipe, len(train), self.device, train.block)
@@ -90,6 +97,7 @@ class Trainer:
         self.checkpoint_due = False  # as of the last agreement
         self.clock = Clock(self.device)
         self.last_checkpoint = 0.0  # by time.monotonic()
+        self.origin: dict[str, Any] = {}  # of the weights before the first step: pretraining, or another run
         self.steps_gathered = 0  # steps whose records are for whole batches instead of this process's shards
 
         self.loss = _build_loss(recipe, options.teachers, self.device, self.precision)
@@ -114,8 +122,8 @@ class Trainer:
 
     # --- before the first step
 
-    def resume(self, warn: Callable[[str], None]) -> None:
-        """Continue from the last checkpoint in the main process's folder, if there is one.
+    def resume(self, warn: Callable[[str], None]) -> bool:
+        """Continue from the last checkpoint in the main process's folder, and return whether there is one.
 
         Raises
             RunError: the checkpoint has other settings, or does not fit this training.
@@ -130,7 +138,7 @@ class Trainer:
             return data
 
         if not (data := self.context.from_main(read)):
-            return
+            return False
         checkpoint = parse_checkpoint(data, folder)
         state.require_same_settings(checkpoint.metadata, self.settings, folder)
         try:
@@ -142,6 +150,7 @@ class Trainer:
             ) from error
         if warning := state.resume_warning(checkpoint.metadata.get("environment"), self.numeric_environment):
             warn(warning)
+        return True
 
     def create_train_step(self, warn: Callable[[str], None]) -> TrainStep:
         """Return the fastest step for this device: eager, compiled if the recipe says so, or a CUDA graph on a GPU."""
@@ -155,7 +164,7 @@ class Trainer:
         train_step = EagerStep(self.model, self.optimizer, self.loss, self.precision, with_losses)
         # Warm up with a copy of the model, also for evaluations, which take 500 images at a time. This shows whether
         # any parameter gets no gradient, which DistributedDataParallel needs to know.
-        num_predicted = min(len(self.validation), 500) if self.validation else 0
+        num_predicted = len(self.validation.sample(500)[0]) if self.validation else 0
         has_unused_parameters = warm_up(self.model, train_step, batches, recipe, num_predicted)
         train_step = replace(train_step, model=self.context.data_parallel(self.model, unused=has_unused_parameters))
         if recipe.compile:
@@ -264,11 +273,11 @@ class Trainer:
             TrainingError: the validation loss is not finite.
         """
         validation = sample = None
-        if self.validation is not None and self.history.evaluation_due(self.step):
+        if self.validation_inputs is not None and self.history.evaluation_due(self.step):
             self.context.broadcast(self.model.buffers())  # each process has the BatchNorm statistics of its own shard
-            validation = self._measure(self.validation.images, self.validation.labels)
+            validation = self._measure(self.validation_inputs.images, self.validation_inputs.labels)
             self.history.require_finite_validation(self.step, validation[0])
-            sample = self._measure(*self.train.sample(SAMPLE_SIZE))
+            sample = self._measure(*self.inputs.sample(SAMPLE_SIZE))
             # The sample may have images that were not trained on yet. Nothing depends on their loss.
             sample = sample if math.isfinite(sample[0]) else None
         self.history.end_epoch(self.step, validation, sample)
@@ -297,6 +306,7 @@ class Trainer:
                 "epochs": self.history.epochs,
                 "environment": self.numeric_environment,  # not the environment of the Run
                 "dataset": self.train.dataset,
+                "origin": self.origin,
                 **self.settings,
             }
             save_checkpoint(self.folder, self.step, self._state_tensors(), metadata)
@@ -323,6 +333,7 @@ class Trainer:
         state.validate_state(tensors, metadata, self.sampler)
         self.step = self.first_step = self.steps_gathered = metadata["step"]
         self.clock.before = float(metadata["train_seconds"])
+        self.origin = dict(metadata.get("origin") or {})
         self.model.load_state_dict(state.tensors_under("model.", tensors))
         weights = self.model.state_dict()
         self.best, self.ema = (
@@ -365,6 +376,8 @@ class Trainer:
             data["skip_unreadable"] = True
         if train.grey_bits < 16:
             data["grey_bits"] = train.grey_bits
+        if self.origin:
+            data["origin"] = self.origin
         if self.options.teachers:
             data["teachers"] = [
                 {"recipe": teacher.recipe.name, "seed": teacher.recipe.seed, "weights_sha256": checksum}
@@ -398,7 +411,7 @@ class Trainer:
 
 
 def _build_loss(recipe: Recipe, teachers: Sequence[Run], device: torch.device, precision: str) -> Loss:
-    label_loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
+    label_loss = (MixedLabelsLoss if recipe.mixes else CrossEntropyLoss)(recipe.label_smoothing)
     if not teachers:
         return label_loss
     ensemble = TeacherEnsemble([teacher.model for teacher in teachers], recipe.distillation_temperature).to(device)

@@ -9,7 +9,9 @@ from gingham.data.augment_photos import simulate_photos
 from gingham.data.splits import Split
 from gingham.errors import DataError, GinghamError, RunError, require_types
 from gingham.io import is_run_folder, locked
+from gingham.models.backbones import PREFIX, import_timm
 from gingham.models.registry import factory_name
+from gingham.presets import RECIPES
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint
 from gingham.runs.run import METADATA_FILE, TRIALS_FILE
@@ -74,7 +76,40 @@ def resolve_recipe(recipe: Recipe, train: Split, validation: Split | None, optio
     if recipe.photo_share:
         simulate_photos(train.images[:0], train.labels[:0], train.classes, recipe, 0)  # an error for colour images
     validate_teachers(options.teachers, recipe, train, validation)
-    return recipe if options.network is None else recipe.replace(network=factory_name(options.network))
+    recipe = recipe if options.network is None else recipe.replace(network=factory_name(options.network))
+    _validate_pretrained(recipe, options)
+    return recipe
+
+
+def _validate_pretrained(recipe: Recipe, options: FitOptions) -> None:
+    if recipe.network.startswith(PREFIX):
+        import_timm(recipe.network.removeprefix(PREFIX))
+    elif recipe.pretrained or recipe.frozen_layers:
+        field = "pretrained" if recipe.pretrained else "frozen_layers"
+        raise GinghamError(
+            f"{field} is set, but the network is {recipe.network}; only networks of timm have pretrained weights: "
+            "choose one (--backbone NAME), or set pretrained=false and frozen_layers=0"
+        )
+    if options.weights is not None and not recipe.pretrained:
+        raise GinghamError(
+            "weights are given, but the recipe is not pretrained; leave them out, or choose frozen or finetune"
+        )
+
+
+def head_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe `frozen` for the network, image size and seed of a recipe that trains more layers."""
+    kept = (
+        "network",
+        "seed",
+        "size",
+        "mean",
+        "std",
+        "precision",
+        "label_smoothing",
+        "class_balance",
+        "validation_images",
+    )
+    return RECIPES["frozen"].replace(**{name: getattr(recipe, name) for name in kept if hasattr(recipe, name)})
 
 
 def _validate_splits(train: Split, validation: Split | None) -> None:

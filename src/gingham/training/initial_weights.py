@@ -1,0 +1,67 @@
+"""Start a training with pretrained weights, or those of another run, whose classes may differ."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gingham.errors import ModelError
+from gingham.io import tensors_sha256
+from gingham.models.backbones import Backbone, find_weights
+from gingham.models.classifier import Classifier
+from gingham.runs.run import Run
+from gingham.training.trainer import Trainer
+
+
+def load_initial_weights(trainer: Trainer, say: Callable[[str], None]) -> None:
+    """Load the weights to start from, if the recipe or the options have some: those of a run, or pretrained ones.
+
+    Raises
+        ModelError: the weights do not fit the network, or cannot be found.
+    """
+    network, start = trainer.model.network, trainer.options.start
+    if start is not None:
+        copy_shared_weights(start, trainer.model)
+        trainer.origin = start.data.get("origin") or describe_origin(start)
+    elif trainer.recipe.pretrained and isinstance(network, Backbone):
+        with trainer.context.main_first():  # so that one process downloads them
+            weights, checksum = find_weights(network.name, trainer.options.weights, say)
+        trainer.context.require_same("pretrained weights", checksum)
+        network.load_pretrained(weights)
+        trainer.origin = {"pretrained": trainer.recipe.network, "weights_sha256": checksum}
+
+
+def describe_origin(start: Run) -> dict[str, Any]:
+    """Return what a run that starts with the weights of another one records about it."""
+    checksum = tensors_sha256(start.model.state_dict())
+    return {"run": start.recipe.name, "seed": start.recipe.seed, "weights_sha256": checksum}
+
+
+@torch.no_grad()
+def copy_shared_weights(start: Run, model: Classifier) -> None:
+    """Copy the weights of a run into a model with the same network, in place.
+
+    If the classes differ, the last layer gets the weights of the classes that both have, and keeps its own for the
+    others.
+
+    Raises
+        ModelError: the networks differ.
+    """
+    before, after = start.model.network.state_dict(), model.network.state_dict()
+    last_layer = [name for name, _ in model.network.named_parameters()][-1].rpartition(".")[0]
+    shared = [
+        (k, start.model.classes.index(name)) for k, name in enumerate(model.classes) if name in start.model.classes
+    ]
+    rows, old_rows = (list(indices) for indices in zip(*shared, strict=True)) if shared else ([], [])
+    for name, tensor in after.items():
+        is_output = name.rpartition(".")[0] == last_layer and len(tensor) == len(model.classes)
+        old = before.get(name)
+        if old is None or old.shape[1:] != tensor.shape[1:] or (not is_output and old.shape != tensor.shape):
+            raise ModelError(
+                f"the network {start.recipe.network} of the run to start from does not fit (its tensor {name} is "
+                "missing or has another shape); train with the same network, and images of the same number of channels"
+            )
+        if is_output:
+            tensor[rows] = old[old_rows].to(tensor.device)
+        else:
+            tensor.copy_(old)
