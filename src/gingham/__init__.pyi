@@ -10,7 +10,7 @@ from .experiments.compare import Comparison, compare
 from .experiments.trials import TrialOptions, Trials, trials
 from .inference.evaluate_photos import evaluate_photographs
 from .inference.packaged_model import load_packaged
-from .inference.predict import ImagePrediction, predict
+from .inference.predict import ImagePrediction, embed, predict
 from .models.classifier import Classifier, Predictions
 from .models.layer_table import Summary
 from .models.networks import NETWORKS
@@ -51,6 +51,7 @@ __all__ = [
     "check_data",
     "check_run",
     "compare",
+    "embed",
     "evaluate",
     "evaluate_photographs",
     "export",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from gingham._version import __version__
-from gingham.cli import compare, diagnose, evaluate, export, predict, report, serve, show, summary, train, trials
+from gingham.cli import compare, diagnose, embed, evaluate, export, predict, report, serve, show, summary, train, trials
 from gingham.cli.usage import describe_usage_error
 from gingham.errors import GinghamError, Terminated, is_exhausted, one_line
 
@@ -44,7 +44,7 @@ def _root(context: typer.Context, version: Version = False) -> None:
 
 
 # Each module defines the command of the same name. --help lists them in this order.
-for module in (train, evaluate, predict, show, summary, trials, compare, report, diagnose, export, serve):
+for module in (train, evaluate, predict, show, summary, trials, compare, report, diagnose, embed, export, serve):
     app.command()(getattr(module, module.__name__.rpartition(".")[2]))
 
 

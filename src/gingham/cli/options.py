@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Option
+from typer import Argument, Option
 
 from gingham.presets import DEFAULT_RECIPE, RECIPES
 from gingham.recipe import Recipe
@@ -20,10 +20,17 @@ MODEL_FORM = "package.module:Class"
 Data = Annotated[str, Option(help=DATA_HELP)]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps; auto uses a GPU if there is one.")]
 Epochs = Annotated[float | None, Option(help="Passes over the training images, such as 0.5 or 3.")]
+Images = Annotated[
+    list[Path],
+    Argument(metavar="IMAGE-OR-FOLDER...", help="PNG, JPEG, WEBP, BMP, GIF or TIFF files, or folders of them."),
+]
 Json = Annotated[bool, Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 Model = Annotated[
     str | None,
     Option("--model", metavar=MODEL_FORM, help="A network of your own, importable from here, instead of the recipe's."),
+]
+Start = Annotated[
+    Path | None, Option("--from", metavar="RUN", help="Start with the weights of a run; classes may be added.")
 ]
 AUTO = "auto"
 RECIPE_HELP = f"{AUTO}: chosen for the data, {DEFAULT_RECIPE} for Fashion-MNIST; or one of: {', '.join(RECIPES)}."

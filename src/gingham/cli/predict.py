@@ -4,14 +4,15 @@ import contextlib
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 from tqdm import tqdm
-from typer import Argument, Option
+from typer import Option
 
 import gingham
-from gingham.cli.options import Device, Json, Model, RunFolder
+from gingham.cli.options import Device, Images, Json, Model, RunFolder
 from gingham.cli.output import print_message, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_training_images
 from gingham.errors import DataError, GinghamError, format_message, list_first
@@ -28,10 +29,7 @@ SORT_HELP = "Copy the images into FOLDER/<label>, FOLDER/unsure and FOLDER/unrea
 
 
 def predict(
-    images: Annotated[
-        list[Path],
-        Argument(metavar="IMAGE-OR-FOLDER...", help="PNG, JPEG, WEBP, BMP, GIF or TIFF files, or folders of them."),
-    ],
+    images: Images,
     run: RunFolder = None,
     prepare: Annotated[str, Option(help=PREPARE_HELP)] = "auto",
     explain: Annotated[bool, Option("--explain", help="Draw the steps, the evidence and similar images.")] = False,
@@ -50,7 +48,7 @@ def predict(
     # For a few images, the CPU is done before a GPU has started.
     trained = load_run_or_packaged(run, model, "cpu" if device == "auto" else device)
     train = load_training_images(trained, run) if explain else None
-    files = [file for image in images for file in (_list_folder(image) if image.is_dir() else [image])]
+    files = list_files(images)
     errors: list[str] = []
     used: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
@@ -84,6 +82,11 @@ def predict(
     if errors:
         summary = f"no prediction for {len(errors)} of {len(files)} images: " if len(files) > 1 else ""
         raise DataError(summary + list_first(errors, SHOWN, "; "))
+
+
+def list_files(images: Iterable[Path]) -> list[Path]:
+    """Return image files, with each folder replaced by the image files in it."""
+    return [file for image in images for file in (_list_folder(image) if image.is_dir() else [image])]
 
 
 def _list_folder(folder: Path) -> list[Path]:

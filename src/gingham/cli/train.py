@@ -29,6 +29,7 @@ def train(
     backbone: options.BackboneName = None,
     weights: options.WeightsFile = None,
     finetune: options.Finetune = False,
+    start: options.Start = None,
     teacher: options.Teacher = None,
     device: options.Device = "auto",
     out: Annotated[Path | None, Option(help="The run folder; by default runs/<recipe>-<seed>.")] = None,
@@ -42,10 +43,14 @@ def train(
     from gingham.runs.checkpoint import has_checkpoint
     from gingham.runs.run import METADATA_FILE
     from gingham.training.distillation import validate_teachers
+    from gingham.training.initial_weights import require_unseen
 
     resume = resume or is_restart()
-    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher))
+    start_run = gingham.load(start, network_factory(model)) if start else None
+    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher or start_run))
     stored = stored_recipe(out or auto_folder(settings, seed)) if resume and choice.is_auto else None
+    if start_run is not None and recipe == options.AUTO:
+        stored = start_run.recipe
     base = stored or choice.base_recipe()
     chosen, changes = choose_recipe(base, settings, seed=seed, epochs=epochs, network=choice.network)
     folder = out or (auto_folder(settings, seed) if choice.is_auto else default_folder(chosen, model, chosen.seed))
@@ -65,9 +70,13 @@ def train(
             with context.main_first():
                 chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
+            if start_run is not None:
+                require_unseen(start_run, splits, print_message)
             retain_freed_memory()  # for the next step
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
-            fit = functools.partial(fit, options=gingham.FitOptions(device, network, teachers, track, weights=weights))
+            fit = functools.partial(
+                fit, options=gingham.FitOptions(device, network, teachers, track, weights=weights, start=start_run)
+            )
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()
         if not context.is_main:
             return

@@ -19,8 +19,8 @@ def count_duplicates(data: DataSplits) -> dict[str, int]:
         count_duplicates(load_data("fashion-mnist"))   # {'train': 0, 'test': 0, 'across': 0}
     """
     parts = [data.train] + ([data.validation] if data.validation else [])
-    train = [image_hash for part in parts for image_hash in _hash_images(part.images)]
-    test = _hash_images(data.test.images)
+    train = [image_hash for part in parts for image_hash in hash_images(part.images).tolist()]
+    test = hash_images(data.test.images).tolist()
     unique = set(train)
     return {
         "train": len(train) - len(unique),
@@ -29,8 +29,10 @@ def count_duplicates(data: DataSplits) -> dict[str, int]:
     }
 
 
-def _hash_images(images: torch.Tensor) -> list[bytes]:
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.numpy()]
+def hash_images(images: torch.Tensor) -> torch.Tensor:
+    """Return a hash of each of the uint8 images (N, C, H, W), int64 (N,). Different images have different hashes."""
+    hashes = b"".join(hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.cpu().numpy())
+    return torch.frombuffer(bytearray(hashes), dtype=torch.int64) if hashes else torch.empty(0, dtype=torch.int64)
 
 
 def describe(data: DataSplits) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from gingham.data.splits import Split
+from gingham.data.statistics import hash_images
 from gingham.errors import DataError, GinghamError, list_first, plural, require_types
 from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions
@@ -63,7 +64,8 @@ class EvaluationResult:
     wrong predictions among the others (None if there are no others). `per_class` gives `accuracy`, `recall` (the same),
     `precision`, `f1`, `correct` and `total` by class name. The recall of a class without images is None, and so are the
     precision of one without predictions and the F1 of one without both, for which scikit-learn returns `zero_division`.
-    `test_openings` are all recorded uses of the test split, including this one.
+    `trained_on` is how many of the images the run was trained on. `test_openings` are all recorded uses of the test
+    split, including this one.
     """
 
     split: str
@@ -85,6 +87,7 @@ class EvaluationResult:
     unsure_share: float
     sure_error: float | None
     test_openings: list[dict[str, Any]]
+    trained_on: int = 0
 
     @property
     def image_noun(self) -> str:
@@ -128,6 +131,8 @@ class EvaluationResult:
             wrong = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
             limit = f"top probability below {self.threshold:.2f}" if self.threshold <= 1 else "no threshold is safe"
             lines.append(f"not sure ({limit}) of {self.unsure_share:.2%}{wrong}")
+        if self.trained_on:
+            lines.append(f"the model was trained on {self.trained_on:,} of these images: expect less on others")
         return "\n".join(lines)
 
 
@@ -218,4 +223,5 @@ def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationRe
         unsure_share=unsure_share,
         sure_error=sure_error,
         test_openings=list(run.test_openings),
+        trained_on=int(torch.isin(hash_images(split.images), run.image_hashes.get("train", labels[:0])).sum()),
     )

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
 from gingham.data.decode import is_16_bit, to_8_bit
 from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError, require_types
+from gingham.inference.neighbours import features
 from gingham.inference.preprocess import PreparedPhoto, open_photo, prepare_garment, prepare_plain, resize_photo
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
@@ -62,6 +64,38 @@ def predict(
             `error`.
     """
     require_types("predict", run=(run, Run))
+    results = _prepare_images(run, images, prepare, keep_steps=keep_steps)
+    prepared = [result for result in results if isinstance(result, PreparedPhoto)]
+    return to_predictions(run.model, _names(images), results, mean_probabilities(run.model, prepared))
+
+
+def embed(
+    run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto"
+) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
+    """Return the features of images, float32 (N, D), with their names, and the errors of the files left out.
+
+    The features are the inputs of the network's last linear layer. Images that it treats as similar have similar ones.
+    The arguments are those of `predict`.
+
+        features, names, errors = gingham.embed(run, ["shirt.jpg", "coat.jpg"])
+    """
+    require_types("embed", run=(run, Run))
+    results = _prepare_images(run, images, prepare, keep_steps=False)
+    pairs = list(zip(_names(images), results, strict=True))
+    found = [(name, photo) for name, photo in pairs if isinstance(photo, PreparedPhoto)]
+    rows = [features(run.model, torch.as_tensor(photo.framings)).mean(dim=0) for _, photo in found]
+    array = torch.stack(rows).numpy() if rows else np.empty((0, 0), np.float32)
+    return array, [name for name, _ in found], [str(error) for _, error in pairs if isinstance(error, DataError)]
+
+
+def _names(images: Sequence[str | Path | Image.Image]) -> list[str]:
+    return [f"image {k}" if isinstance(image, Image.Image) else str(image) for k, image in enumerate(images, 1)]
+
+
+def _prepare_images(
+    run: Run, images: Sequence[str | Path | Image.Image], prepare: str, *, keep_steps: bool
+) -> list[PreparedPhoto | DataError]:
+    """Return each image prepared as the model's input, in threads, or its error."""
     if prepare not in PREPARE_MODES:
         raise GinghamError(f"prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
 
@@ -73,11 +107,8 @@ def predict(
             return error
         return prepared if keep_steps else PreparedPhoto(prepared.framings, ())
 
-    names = [f"image {k}" if isinstance(image, Image.Image) else str(image) for k, image in enumerate(images, 1)]
     with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
-        results = list(pool.map(prepare_image, images))
-    prepared = [result for result in results if isinstance(result, PreparedPhoto)]
-    return to_predictions(run.model, names, results, mean_probabilities(run.model, prepared))
+        return list(pool.map(prepare_image, images))
 
 
 def to_predictions(

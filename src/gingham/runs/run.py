@@ -36,6 +36,7 @@ FORMAT = 2  # 1 was used before the first release
 TRIALS_FILE = "trials.json"  # in a folder of runs that differ in their seeds
 TINY = torch.finfo(torch.float32).tiny  # the smallest divisor that is allowed
 WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "history.jsonl"
+IMAGES_FILE = "images.safetensors"  # hashes, not images
 
 
 @dataclass(repr=False)
@@ -45,7 +46,8 @@ class Run:
     `history` has a dict for each step (`step loss accuracy learning_rate`) and each epoch (`epoch train_loss ...`);
     `metrics` what `gingham train --json` prints; `data` the dataset's name and fingerprint; `environment` the versions
     and hardware; `test_openings` a dict for every time predictions were computed on the test split; `folder` the folder
-    the run is saved in, or None.
+    the run is saved in, or None; `image_hashes` the `hash_images` of the "train" and "validation" images, including
+    those of a run that it started from.
     """
 
     model: Classifier
@@ -56,6 +58,7 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     test_openings: list[dict[str, Any]] = field(default_factory=list)
     folder: Path | None = None
+    image_hashes: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Run of {self.recipe.name} with seed {self.recipe.seed}, folder {self.folder}: {self.model!r}>"
@@ -97,8 +100,8 @@ class Run:
 
 
 def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
-    """Write a run folder and return its path: `model.safetensors`, `history.jsonl`, and last `model.json`, which marks
-    the run as finished. Then remove the checkpoints of the training.
+    """Write a run folder and return its path: `model.safetensors`, `history.jsonl`, `images.safetensors` (hashes of the
+    training images), and last `model.json`, which marks the run as finished. Then remove the checkpoints.
 
     With `halved`, filters and matrices are stored in 16 bits (IEEE half precision), in half the space. Load the result
     of `halve` into the model before you evaluate it, so that the saved model is the one that was evaluated.
@@ -117,6 +120,8 @@ def save(run: Run, folder: str | Path, *, halved: bool = False) -> Path:
     tensors = run.model.state_dict()
     write_tensors(folder / WEIGHTS_FILE, halve(tensors) if halved else tensors)
     write_text(folder / HISTORY_FILE, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in run.history))
+    if run.image_hashes:
+        write_tensors(folder / IMAGES_FILE, run.image_hashes)
     run.folder = folder
     write_json(folder / METADATA_FILE, {**run.metadata(), "weights_sha256": sha256(folder / WEIGHTS_FILE)})
     remove_checkpoints(folder)
@@ -177,7 +182,9 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
         ) from error
     _load_weights(model, folder / WEIGHTS_FILE)
     sections = {section: metadata[section] for section in SECTIONS}
-    run = Run(model, recipe, _read_history(folder / HISTORY_FILE), **sections, folder=folder.resolve())
+    hashes = read_tensors(folder / IMAGES_FILE)[0] if (folder / IMAGES_FILE).exists() else {}
+    history = _read_history(folder / HISTORY_FILE)
+    run = Run(model, recipe, history, **sections, folder=folder.resolve(), image_hashes=hashes)
     # model.json repeats some values for readers. Editing them there would have no effect, so it is an error.
     actual = {**run.metadata(), "weights_sha256": sha256(folder / WEIGHTS_FILE)}
     for key in ("network", "seed", "mean", "std", "temperature", "threshold", "weights_sha256"):

@@ -27,7 +27,7 @@ def use_features(trainer: Trainer) -> None:
         return
     start = time.perf_counter()
     features = compute_features(model, trainer.train, context)
-    if not trainer.step:
+    if not trainer.step and trainer.options.start is None:
         network.standardize(features.to(trainer.device))
     trainer.inputs = trainer.loader.train = replace(trainer.train, images=features, block=1)
     if trainer.validation is not None:

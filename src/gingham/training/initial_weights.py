@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
-from gingham.errors import ModelError
+from gingham.data.splits import DataSplits
+from gingham.data.statistics import hash_images
+from gingham.errors import DataError, ModelError
 from gingham.io import tensors_sha256
 from gingham.models.backbones import Backbone, find_weights
 from gingham.models.classifier import Classifier
@@ -29,6 +31,33 @@ def load_initial_weights(trainer: Trainer, say: Callable[[str], None]) -> None:
         trainer.context.require_same("pretrained weights", checksum)
         network.load_pretrained(weights)
         trainer.origin = {"pretrained": trainer.recipe.network, "weights_sha256": checksum}
+
+
+def require_unseen(start: Run, data: DataSplits, say: Callable[[str], None]) -> None:
+    """Check that a run to start from was not trained on test images of a dataset, and `say` if on validation images.
+
+    Raises
+        DataError: it was, or does not record its training images.
+    """
+    if start.data.get("fingerprint") == data.fingerprint and start.data.get("train_images") == len(data.train):
+        return  # the same splits
+    name = start.folder or start.recipe.name
+    if not start.image_hashes:
+        raise DataError(
+            f"{name} does not record its training images, which may be test images of {data.name}; train it again"
+        )
+    seen = torch.cat(list(start.image_hashes.values()))
+    if count := int(torch.isin(hash_images(data.test.images), seen).sum()):
+        raise DataError(
+            f"{name} was trained on {count} of the {len(data.test)} test images of {data.name}, so the test accuracy "
+            "would be too high; put the images into train and test folders, where they stay, or leave out --from"
+        )
+    held_out = data.validation
+    if held_out is not None and (count := int(torch.isin(hash_images(held_out.images), seen).sum())):
+        say(
+            f"warning: {name} was trained on {count} of the {len(held_out)} validation images, so the validation "
+            "accuracy is too high; judge by the test split"
+        )
 
 
 def describe_origin(start: Run) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
-from gingham.data.statistics import median_border
+from gingham.data.statistics import hash_images, median_border
 from gingham.device import choose_device, choose_precision, describe_environment, forked_generators
 from gingham.distributed import DistributedContext
 from gingham.errors import RunError, one_line
@@ -384,7 +384,14 @@ class Trainer:
                 for teacher, checksum in zip(self.options.teachers, self.settings["teachers"], strict=True)
             ]
         environment = describe_environment(self.device)
-        return Run(self.model, self.recipe, history.entries(self.step), self._metrics(), data, environment)
+        run = Run(self.model, self.recipe, history.entries(self.step), self._metrics(), data, environment)
+        before = self.options.start.image_hashes if self.options.start else {}
+        for name, split in (("train", train), ("validation", self.validation)):
+            hashes = [before[name]] if name in before else []
+            hashes += [hash_images(split.images)] if split else []
+            if hashes:
+                run.image_hashes[name] = torch.cat(hashes)
+        return run
 
     def _metrics(self) -> dict[str, Any]:
         history, seconds = self.history, self.clock.seconds
