@@ -28,9 +28,14 @@ def test_a_loaded_model_predicts_the_same_bits(saved_run):
     assert loaded.model.classes == run.model.classes
 
 
-def test_a_saved_run_consists_of_metadata_history_and_weights(saved_run):
+def test_a_saved_run_consists_of_metadata_history_weights_and_image_hashes(saved_run):
     folder, run, _ = saved_run
-    assert sorted(path.name for path in folder.iterdir()) == ["history.jsonl", "model.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "history.jsonl",
+        "images.safetensors",
+        "model.json",
+        "model.safetensors",
+    ]
     metadata = json.loads((folder / "model.json").read_text())
     assert metadata["classes"] == ["0", "1", "2", "3"]
     assert metadata["input_shape"] == [1, 28, 28]

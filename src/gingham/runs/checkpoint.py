@@ -143,6 +143,8 @@ def resume_options(metadata: Mapping[str, Any]) -> str:
         options.append(f"--data {shlex.quote(dataset)}")
     if isinstance(teachers, list):  # of checksums: the folders of the teachers are not known
         options += ["--teacher RUN"] * len(teachers)
+    if metadata.get("start") is not None:
+        options.append("--from RUN")
     return " ".join(options)
 
 

@@ -17,6 +17,7 @@ from gingham.training.features import use_features
 from gingham.training.initial_weights import load_initial_weights
 from gingham.training.optimizer import lr_at, set_learning_rate
 from gingham.training.options import FitOptions
+from gingham.training.result import build_run
 from gingham.training.stop_request import deferred_signals
 from gingham.training.trainer import Trainer
 from gingham.training.validate import head_recipe, reserve_folder, resolve_recipe, validate_folder
@@ -107,7 +108,7 @@ def fit(
                 if trainer.should_stop:  # last step, patience, Ctrl-C or SIGTERM in any process
                     break
         trainer.raise_if_interrupted()
-        run = trainer.finish()
+        run = build_run(trainer)
         if validation is not None:
             # Features do not include those of the mirror images.
             calibrate(run, trainer.validation_inputs or validation if recipe.tta == "none" else validation, context)

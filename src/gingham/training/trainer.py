@@ -15,10 +15,10 @@ import torch.nn.functional as F
 
 from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
-from gingham.data.statistics import hash_images, median_border
-from gingham.device import choose_device, choose_precision, describe_environment, forked_generators
+from gingham.device import choose_device, choose_precision, forked_generators
 from gingham.distributed import DistributedContext
 from gingham.errors import RunError, one_line
+from gingham.io import tensors_sha256
 from gingham.models.backbones import PREFIX, Backbone
 from gingham.models.registry import build_classifier
 from gingham.recipe import Recipe
@@ -28,7 +28,7 @@ from gingham.training import state
 from gingham.training.batches import Batch, BatchLoader
 from gingham.training.clock import Clock
 from gingham.training.distillation import DistillationLoss, TeacherEnsemble, teacher_checksums
-from gingham.training.ema import EMA, copy_weights, ema_weights, update_ema
+from gingham.training.ema import EMA, ema_weights, update_ema
 from gingham.training.history import History
 from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, Loss, MixedLabelsLoss, class_weights
 from gingham.training.optimizer import build_optimizer
@@ -117,6 +117,7 @@ class Trainer:
             "fingerprint": train.fingerprint,
             "train_images": len(train),
             "teachers": teacher_checksums(options.teachers),
+            "start": tensors_sha256(options.start.model.state_dict()) if options.start else None,
         }
         context.require_same("recipe and data", json.dumps(self.settings))
 
@@ -358,63 +359,6 @@ class Trainer:
         # A single process also obeys a signal that came after the last agreement. Several would have to agree again.
         if self.interrupted or (self.stop_request and self.context.size == 1):
             self.stop_request.stop()
-
-    def finish(self) -> Run:
-        """Return the run with its final weights."""
-        # With patience the best weights, which include the EMA; otherwise the EMA if there is one, or the model's own.
-        copy_weights(self.model, self.best or self.ema)
-        self.context.broadcast(self.model.buffers())
-        self.model.eval()
-        train, history = self.train, self.history
-        data: dict[str, Any] = {
-            "name": train.dataset,
-            "fingerprint": train.fingerprint,
-            "train_images": len(train),
-            "background": median_border(train.images),
-        }
-        if train.skip_unreadable:
-            data["skip_unreadable"] = True
-        if train.grey_bits < 16:
-            data["grey_bits"] = train.grey_bits
-        if self.origin:
-            data["origin"] = self.origin
-        if self.options.teachers:
-            data["teachers"] = [
-                {"recipe": teacher.recipe.name, "seed": teacher.recipe.seed, "weights_sha256": checksum}
-                for teacher, checksum in zip(self.options.teachers, self.settings["teachers"], strict=True)
-            ]
-        environment = describe_environment(self.device)
-        run = Run(self.model, self.recipe, history.entries(self.step), self._metrics(), data, environment)
-        before = self.options.start.image_hashes if self.options.start else {}
-        for name, split in (("train", train), ("validation", self.validation)):
-            hashes = [before[name]] if name in before else []
-            hashes += [hash_images(split.images)] if split else []
-            if hashes:
-                run.image_hashes[name] = torch.cat(hashes)
-        return run
-
-    def _metrics(self) -> dict[str, Any]:
-        history, seconds = self.history, self.clock.seconds
-        images_seen = int(history.sizes[: self.step].sum())
-        chosen = history.chosen_epoch()  # the last one unless patience chose another
-        return {
-            "recipe": self.recipe.name,
-            "seed": self.recipe.seed,
-            "device": str(self.device),
-            "precision": self.precision,
-            "processes": self.context.size,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "train_images": len(self.train),
-            "epochs": self.sampler.epochs(self.step),
-            "steps": self.step,
-            "images_seen": images_seen,
-            "images_per_second_per_process": images_seen / seconds / self.context.size if seconds else None,
-            "train_seconds": seconds,
-            "wall_seconds": None,  # set by the command line
-            "validation_accuracy": chosen["validation_accuracy"],
-            "chosen_epoch": chosen["epoch"],
-            "resumed_from_step": self.first_step or None,
-        }
 
 
 def _build_loss(recipe: Recipe, teachers: Sequence[Run], device: torch.device, precision: str) -> Loss:
