@@ -80,23 +80,57 @@ def test_arrays_are_resized(tmp_path):
     assert load_data(path, validation=0, size=16).train.images.shape[1:] == (1, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("convert", "note"),
+    [
+        (lambda images: images / 255, "from 0 to 1 (float64)"),
+        (lambda images: (images / 127.5 - 1).astype(np.float32), "from -1 to 1 (float32)"),
+        (lambda images: images.astype(np.float32), "from 0 to 255 (float32)"),
+        (lambda images: images.astype(np.int64), None),
+    ],
+)
+def test_images_of_other_numbers_are_converted(tmp_path, convert, note):
+    images, test, labels = random_images(40, 8, 8, 3), random_images(10, 8, 8, 3, seed=1), np.arange(40) % 2
+    arrays = {"x_train": images, "y_train": labels, "x_test": test, "y_test": labels[:10]}
+    expected = load_data(save_npz(tmp_path, **arrays))
+    data = load_data(save_npz(tmp_path, **{k: convert(v) if k[0] == "x" else v for k, v in arrays.items()}))
+    assert data.fingerprint == expected.fingerprint
+    message = f"the pixels of {tmp_path / 'data.npz'}, {note}, became 0 to 255 (uint8)"
+    assert data.notes == (*([message] if note else []), *expected.notes)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [lambda y: np.eye(3)[y], lambda y: np.eye(3, dtype=bool)[y], lambda y: y.astype(float), lambda y: y[:, None] * 1.0],
+)
+def test_labels_may_be_one_hot_or_whole_numbers_in_floats(tmp_path, convert):
+    images, labels = random_images(30, 8, 8), np.arange(30) % 3
+    expected = load_data(save_npz(tmp_path, images=images, labels=labels))
+    data = load_data(save_npz(tmp_path, images=images, labels=convert(labels)))
+    assert data.fingerprint == expected.fingerprint
+    assert ("labels of" in data.notes[0]) == (convert(labels).shape == (30, 3))
+
+
 VALID = {"images": random_images(12, 8, 8), "labels": np.arange(12) % 2}
 INVALID = {
     "names": ({"data": random_images(9, 8, 8)}, "contains data; it needs x_train and y_train"),
     "half": ({"images": random_images(9, 8, 8)}, "contains images but no labels"),
-    "floats": (
-        VALID | {"images": random_images(12, 8, 8) / 255},
-        "images of .* is float64 of shape .12, 8, 8.; allowed: .*uint8",
-    ),
+    "text": (VALID | {"images": np.full((12, 8, 8), "a")}, "images of .* is <U1 of shape .12, 8, 8.; allowed: "),
+    "NaN": (VALID | {"images": np.full((12, 8, 8), np.nan)}, "pixels from nan to nan .float64.; allowed: whole"),
+    "infinite": (VALID | {"images": np.full((12, 8, 8), np.inf)}, "pixels from inf to inf"),
+    "too large": (VALID | {"images": random_images(12, 8, 8).astype(int) * 2}, "pixels from 0 to 510 .int64.; allowed"),
+    "not whole": (VALID | {"images": random_images(12, 8, 8) * 0.99}, "pixels from 0 to .* .float64.; allowed"),
+    "standardized": (VALID | {"images": random_images(12, 8, 8) / 64 - 1}, "pixels from -1 to 2.9.* allowed"),
     "shape": (VALID | {"images": random_images(12, 8, 8, 4)}, r"of shape \(12, 8, 8, 4\); allowed"),
     "flat": (VALID | {"images": random_images(12, 64)}, r"of shape \(12, 64\); allowed"),
     "count": (
         VALID | {"labels": np.arange(11) % 2},
         r"train images of shape \(12, 1, 8, 8\) and 11 labels; allowed: one label for each image",
     ),
-    "one-hot": (
-        VALID | {"labels": np.eye(2, dtype=int)[np.arange(12) % 2]},
-        r"for example with labels.argmax\(axis=1\)",
+    "two classes": (VALID | {"labels": np.ones((12, 2), int)}, r"for example with labels.argmax\(axis=1\)"),
+    "probabilities": (
+        VALID | {"labels": np.full((12, 2), 0.5)},
+        r"is float64 of shape .12, 2.; allowed: whole numbers",
     ),
     "float labels": (VALID | {"labels": np.arange(12) / 2}, "is float64 of shape"),
     "negative": (VALID | {"labels": np.arange(12) % 2 - 1}, "has labels down to -1"),

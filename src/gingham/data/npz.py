@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from gingham.data.idx import IDX_FILES
 from gingham.data.memory import free_memory
-from gingham.data.raw import Labels, Part, Pixels, RawDataset, join_splits
+from gingham.data.pixel_values import to_uint8
+from gingham.data.raw import Labels, Part, RawDataset, join_splits
 from gingham.errors import DataError, one_line
 from gingham.io import require_regular_file
 from gingham.text import natural_key
@@ -26,9 +27,9 @@ KNOWN_NAMES = {*CLASS_NAMES, *(name for pairs in NPZ_NAMES.values() for pair in 
 def read_npz(path: Path) -> RawDataset:
     """Return the images and labels of a `.npz` file whose arrays are named as in Keras or MedMNIST, or plainly.
 
-    Images are uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; labels are integers or text, (N,) or (N, 1).
-    The array `classes` or `class_names` names the classes 0 to K-1; without it, the labels are the names. NPZ_NAMES
-    lists the names of arrays.
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, uint8 or other numbers (see `to_uint8`). Labels
+    are whole numbers or text, (N,) or (N, 1), or one-hot, (N, K). The array `classes` or `class_names` names the
+    classes 0 to K-1; without it, the labels are the names. NPZ_NAMES lists the names of arrays.
 
     Raises
         DataError: the file is damaged or not a `.npz` file, is larger than half of the free memory, or contains other
@@ -62,10 +63,16 @@ def read_npz(path: Path) -> RawDataset:
             "it needs x_train and y_train, train_images and train_labels, or images and labels"
         )
     images = {split: _to_images(arrays[name], f"{name} of {path}") for split, (name, _) in chosen.items()}
-    labels = {split: _to_labels(arrays[name], f"{name} of {path}") for split, (_, name) in chosen.items()}
-    class_names = [_to_labels(arrays[name], f"{name} of {path}") for name in CLASS_NAMES if name in arrays]
-    indices, classes = _encode_labels(labels, class_names[0] if class_names else None, path)
-    return join_splits({split: Part(images[split], indices[split]) for split in chosen}, classes, path)
+    notes = [""]
+    if any(array.dtype != np.uint8 for array in images.values()):
+        images, notes[0] = to_uint8(images, str(path))
+    if one_hot := [name for _, name in chosen.values() if arrays[name].ndim == 2 and arrays[name].shape[1] > 1]:
+        notes.append(f"{', '.join(one_hot)} of {path}, one-hot, became the numbers of classes")
+    labels = {split: to_labels(arrays[name], f"{name} of {path}") for split, (_, name) in chosen.items()}
+    class_names = [to_labels(arrays[name], f"{name} of {path}") for name in CLASS_NAMES if name in arrays]
+    indices, classes = encode_labels(labels, class_names[0] if class_names else None, path)
+    raw = join_splits({split: Part(images[split], indices[split]) for split in chosen}, classes, path)
+    return raw._replace(notes=tuple(filter(None, notes)))
 
 
 def _read_array(file: "np.lib.npyio.NpzFile", name: str) -> npt.NDArray[Any]:
@@ -77,27 +84,31 @@ def _read_array(file: "np.lib.npyio.NpzFile", name: str) -> npt.NDArray[Any]:
     return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
-def _to_images(array: npt.NDArray[Any], origin: str) -> Pixels:
+def _to_images(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
     images = array
     if array.ndim == 3:
         images = array[:, None]
     elif array.ndim == 4 and array.shape[3] in (1, 3):
         images = array.transpose(0, 3, 1, 2)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.size:
+    if images.dtype.kind not in "uifb" or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.size:
         raise DataError(
-            f"{origin} is {array.dtype} of shape {array.shape}; allowed: one or more images, uint8 (N, H, W), "
-            "(N, H, W, C) or (N, C, H, W), with C 1 or 3; reshape it, or convert numbers from 0 to 1 with "
-            "(255 * images).round().astype(np.uint8)"
+            f"{origin} is {array.dtype} of shape {array.shape}; allowed: one or more images of numbers, (N, H, W), "
+            "(N, H, W, C) or (N, C, H, W), with C 1 or 3; reshape it"
         )
     return np.ascontiguousarray(images)
 
 
-def _to_labels(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
+def to_labels(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
     labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if labels.ndim == 2 and labels.dtype.kind in "uifb" and ((labels == 1).sum(axis=1) == 1).all():
+        labels = labels.argmax(axis=1) if ((labels == 0) | (labels == 1)).all() else labels
+    if labels.dtype.kind == "f" and np.isfinite(labels).all() and (labels == np.rint(labels)).all():
+        labels = labels.astype(np.int64)
     if labels.ndim != 1 or labels.dtype.kind not in "iuU":
         raise DataError(
-            f"{origin} is {array.dtype} of shape {array.shape}; allowed: integers or text, (N,) or (N, 1); "
-            "give each image the number or name of its class, for example with labels.argmax(axis=1)"
+            f"{origin} is {array.dtype} of shape {array.shape}; allowed: whole numbers or text, (N,) or (N, 1), "
+            "or one-hot, (N, K); give each image the number or name of its class, for example with "
+            "labels.argmax(axis=1)"
         )
     if labels.dtype.kind != "U" and labels.min(initial=0) < 0:
         raise DataError(
@@ -106,7 +117,7 @@ def _to_labels(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
     return labels
 
 
-def _encode_labels(
+def encode_labels(
     labels: dict[str, npt.NDArray[Any]], class_names: npt.NDArray[Any] | None, path: Path
 ) -> tuple[dict[str, Labels], tuple[str, ...]]:
     """Return the labels of each split as indices of the classes, and the names of the classes."""
