@@ -29,6 +29,16 @@ def test_data_with_a_class_named_like_a_file_of_a_run_is_diagnosed_as_data(comma
         assert re.search(message, command(*arguments, code=2).stderr)
 
 
+def test_files_that_are_no_images_and_dead_links_are_listed(run_json, tmp_path):
+    folder = make_image_folder(tmp_path / "shapes", {"bar": 6, "disk": 6})
+    for name in ("a.txt", "b.txt", "c.mp4"):
+        (folder / "bar" / name).write_text("no image")
+    (folder / "ring").symlink_to(tmp_path / "nowhere")
+    evidence = {issue["code"]: issue["evidence"] for issue in run_json("diagnose", folder)}
+    assert evidence["unreadable-files"].startswith(".txt 2, .mp4 1: bar/a.txt cannot be read")
+    assert "ring is a link to a missing folder" in evidence["odd-files"]
+
+
 def test_json_of_a_split_prints_the_accuracy_beside_it(command, trained):
     done = command("diagnose", "runs/article-0", "--split", "validation", "--json")
     assert "validation images are duplicates or near duplicates of training images: accuracy" in done.stderr

@@ -61,14 +61,16 @@ def test_unreadable_files_are_an_error_or_left_out(shoes):
     original = load_data(str(shoes))
     unreadable = add_unreadable_files(shoes)
     with pytest.raises(
-        DataError, match=r"8 of the 48 files of .* cannot be read as images: boot/bomb.bmp \(.*and 5 more; "
+        DataError, match=r"8 of the 48 files of .* cannot be read as images .*: boot/bomb.bmp \(.*and 5 more; "
     ) as caught:
         load_data(str(shoes))
     assert "--skip-unreadable" in str(caught.value)
     data = load_data(str(shoes), skip_unreadable=True)
     assert data.fingerprint == original.fingerprint
     assert data.test.files == original.test.files
-    assert any("8 of the 48 files are left out: boot/bomb.bmp" in note for note in data.notes)
+    assert any(
+        "8 of the 48 files are left out (.png 5, .bmp 1, .tif 1, .jpg 1): boot/bomb.bmp" in note for note in data.notes
+    )
     assert not any(name in file for name in unreadable for file in data.train.files)
     _, issues = load_unchecked(str(shoes))
     reasons = {name.removeprefix("boot/"): reason for name, reason in issues}

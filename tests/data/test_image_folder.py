@@ -4,9 +4,11 @@ import unicodedata
 
 import pytest
 
+import gingham
 from dataset_files import make_image_folder, save_image
 from gingham import DataError, load_data
 from gingham.data.image_files import list_images
+from gingham.data.image_folder import require_outside_classes
 from gingham.data.load_data import load_unchecked
 from gingham.io import write_json
 
@@ -52,9 +54,8 @@ def test_links_are_followed_and_loops_of_links_end(shoes, tmp_path):
 def test_links_that_cannot_be_followed_are_unreadable_files(shoes):
     (shoes / "boot" / "loop.png").symlink_to("loop.png")
     (shoes / "boot" / "gone.png").symlink_to("nowhere")
-    (shoes / "loop").symlink_to("loop")
     reasons = r"boot/gone.png \(No such file .*\), boot/loop.png \(Too many levels of symbolic links\); fix or remove"
-    with pytest.raises(DataError, match=rf"2 of the 42 files of .* cannot be read as images: {reasons}"):
+    with pytest.raises(DataError, match=rf"2 of the 42 files of .* cannot be read as images ..png 2.: {reasons}"):
         load_data(str(shoes))
     data = load_data(str(shoes), validation=0, skip_unreadable=True)
     assert len(data.train) + len(data.test) == 40
@@ -106,7 +107,7 @@ INVALID_FOLDERS = {
     "few": (lambda d: make_image_folder(d, {"a": 9, "b": 2}), "the class b of .* has 2 training images, too few"),
     "empty": (
         lambda d: (make_image_folder(d, {"a": 9, "b": 9}), (d / "c").mkdir()),
-        "the class folder c of .* is empty",
+        "c of .* is a class folder without images; put images into it, or remove it",
     ),
     "test lacks": (
         lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "test", {"a": 3})),
@@ -115,10 +116,6 @@ INVALID_FOLDERS = {
     "train lacks": (
         lambda d: (make_image_folder(d / "train", {"a": 3}), make_image_folder(d / "test", {"a": 3, "b": 3})),
         "the train split of .* of b",
-    ),
-    "val lacks": (
-        lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "val", {"b": 3})),
-        "the validation split of .* of a",
     ),
     "name": (lambda d: make_image_folder(d, {"a": 9, "b\nc": 9}), "has a class named"),
 }
@@ -167,3 +164,149 @@ def test_a_run_beside_the_classes_of_a_split_does_not_hide_the_split(tmp_path):
     make_image_folder(tmp_path / "d" / "train", {"bar": 4, "disk": 4})
     write_json(tmp_path / "d" / "train" / "fast-0" / "model.json", {"recipe": {}})
     assert load_data(str(tmp_path / "d")).classes == ("bar", "disk")
+
+
+def test_a_link_to_a_missing_folder_is_an_error_and_diagnosed(shoes):
+    (shoes / "clog").symlink_to("/nowhere/clog")
+    with pytest.raises(DataError, match=r"clog of .* is a link to a missing folder; put images into it, or remove it"):
+        load_data(str(shoes), skip_unreadable=True)
+    assert ("clog", "is a link to a missing folder") in load_unchecked(str(shoes))[1]
+
+
+@pytest.mark.parametrize("name", ["train", "test", "train/clog"])
+def test_a_link_to_a_missing_split_or_class_of_a_split_is_an_error(tmp_path, name):
+    for split in ("train", "test"):
+        make_image_folder(tmp_path / "d" / split, {"bar": 4, "disk": 4})
+    if (tmp_path / "d" / name).exists():
+        (tmp_path / "d" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "d" / name).symlink_to("nowhere")
+    with pytest.raises(DataError, match=f"{name} .*is a link to a missing folder"):
+        load_data(str(tmp_path / "d"))
+
+
+@pytest.fixture
+def nested(tmp_path):
+    """Classes in folders of themes, one of them in two."""
+    make_image_folder(tmp_path / "d" / "animals", {"cat": 5, "dog": 5, "other": 5})
+    make_image_folder(tmp_path / "d" / "tools", {"hammer": 5, "other": 5})
+    return tmp_path / "d"
+
+
+def test_the_class_may_be_the_folder_of_the_image(nested):
+    assert load_data(str(nested)).classes == ("animals", "tools")
+    data = load_data(str(nested), label_from="parent")
+    assert data.classes == ("animals/other", "cat", "dog", "hammer", "tools/other")
+    assert set(data.test.counts().values()) == {1}
+    assert {file.rpartition("/")[0] for file in data.train.files} == {
+        "animals/cat", "animals/dog", "animals/other", "tools/hammer", "tools/other",
+    }  # fmt: skip
+
+
+def test_the_class_may_be_the_folder_of_the_image_in_each_split(tmp_path):
+    for split in ("train", "val", "test"):
+        make_image_folder(tmp_path / "d" / split / "animals", {"cat": 4, "dog": 4})
+    data = load_data(str(tmp_path / "d"), label_from="parent")
+    assert data.classes == ("cat", "dog")
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [8, 8, 8]
+
+
+NAMES = ("cat_{}.jpg", "cat.{}.JPG", "cat ({}).jpeg", "cat{:03}.png", "cat-{}.webp", "cat_[{}].bmp", "cat #{}.png")
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_the_class_may_be_in_the_name(tmp_path, form):
+    for k in range(10):
+        save_image(tmp_path / "d" / form.format(k), seed=k)
+        save_image(tmp_path / "d" / form.replace("cat", "american_bull dog").format(k), seed=50 + k)
+    (tmp_path / "d" / "README.txt").write_text("no image")
+    write_json(tmp_path / "d" / "runs" / "fast-0" / "model.json", {"recipe": {}})
+    save_image(tmp_path / "d" / "runs" / "fast-0" / "confusion-test.png")
+    with pytest.raises(DataError, match=r"it needs a folder of images for each class.* give .*--label-from name"):
+        load_data(str(tmp_path / "d"))
+    data = load_data(str(tmp_path / "d"), label_from="name", validation=0)
+    assert data.classes == ("american_bull dog", "cat")
+    assert data.train.counts() == {"american_bull dog": 8, "cat": 8}
+
+
+def test_the_class_may_be_in_the_name_in_folders_of_splits(tmp_path):
+    for split, count in (("train", 8), ("val", 3), ("test", 4)):
+        for k in range(count):
+            save_image(tmp_path / "d" / split / f"cat_{k}.png", seed=k)
+            save_image(tmp_path / "d" / split / "more" / f"dog_{k}.png", seed=50 + k)
+    data = load_data(str(tmp_path / "d"), label_from="name")
+    assert [part.counts() for part in (data.train, data.validation, data.test)] == [
+        {"cat": count, "dog": count} for count in (8, 3, 4)
+    ]
+
+
+def test_a_name_that_is_a_number_has_no_class(tmp_path):
+    make_image_folder(tmp_path / "d", {"x": 4, "y": 4})
+    with pytest.raises(DataError, match=r"x/0.png of .* has no class in its name; give it one, as in cat_1.jpg"):
+        load_data(str(tmp_path / "d"), label_from="name")
+
+
+def test_another_source_of_labels_is_an_error(shoes):
+    with pytest.raises(DataError, match="label_from is 'label'; allowed: folder, parent, name"):
+        load_data(str(shoes), label_from="label")
+
+
+@pytest.mark.parametrize("out", ["boot/fast-0", "boot", "", "a/b/fast-0", "sandal/runs/fast-0"])
+def test_a_run_folder_among_the_classes_is_an_error(shoes, out):
+    with pytest.raises(DataError, match=r"is among the images of .*; give another --out, outside that folder or in"):
+        require_outside_classes(shoes / out, shoes)
+
+
+@pytest.mark.parametrize("out", ["runs/fast-0", "fast-0", "../fast-0", "../shoes-2/boot"])
+def test_a_run_folder_beside_the_classes_changes_nothing(shoes, out):
+    expected = load_data(str(shoes)).fingerprint
+    for _ in range(2):
+        require_outside_classes(shoes / out, shoes)
+        write_json(shoes / out / "model.json", {"recipe": {}})
+        save_image(shoes / out / "curves.png")
+    assert load_data(str(shoes)).fingerprint == expected
+
+
+def test_files_that_are_no_images_are_counted_by_format(shoes):
+    for name in ("a.txt", "b.TXT", "c.mp4", "notes"):
+        (shoes / "boot" / name).write_text("no image")
+    count = (
+        r"4 of the 44 files of .* cannot be read as images ..txt 2, .mp4 1, no extension 1.: boot/a.txt .*and 1 more"
+    )
+    with pytest.raises(DataError, match=count):
+        load_data(str(shoes))
+    note = load_data(str(shoes), skip_unreadable=True).notes
+    assert "4 of the 44 files are left out (.txt 2, .mp4 1, no extension 1): boot/a.txt" in " ".join(note)
+
+
+SMALL = ("--recipe", "fast", "--set", "network=tiny", "--set", "batch_size=8", "--epochs", 1)
+
+
+@pytest.mark.parametrize("source", ["parent", "name"])
+def test_every_command_uses_the_classes_of_the_option_and_a_run_stores_it(command, tmp_path, source):
+    for label, name in enumerate(("cat", "dog")):
+        for k in range(30):
+            save_image(tmp_path / "d" / "animals" / name / f"{name}_{k}.png", seed=100 * label + k, label=label)
+    data, option = tmp_path / "d", ("--label-from", source)
+    command("train", "--data", data, *option, *SMALL)
+    run = gingham.load(command.folder / "runs/fast-0")
+    assert (run.data["label_from"], run.model.classes) == (source, ("cat", "dog"))
+    command("evaluate", "runs/fast-0", "--split", "test")
+    command("report", "runs/fast-0")
+    command("diagnose", "runs/fast-0")
+    assert "in 2 classes" in command("show", data, *option).stdout
+    assert "checked for: odd files" in command("diagnose", data, *option).stdout
+    command("trials", "--data", data, *option, "--seeds", 1, *SMALL)
+    photos = make_image_folder(tmp_path / "e" / "animals", {"cat": 3, "dog": 3}) if source == "parent" else data
+    assert command("evaluate", "runs/fast-0", "--data", photos).stdout
+    assert "has 1 class" in command("train", "--data", data, code=2).stderr
+    assert "Invalid value" in command("train", "--data", data, "--label-from", "label", code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["train", "trials"])
+def test_a_run_folder_among_the_classes_is_refused_before_the_training(command, shoes, name):
+    expected = load_data(str(shoes)).fingerprint
+    done = command(name, "--data", shoes, "--out", shoes / "boot" / "x", *SMALL, code=2)
+    assert "is among the images of" in done.stderr
+    assert not (shoes / "boot" / "x").exists()
+    command(name, "--data", shoes, "--out", shoes / "runs" / "x", *SMALL, *(["--seeds", 1] if name == "trials" else []))
+    assert load_data(str(shoes)).fingerprint == expected

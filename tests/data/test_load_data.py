@@ -65,9 +65,9 @@ def test_a_similar_name_is_suggested():
 
 
 def test_a_file_of_another_format_is_an_error(tmp_path):
-    (tmp_path / "data.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"data.txt is not a dataset; give a folder of class folders, a .csv"):
-        load_data(str(tmp_path / "data.txt"))
+    (tmp_path / "data.bin").write_text("hello")
+    with pytest.raises(DataError, match=r"data.bin is not a dataset; give a folder of class folders, a .csv"):
+        load_data(str(tmp_path / "data.bin"))
 
 
 @pytest.mark.parametrize("size", [-1, 5000])

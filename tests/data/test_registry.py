@@ -322,3 +322,48 @@ def test_each_dataset_has_a_checksum_for_every_file():
         assert all(len(value) == 32 for value in spec.md5.values())
         assert len({*spec.sha256}) in (0, len(IDX_FILES))
     assert gingham.load_data is load_data
+
+
+def write_dataset(folder):
+    """Write the four IDX files of a small dataset, and return its images and labels."""
+    images, labels = random_digits(40, 10, 0)
+    folder.mkdir(parents=True)
+    for name, array in zip(IDX_FILES, (images, labels, images[::-1], labels[::-1]), strict=True):
+        (folder / name).write_bytes(encode_idx(array))
+    return images, labels
+
+
+@pytest.mark.parametrize("given", ["", "FashionMNIST", "FashionMNIST/raw"])
+def test_the_root_folder_of_torchvision_is_found(tmp_path, given):
+    write_dataset(tmp_path / "data" / "FashionMNIST" / "raw")
+    data = load_data(str(tmp_path / "data" / given), validation=0)
+    assert (len(data.train), len(data.test), data.classes) == (40, 40, tuple("0123456789"))
+
+
+def test_a_root_folder_with_two_datasets_is_an_error(tmp_path):
+    for name in ("FashionMNIST", "MNIST"):
+        write_dataset(tmp_path / "data" / name / "raw")
+    with pytest.raises(DataError, match=r"data has several datasets; give one of: .*FashionMNIST/raw, .*/MNIST/raw"):
+        load_data(str(tmp_path / "data"))
+    assert len(load_data(str(tmp_path / "data" / "MNIST"), validation=0).train) == 40
+
+
+def test_the_images_of_a_published_dataset_get_its_class_names(tmp_path, monkeypatch):
+    images, labels = write_dataset(tmp_path / "idx")
+    np.savez(tmp_path / "d.npz", x_train=images / 255, y_train=np.eye(10)[labels])
+    rows = np.concatenate([labels[:, None], images.reshape(40, -1)], axis=1)
+    np.savetxt(tmp_path / "d.csv", rows, "%d", ",")
+    forms = [str(tmp_path / name) for name in ("idx", "d.npz", "d.csv")]
+    assert all(load_data(form).classes == tuple("0123456789") for form in forms)
+    before = [load_data(form).fingerprint for form in forms]
+    sha256 = [hashlib.sha256((tmp_path / "idx" / name).read_bytes()).hexdigest() for name in IDX_FILES]
+    spec = dataclasses.replace(REGISTRY["fashion-mnist"], sha256=sha256)
+    monkeypatch.setitem(REGISTRY, "fashion-mnist", spec)
+    for form, fingerprint in zip(forms, before, strict=True):
+        data = load_data(form)
+        assert data.classes == spec.classes
+        assert data.fingerprint != fingerprint
+        assert load_data(form, classes=tuple("0123456789")).fingerprint == fingerprint, "an earlier run finds its data"
+    images[0, 0, 0] += 1
+    np.savez(tmp_path / "d.npz", x_train=images, y_train=labels)
+    assert load_data(forms[1]).classes == tuple("0123456789")

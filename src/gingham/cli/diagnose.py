@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 import gingham
-from gingham.cli.options import Json, Model, SplitName
+from gingham.cli.options import Json, LabelFrom, Model, SplitName
 from gingham.cli.output import print_message, print_result, try_draw
 from gingham.cli.resolve import load_split, network_factory
 from gingham.errors import DataError, GinghamError, suggest
@@ -26,6 +26,7 @@ DATA_CHECKS = (
 def diagnose(
     what: Annotated[str, Argument(metavar="RUN-OR-DATA", help="A run folder, a dataset's name, or your own data.")],
     split: Annotated[SplitName | None, Option(help="For a run: measure its accuracy without leaked images.")] = None,
+    label_from: LabelFrom = "folder",
     model: Model = None,
     out: Annotated[Path | None, Option(help="The PNG with the images found; default: <name>-findings.png.")] = None,
     as_json: Json = False,
@@ -37,7 +38,7 @@ def diagnose(
     elif split is not None or model is not None:
         raise GinghamError(f"--{'model' if split is None else 'split'} is for a run; {what} is not one; leave it out")
     else:
-        issues, splits, notes = _diagnose_data(what)
+        issues, splits, notes = _diagnose_data(what, label_from)
     figure = None
     if any(issue.images for issue in issues):
         from gingham.plots import draw_image_groups
@@ -79,13 +80,13 @@ def _measure_leaks(trained: "gingham.Run", splits: "gingham.DataSplits", folder:
     )
 
 
-def _diagnose_data(what: str) -> "tuple[list[gingham.Issue], gingham.DataSplits, list[str]]":
+def _diagnose_data(what: str, label_from: str) -> "tuple[list[gingham.Issue], gingham.DataSplits, list[str]]":
     from gingham.data.load_data import load_unchecked
     from gingham.data.registry import REGISTRY
 
     if what not in REGISTRY and not Path(what).exists():
         raise DataError(f"{what} is not a run folder, your own data or a dataset's name{suggest(what, REGISTRY)}")
-    splits, file_issues = load_unchecked(what)
+    splits, file_issues = load_unchecked(what, label_from)
     print_message("searching for duplicates, then training two small networks to find wrong labels")
     issues = gingham.check_data(splits, file_issues)
     has_duplicates = any(issue.code.startswith("exact-duplicates") for issue in issues)

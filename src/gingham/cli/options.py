@@ -12,7 +12,8 @@ from gingham.recipe import Recipe
 DEFAULT_DATA = "fashion-mnist"
 DATA_HELP = (
     "A dataset's name (fashion-mnist, mnist, kmnist, qmnist, emnist-balanced, cifar-10, ...), a folder with a folder "
-    "of images for each class, a .csv of paths and labels, a .npz file, or a folder of IDX files."
+    "of images for each class, a table (.csv, .tsv, .txt) of paths and labels or of pixels, a folder with such tables "
+    "for train and test, a .npz file, or a folder of IDX files (torchvision's root folder too)."
 )
 FIELDS = ", ".join(item.name for item in dataclasses.fields(Recipe))
 MODEL_FORM = "package.module:Class"
@@ -25,6 +26,10 @@ Images = Annotated[
     Argument(metavar="IMAGE-OR-FOLDER...", help="PNG, JPEG, WEBP, BMP, GIF or TIFF files, or folders of them."),
 ]
 Json = Annotated[bool, Option("--json", help="Print one JSON value to stdout, and nothing else.")]
+LabelFrom = Annotated[
+    Literal["folder", "parent", "name"],
+    Option(help="The class of an image: the first folder, the folder it is in, or its name without the number."),
+]
 Model = Annotated[
     str | None,
     Option("--model", metavar=MODEL_FORM, help="A network of your own, importable from here, instead of the recipe's."),

@@ -64,10 +64,21 @@ def load_teacher_runs(folders: Sequence[Path] | None, changes: Mapping[str, Any]
 
 
 def load_training_data(
-    recipe: Recipe, data: str, skip_unreadable: bool, changes: Mapping[str, Any]
+    recipe: Recipe, data: str, reading: Mapping[str, Any], changes: Mapping[str, Any], out: Path
 ) -> "tuple[Recipe, gingham.DataSplits]":
-    """Return the data to train on and the recipe adapted to its size, and print notes on both."""
-    splits = gingham.load_data(data, recipe.validation_images, size=recipe.size, skip_unreadable=skip_unreadable)
+    """Return the data to train on and the recipe adapted to its size, and print notes on both.
+
+    `reading` are further arguments of `load_data`.
+
+    Raises
+        DataError: see `load_data`; also if the run folder `out` is among the folders of classes.
+    """
+    from gingham.data.image_folder import require_outside_classes
+    from gingham.data.load_data import is_image_collection
+
+    if is_image_collection(Path(data)):
+        require_outside_classes(out, Path(data))
+    splits = gingham.load_data(data, recipe.validation_images, size=recipe.size, **reading)
     for note in splits.notes:
         print_message(note)
     if "class_balance" not in changes:

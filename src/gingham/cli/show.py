@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 import gingham
-from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Json, SkipUnreadable
+from gingham.cli.options import DATA_HELP, DEFAULT_DATA, Json, LabelFrom, SkipUnreadable
 from gingham.cli.output import format_pairs, print_message, print_result
 from gingham.errors import GinghamError
 from gingham.presets import DEFAULT_RECIPE, RECIPES
@@ -18,6 +18,7 @@ RECIPE_HELP = f"With --batch: the recipe whose batch it is; by default {DEFAULT_
 def show(
     data: Annotated[str, Argument(help=DATA_HELP)] = DEFAULT_DATA,
     skip_unreadable: SkipUnreadable = False,
+    label_from: LabelFrom = "folder",
     batch: Annotated[int | None, Option(min=1, help="Show one batch of N images as used in training.")] = None,
     recipe: Annotated[str | None, Option(help=RECIPE_HELP)] = None,
     out: Annotated[Path | None, Option(help="The PNG to write; by default <name>.png.")] = None,
@@ -29,7 +30,7 @@ def show(
     from gingham.data.statistics import describe
     from gingham.plots import draw_contact_sheet
 
-    splits = gingham.load_data(data, validation=0, skip_unreadable=skip_unreadable)
+    splits = gingham.load_data(data, validation=0, skip_unreadable=skip_unreadable, label_from=label_from)
     for note in splits.notes:
         print_message(note)
     stem = Path(splits.name).resolve().name

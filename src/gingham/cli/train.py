@@ -22,6 +22,7 @@ def train(
     recipe: options.RecipeName = options.AUTO,
     data: options.Data = options.DEFAULT_DATA,
     skip_unreadable: options.SkipUnreadable = False,
+    label_from: options.LabelFrom = "folder",
     seed: Annotated[int | None, Option(help="The seed of all random draws; by default 0.")] = None,
     epochs: options.Epochs = None,
     settings: options.Settings = None,
@@ -38,6 +39,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a network and write a run folder."""
+    reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
     from gingham.device import choose_device, retain_freed_memory
     from gingham.distributed import init_distributed, is_restart
     from gingham.runs.checkpoint import has_checkpoint
@@ -63,12 +65,10 @@ def train(
             choose_device(device, context.local_rank if context.size > 1 else None)  # raise errors before the slow part
             teachers = load_teacher_runs(teacher, changes)
             if taken:  # checked after the options and the data, and without their notes
-                now = gingham.load_data(
-                    data, chosen.validation_images, size=chosen.size, skip_unreadable=skip_unreadable
-                )
+                now = gingham.load_data(data, chosen.validation_images, size=chosen.size, **reading)
                 raise GinghamError(_describe_taken(folder, finished, now.train.dataset))
             with context.main_first():
-                chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
+                chosen, splits = load_training_data(chosen, data, reading, changes, folder)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
             if start_run is not None:
                 require_unseen(start_run, splits, print_message)

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
@@ -21,6 +21,7 @@ def trials(
     split: options.Split = "validation",
     data: options.Data = options.DEFAULT_DATA,
     skip_unreadable: options.SkipUnreadable = False,
+    label_from: options.LabelFrom = "folder",
     epochs: options.Epochs = None,
     settings: options.Settings = None,
     model: options.Model = None,
@@ -51,7 +52,8 @@ def trials(
         print_message(f"{label}{', already finished' * was_finished}:{accuracy_text}  {duration(seconds or 0)}")
 
     teachers = load_teacher_runs(teacher, changes)
-    chosen, splits = load_training_data(chosen, data, skip_unreadable, changes)
+    reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
+    chosen, splits = load_training_data(chosen, data, reading, changes, folder)
     retain_freed_memory()  # for the next step
     try:
         result = gingham.trials(

@@ -1,9 +1,11 @@
 """List the images of a folder that has one folder per class."""
 
 import os
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from gingham.data.decode import SUFFIXES
@@ -11,6 +13,7 @@ from gingham.errors import DataError
 from gingham.io import is_run_folder
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+LABEL_SOURCES = ("folder", "parent", "name")
 FOLDER_LAYOUT = "a folder of images for each class, directly or in train, validation and test folders"
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # in addition to names that start with a dot
 
@@ -22,12 +25,17 @@ class Entry(NamedTuple):
     label: str
     name: str
     path: Path
+    group: str = ""
 
 
-def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
-    """Return the entries of a folder with one folder per class, and the paths of its empty class folders."""
+def list_folder(folder: Path, label_from: str = "folder") -> tuple[list[Entry], list[tuple[str, str]]]:
+    """Return the entries of a folder with one folder per class, and its odd folders and links: (name, what it is).
+
+    `label_from` is that of `load_data`.
+    """
     folders = _subfolders(folder)
-    split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and _subfolders(path)]
+    by_name = label_from == "name"
+    split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and (by_name or _subfolders(path))]
     if split_dirs:
         if others := [path.name for path in folders if path not in split_dirs and _contains_images(path)]:
             raise DataError(
@@ -36,31 +44,72 @@ def list_folder(folder: Path) -> tuple[list[Entry], list[str]]:
             )
     elif all(path.name.lower() in SPLIT_NAMES for path in folders):
         folders = []  # split folders with images but without class folders
-    class_dirs = [(SPLIT_NAMES[path.name.lower()], child) for path in split_dirs for child in _subfolders(path)]
-    entries, empty = list[Entry](), list[str]()
-    for split, class_dir in class_dirs or [("train", child) for child in folders]:
-        files = list(walk_files(class_dir))
-        label = unicodedata.normalize("NFC", class_dir.name)
-        names = [unicodedata.normalize("NFC", file.relative_to(folder).as_posix()) for file in files]
-        entries += [Entry(split, label, name, file) for name, file in zip(names, files, strict=True)]
-        if not files:
-            empty.append(class_dir.relative_to(folder).as_posix())
-    return entries, empty
+    entries, odd = list[Entry](), list[tuple[Path, str]]()
+    for root in split_dirs or [folder]:
+        split = SPLIT_NAMES[root.name.lower()] if split_dirs else "train"
+        for class_dir in [root] if by_name else _subfolders(root) if split_dirs else folders:
+            files = _images_with_names(root) if by_name else list(walk_files(class_dir))
+            for file in files:
+                name, inner = (unicodedata.normalize("NFC", file.relative_to(at).as_posix()) for at in (folder, root))
+                entries.append(Entry(split, _label(inner, label_from), name, file))
+            odd += [] if files or by_name else [(class_dir, "is a class folder without images")]
+    links = [path for root in {folder, *split_dirs} for path, _ in scan_folder(root) if path.is_symlink()]
+    dead = [path for path in links if not path.exists() and path.suffix.lower() not in SUFFIXES]
+    odd += [(path, "is a link to a missing folder") for path in sorted(dead)]
+    if label_from == "parent":
+        repeats = Counter(label.rpartition("/")[2] for label in {entry.label for entry in entries})
+        short = {entry.label: leaf for entry in entries if repeats[leaf := entry.label.rpartition("/")[2]] == 1}
+        entries = [entry._replace(label=short.get(entry.label, entry.label)) for entry in entries]
+    return entries, [(path.relative_to(folder).as_posix(), what) for path, what in odd]
+
+
+def _label(name: str, label_from: str) -> str:
+    """Return the class of an image from its path in the folder of its split; "" if its name is only a number."""
+    if label_from == "folder":
+        return name.partition("/")[0]
+    if label_from == "parent":
+        return name.rpartition("/")[0]
+    return re.sub(r"[\s._()\[\]#-]*\d*[\s._()\[\]#-]*$", "", PurePosixPath(name).stem)
+
+
+def _images_with_names(root: Path) -> list[Path]:
+    """Return the images in a folder and its folders. Files that are no images have no class in their name."""
+    files = [path for path, is_folder in scan_folder(root) if not is_folder]
+    files += [path for folder in _subfolders(root) for path in walk_files(folder)]
+    return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
 def _subfolders(folder: Path) -> list[Path]:
     """Return the subfolders that may be splits or classes: those that are not hidden and not written by gingham."""
-    return [path for path, is_folder in _scan(folder) if is_folder and not _contains_runs(path)]
+    return [path for path, is_folder in scan_folder(folder) if is_folder and not _contains_runs(path)]
 
 
 def _contains_runs(folder: Path) -> bool:
     """Return whether a folder is a run or trials, or contains one, such as the folder `runs`, and is not a split."""
-    inner = [] if folder.name.lower() in SPLIT_NAMES else [path for path, is_folder in _scan(folder) if is_folder]
+    inner = [] if folder.name.lower() in SPLIT_NAMES else [path for path, is_folder in scan_folder(folder) if is_folder]
     return any(map(is_run_folder, [folder, *inner]))
 
 
+def require_outside_classes(out: Path, data: Path) -> None:
+    """Raise a DataError if a run in the folder `out` would hide a class of the folder `data`, or become one.
+
+    Folders of runs that `list_folder` ignores are allowed, such as `data/fast-0` and `data/runs/fast-0`.
+    """
+    data, out = data.resolve(), out.resolve()
+    if not out.is_relative_to(data):
+        return
+    parts = out.relative_to(data).parts
+    top = data.joinpath(*parts[:1])
+    files = [] if not top.is_dir() or _contains_runs(top) else _walk_files(top)
+    if len(parts) not in (1, 2) or any(path.suffix.lower() in SUFFIXES for path in files):
+        raise DataError(
+            f"the run folder {out} is among the images of {data}, where it would count as a class or hide one; give "
+            "another --out, outside that folder or in a new folder runs of it"
+        )
+
+
 def _contains_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path, _ in _scan(folder))
+    return any(path.suffix.lower() in SUFFIXES for path, _ in scan_folder(folder))
 
 
 def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
@@ -73,7 +122,7 @@ def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False
     stack = [folder]
     while stack:
         current = stack.pop()
-        contents = sorted(_scan(current))
+        contents = sorted(scan_folder(current))
         status = current.stat()
         if (identity := (status.st_dev, status.st_ino)) not in visited:
             visited.add(identity)
@@ -81,7 +130,7 @@ def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False
             stack += [path for path, is_folder in reversed(contents) if is_folder and not skip(path)]
 
 
-def _scan(folder: Path) -> list[tuple[Path, bool]]:
+def scan_folder(folder: Path) -> list[tuple[Path, bool]]:
     """Return the paths in a folder that are not hidden, and whether each is a folder or a link to one."""
     try:
         with os.scandir(folder) as entries:

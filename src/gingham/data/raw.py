@@ -15,16 +15,18 @@ Labels = npt.NDArray[np.int64]
 class Part(NamedTuple):
     """Images of a dataset, uint8 (N, C, H, W), and their labels, int64 (N,), 0 to K-1.
 
-    `files` names the file of each image, if each image has its own file.
+    `files` names the file of each image, if each image has its own file. `groups` names the group of each image, if
+    there are groups; a group is never split.
     """
 
     images: Pixels
     labels: Labels
     files: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def rows(self, rows: slice) -> "Part":
         """Return the part with a slice of the images."""
-        return Part(self.images[rows], self.labels[rows], self.files[rows])
+        return Part(self.images[rows], self.labels[rows], self.files[rows], self.groups[rows])
 
 
 class RawDataset(NamedTuple):
@@ -73,7 +75,7 @@ def join_splits(splits: Mapping[str, Part], classes: tuple[str, ...], origin: ob
             images.
     """
     shape = splits["train"].images.shape[1:]
-    for name, (images, labels, _) in splits.items():
+    for name, (images, labels, *_) in splits.items():
         if len(images) != len(labels) or images.shape[1:] != shape:
             raise DataError(
                 f"{origin} has {name} images of shape {images.shape} and {len(labels)} labels; allowed: one label for "

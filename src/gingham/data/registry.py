@@ -15,6 +15,7 @@ from functools import partial
 from gzip import GzipFile
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from gingham.data.cifar import find_cifar, read_cifar
@@ -108,6 +109,28 @@ def read_registered(name: str) -> tuple[RawDataset, Path]:
     for file, array, expected in zip(IDX_FILES, arrays, spec.sha256, strict=False):  # no `sha256`: verified above
         _require_checksum(name, find_idx(folder, file) or folder, idx_sha256(array), expected)
     return raw_from_arrays(arrays, spec.classes, folder), folder
+
+
+def registered_classes(raw: RawDataset) -> tuple[str, ...] | None:
+    """Return the class names of the published dataset whose training images and labels `raw` has, or None."""
+    images, labels, *_ = raw.parts["training"]
+    if images.shape[1:] != (1, 28, 28) or not all(name.isdecimal() for name in raw.classes):
+        return None
+    checksums = [idx_sha256(images[:, 0]), idx_sha256(labels.astype(np.uint8))]
+    return next((spec.classes for spec in REGISTRY.values() if checksums == list(spec.sha256[:2])), None)
+
+
+def find_idx_folder(path: Path) -> Path | None:
+    """Return a folder with IDX files: `path`, or one in it if it is torchvision's root folder; None if there is none.
+
+    Raises
+        DataError: the root folder has several datasets.
+    """
+    inner = {path / name for spec in REGISTRY.values() for name in (spec.torchvision_folder, "raw")}
+    found = [folder for folder in (path, *sorted(inner - {path})) if any(find_idx(folder, file) for file in IDX_FILES)]
+    if len(found) > 1 and found[0] != path:
+        raise DataError(f"{path} has several datasets; give one of: {', '.join(map(str, found))}")
+    return found[0] if found else None
 
 
 def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:

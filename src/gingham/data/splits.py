@@ -28,9 +28,9 @@ class Split:
     `images` is uint8 (N, C, H, W), 0 to 255; `labels` is int64 (N,), 0 to K-1; `classes` are the K names. `name` is
     "train", "validation" or "test", and decides who may use the split: `fit` refuses "test". `block` is above 1 for
     images that stay on disk: the number of neighbours read at once. `files` names the file of each image, if each image
-    has its own file. `size` and `skip_unreadable` are the arguments of `load_data`; a run stores them, so that it can
-    load the same data again. `grey_bits` is how many bits the values of 16-bit grey image files use; a run stores it,
-    so that photos are scaled in the same way.
+    has its own file. `size`, `skip_unreadable` and `label_from` are the arguments of `load_data`; a run stores them, so
+    that it can load the same data again. `grey_bits` is how many bits the values of 16-bit grey image files use; a run
+    stores it, so that photos are scaled in the same way.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Split:
     files: tuple[str, ...] = ()
     size: int = 0
     skip_unreadable: bool = False
+    label_from: str = "folder"
     grey_bits: int = 16
 
     def __len__(self) -> int:
@@ -95,16 +96,17 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
     """
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
-    images, labels, files = raw.parts["training"]
+    images, labels, files, groups = raw.parts["training"]
     parts = raw.splits()
     num_train = len(parts["train"].labels)
     train = np.arange(num_train)
 
     def take(rows: Rows, chosen: Pixels) -> Part:
-        return Part(chosen, labels[rows], tuple(files[row] for row in rows.tolist()) if files else ())
+        names = (tuple(texts[row] for row in rows.tolist()) if texts else () for texts in (files, groups))
+        return Part(chosen, labels[rows], *names)
 
     if "test" not in parts:
-        held_out = _choose_test(parts["train"], raw.classes, name)
+        held_out = (_choose_test_groups if groups else _choose_test)(parts["train"], raw.classes, name)
         # File names choose the test images. If they change, images that a run was trained on become test images.
         fingerprint = hashlib.sha256(fingerprint.encode() + held_out.astype("<i8").tobytes()).hexdigest()
         parts["test"] = take(held_out, _copy_rows(images, held_out, f"{fingerprint[:32]}-test"))
@@ -114,17 +116,22 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
         train = np.concatenate([train, np.arange(num_train, len(labels))])
     elif "validation" not in parts or validation < 0:
         if name not in REGISTRY and validation > (cap := len(train) // 5):
-            notes.append(
-                f"{cap} of the {len(train)} training images are held out for validation, a fifth, not {validation}"
-            )
+            held = f"{cap} of the {len(train)} training images are held out for validation, a fifth, not {validation}"
+            notes += [] if groups else [held]
             validation = cap
-        held_out = train[_choose_validation(labels[train], validation, name)]
-        if validation:
+        if groups and validation > 0:
+            held_out = train[_choose_groups(labels[train], [groups[row] for row in train], validation)]
+        else:
+            held_out = train[_choose_validation(labels[train], validation, name)]
+        if len(held_out):
             parts["validation"] = take(held_out, images[held_out])
         train = np.setdiff1d(train, held_out)
     num_held_out = len(parts["validation"].labels) if "validation" in parts else 0
     # Last, because it may overwrite the other rows of `images`.
     parts["train"] = take(train, _move_rows(images, train, f"{fingerprint[:32]}-{num_held_out}"))
+    if groups:
+        counts = [f"{name} {len({*part.groups})} ({len(part.labels)} images)" for name, part in parts.items()]
+        notes.append(f"each group is in one split; groups of each split: {', '.join(counts)}")
     fields |= {"classes": raw.classes, "dataset": name, "fingerprint": fingerprint, "grey_bits": raw.grey_bits}
     return make_splits(parts, source, notes, **fields)
 
@@ -132,7 +139,7 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
 def make_splits(parts: Mapping[str, Part], source: str, notes: Sequence[str] = (), **fields: Any) -> DataSplits:
     """Return the splits of a dataset, all with the given `fields` of `Split`. Images on disk are read in blocks."""
     splits = {}
-    for name, (images, labels, files) in parts.items():
+    for name, (images, labels, files, _) in parts.items():
         mapped = isinstance(images, np.memmap) and len(images)
         block = max(1, BLOCK_BYTES // images[0].nbytes) if mapped else 1
         tensors = torch.from_numpy(images), torch.from_numpy(labels)
@@ -203,6 +210,52 @@ def _choose_test(part: Part, classes: Sequence[str], name: str) -> Rows:
     return np.array(sorted(held_out), np.intp)
 
 
+def _choose_test_groups(part: Part, classes: Sequence[str], name: str) -> Rows:
+    """Return the indices of the images of the groups to hold out for the test, with images of each class if possible.
+
+    Raises
+        DataError: no group can be held out.
+    """
+    held_out = _choose_groups(part.labels, part.groups, round(TEST_PERCENT / 100 * len(part.labels)), every_class=True)
+    if not len(held_out):
+        raise DataError(
+            f"no group of {name} can be held out for the test, because it has all training images of a class, such as "
+            f"{classes[part.labels[0]]}; give each class two groups or more, add a test split, or remove the column"
+        )
+    return held_out
+
+
+def _choose_groups(labels: Labels, groups: Sequence[str], count: int, *, every_class: bool = False) -> Rows:
+    """Return the indices of the images of whole groups to hold out: up to `count` images, or one group.
+
+    In turn, the class of which the smallest share is held out gets its next group, in the order of their hashes. Groups
+    are skipped if they are too large, or have all other images of a class. With `every_class`, the first group of a
+    class is not too large. The result is the same if `count` is the number of images in it, which a run stores.
+    """
+    unique, group_of = np.unique(groups, return_inverse=True)
+    names: list[str] = unique.tolist()
+    sizes = np.zeros((len(names), labels.max() + 1), np.int64)
+    np.add.at(sizes, (group_of, labels), 1)
+    held, totals, chosen = np.zeros_like(sizes[0]), sizes.sum(axis=0), set[int]()
+
+    def is_possible(group: int) -> bool:
+        return bool((held + sizes[group] < totals)[sizes[group] > 0].all())
+
+    order = sorted(range(len(names)), key=lambda k: hashlib.sha256(names[k].encode("utf-8", "replace")).digest())
+    count = max(count, min((int(sizes[k].sum()) for k in order if is_possible(k)), default=0))
+    queues = {k: [group for group in reversed(order) if sizes[group, k]] for k in np.flatnonzero(totals).tolist()}
+    while queues:
+        label = min(queues, key=lambda k: held[k] / totals[k])
+        group = queues[label].pop()
+        fits = held.sum() + sizes[group].sum() <= count or (every_class and not held[label])
+        if fits and group not in chosen and is_possible(group):
+            chosen.add(group)
+            held += sizes[group]
+        if not queues[label]:
+            del queues[label]
+    return np.flatnonzero(np.isin(group_of, list(chosen)))
+
+
 def _choose_validation(labels: Labels, validation: int, name: str) -> Rows:
     """Return the indices of images to hold out, stratified; the largest remainders by class are rounded up."""
     if not 0 <= validation < len(labels):
@@ -221,7 +274,7 @@ def _choose_validation(labels: Labels, validation: int, name: str) -> Rows:
 
 def _fingerprint(raw: RawDataset) -> str:
     digest = hashlib.sha256("\0".join(raw.classes).encode())
-    for images, labels, _ in raw.parts.values():
+    for images, labels, *_ in raw.parts.values():
         images_as_in_idx = images[:, 0] if images.shape[1] == 1 else images
         for array in (images_as_in_idx, labels.astype(np.uint8 if len(raw.classes) <= 256 else "<i8")):
             digest.update(repr(array.shape).encode())

@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from gingham.data.decode import UNREADABLE
+from gingham.data.image_files import count_formats
 from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
 from gingham.data.splits import DataSplits, Split
 from gingham.errors import list_first, plural, require_types
@@ -65,7 +66,7 @@ def _check_files(odd_files: Sequence[tuple[str, str]]) -> Iterator[Issue]:
         (odd, "odd-files", "odd", "check whether they are the files that you meant"),
     ):
         if rows:
-            evidence = list_first([" ".join(row) for row in rows], 8)
+            evidence = f"{count_formats(name for name, _ in rows)}: {list_first([' '.join(row) for row in rows], 8)}"
             yield Issue(code, f"{_count_are(len(rows), 'file')} {title}", evidence, fix)
 
 

@@ -35,6 +35,7 @@ def load_run_data(
         # Images of another dataset are resized to the input size of the model.
         size=run.recipe.size if is_original or height != width else height,
         skip_unreadable=run.data.get("skip_unreadable") is True,
+        label_from=run.data.get("label_from", "folder"),
     )
     if is_original and data.fingerprint != run.data.get("fingerprint"):
         raise DataError(

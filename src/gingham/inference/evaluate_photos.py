@@ -32,7 +32,7 @@ def evaluate_photographs(
     """
     require_types("evaluate_photographs", run=(run, Run))
     path = Path(folder)
-    entries = list_images(path, training=False).entries
+    entries = list_images(path, training=False, label_from=run.data.get("label_from", "folder")).entries
     if split not in (None, "train") and {entry.split for entry in entries} == {"train"}:
         raise DataError(f"{path} has no splits to choose {split} from; leave split out to use all its photos")
     if split is not None:

@@ -26,6 +26,8 @@ def build_run(trainer: Trainer) -> Run:
     }
     if train.skip_unreadable:
         data["skip_unreadable"] = True
+    if train.label_from != "folder":
+        data["label_from"] = train.label_from
     if train.grey_bits < 16:
         data["grey_bits"] = train.grey_bits
     if trainer.origin:
