@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,32 @@ def test_labels_may_be_text(tmp_path):
     assert int(data.train.images[data.train.labels == 0].min()) >= 120
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_the_columns_of_pixels_may_have_numbers_for_names(tmp_path, text):
+    images, labels = smooth_images(40)
+    labels = [f"class {label}" for label in labels] if text else labels
+    data = load_data(write_pixels(tmp_path / "t.csv", labels, images, ["label", *map(str, range(64))]), validation=0)
+    assert len(data.train) + len(data.test) == 40
+    assert len(data.classes) == 4
+
+
+def test_a_table_without_labels_beside_another_is_an_error(tmp_path):
+    images, labels = smooth_images(40)
+    write_pixels(tmp_path / "train.csv", labels, images, header(64))
+    np.savetxt(tmp_path / "test.csv", images.reshape(40, -1), "%d", ",", header=",".join(header(64)[1:]), comments="")
+    with pytest.raises(DataError, match=r"cannot read .*test.csv .it has 64 columns, not 65.; it needs a label and"):
+        load_data(str(tmp_path))
+
+
+def test_another_column_is_an_error(tmp_path):
+    images, labels = smooth_images(40)
+    rows = np.concatenate([np.full((40, 1), 7), images.reshape(40, -1)], axis=1)
+    path = write_pixels(tmp_path / "t.csv", labels, rows, ["label", "usage", *header(64)[1:]])
+    (tmp_path / "t.csv").write_text(re.sub(r"(?m)^(\d),7", r"\1,Training", (tmp_path / "t.csv").read_text()))
+    with pytest.raises(DataError, match=r"has 65 columns beside the label; allowed: .*; remove other columns"):
+        load_data(path)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_colour_images_are_read_in_the_order_of_their_channels(tmp_path, interleaved):
     images, labels = smooth_images(40, channels=3)
@@ -99,7 +127,7 @@ def test_numbers_from_0_to_1_are_scaled(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[:, :-1], "has 63 columns beside the label in column 1; allowed: the N.N pixels of grey"),
+        (lambda rows: rows[:, :-1], "has 63 columns beside the label; allowed: the N.N pixels of grey"),
         (lambda rows: rows * 4, "has pixels from 0 to .* .int16.; allowed: whole numbers from 0 to 255"),
         (lambda rows: rows - 9, "has pixels from -9 to .*; allowed: whole numbers from 0 to 255"),
         (lambda rows: rows / 1.5, "has pixels from 0 to .* .float32.; allowed: whole numbers from 0 to 255"),

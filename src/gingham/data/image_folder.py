@@ -33,6 +33,8 @@ def list_folder(folder: Path, label_from: str = "folder") -> tuple[list[Entry], 
 
     `label_from` is that of `load_data`.
     """
+    if label_from not in LABEL_SOURCES:
+        raise DataError(f"label_from is {label_from!r}; allowed: {', '.join(LABEL_SOURCES)}")
     folders = _subfolders(folder)
     by_name = label_from == "name"
     split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and (by_name or _subfolders(path))]

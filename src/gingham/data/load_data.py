@@ -8,7 +8,6 @@ from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.decode import resize_images
 from gingham.data.idx import IDX_FILES, read_idx_folder
 from gingham.data.image_files import list_images, read_image_dataset, read_listing
-from gingham.data.image_folder import LABEL_SOURCES
 from gingham.data.memory import free_memory
 from gingham.data.npz import read_npz
 from gingham.data.pixel_table import is_pixel_table, read_pixel_tables
@@ -78,8 +77,6 @@ def load_data(
         raw, folder = read_registered(name)
         source = str(folder)
     else:
-        if label_from not in LABEL_SOURCES:
-            raise DataError(f"label_from is {label_from!r}; allowed: {', '.join(LABEL_SOURCES)}")
         raw = _read_user_data(name, size, skip_unreadable, label_from)
         source = name = str(Path(name).resolve())
         if (classes := classes or registered_classes(raw)) is not None:

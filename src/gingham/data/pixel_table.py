@@ -42,28 +42,28 @@ def read_pixel_tables(tables: Mapping[str, Path]) -> RawDataset:
     """
     path, notes = tables["train"], list[str]()
     header, cells = _first_lines(path)
-    names: dict[str, int] = {}
-    texts: dict[int | str, Callable[[str], int]] = {
-        k: lambda text: names.setdefault(text.strip(), len(names)) for k in _texts(cells)
-    }
-    numbers = {split: _read_numbers(table, texts) for split, table in tables.items()}
-    label = find_column(header, "label") if header else next(iter(_texts(cells)), None)
-    if label is None:
-        label = 0 if 1 < len(np.unique(numbers["train"][:, 0])) <= MOST_LABELS else len(cells) - 1
-        notes.append(f"the label is in column {label + 1} of the {len(cells)} columns of {path}")
-    columns = {split: array[:, label] for split, array in numbers.items()}
-    if names:
-        columns = {split: np.array(list(names))[column.astype(int)] for split, column in columns.items()}
-    columns = {split: to_labels(column, f"column {label + 1} of {tables[split]}") for split, column in columns.items()}
-    labels, classes = encode_labels(columns, None, path)
     num_pixels = len(cells) - 1
     channels = 1 if math.isqrt(num_pixels) ** 2 == num_pixels else 3
     side = math.isqrt(num_pixels // channels)
     if channels * side**2 != num_pixels:
         raise DataError(
-            f"{path} has {num_pixels} columns beside the label in column {label + 1}; allowed: the N*N pixels of grey "
-            "images or the 3*N*N of colour images, such as 784 or 3072; remove other columns"
+            f"{path} has {num_pixels} columns beside the label; allowed: the N*N pixels of grey images or the 3*N*N of "
+            "colour images, such as 784 or 3072; remove other columns"
         )
+    names: dict[str, int] = {}
+    texts: dict[int | str, Callable[[str], int]] = {
+        k: lambda text: names.setdefault(text.strip(), len(names)) for k in _texts(cells)
+    }
+    numbers = {split: _read_numbers(table, len(cells), texts) for split, table in tables.items()}
+    label = find_column(header, "label") if header else next(iter(_texts(cells)), None)
+    if label is None:
+        label = 0 if 1 < len(np.unique(numbers["train"][:, 0])) <= MOST_LABELS else len(cells) - 1
+        notes.append(f"the label is in column {label + 1} of the {len(cells)} columns of {path}")
+    columns = {split: array[:, label] for split, array in numbers.items()}
+    if label in texts:
+        columns = {split: np.array(list(names))[column.astype(int)] for split, column in columns.items()}
+    columns = {split: to_labels(column, f"column {label + 1} of {tables[split]}") for split, column in columns.items()}
+    labels, classes = encode_labels(columns, None, path)
     pixels, note = to_uint8({split: np.delete(array, label, axis=1) for split, array in numbers.items()}, str(path))
     shapes = [((channels, side, side), (0, 1, 2, 3)), ((side, side, channels), (0, 3, 1, 2))]
     images = [{k: array.reshape(-1, *shape).transpose(axes) for k, array in pixels.items()} for shape, axes in shapes]
@@ -81,7 +81,9 @@ def _first_lines(path: Path) -> tuple[list[str], list[str]]:
         return [], []
     delimiter = max(DELIMITERS, key=lines[0].count)
     first, second = ([cell.strip('" \n') for cell in line.split(delimiter)] for line in lines)
-    return (first, second) if len(_texts(first)) > 1 else ([], first)
+    # With labels of text, the only other name may be that of the column of labels.
+    named = (label := find_column(first, "label")) is not None and len(first[label]) > 1
+    return (first, second) if named or {*_texts(first)} > {*_texts(second)} else ([], first)
 
 
 def _texts(cells: list[str]) -> list[int]:
@@ -89,7 +91,7 @@ def _texts(cells: list[str]) -> list[int]:
     return [k for k, cell in enumerate(cells) if not re.fullmatch(r"[-+.\deE]+|nan|inf", cell)]
 
 
-def _read_numbers(path: Path, converters: Mapping[int | str, Callable[[str], int]]) -> npt.NDArray[Any]:
+def _read_numbers(path: Path, columns: int, converters: Mapping[int | str, Callable[[str], int]]) -> npt.NDArray[Any]:
     """Return the numbers in the lines of a table, (N, columns): int16, or float32 if any has a decimal point.
 
     The column of text, if there is one, is converted by `converters`.
@@ -104,6 +106,8 @@ def _read_numbers(path: Path, converters: Mapping[int | str, Callable[[str], int
                 dtype = np.dtype(np.float32 if any("." in line for line in lines) else np.int16)  # five times as fast
                 delimiter = max(DELIMITERS, key=lines[0].count)
                 arrays.append(np.loadtxt(lines, dtype, None, delimiter, converters, ndmin=2, quotechar='"'))
+                if arrays[-1].shape[1] != columns:
+                    raise ValueError(f"it has {arrays[-1].shape[1]} columns, not {columns}")
         return np.concatenate(arrays)
     except (OSError, ValueError) as error:
         raise DataError(
