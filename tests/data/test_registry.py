@@ -356,14 +356,22 @@ def test_the_images_of_a_published_dataset_get_its_class_names(tmp_path, monkeyp
     forms = [str(tmp_path / name) for name in ("idx", "d.npz", "d.csv")]
     assert all(load_data(form).classes == tuple("0123456789") for form in forms)
     before = [load_data(form).fingerprint for form in forms]
-    sha256 = [hashlib.sha256((tmp_path / "idx" / name).read_bytes()).hexdigest() for name in IDX_FILES]
-    spec = dataclasses.replace(REGISTRY["fashion-mnist"], sha256=sha256)
+    checksum = hashlib.sha256(b"".join(sorted(row.astype(np.uint8).tobytes() for row in rows))).hexdigest()
+    spec = dataclasses.replace(REGISTRY["fashion-mnist"], sorted_sha256=checksum)
+    monkeypatch.setattr("gingham.data.registry.TRAINING_SHAPE", (40, 1, 28, 28))
     monkeypatch.setitem(REGISTRY, "fashion-mnist", spec)
     for form, fingerprint in zip(forms, before, strict=True):
         data = load_data(form)
         assert data.classes == spec.classes
         assert data.fingerprint != fingerprint
         assert load_data(form, classes=tuple("0123456789")).fingerprint == fingerprint, "an earlier run finds its data"
+    np.savetxt(tmp_path / "d.csv", rows[::-1], "%d", ",")
+    assert load_data(forms[2]).classes == spec.classes, "in another order"
     images[0, 0, 0] += 1
     np.savez(tmp_path / "d.npz", x_train=images, y_train=labels)
     assert load_data(forms[1]).classes == tuple("0123456789")
+
+
+def test_the_files_of_fashion_mnist_get_its_class_names(fashion_mnist_folder, fashion_mnist):
+    data = load_data(str(fashion_mnist_folder))
+    assert (data.classes, data.fingerprint) == (fashion_mnist.classes, fashion_mnist.fingerprint)

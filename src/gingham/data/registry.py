@@ -24,6 +24,7 @@ from gingham.data.raw import Pixels, RawDataset, raw_from_arrays
 from gingham.errors import DataError, one_line
 from gingham.io import cache_folder
 
+TRAINING_SHAPE = (60_000, 1, 28, 28)  # of Fashion-MNIST
 SYSTEM_FOLDER = Path("/usr/share/datasets")
 
 
@@ -34,7 +35,8 @@ class DatasetSpec:
     `folder` and `torchvision_folder` are the folders in which it is searched for. `md5` maps each file to download to
     its published checksum; the first of `mirrors` that has the file is used. `sha256`, if known, are the checksums of
     the decompressed IDX files, in the order of IDX_FILES, and are verified instead. `markers` are names of files
-    without a published checksum that also show that the dataset is in a folder.
+    without a published checksum that also show that the dataset is in a folder. `sorted_sha256` is the checksum of the
+    training data as sorted rows of a label and its image, by which `registered_classes` recognises it.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +46,7 @@ class DatasetSpec:
     megabytes: int
     torchvision_folder: str = ""
     sha256: Sequence[str] = ()
+    sorted_sha256: str = ""
     markers: Sequence[str] = ()
     debian_package: str = ""
 
@@ -112,12 +115,16 @@ def read_registered(name: str) -> tuple[RawDataset, Path]:
 
 
 def registered_classes(raw: RawDataset) -> tuple[str, ...] | None:
-    """Return the class names of the published dataset whose training images and labels `raw` has, or None."""
+    """Return the class names of the published dataset whose training images and labels `raw` has, or None.
+
+    The images may be in another order, as in the tables of Fashion-MNIST on competition sites.
+    """
     images, labels, *_ = raw.parts["training"]
-    if images.shape[1:] != (1, 28, 28) or not all(name.isdecimal() for name in raw.classes):
+    if images.shape != TRAINING_SHAPE or not all(name.isdecimal() for name in raw.classes):
         return None
-    checksums = [idx_sha256(images[:, 0]), idx_sha256(labels.astype(np.uint8))]
-    return next((spec.classes for spec in REGISTRY.values() if checksums == list(spec.sha256[:2])), None)
+    rows = np.concatenate([labels[:, None].astype(np.uint8), images.reshape(len(images), -1)], axis=1)
+    checksum = hashlib.sha256(np.sort(rows.view(f"S{rows.shape[1]}"), axis=0).tobytes()).hexdigest()
+    return next((spec.classes for spec in REGISTRY.values() if spec.sorted_sha256 == checksum), None)
 
 
 def find_idx_folder(path: Path) -> Path | None:
