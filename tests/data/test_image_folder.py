@@ -107,7 +107,7 @@ INVALID_FOLDERS = {
     "few": (lambda d: make_image_folder(d, {"a": 9, "b": 2}), "the class b of .* has 2 training images, too few"),
     "empty": (
         lambda d: (make_image_folder(d, {"a": 9, "b": 9}), (d / "c").mkdir()),
-        "c of .* is a class folder without images; put images into it, or remove it",
+        "c of .* is a class folder without images; put images there, or remove it",
     ),
     "test lacks": (
         lambda d: (make_image_folder(d / "train", {"a": 3, "b": 3}), make_image_folder(d / "test", {"a": 3})),
@@ -168,7 +168,7 @@ def test_a_run_beside_the_classes_of_a_split_does_not_hide_the_split(tmp_path):
 
 def test_a_link_to_a_missing_folder_is_an_error_and_diagnosed(shoes):
     (shoes / "clog").symlink_to("/nowhere/clog")
-    with pytest.raises(DataError, match=r"clog of .* is a link to a missing folder; put images into it, or remove it"):
+    with pytest.raises(DataError, match=r"clog of .* is a link to a missing folder; put images there, or remove it"):
         load_data(str(shoes), skip_unreadable=True)
     assert ("clog", "is a link to a missing folder") in load_unchecked(str(shoes))[1]
 

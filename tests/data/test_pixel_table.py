@@ -86,7 +86,9 @@ def test_a_table_without_labels_beside_another_is_an_error(tmp_path):
     images, labels = smooth_images(40)
     write_pixels(tmp_path / "train.csv", labels, images, header(64))
     np.savetxt(tmp_path / "test.csv", images.reshape(40, -1), "%d", ",", header=",".join(header(64)[1:]), comments="")
-    with pytest.raises(DataError, match=r"cannot read .*test.csv .it has 64 columns, not 65.; it needs a label and"):
+    with pytest.raises(
+        DataError, match=r"cannot read .*test.csv .it has 64 columns, not 65, after 40 images.; it needs a label and"
+    ):
         load_data(str(tmp_path))
 
 
@@ -147,7 +149,7 @@ def test_a_line_of_another_form_is_an_error(tmp_path, line):
     path = write_pixels(tmp_path / "t.csv", labels, images, header(64))
     with (tmp_path / "t.csv").open("a") as file:
         file.write(f"\n{line}\n")
-    with pytest.raises(DataError, match=r"cannot read .*t.csv .*; it needs a label and the same number of pixels"):
+    with pytest.raises(DataError, match=r"cannot read .*t.csv .*, after 0 images.; it needs a label and the same num"):
         load_data(path)
 
 

@@ -74,7 +74,7 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool, label_fr
     """
     listing = list_images(path, label_from=label_from)
     for name, what in listing.odd:
-        raise DataError(f"{name} of {path} {what}; put images into it, or remove it")
+        raise DataError(f"{name} of {path} {what}; put images there, or remove it")
     raw, issues = read_listing(path, listing, size)
     reasons = {name: why.removeprefix(UNREADABLE) for name, why in issues if why.startswith(UNREADABLE)}
     unreadable = [f"{name} ({why})" for name, why in reasons.items()]

@@ -110,6 +110,8 @@ def _read_numbers(path: Path, columns: int, converters: Mapping[int | str, Calla
                     raise ValueError(f"it has {arrays[-1].shape[1]} columns, not {columns}")
         return np.concatenate(arrays)
     except (OSError, ValueError) as error:
+        reason = one_line(error).partition(";")[0]
         raise DataError(
-            f"cannot read {path} ({one_line(error)}); it needs a label and the same number of pixels in each line"
+            f"cannot read {path} ({reason}, after {sum(map(len, arrays)):,} images); it needs a label and the same "
+            "number of pixels in each line"
         ) from error

@@ -132,8 +132,8 @@ def _list_table(path: Path, split: str, listed: dict[str, str]) -> list[Entry]:
 def _files_beside(folder: Path) -> dict[str, list[Path]]:
     """Return the images in a folder and the folders in it, by their names and paths with and without extension."""
     files = defaultdict(list)
-    places = [folder, *(path for path, is_folder in scan_folder(folder) if is_folder)]
-    for file, is_folder in (entry for place in places for entry in scan_folder(place)):
+    folders = [folder, *(path for path, is_folder in scan_folder(folder) if is_folder)]
+    for file, is_folder in (entry for each in folders for entry in scan_folder(each)):
         if file.suffix.lower() in SUFFIXES and not is_folder:
             relative = file.relative_to(folder)
             for name in {file.name, file.stem, relative.as_posix(), relative.with_suffix("").as_posix()}:
