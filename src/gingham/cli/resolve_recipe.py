@@ -26,6 +26,7 @@ class RecipeChoice:
     backbone: str | None = None
     weights: Path | None = None
     scratch: bool = False
+    label_from: str = "folder"
 
     def __post_init__(self) -> None:
         if self._is_pretrained and (self.scratch or (self.recipe != AUTO and not RECIPES[self.recipe].pretrained)):
@@ -60,7 +61,7 @@ class RecipeChoice:
         if self.is_auto:
             from gingham.training.auto import auto_recipe
 
-            recipe, reason = auto_recipe(self.data, say=print_message)
+            recipe, reason = auto_recipe(self.data, self.label_from, say=print_message)
             print_message(reason)
             return recipe
         if self._is_pretrained and self.recipe == AUTO:

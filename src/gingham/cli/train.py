@@ -49,7 +49,7 @@ def train(
 
     resume = resume or is_restart()
     start_run = gingham.load(start, network_factory(model)) if start else None
-    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher or start_run))
+    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher or start_run), label_from)
     stored = stored_recipe(out or auto_folder(settings, seed)) if resume and choice.is_auto else None
     if start_run is not None and recipe == options.AUTO:
         stored = start_run.recipe

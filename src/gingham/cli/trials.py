@@ -34,7 +34,7 @@ def trials(
     as_json: options.Json = False,
 ) -> None:
     """Train a recipe with several seeds: mean, spread, interval."""
-    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher))
+    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher), label_from)
     chosen, changes = choose_recipe(choice.base_recipe(), settings, epochs=epochs, network=choice.network)
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")

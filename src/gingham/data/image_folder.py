@@ -102,7 +102,7 @@ def require_outside_classes(out: Path, data: Path) -> None:
         return
     parts = out.relative_to(data).parts
     top = data.joinpath(*parts[:1])
-    files = [] if not top.is_dir() or _contains_runs(top) else _walk_files(top)
+    files = [] if not top.is_dir() or _contains_runs(top) else walk_files(top)
     if len(parts) not in (1, 2) or any(path.suffix.lower() in SUFFIXES for path in files):
         raise DataError(
             f"the run folder {out} is among the images of {data}, where it would count as a class or hide one; give "

@@ -34,7 +34,10 @@ class Images(NamedTuple):
 
 
 def auto_recipe(
-    name: str, weights: Path | None = None, say: Callable[[str], None] = lambda message: None
+    name: str,
+    label_from: str = "folder",
+    weights: Path | None = None,
+    say: Callable[[str], None] = lambda message: None,
 ) -> tuple[Recipe, str]:
     """Return the recipe for a dataset, and one sentence that says which and why.
 
@@ -42,7 +45,7 @@ def auto_recipe(
     published datasets, grey images and small ones, such as icons and digits, get `fast`, a small network from scratch.
     Without pretrained weights, which `find_weights` searches for, photos get `fast` at 64x64 pixels.
 
-    `name` is that of `load_data`.
+    `name` and `label_from` are those of `load_data`.
 
         recipe, reason = auto_recipe("photos")
 
@@ -52,7 +55,7 @@ def auto_recipe(
     scratch, frozen = RECIPES[DEFAULT_RECIPE], RECIPES["frozen"]
     if name in REGISTRY:
         return scratch, f"{name} is a dataset of small images: recipe {scratch.name}, a small network from scratch"
-    images = _describe(name)
+    images = _describe(name, label_from)
     if not images.colour or max(images.width, images.height) <= MAX_COMMON_SIDE:
         return scratch, f"{images}: recipe {scratch.name}, a small network from scratch"
     backbone = frozen.network.removeprefix(PREFIX)
@@ -67,10 +70,10 @@ def auto_recipe(
     return frozen, f"{images} are photos: recipe {frozen.name}, {why} (--finetune: slower and more accurate)"
 
 
-def _describe(name: str) -> Images:
+def _describe(name: str, label_from: str) -> Images:
     path = Path(name)
     if is_image_collection(path):
-        entries = list_images(path.resolve()).entries
+        entries = list_images(path.resolve(), label_from=label_from).entries
         files = [entries[k].path for k in evenly_spaced(len(entries), NUM_SAMPLED).tolist()]
         found = [properties for file in files if (properties := read_properties(file)) is not None]
         widths, heights, colours = zip(*found, strict=True) if found else ([0], [0], [False])
