@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gingham
-from gingham.data.statistics import hash_images
+from gingham.data.image_hashes import hash_images
 from gingham.errors import DataError, ModelError
 from helpers import fit, make_dataset
 

@@ -53,6 +53,8 @@ def train(
     stored = stored_recipe(out or auto_folder(settings, seed)) if resume and choice.is_auto else None
     if start_run is not None and recipe == options.AUTO:
         stored = start_run.recipe
+    if start_run is not None:
+        reading["trained_on"] = start_run.image_hashes.get("train")
     base = stored or choice.base_recipe()
     chosen, changes = choose_recipe(base, settings, seed=seed, epochs=epochs, network=choice.network)
     folder = out or (auto_folder(settings, seed) if choice.is_auto else default_folder(chosen, model, chosen.seed))

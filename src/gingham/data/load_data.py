@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.decode import resize_images
@@ -34,6 +35,7 @@ def load_data(
     size: int = 0,
     skip_unreadable: bool = False,
     label_from: str = "folder",
+    trained_on: torch.Tensor | None = None,
 ) -> DataSplits:
     """Return a dataset's training, validation and test split.
 
@@ -57,6 +59,9 @@ def load_data(
     `cat/young/1.jpg`); "parent", the folder that it is in (`young`; with its path, as in `cat/young`, if several are
     called so); "name", its name without the number at the end (`cat` for `cat_1.jpg`). If the labels of the data are
     numbers, `classes` names the labels 0 to K-1; if they are names, it sets their order.
+
+    Images whose `hash_images` are in `trained_on`, int64 (N,), stay in the training split unless the data has its own
+    splits: give those of a run, `run.image_hashes["train"]`, to train it further with more images.
 
     A published dataset is searched for in `$GINGHAM_DATA`, the user's cache and the system package, and downloaded if
     it is in none of them.
@@ -83,7 +88,9 @@ def load_data(
             raw = _apply_class_names(raw, classes, name)
         _require_classes(raw.classes, name)
     raw = _resize(raw, size, name)
-    return cut_splits(raw, name, source, validation, size=size, skip_unreadable=skip_unreadable, label_from=label_from)
+    return cut_splits(
+        raw, name, source, validation, trained_on, size=size, skip_unreadable=skip_unreadable, label_from=label_from
+    )
 
 
 def _read_user_data(name: str, size: int, skip_unreadable: bool, label_from: str) -> RawDataset:

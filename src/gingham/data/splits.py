@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from gingham.data.image_hashes import hash_images
 from gingham.data.raw import Labels, Part, Pixels, RawDataset
 from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError, one_line, plural
@@ -45,6 +46,7 @@ class Split:
     skip_unreadable: bool = False
     label_from: str = "folder"
     grey_bits: int = 16
+    keeps_trained: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,10 +91,12 @@ class DataSplits:
     notes: tuple[str, ...] = ()
 
 
-def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **fields: Any) -> DataSplits:
+def cut_splits(
+    raw: RawDataset, name: str, source: str, validation: int, trained_on: torch.Tensor | None, **fields: Any
+) -> DataSplits:
     """Return a dataset's splits, with `validation` images held out, and with a test split, made if there is none.
 
-    All splits get the other `fields` of `Split`.
+    Images in `trained_on`, as for `load_data`, are not held out. All splits get the other `fields` of `Split`.
     """
     fingerprint = _fingerprint(raw)
     notes = list(raw.notes)
@@ -100,13 +104,19 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
     parts = raw.splits()
     num_train = len(parts["train"].labels)
     train = np.arange(num_train)
+    free = np.ones(num_train, bool)  # the images that may be held out
+    if trained_on is not None and not groups:
+        free = ~torch.isin(hash_images(torch.from_numpy(images[:num_train])), trained_on).numpy()
 
     def take(rows: Rows, chosen: Pixels) -> Part:
         names = (tuple(texts[row] for row in rows.tolist()) if texts else () for texts in (files, groups))
         return Part(chosen, labels[rows], *names)
 
     if "test" not in parts:
-        held_out = (_choose_test_groups if groups else _choose_test)(parts["train"], raw.classes, name)
+        if groups:
+            held_out = _choose_test_groups(parts["train"], raw.classes, name)
+        else:
+            held_out = _choose_test(parts["train"], raw.classes, name, free)
         # File names choose the test images. If they change, images that a run was trained on become test images.
         fingerprint = hashlib.sha256(fingerprint.encode() + held_out.astype("<i8").tobytes()).hexdigest()
         parts["test"] = take(held_out, _copy_rows(images, held_out, f"{fingerprint[:32]}-test"))
@@ -122,7 +132,9 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
         if groups and validation > 0:
             held_out = train[_choose_groups(labels[train], [groups[row] for row in train], validation)]
         else:
-            held_out = train[_choose_validation(labels[train], validation, name)]
+            held_out = train[free[train]]
+            if validation < len(held_out) or len(held_out) == len(train):
+                held_out = held_out[_choose_validation(labels[held_out], validation, name)]
         if len(held_out):
             parts["validation"] = take(held_out, images[held_out])
         train = np.setdiff1d(train, held_out)
@@ -133,6 +145,7 @@ def cut_splits(raw: RawDataset, name: str, source: str, validation: int, **field
         counts = [f"{name} {len({*part.groups})} ({len(part.labels)} images)" for name, part in parts.items()]
         notes.append(f"each group is in one split; groups of each split: {', '.join(counts)}")
     fields |= {"classes": raw.classes, "dataset": name, "fingerprint": fingerprint, "grey_bits": raw.grey_bits}
+    fields["keeps_trained"] = trained_on is not None
     return make_splits(parts, source, notes, **fields)
 
 
@@ -191,8 +204,8 @@ def _indices_by_class(labels: Labels) -> Sequence[Rows]:
     return np.split(np.argsort(labels, kind="stable"), np.bincount(labels).cumsum()[:-1])
 
 
-def _choose_test(part: Part, classes: Sequence[str], name: str) -> Rows:
-    """Return the indices of the images to hold out for the test: the lowest hashes of class and file name."""
+def _choose_test(part: Part, classes: Sequence[str], name: str, free: npt.NDArray[np.bool_]) -> Rows:
+    """Return the indices of the `free` images to hold out for the test: the lowest hashes of class and file name."""
 
     def image_hash(index: int) -> bytes:
         key = f"{classes[part.labels[index]]}\0{part.files[index] if part.files else index}"
@@ -206,7 +219,7 @@ def _choose_test(part: Part, classes: Sequence[str], name: str) -> Rows:
                 "too few to hold test images out; allowed: 3 or more; add images, add a test split, or leave it out"
             )
         count = max((TEST_PERCENT * len(indices) + 50) // 100, int(len(indices) >= 4))
-        held_out += sorted(indices.tolist(), key=image_hash)[:count]
+        held_out += sorted(indices[free[indices]].tolist(), key=image_hash)[:count]
     return np.array(sorted(held_out), np.intp)
 
 

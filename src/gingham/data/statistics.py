@@ -1,10 +1,10 @@
 """Compute the statistics of a dataset: counts, mean, standard deviation, duplicates."""
 
-import hashlib
 from typing import Any
 
 import torch
 
+from gingham.data.image_hashes import hash_images
 from gingham.data.splits import DataSplits
 
 BATCH_BYTES = 1 << 24  # of images that are counted at once
@@ -27,12 +27,6 @@ def count_duplicates(data: DataSplits) -> dict[str, int]:
         "test": len(test) - len(set(test)),
         "across": sum(image in unique for image in test),
     }
-
-
-def hash_images(images: torch.Tensor) -> torch.Tensor:
-    """Return a hash of each of the uint8 images (N, C, H, W), int64 (N,). Different images have different hashes."""
-    hashes = b"".join(hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.cpu().numpy())
-    return torch.frombuffer(bytearray(hashes), dtype=torch.int64) if hashes else torch.empty(0, dtype=torch.int64)
 
 
 def describe(data: DataSplits) -> dict[str, Any]:

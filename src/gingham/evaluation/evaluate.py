@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from gingham.data.image_hashes import hash_images
 from gingham.data.splits import Split
-from gingham.data.statistics import hash_images
 from gingham.errors import DataError, GinghamError, list_first, plural, require_types
 from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions

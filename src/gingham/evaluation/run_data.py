@@ -36,6 +36,7 @@ def load_run_data(
         size=run.recipe.size if is_original or height != width else height,
         skip_unreadable=run.data.get("skip_unreadable") is True,
         label_from=run.data.get("label_from", "folder"),
+        trained_on=run.image_hashes.get("train") if run.data.get("keeps_trained") else None,
     )
     if is_original and data.fingerprint != run.data.get("fingerprint"):
         raise DataError(

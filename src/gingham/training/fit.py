@@ -1,7 +1,6 @@
 """fit(): the only training loop."""
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from gingham.recipe import Recipe
 from gingham.runs.run import Run
 from gingham.training.callbacks import create_callbacks, print_line
 from gingham.training.features import use_features
-from gingham.training.initial_weights import load_initial_weights
+from gingham.training.initial_weights import copy_shared_weights, load_initial_weights
 from gingham.training.optimizer import lr_at, set_learning_rate
 from gingham.training.options import FitOptions
 from gingham.training.result import build_run
@@ -80,9 +79,10 @@ def fit(
                 # First only the classifier: its random weights would spoil the pretrained layers.
                 start_options = FitOptions(options.device, weights=options.weights)
                 head = fit(head_recipe(recipe), train, validation, progress=False, options=start_options)
-                trainer.options = replace(options, start=head)
-                trainer.clock.before = head.metrics["train_seconds"]
-            load_initial_weights(trainer, say=print_line)
+                copy_shared_weights(head, trainer.model)
+                trainer.origin, trainer.clock.before = head.data["origin"], head.metrics["train_seconds"]
+            else:
+                load_initial_weights(trainer, say=print_line)
         use_features(trainer)
         # Prepare the device and compile the step, outside the training time.
         stack.enter_context(cudnn_benchmark(trainer.device))

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from gingham.data.image_hashes import hash_images
 from gingham.data.splits import DataSplits
-from gingham.data.statistics import hash_images
 from gingham.errors import DataError, ModelError
 from gingham.io import tensors_sha256
 from gingham.models.backbones import Backbone, find_weights
@@ -24,7 +24,7 @@ def load_initial_weights(trainer: Trainer, say: Callable[[str], None]) -> None:
     network, start = trainer.model.network, trainer.options.start
     if start is not None:
         copy_shared_weights(start, trainer.model)
-        trainer.origin = start.data.get("origin") or describe_origin(start)
+        trainer.origin = describe_origin(start)
     elif trainer.recipe.pretrained and isinstance(network, Backbone):
         with trainer.context.main_first():  # so that one process downloads them
             weights, checksum = find_weights(network.name, trainer.options.weights, say)

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 
-from gingham.data.statistics import hash_images, median_border
+from gingham.data.image_hashes import hash_images
+from gingham.data.statistics import median_border
 from gingham.device import describe_environment
 from gingham.runs.run import Run
 from gingham.training.ema import copy_weights
@@ -26,6 +27,8 @@ def build_run(trainer: Trainer) -> Run:
     }
     if train.skip_unreadable:
         data["skip_unreadable"] = True
+    if train.keeps_trained:
+        data["keeps_trained"] = True
     if train.label_from != "folder":
         data["label_from"] = train.label_from
     if train.grey_bits < 16:
