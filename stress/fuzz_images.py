@@ -13,6 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataset_files import encode_heic
 from gingham.data.decode import LARGEST_PIXELS, common_side, decode_images
 from gingham.errors import DataError
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
@@ -21,6 +22,7 @@ from stress.verdicts import Judge
 
 Case = Callable[[], object]
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif", "TIFF": ".tif"}
+SUFFIXES |= {"AVIF": ".avif", "HEIC": ".heic"}
 SIDES = (0, 1, 2, 3, 7, 28, 100, 4096, 30_000, 65_535, 2**31 - 1, 2**32 - 1)
 TAGS = (
     254,
@@ -78,6 +80,8 @@ def valid_files() -> dict[str, list[bytes]]:
     exif_tags = Image.Exif()
     exif_tags[0x0112], exif_tags[0x010F] = 6, "maker"
 
+    large = colour.resize((80, 64))  # HEIC is not written for smaller images
+
     def frames() -> dict[str, Any]:
         return {"save_all": True, "append_images": [colour.rotate(90), colour.rotate(180)], "duration": 20}
 
@@ -106,6 +110,10 @@ def valid_files() -> dict[str, list[bytes]]:
             for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
         ]
         + [encode(modes["1"], "TIFF", compression="group4"), encode(colour, "TIFF", **frames())],
+        "AVIF": [encode(modes[mode], "AVIF") for mode in ("RGB", "L", "RGBA")]
+        + [encode(colour, "AVIF", exif=exif_tags), encode(colour, "AVIF", **frames())],
+        "HEIC": [encode_heic(large.convert(mode)) for mode in ("RGB", "L", "RGBA")]
+        + [encode_heic(large, exif=exif_tags.tobytes()), encode_heic(large, large.rotate(90))],
     }
 
 

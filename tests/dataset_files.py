@@ -2,9 +2,11 @@
 
 import io
 import os
+import struct
 import tarfile
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 
@@ -15,6 +17,22 @@ def save_image(path, seed=0, shape=(28, 28), label=0):
     pixels[half * (label % 2) : half * (label % 2) + half] += 120
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def encode_heic(image, *more, **options):
+    """Return the bytes of a lossless HEIC file, which pi-heif cannot write, of one or several images."""
+    heif = pillow_heif.from_pillow(image)
+    for other in more:
+        heif.add_from_pillow(other)
+    file = io.BytesIO()
+    heif.save(file, quality=-1, chroma=444, **options)
+    return file.getvalue()
+
+
+def set_heif_size(content, width, height):
+    """Return a HEIC or AVIF file whose header says another size."""
+    start = content.index(b"ispe") + 8
+    return content[:start] + struct.pack(">II", width, height) + content[start + 8 :]
 
 
 def make_image_folder(folder, counts, **options):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from dataset_files import encode_heic, set_heif_size
 from gingham.data import decode
 from gingham.data.decode import decode_images, fit_square, resize_images
 
@@ -76,6 +77,115 @@ def test_exif_rotation_is_applied(tmp_path, orientation):
         turned = ImageOps.exif_transpose(stored)
     assert (decode_image(tmp_path / "a.png", 24) == np.asarray(fit_square(turned, 24))).all()
     assert turned.size == ((20, 30) if orientation < 5 else (30, 20))
+
+
+@pytest.mark.parametrize("suffix", ["heic", "avif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_and_avif_are_rotated_once(tmp_path, orientation, suffix):
+    """Both store the rotation in boxes of the file, which the decoders apply, and again in the EXIF data."""
+    upright = Image.linear_gradient("L").resize((80, 60))
+    upright = Image.merge("RGB", [upright, upright.transpose(Image.Transpose.ROTATE_90).resize((80, 60)), upright])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"a.{suffix}"
+    if suffix == "heic":
+        file.write_bytes(encode_heic(upright, exif=exif.tobytes()))
+        assert file.read_bytes().count(b"Exif") >= 1
+    else:
+        upright.save(file, quality=100, subsampling="4:4:4", exif=exif)
+    upright.getexif()[0x0112] = orientation
+    expected = np.asarray(fit_square(ImageOps.exif_transpose(upright), 40)).astype(int)
+    assert abs(decode_image(file, 40).astype(int) - expected).max() <= 6
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "RGB;16", "I;16"])
+@pytest.mark.parametrize("name", ["a.heic", "A.HEIC", "a.heif", "a.hif"])
+def test_heic_is_read_with_alpha_and_with_10_bits(tmp_path, mode, name):
+    import pillow_heif
+
+    values = np.random.RandomState(0).randint(0, 256, (24, 24, 4)).astype(np.uint8)
+    values = np.ascontiguousarray({1: values[..., 0], 3: values[..., :3], 4: values}[len(mode.split(";")[0])])
+    if mode == "RGB;16":
+        heif = pillow_heif.from_bytes(mode, (24, 24), (values.astype(np.uint16) << 8).tobytes())
+        heif.save(tmp_path / name, quality=-1, chroma=444)
+    else:
+        image = Image.fromarray(values.astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(values)
+        (tmp_path / name).write_bytes(encode_heic(image))
+    pixels = decode_image(tmp_path / name, 24)
+    expected = np.asarray(fit_square(Image.fromarray(values), 24))
+    assert pixels.shape == expected.shape
+    assert abs(pixels.astype(int) - expected).max() <= 2
+
+
+def test_avif_is_read_with_transparency(tmp_path):
+    values = np.full((24, 24, 4), (200, 30, 60, 255), np.uint8)
+    values[:12, :, 3] = 0
+    Image.fromarray(values).save(tmp_path / "a.AVIF", quality=100, subsampling="4:4:4")
+    pixels = decode_image(tmp_path / "a.AVIF", 24).astype(int)
+    assert abs(pixels[2:10] - 255).max() <= 3
+    assert abs(pixels[14:22] - (200, 30, 60)).max() <= 3
+
+
+def test_only_the_primary_image_of_a_heic_file_is_used(tmp_path):
+    red, blue = Image.new("RGB", (40, 40), "red"), Image.new("RGB", (20, 30), "blue")
+    for index, colour in enumerate([(255, 0, 0), (0, 0, 255)]):
+        (tmp_path / "a.heic").write_bytes(encode_heic(red, blue, primary_index=index))
+        result = decode_images([tmp_path / "a.heic"], np.empty((1, 3, 16, 16), np.uint8), "")
+        assert abs(result.images[0, :, 8, 8].astype(int) - colour).max() <= 2
+        assert result.issues == [(0, "has 2 frames, of which only the primary one is used")]
+
+
+def test_formats_are_recognised_by_content_and_a_wrong_name_is_an_issue(tmp_path):
+    image = Image.new("RGB", (20, 20), "red")
+    image.save(tmp_path / "jpeg.heic", "JPEG")
+    image.save(tmp_path / "avif.heic", "AVIF")
+    (tmp_path / "heic.jpg").write_bytes(encode_heic(image))
+    content = encode_heic(image)
+    (tmp_path / "brand.heic").write_bytes(content[:8] + b"mif1" + content[12:])  # which AVIF files may have too
+    files = [tmp_path / name for name in ("jpeg.heic", "avif.heic", "heic.jpg", "brand.heic")]
+    result = decode_images(files, np.empty((4, 3, 20, 20), np.uint8), "")
+    assert [reason.split(",")[0] for _, reason in result.issues] == [
+        "is a JPEG file",
+        "is an AVIF file",
+        "is a HEIF file",
+    ]
+    assert abs(result.images.astype(int) - np.array([255, 0, 0])[:, None, None]).max() <= 3
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as outside of pytest
+def test_a_heic_file_that_cannot_be_read_is_not_decoded(tmp_path, monkeypatch):
+    content = encode_heic(Image.fromarray(np.random.RandomState(0).randint(0, 256, (100, 100, 3)).astype(np.uint8)))
+    cases = {
+        "header.heic": (content[:40], "cannot be read: pi-heif cannot read this HEIC file: "),
+        "truncated.heic": (content[: len(content) // 2], "cannot be read: Invalid input"),
+        "large.heic": (set_heif_size(content, 12_000, 12_000), "cannot be read: it has 12000x12000 pixels, more than"),
+        "bomb.heic": (set_heif_size(content, 40_000, 40_000), "cannot be read: Image size (1600000000 pixels)"),
+        "lie.heic": (set_heif_size(content, 64, 64), "cannot be read: Invalid input: Invalid image size"),
+    }
+    for name, (data, reason) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        result = decode_images([tmp_path / name], np.empty((1, 3, 9, 9), np.uint8), "")
+        assert result.missing == [0]
+        assert result.issues[0][1].startswith(reason)
+        assert not result.transient
+    (tmp_path / "valid.heic").write_bytes(content)
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    result = decode_images([tmp_path / "valid.heic"], np.empty((1, 3, 9, 9), np.uint8), "")
+    assert result.issues[0][1].startswith("cannot be read: HEIC files need the package pi-heif")
+    assert result.transient, "it may be installed later"
+
+
+def test_pi_heif_is_imported_only_for_a_heic_file(tmp_path):
+    Image.new("L", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "b.heic").write_bytes(encode_heic(Image.new("RGB", (9, 9))))
+    script = (
+        "import pathlib, sys\n"
+        "from gingham.data.decode import read_size\n"
+        "for name in ('a.png', 'b.heic'):\n"
+        "    print(read_size(pathlib.Path(name)), 'pi_heif' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout == "(9, 9) False\n(9, 9) True\n"
 
 
 def test_transparent_pixels_become_white():

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 
 import gingham
-from dataset_files import add_unreadable_files, make_image_folder, save_image
+from dataset_files import add_unreadable_files, encode_heic, make_image_folder, save_image
 from gingham import DataError, load_data
 from gingham.data.load_data import load_unchecked
 
@@ -46,7 +47,7 @@ def test_grey_images_among_colour_ones_get_three_channels(tmp_path):
     assert torch.equal(data.train.images[index], grey.train.images[grey_index].expand(3, -1, -1))
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tif", "avif"])
 def test_each_image_format_is_read(tmp_path, suffix):
     for name, value in (("dark", 20), ("light", 230)):
         (tmp_path / "d" / name).mkdir(parents=True)
@@ -55,6 +56,34 @@ def test_each_image_format_is_read(tmp_path, suffix):
     data = load_data(str(tmp_path / "d"), validation=0)
     assert data.train.images.shape == (6, 1, 16, 16)
     assert (data.train.images[data.train.labels == 1] > 200).all()
+
+
+def test_photos_of_phones_are_read_and_cached(tmp_path):
+    for k, (name, colour) in enumerate((("blue", "navy"), ("red", "maroon"))):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for number in range(4):
+            image = Image.new("RGB", (40 + number, 30), colour)
+            (tmp_path / "d" / name / f"IMG_{number}.HEIC").write_bytes(encode_heic(image))
+            image.save(tmp_path / "d" / name / f"IMG_{number + 4}.avif")
+        expected = 128 * np.array([[0, 0, 1], [1, 0, 0]][k])
+        data = load_data(str(tmp_path / "d"), validation=0, size=16) if k else None
+    pixels = data.train.images[data.train.labels == 1].permute(0, 2, 3, 1).numpy().astype(int)
+    assert abs(pixels - expected).max() <= 6
+    _, issues = load_unchecked(str(tmp_path / "d"))
+    assert issues == []
+    again = load_data(str(tmp_path / "d"), validation=0, size=16)
+    assert torch.equal(again.train.images, data.train.images)
+
+
+def test_a_heic_file_is_read_after_pi_heif_is_installed(tmp_path, monkeypatch):
+    make_image_folder(tmp_path / "d", {"x": 4, "y": 4})
+    (tmp_path / "d" / "x" / "new.heic").write_bytes(encode_heic(Image.new("L", (28, 28), 99)))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pi_heif", None)
+        with pytest.raises(DataError, match=r"x/new.heic \(HEIC files need the package pi-heif"):
+            load_data(str(tmp_path / "d"))
+    data = load_data(str(tmp_path / "d"), validation=0)
+    assert "x/new.heic" in (*data.train.files, *data.test.files)
 
 
 def test_unreadable_files_are_an_error_or_left_out(shoes):

@@ -13,6 +13,7 @@ import uvicorn
 from PIL import Image
 
 import gingham
+from dataset_files import encode_heic
 from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, features, gallery
@@ -183,6 +184,26 @@ def test_unreadable_files_show_a_one_line_error(page, name, content, message, tm
     draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "shirt.png")
     page.set_input_files("#file", tmp_path / "shirt.png")
     page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
+
+
+def test_photos_of_phones_are_classified_if_the_browser_or_the_server_can_read_them(page, tmp_path, request):
+    """Chromium reads AVIF but not HEIC, and may not know the type of either."""
+    photo = draw_garment_photo((40, 60, 120), (255, 255, 255))[0]
+    photo.save(tmp_path / "shirt.avif", quality=95)
+    (tmp_path / "shirt.HEIC").write_bytes(encode_heic(photo))
+    page.set_input_files("#file", tmp_path / "shirt.avif")
+    page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
+    label = page.inner_text("#verdict")
+    page.set_input_files("#file", tmp_path / "shirt.HEIC")
+    if "from disk" in request.node.name:
+        page.wait_for_selector("#error:not([hidden])", timeout=60_000)
+        advice = "save it as a JPEG and choose that"
+        assert page.inner_text("#error") == f"shirt.HEIC is a HEIC photo, which this browser cannot read; {advice}"
+        assert page.get_attribute("#file", "accept") == "image/*"  # with it, iPhones convert their photos to JPEG
+    else:
+        page.wait_for_selector("#preview:not([hidden])[src^='data:']", timeout=60_000)
+        assert page.inner_text("#verdict") == label
+        assert page.get_attribute("#file", "accept") == "image/*,.heic,.heif,.hif,.avif"
 
 
 def test_drawing_works_with_only_the_keyboard(page):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import gingham
+from dataset_files import encode_heic
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 from helpers import COLOURS_AND_BACKGROUNDS, draw_garment_photo
 
@@ -210,6 +211,20 @@ def test_all_file_formats_and_modes(page, tmp_path, mode, file):
     check_equal(page, tmp_path / file)
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_avif_photos_differ_only_by_rounding(page, tmp_path, mode, orientation):
+    """The conversion from YUV to RGB of the browser rounds differently from that of Pillow."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo, _ = draw_garment_photo((40, 60, 120), (200, 180, 150), size=(310, 420))
+    photo.convert(mode).save(tmp_path / "photo.avif", quality=95, exif=exif)
+    result, prepared = in_browser(page, tmp_path / "photo.avif"), in_python(tmp_path / "photo.avif")
+    assert result["size"] == ([310, 420] if orientation == 1 else [420, 310])
+    assert [step["name"] for step in result["steps"]] == [step.name for step in prepared.steps]
+    assert np.abs(result["framings"].astype(int) - prepared.framings).mean() <= 2
+
+
 @pytest.mark.parametrize(
     ("size", "file"), [((1300, 1700), "photo.jpg"), ((4000, 3000), "photo.jpg"), ((3600, 4601), "photo.png")]
 )
@@ -234,10 +249,12 @@ def test_larger_photos_are_halved_to_save_memory(page, tmp_path):
 def test_unreadable_files_give_a_one_line_error(page, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "heic.jpg").write_bytes(encode_heic(Image.new("RGB", (64, 64))))
     Image.new("1", (20_000, 7_000)).save(tmp_path / "huge.png")
     for name, reason in (
         ("text.jpg", "text.jpg cannot be read as an image"),
         ("empty.png", "empty.png is empty (0 bytes); choose an image"),
+        ("heic.jpg", "heic.jpg is a HEIC photo, which this browser cannot read; save it as a JPEG"),
         ("huge.png", "huge.png has 20000x7000 pixels; allowed: 120,000,000; reduce its size"),
     ):
         message = in_browser(page, tmp_path / name)["error"]

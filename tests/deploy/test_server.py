@@ -26,6 +26,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import gingham
+from dataset_files import encode_heic
 from gingham.data.decode import decode_images
 from gingham.deploy import request_images
 from gingham.deploy import server as serving
@@ -70,6 +71,9 @@ def test_responses_equal_predict_for_one_image_and_for_several(client, packaged,
         "coat.jpg": encode_image(photo, "JPEG"),
         "turned.jpg": encode_image(photo, "JPEG", exif=rotated_exif()),
         "turned.webp": encode_image(photo.rotate(90), "WEBP"),
+        "coat.avif": encode_image(photo, "AVIF"),
+        "coat.HEIC": encode_heic(photo),
+        "heic.jpg": encode_heic(photo, exif=rotated_exif().tobytes()),
         "small.png": random_png(),
         "one-colour.bmp": encode_image(Image.new("RGB", (50, 60), "red"), "BMP"),
     }
@@ -84,6 +88,8 @@ def test_responses_equal_predict_for_one_image_and_for_several(client, packaged,
     response = client.post("/predict", content=files["coat.jpg"], headers={"content-type": "image/jpeg"})
     (entry,) = response.json()["predictions"]
     assert_equal_prediction(entry, expected[1])
+    response = client.post("/predict", content=files["coat.HEIC"], headers={"content-type": "image/heic"})
+    assert response.json()["predictions"][0]["label"] == expected[0].label
 
 
 def test_pytorch_onnx_and_http_give_the_same_probabilities(client, packaged, packaged_onnx, fashion_mnist):
@@ -115,6 +121,11 @@ LARGE, BOMB = encode_image(Image.new("1", (9000, 6000))), encode_image(Image.new
             r"cannot read letter.txt as an image \(its format is unknown\); give a file of the formats PNG",
         ),
         ("empty.png", b"", r"cannot read empty.png as an image \(it is empty\)"),
+        (
+            "torn.heic",
+            encode_heic(Image.new("RGB", (64, 64)))[:300],
+            r"cannot read torn.heic as an image \(pi-heif cannot",
+        ),
         ("torn.jpg", TRUNCATED, r"cannot read torn.jpg as an image \(.*truncated"),
         ("large.png", LARGE, r"large.png has 9000x6000 pixels; allowed: 50,000,000 in all"),
         ("bomb.png", BOMB, r"bomb.png has far too many pixels; allowed: 50,000,000 in all"),

@@ -2,12 +2,14 @@
 
 import io
 import struct
+import sys
 from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from dataset_files import encode_heic
 from gingham.errors import DataError
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 from helpers import COLOURS_AND_BACKGROUNDS, draw_garment_photo
@@ -161,10 +163,24 @@ def test_every_pixel_mode_is_read(tmp_path, mode):
     assert iou(garment_mask(prepare_garment(open_photo(file))), expected_mask()) > 0.85
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "gif", "tiff", "avif", "heic"])
 def test_every_format_is_read(tmp_path, suffix):
-    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / f"photo.{suffix}")
-    assert iou(garment_mask(prepare_garment(open_photo(tmp_path / f"photo.{suffix}"))), expected_mask()) > 0.85
+    photo, file = draw_garment_photo((40, 60, 120), (255, 255, 255))[0], tmp_path / f"photo.{suffix}"
+    if suffix == "heic":
+        file.write_bytes(encode_heic(photo))
+    else:
+        photo.save(file)
+    assert iou(garment_mask(prepare_garment(open_photo(file))), expected_mask()) > 0.85
+
+
+def test_a_heic_photo_is_an_error_without_pi_heif(monkeypatch):
+    content = encode_heic(Image.new("RGBA", (30, 20), (255, 0, 0, 99)))
+    assert open_photo(content).mode == "RGBA"
+    monkeypatch.setitem(sys.modules, "pi_heif", None)
+    with pytest.raises(
+        DataError, match=r"cannot read a\.heic as an image \(HEIC files need the package pi-heif, which .*; install it"
+    ):
+        open_photo(content, "a.heic")
 
 
 def test_unreadable_files_are_errors_with_the_reason(tmp_path):
@@ -173,7 +189,11 @@ def test_unreadable_files_are_errors_with_the_reason(tmp_path):
     draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(tmp_path / "valid.png")
     content = (tmp_path / "valid.png").read_bytes()
     (tmp_path / "truncated.png").write_bytes(content[: len(content) // 2])
-    for name, reason in (("text.jpg", "cannot identify"), ("empty.png", "it is empty"), ("truncated.png", "truncated")):
+    for name, reason in (
+        ("text.jpg", "its format is unknown"),
+        ("empty.png", "it is empty"),
+        ("truncated.png", "truncated"),
+    ):
         with pytest.raises(
             DataError, match=f"cannot read .*{name} as an image .*{reason}.*give a file of the formats PNG"
         ):

@@ -23,7 +23,7 @@ Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps; auto uses a G
 Epochs = Annotated[float | None, Option(help="Passes over the training images, such as 0.5 or 3.")]
 Images = Annotated[
     list[Path],
-    Argument(metavar="IMAGE-OR-FOLDER...", help="PNG, JPEG, WEBP, BMP, GIF or TIFF files, or folders of them."),
+    Argument(metavar="IMAGE-OR-FOLDER...", help="PNG, JPEG, WEBP, BMP, GIF, TIFF, AVIF or HEIC files, or folders."),
 ]
 Json = Annotated[bool, Option("--json", help="Print one JSON value to stdout, and nothing else.")]
 LabelFrom = Annotated[

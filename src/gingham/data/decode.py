@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from gingham.errors import one_line
 
 # Pillow can open many more formats, some of them by starting other programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIC")
+FORMAT_LIST = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+HEIF_SUFFIXES = [".heic", ".heif", ".hif"]
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES}
 LARGEST_PIXELS = 120_000_000  # more than a photo from a phone has; 480 MB when decoded
 LARGE_PIXELS = 16_000_000  # pixels; images with more are decoded one at a time
 MAX_COMMON_SIDE, DEFAULT_SIDE = 64, 28
@@ -106,13 +109,42 @@ def open_image(file: Path | bytes) -> Image.Image:
     """Open an image file, or the bytes of one, in one of FORMATS; its pixels are decoded when they are first used.
 
     Raises
-        OSError: it is missing, empty, unreadable, not a regular file, or in another format.
+        OSError: it is missing, empty, unreadable, not a regular file, damaged, or in another format.
+        ImportError: it is a HEIC file, and pi-heif is not installed.
     """
-    if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
-        raise OSError("it is not a regular file")  # reading a pipe could block forever
-    if not (len(file) if isinstance(file, bytes) else file.stat().st_size):
+    if isinstance(file, Path):
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("it is not a regular file")  # reading a pipe could block forever
+    if not (len(file) if isinstance(file, bytes) else status.st_size):
         raise OSError("it is empty")
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    try:
+        return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise OSError("its format is unknown") from None
+
+
+def _open_heif(file: IO[bytes], name: str | bytes) -> ImageFile.ImageFile:
+    """Open a HEIC file with pi-heif, which is imported only here, because most programs never need it."""
+    try:
+        from pi_heif import HeifImageFile
+
+        image: ImageFile.ImageFile = HeifImageFile(file, name)
+        return image
+    except ImportError as error:
+        reason = f"HEIC files need the package pi-heif, which cannot be imported ({one_line(error)})"
+        raise ImportError(f"{reason}; install it, or save the image as a JPEG") from error
+    except SyntaxError as error:  # Pillow would say that the format is unknown
+        raise OSError(f"pi-heif cannot read this HEIC file: {one_line(error)}") from error
+
+
+def _is_heif(prefix: bytes) -> bool:
+    return prefix[4:8] == b"ftyp" and prefix[8:12] in HEIF_BRANDS
+
+
+# Pillow reads AVIF but not HEIC. The name differs from that of pi-heif's own plugin, which a program may register.
+Image.register_open("HEIC", _open_heif, _is_heif)
+Image.register_extensions("HEIF", HEIF_SUFFIXES)
 
 
 def _decode_square(image: Image.Image, size: int, grey_bits: int) -> tuple[Image.Image, int]:
@@ -223,17 +255,20 @@ def _decode_file(file: Path, size: int, grey_bits: int) -> tuple[npt.NDArray[np.
     except Exception as error:  # noqa: BLE001  # for damaged files Pillow raises errors of nearly any type
         errno = error.errno if isinstance(error, OSError) else None
         message = os.strerror(errno) if errno else one_line(error).replace(repr(str(file)), "").replace(str(file), "")
-        return None, UNREADABLE + message.strip(), errno is not None or isinstance(error, MemoryError), 0
+        may_change = errno is not None or isinstance(error, (MemoryError, ImportError))
+        return None, UNREADABLE + message.strip(), may_change, 0
 
 
 def _find_issue(image: Image.Image, file: Path, side: int) -> str | None:
     expected = Image.registered_extensions().get(file.suffix.lower())
     width, height = image.size
     if expected != image.format and not {expected, image.format} <= {"JPEG", "MPO"}:
-        return f"is a {image.format} file, which does not match its name"
+        article = "an" if image.format == "AVIF" else "a"
+        return f"is {article} {image.format} file, which does not match its name"
     # The other frames of MPO, a format of phones, contain brightness or depth.
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-        return f"has {frames} frames, of which only the first is used"
+        used = "the primary one" if image.format == "HEIF" else "the first"
+        return f"has {frames} frames, of which only {used} is used"
     if max(width, height) > 4 * min(width, height):
         return f"is {width}x{height}, far from square"
     if max(width, height) < side:

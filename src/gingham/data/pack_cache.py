@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gingham.data.decode import GREY_BITS, DecodedImages, common_side, decode_images
+from gingham.data.decode import FORMAT_LIST, GREY_BITS, DecodedImages, common_side, decode_images
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels
 from gingham.errors import DataError, GinghamError, one_line
 from gingham.io import atomic_write, cache_folder, read_json, write_json
 
-PACK_FORMAT = 2
+PACK_FORMAT = 3
 
 
 def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
@@ -34,7 +34,7 @@ def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
     pack = cache_folder() / "packs" / _pack_name(path, files, size)
     decoded = _read_pack(pack, len(files)) or _decode_and_pack(path, files, size, pack)
     if not len(decoded.images):
-        raise DataError(f"{path} has no readable file; give PNG, JPEG, WEBP, BMP, GIF or TIFF images")
+        raise DataError(f"{path} has no readable file; give {FORMAT_LIST} images")
     return decoded
 
 

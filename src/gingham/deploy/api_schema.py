@@ -74,7 +74,9 @@ PREDICT_RESPONSES: dict[int | str, dict[str, Any]] = {
 _FILE = {"type": "string", "format": "binary"}
 _FILES = {"type": "array", "items": _FILE, "minItems": 1}
 _FORM = {"type": "object", "properties": {"images": _FILES}, "required": ["images"]}
-_SCHEMAS = {"multipart/form-data": _FORM, "image/jpeg": _FILE, "image/png": _FILE, "image/webp": _FILE}
+_SCHEMAS = {"multipart/form-data": _FORM} | {
+    f"image/{kind}": _FILE for kind in ("jpeg", "png", "webp", "bmp", "gif", "tiff", "avif", "heic")
+}
 PREDICT_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in _SCHEMAS.items()}}
 }

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from gingham.data.decode import FORMATS, LARGEST_PIXELS, fit_square, is_16_bit, open_image, to_8_bit
+from gingham.data.decode import FORMAT_LIST, LARGEST_PIXELS, fit_square, is_16_bit, open_image, to_8_bit
 from gingham.errors import DataError, one_line
 
 ImageArray = npt.NDArray[Any]  # uint8; OpenCV's type hints are not more specific
@@ -66,7 +66,7 @@ def open_photo(
     display_name = name or ("the image" if isinstance(file, bytes) else str(file))
     if isinstance(file, Path) and os.path.isdir(file):  # noqa: PTH112  # is_dir() raises for a name that is too long
         raise DataError(
-            f"{display_name} is a folder; give images in it of the formats {', '.join(FORMATS)}, or a folder with some"
+            f"{display_name} is a folder; give images in it of the formats {FORMAT_LIST}, or a folder with some"
         )
     try:
         with open_image(file) as image:
@@ -76,15 +76,15 @@ def open_photo(
     except Image.DecompressionBombError:  # Pillow's own limit applies first if it is lower
         size = "far too many pixels"
     except FileNotFoundError:
-        formats = ", ".join(FORMATS)
-        remedy = "download it first" if display_name.startswith(("http:", "https:")) else f"give an image: {formats}"
+        remedy = (
+            "download it first" if display_name.startswith(("http:", "https:")) else f"give an image: {FORMAT_LIST}"
+        )
         raise DataError(f"there is no file {display_name}; {remedy}") from None
     # On a damaged file Pillow raises errors of nearly any type, including AssertionError and MemoryError.
     except Exception as error:
-        text = one_line(error)
-        reason = "its format is unknown" if "BytesIO" in text else text.replace(display_name, "").strip(" '")
+        reason = one_line(error).replace(display_name, "").strip(" '")
         raise DataError(
-            f"cannot read {display_name} as an image ({reason}); give a file of the formats {', '.join(FORMATS)}"
+            f"cannot read {display_name} as an image ({reason}); give a file of the formats {FORMAT_LIST}"
         ) from error
     allowed = f"allowed: {max_pixels:,} in all; make it smaller: 1000 on each side are enough"
     raise DataError(f"{display_name} has {size}; {allowed}")

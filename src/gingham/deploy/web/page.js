@@ -27,6 +27,7 @@
       const prediction = await GinghamEngine.predict(blob);
       if (request !== lastRequest) return;
       render(prediction);
+      if (!isDrawing && $('preview').hidden) showPreview(prediction.steps[0].picture); // the browser cannot read HEIC
       if (!isDrawing) $('result').scrollIntoView({ block: 'nearest' }); // on a phone, it is below the image
       const explanation = await GinghamEngine.explain(prediction);
       if (request === lastRequest) renderExplanation(prediction, explanation);
@@ -45,7 +46,11 @@
     stopDrawing();
     if (url) URL.revokeObjectURL(url);
     url = URL.createObjectURL(blob);
-    $('preview').src = url;
+    showPreview(url);
+  }
+
+  function showPreview(source) {
+    $('preview').src = source;
     $('preview').hidden = false;
     $('invitation').hidden = true;
   }
@@ -154,7 +159,8 @@
   // Input: image files that are chosen, dropped or pasted, and photos.
 
   function predictFirst(files) {
-    const images = [...files].filter((file) => file.type.startsWith('image/'));
+    // Many systems do not know the type of a phone's photos.
+    const images = [...files].filter((file) => /^image\/|\.(hei[cf]|hif|avif)$/i.test(file.type + file.name));
     $('note').textContent = `Only the first of ${images.length} images is classified. Add the others one at a time.`;
     $('note').hidden = images.length < 2;
     if (images.length) {

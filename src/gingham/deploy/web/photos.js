@@ -16,10 +16,13 @@ var GinghamPhotos = (() => {
 
   async function openPhoto(blob) {
     const name = blob.name || 'this image';
-    const advice = 'choose an image in a format that this browser supports, such as PNG, JPEG, WEBP, BMP or GIF';
+    const advice = 'choose an image in a format that this browser supports, such as PNG, JPEG, WEBP, BMP, GIF or AVIF';
     if (!blob.size) throw new Error(`${name} is empty (0 bytes); ${advice}`);
     const options = { imageOrientation: 'from-image', premultiplyAlpha: 'none', colorSpaceConversion: 'none' };
-    const bitmap = await createImageBitmap(blob, options).catch((error) => {
+    const bitmap = await createImageBitmap(blob, options).catch(async (error) => {
+      if (/^ftyp(he|mif1|msf1)/.test(await blob.slice(4, 12).text())) {
+        throw new Error(`${name} is a HEIC photo, which this browser cannot read; save it as a JPEG and choose that`);
+      }
       throw new Error(`${name} cannot be read as an image (${error.message.replace(/\.$/, '')}); ${advice}`);
     });
     try {
