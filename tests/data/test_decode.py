@@ -235,6 +235,28 @@ def test_an_image_with_too_many_pixels_is_not_decoded(tmp_path):
     assert result.issues == [(0, "cannot be read: it has 20000x7000 pixels, more than the 120,000,000 allowed")]
 
 
+@pytest.mark.parametrize("small_first", [True, False])
+def test_small_and_large_files_are_read_in_order(tmp_path, small_first):
+    """Small files are read many at a time, and in another way than large ones."""
+    random = np.random.RandomState(0)
+    files, expected = [], []
+    for number in range(120):
+        side = 12 if (number % 3 != 0) == small_first else 40  # a noisy PNG of less or more than 4 KB
+        pixels = random.randint(0, 256, (side, side, 3)).astype(np.uint8)
+        files.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).save(files[-1])
+        expected.append(np.asarray(fit_square(Image.fromarray(pixels), 12)).transpose(2, 0, 1))
+    files[5].write_bytes(b"")
+    files[7].write_bytes(b"no image")
+    files[50].unlink()
+    files[51].unlink()
+    files[51].mkdir()
+    result = decode_images(files, np.empty((120, 3, 12, 12), np.uint8), "")
+    reasons = ["it is empty", "its format is unknown", "No such file or directory", "it is not a regular file"]
+    assert result.issues == [(k, f"cannot be read: {why}") for k, why in zip((5, 7, 50, 51), reasons, strict=True)]
+    assert (result.images == np.delete(expected, result.missing, axis=0)).all()
+
+
 def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     active, most_active = 0, 0
 
