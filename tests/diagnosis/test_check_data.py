@@ -226,3 +226,19 @@ def test_a_narrow_range_of_values(few):
     issues = gingham.check_data(dataclasses.replace(few, **dark))
     (issue,) = [issue for issue in issues if issue.code == "narrow-range"]
     assert issue.title == "the images use 5% of the range of values"
+
+
+@pytest.mark.parametrize("count", [8, 60])
+def test_a_hot_pixel_does_not_hide_that_12_bit_images_are_dark(tmp_path, monkeypatch, count):
+    """With one value of 65535, all images are scaled as 16-bit numbers."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    random = np.random.RandomState(0)
+    for name in ("a", "b"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for k in range(count // 2):
+            values = random.randint(0, 4096, (20, 20)).astype(np.uint16)
+            if (name, k) == ("a", 0):
+                values[3, 3] = 65535
+            Image.fromarray(values).save(tmp_path / "d" / name / f"{k}.png")
+    data, issues = load_unchecked(str(tmp_path / "d"))
+    assert "narrow-range" in [issue.code for issue in gingham.check_data(data, issues)]

@@ -93,9 +93,12 @@ def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
 
 
 def _check_range(splits: Sequence[Split]) -> Iterator[Issue]:
-    # Quantiles, so that a few images with a white dot do not hide that the others are too dark.
-    low = torch.cat([split.images.flatten(1).amin(dim=1) for split in splits]).double().quantile(0.01)
-    high = torch.cat([split.images.flatten(1).amax(dim=1) for split in splits]).double().quantile(0.99)
+    # Quantiles, so that a few images with a white dot, such as a hot pixel of a camera, do not hide that the others are
+    # too dark. They are not interpolated: of fewer than 100 images, a single one would raise them.
+    low = torch.cat([split.images.flatten(1).amin(dim=1) for split in splits]).double()
+    low = low.quantile(0.01, interpolation="higher")
+    high = torch.cat([split.images.flatten(1).amax(dim=1) for split in splits]).double()
+    high = high.quantile(0.99, interpolation="lower")
     if 0 < (share := float(high - low) / 255) < MIN_RANGE:
         evidence = f"their values are between {low:.0f} and {high:.0f}, out of 0 to 255"
         fix = "create them again from their source, with values up to 255 (65535 in 16-bit files)"
