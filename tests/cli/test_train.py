@@ -42,6 +42,7 @@ def test_train_writes_a_run_and_prints_its_results(command, trained):
         "model.json",
         "history.jsonl",
         "curves.png",
+        "images.safetensors",
     }
 
 

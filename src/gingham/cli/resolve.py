@@ -15,12 +15,6 @@ if TYPE_CHECKING:
     from gingham.models.registry import NetworkFactory
 
 
-def default_folder(recipe: Recipe, model: str | None, ending: object) -> Path:
-    """Return the folder that a command writes to if --out is not given, such as `runs/fast-0`."""
-    network = f"-{model.rpartition(':')[2]}" if model else ""
-    return Path("runs") / f"{recipe.name}{network}-{ending}"
-
-
 def network_factory(model: str | None) -> "NetworkFactory | None":
     """Return the class that --model names, or None if it is not given."""
     from gingham.models.registry import import_network

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gingham.cli.options import AUTO
 from gingham.cli.output import print_message
@@ -11,10 +11,14 @@ from gingham.errors import GinghamError
 from gingham.presets import DEFAULT_RECIPE, RECIPES
 from gingham.recipe import Recipe, parse_settings
 
+if TYPE_CHECKING:
+    import gingham
+
 
 @dataclass(frozen=True)
 class RecipeChoice:
-    """The options that choose a recipe. `scratch` is whether others need a network from scratch, such as --model.
+    """The options that choose a recipe. `scratch` is whether others need a network from scratch, such as --model;
+    `start` is the run to start from.
 
     Raises
         GinghamError: an option for pretrained networks is given with a recipe or network that is not pretrained.
@@ -27,10 +31,12 @@ class RecipeChoice:
     weights: Path | None = None
     scratch: bool = False
     label_from: str = "folder"
+    start: "gingham.Run | None" = None
 
     def __post_init__(self) -> None:
-        if self._is_pretrained and (self.scratch or (self.recipe != AUTO and not RECIPES[self.recipe].pretrained)):
-            other = "a network of your own or teachers" if self.scratch else f"the recipe {self.recipe}"
+        named = self.recipe != AUTO and not RECIPES[self.recipe].pretrained
+        if self._is_pretrained and (self.scratch or self.start or named):
+            other = "the network of --model, --teacher or --from" if not named else f"the recipe {self.recipe}"
             raise GinghamError(
                 f"--finetune, --backbone and --weights are for pretrained networks, not for {other}; leave them out, "
                 "or give --recipe frozen or finetune"
@@ -45,45 +51,57 @@ class RecipeChoice:
         """Whether the recipe depends on the images."""
         from gingham.data.registry import REGISTRY
 
-        return self.recipe == AUTO and not self._is_pretrained and not self.scratch and self.data not in REGISTRY
+        fixed = self._is_pretrained or self.scratch or self.start is not None
+        return self.recipe == AUTO and not fixed and self.data not in REGISTRY
 
-    @property
-    def network(self) -> str | None:
-        """The network that --backbone names, as in a recipe."""
-        return None if self.backbone is None else f"timm/{self.backbone}"
+    def choose(
+        self, settings: Sequence[str] | None, folder: Path | None = None, *, resume: bool = False, **options: Any
+    ) -> tuple[Recipe, dict[str, Any]]:
+        """Return the recipe with the changes by --set and by options such as --epochs, and the changes alone.
 
-    def base_recipe(self) -> Recipe:
-        """Return the recipe, without the changes by other options. If it depends on the images, print why.
+        To `resume`, a recipe that depends on the images is that of the run in the `folder`.
 
         Raises
             DataError: the images cannot be listed.
+            GinghamError: a field got two values.
         """
+        changes = parse_settings(settings or [])
+        if self.backbone is not None:
+            options["network"] = f"timm/{self.backbone}"
+        given = {name: value for name, value in options.items() if value is not None}
+        if twice := sorted(set(changes) & set(given)):
+            option = "backbone" if twice[0] == "network" else twice[0]
+            raise GinghamError(f"{twice[0]} got two values, by --{option} and by --set; give one of them")
+        changes |= given
+        stored = None
+        if resume and self.is_auto:
+            stored = _stored_recipe(folder or self.default_folder(Recipe(seed=changes.get("seed", 0))))
+        return self._base_recipe(stored).replace(**changes), changes
+
+    def _base_recipe(self, stored: Recipe | None) -> Recipe:
+        """Return the recipe without changes. If it depends on the images, print which it is and why."""
+        if stored is not None:
+            return stored
         if self.is_auto:
             from gingham.training.auto import auto_recipe
 
             recipe, reason = auto_recipe(self.data, self.label_from, say=print_message)
             print_message(reason)
             return recipe
-        if self._is_pretrained and self.recipe == AUTO:
-            return RECIPES["finetune" if self.finetune else "frozen"]
-        return RECIPES[DEFAULT_RECIPE if self.recipe == AUTO else self.recipe]
+        if self.recipe != AUTO:
+            return RECIPES[self.recipe]
+        if self.start is not None:
+            return self.start.recipe
+        return RECIPES["finetune" if self.finetune else "frozen" if self._is_pretrained else DEFAULT_RECIPE]
+
+    def default_folder(self, recipe: Recipe, model: str | None = None, ending: str = "") -> Path:
+        """Return the folder that a command writes to if --out is not given, such as `runs/fast-0`."""
+        network = f"-{model.rpartition(':')[2]}" if model else ""
+        # If the recipe depends on the images, the folder of a run to resume must be known before.
+        return Path("runs") / f"{AUTO if self.is_auto else recipe.name}{network}-{ending or recipe.seed}"
 
 
-def choose_recipe(base: Recipe, settings: Sequence[str] | None, **options: Any) -> tuple[Recipe, dict[str, Any]]:
-    """Return a recipe with the changes by --set and by options such as --epochs, and the changes alone."""
-    changes, given = parse_settings(settings or []), {k: value for k, value in options.items() if value is not None}
-    if twice := sorted(set(changes) & set(given)):
-        option = "backbone" if twice[0] == "network" else twice[0]
-        raise GinghamError(f"{twice[0]} got two values, by --{option} and by --set; give one of them")
-    return base.replace(**changes, **given), changes | given
-
-
-def auto_folder(settings: Sequence[str] | None, seed: int | None) -> Path:
-    """Return the run folder if the recipe is chosen for the data: it must be known before the data is read."""
-    return Path("runs") / f"{AUTO}-{seed or parse_settings(settings or []).get('seed', 0)}"
-
-
-def stored_recipe(folder: Path) -> Recipe | None:
+def _stored_recipe(folder: Path) -> Recipe | None:
     """Return the recipe of the run or the unfinished run in a folder, or None if there is neither."""
     from gingham.io import read_json
     from gingham.runs.checkpoint import has_checkpoint, load_checkpoint

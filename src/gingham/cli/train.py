@@ -11,8 +11,8 @@ from typer import Context, Option
 import gingham
 from gingham.cli import options
 from gingham.cli.output import format_pairs, print_message, print_result, try_draw, wall_seconds
-from gingham.cli.resolve import default_folder, load_teacher_runs, load_training_data, network_factory
-from gingham.cli.resolve_recipe import RecipeChoice, auto_folder, choose_recipe, stored_recipe
+from gingham.cli.resolve import load_teacher_runs, load_training_data, network_factory
+from gingham.cli.resolve_recipe import RecipeChoice
 from gingham.errors import GinghamError, Terminated, plural
 from gingham.recipe import describe_changes
 
@@ -39,7 +39,6 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a network and write a run folder."""
-    reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
     from gingham.device import choose_device, retain_freed_memory
     from gingham.distributed import init_distributed, is_restart
     from gingham.runs.checkpoint import has_checkpoint
@@ -48,22 +47,18 @@ def train(
     from gingham.training.initial_weights import require_unseen
 
     resume = resume or is_restart()
-    start_run = gingham.load(start, network_factory(model)) if start else None
-    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher or start_run), label_from)
-    stored = stored_recipe(out or auto_folder(settings, seed)) if resume and choice.is_auto else None
-    if start_run is not None and recipe == options.AUTO:
-        stored = start_run.recipe
-    if start_run is not None:
-        reading["trained_on"] = start_run.image_hashes.get("train")
-    base = stored or choice.base_recipe()
-    chosen, changes = choose_recipe(base, settings, seed=seed, epochs=epochs, network=choice.network)
-    folder = out or (auto_folder(settings, seed) if choice.is_auto else default_folder(chosen, model, chosen.seed))
+    network = network_factory(model)
+    start_run = gingham.load(start, network) if start else None
+    reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
+    reading["trained_on"] = start_run.image_hashes.get("train") if start_run else None
+    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher), label_from, start_run)
+    chosen, changes = choice.choose(settings, out, resume=resume, seed=seed, epochs=epochs)
+    folder = out or choice.default_folder(chosen, model)
     finished = (folder / METADATA_FILE).exists()
-    taken = not resume and (finished or has_checkpoint(folder))
     with init_distributed() as context:
-        finished, taken = context.any(context.is_main and finished, context.is_main and taken)
+        taken = context.is_main and not resume and (finished or has_checkpoint(folder))
+        finished, taken = context.any(context.is_main and finished, taken)
         if taken or not finished:
-            network = network_factory(model)
             choose_device(device, context.local_rank if context.size > 1 else None)  # raise errors before the slow part
             teachers = load_teacher_runs(teacher, changes)
             if taken:  # checked after the options and the data, and without their notes
@@ -76,16 +71,13 @@ def train(
                 require_unseen(start_run, splits, print_message)
             retain_freed_memory()  # for the next step
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
-            fit = functools.partial(
-                fit, options=gingham.FitOptions(device, network, teachers, track, weights=weights, start=start_run)
-            )
+            fit.keywords["options"] = gingham.FitOptions(device, network, teachers, track, weights, start_run)
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()
         if not context.is_main:
             return
     if finished:
-        trained = gingham.load(folder, network_factory(model))
+        trained = gingham.load(folder, network)
         _require_same(trained, folder, changes, command_line)
-        print_message(f"{folder} is already finished; nothing to resume")
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
 
 
@@ -103,7 +95,8 @@ def _describe_taken(folder: Path, finished: bool, data: str) -> str:
 
 
 def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any], command_line: Context) -> None:
-    """Check that the recipe and data that were given, and not left at their defaults, are those of a finished run."""
+    """Check that the recipe and data that were given, and not left at their defaults, are those of a finished run, and
+    say that there is nothing to resume."""
     from gingham.data.registry import REGISTRY
 
     before, name, data = trained.recipe, command_line.params["recipe"], command_line.params["data"]
@@ -119,6 +112,7 @@ def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any],
         settings["data"] = data if data in REGISTRY else str(Path(data).resolve())
     if difference := describe_changes(stored, settings):
         raise GinghamError(f"{folder} has a finished run with {difference}; give another --out, or the same options")
+    print_message(f"{folder} is already finished; nothing to resume")
 
 
 def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":

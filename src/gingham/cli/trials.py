@@ -9,8 +9,8 @@ from typer import Option
 import gingham
 from gingham.cli import options
 from gingham.cli.output import print_message, print_result
-from gingham.cli.resolve import default_folder, load_teacher_runs, load_training_data, network_factory
-from gingham.cli.resolve_recipe import RecipeChoice, choose_recipe
+from gingham.cli.resolve import load_teacher_runs, load_training_data, network_factory
+from gingham.cli.resolve_recipe import RecipeChoice
 from gingham.errors import GinghamError, Terminated
 
 
@@ -35,10 +35,10 @@ def trials(
 ) -> None:
     """Train a recipe with several seeds: mean, spread, interval."""
     choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher), label_from)
-    chosen, changes = choose_recipe(choice.base_recipe(), settings, epochs=epochs, network=choice.network)
+    chosen, changes = choice.choose(settings, epochs=epochs)
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
-    folder = out or (Path("runs/auto-trials") if choice.is_auto else default_folder(chosen, model, "trials"))
+    folder = out or choice.default_folder(chosen, model, "trials")
     from gingham.device import retain_freed_memory
     from gingham.text import duration
 

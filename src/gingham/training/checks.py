@@ -164,6 +164,8 @@ def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: i
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
     if steps < MIN_STEPS or not evaluations or recipe.patience:  # patience keeps the weights of the best evaluation
         return
+    if recipe.pretrained:  # with few images, these fit all of them and are still the most accurate on others
+        return
     best, end = min(evaluations, key=lambda entry: entry["validation_loss"]), evaluations[-1]
     # The loss of a healthy network may double from one evaluation to the next while the learning rate is high.
     rise = min(entry["validation_loss"] for entry in evaluations[-3:]) / max(best["validation_loss"], 1e-9)
