@@ -87,11 +87,15 @@ class Classifier(nn.Module):
         return f"<Classifier: {type(self.network).__name__}, {self.input_shape} images, {len(self.classes)} classes>"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.network, Backbone) and images.is_floating_point():  # features, computed by `features`
-            return self.network.classify(images) / self.temperature
-        shape = (
-            (*images.shape[1:2], *self.input_shape[1:]) if self.training else images.shape[1:]
-        )  # crops may be smaller
+        network = self.network
+        if (
+            isinstance(network, Backbone)
+            and images.is_floating_point()
+            and images.shape[1:] == network.feature_mean.shape
+        ):
+            return network.classify(images) / self.temperature  # features, computed by `features`
+        # In training, crops may be smaller.
+        shape = (*images.shape[1:2], *self.input_shape[1:]) if self.training else images.shape[1:]
         if images.dtype != torch.uint8 or shape != self.input_shape:
             expected_shape = ", ".join(map(str, self.input_shape))
             raise ModelError(
@@ -147,7 +151,7 @@ class Classifier(nn.Module):
     ) -> list[torch.Tensor]:
         """Return a function's outputs for batches of images, float32 on the CPU, computed in evaluation mode."""
         device = self.mean.device
-        size = batch_size or max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_PIXELS // max(1, images[:1, 0].numel())))
+        size = batch_size or max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_PIXELS // max(1, images.shape[2:].numel())))
         with evaluation_mode(self), without_tf32(device):
             return [function(batch.to(device)).float().cpu() for batch in torch.split(images, size)]
 

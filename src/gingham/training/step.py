@@ -111,7 +111,7 @@ class CUDAGraphStep:
 
 
 def make_capturable(optimizer: torch.optim.Optimizer) -> None:
-    """Prepare an optimizer for capture: make learning rates tensors, and create missing momentum buffers with zeros.
+    """Prepare an optimizer for capture: make learning rates tensors, and create missing state with zeros.
 
     A learning rate that is a number would be captured as a constant, and buffers created in the captured step would be
     created again in each replay.
@@ -119,8 +119,14 @@ def make_capturable(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         device = group["params"][0].device
         group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        if isinstance(optimizer, torch.optim.AdamW):
+            group["capturable"] = device.type == "cuda"
         for parameter in group["params"]:
-            if group["momentum"] and optimizer.state[parameter].get("momentum_buffer") is None:
+            state = optimizer.state[parameter]
+            if isinstance(optimizer, torch.optim.AdamW) and not state:
+                state["step"] = torch.zeros((), device=device)
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            if group.get("momentum") and optimizer.state[parameter].get("momentum_buffer") is None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
@@ -159,8 +165,14 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
         try:
             twin_step(batch)
         except Exception as error:
-            if recipe.network in NETWORKS or isinstance(model.network, Backbone) or is_exhausted(error):
+            if is_exhausted(error) or (recipe.network in NETWORKS and not recipe.crop_size):
                 raise
+            if recipe.crop_size:
+                side = recipe.crop_size
+                raise ModelError(
+                    f"the network {recipe.network} cannot be trained on images of {side}x{side} pixels "
+                    f"({one_line(error)}); set another crop_size, or crop_size=0 to keep the size of the images"
+                ) from error
             size, reason, fix = len(batch), f"{type(error).__name__}, {one_line(error)}", "fix its forward method"
             if size == 1:
                 fix += f", or choose another batch size, such as {recipe.batch_size + 1} (--set batch_size)"

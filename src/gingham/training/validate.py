@@ -90,6 +90,10 @@ def _validate_pretrained(recipe: Recipe, options: FitOptions) -> None:
             f"{field} is set, but the network is {recipe.network}; only networks of timm have pretrained weights: "
             "choose one (--backbone NAME), or set pretrained=false and frozen_layers=0"
         )
+    if options.teachers and (recipe.trains_head_only or recipe.crop_size):
+        field = "frozen_layers is 1, which trains on features" if recipe.trains_head_only else "crop_size is set"
+        fix = "choose another recipe" if recipe.trains_head_only else "set crop_size=0"
+        raise GinghamError(f"{field}, but teachers need images of their own size; {fix}, or leave the teachers out")
     if options.weights is not None and not recipe.pretrained:
         raise GinghamError(
             "weights are given, but the recipe is not pretrained; leave them out, or choose frozen or finetune"
