@@ -51,4 +51,4 @@ def _build_transform(recipe: Recipe, size: tuple[int, int]) -> Any:
         transforms.append(v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR))
     if recipe.color_jitter:
         transforms.append(v2.ColorJitter(*[recipe.color_jitter] * 3))
-    return v2.Compose(transforms)
+    return v2.Compose(transforms or [v2.Identity()])

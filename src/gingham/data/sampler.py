@@ -19,6 +19,15 @@ def evenly_spaced(total: int, count: int) -> torch.Tensor:
     return torch.arange(count) * total // max(count, 1)
 
 
+def limit_count(count: int, images: torch.Tensor, pixels: int) -> int:
+    """Return `count`, or fewer, but at least 1, if that many of these images have more than a number of pixels.
+
+    >>> [limit_count(1000, torch.zeros(1, 3, side, side), 1 << 20) for side in (28, 224)]
+    [1000, 20]
+    """
+    return min(count, max(1, pixels // max(1, images.shape[2:].numel())))
+
+
 class Sampler:
     """Divides a run into epochs and batches of indices.
 

@@ -3,8 +3,11 @@
 import torch
 import torch.nn.functional as F
 
+from gingham.data.sampler import limit_count
+
 # Principal components in which candidates are searched for: with more, there are fewer candidates, but it takes longer.
 NUM_COMPONENTS = 16
+MAX_BATCH_PIXELS = 1 << 22  # that are converted at once
 MAX_SIDE = 32  # pixels; larger images are shrunk to it before they are compared
 # Pairs of Fashion-MNIST images above it look like the same photo; many pairs below 0.995 do not.
 NEAR_DUPLICATE_CORRELATION = 0.997
@@ -16,7 +19,7 @@ def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
     `images` is uint8 (N, C, H, W). A constant image becomes zeros.
     """
     rows = []
-    for batch in torch.split(images, 4096):
+    for batch in torch.split(images, limit_count(4096, images, MAX_BATCH_PIXELS)):
         pixels = batch.float()
         if (largest := max(batch.shape[2:])) > MAX_SIDE:
             scale = MAX_SIDE / largest
@@ -29,7 +32,8 @@ def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
 
 def brightness_and_contrast(images: torch.Tensor) -> torch.Tensor:
     """Return the standard deviation and mean of each channel, float32 (N, 2C), which correlations do not depend on."""
-    statistics = [torch.std_mean(batch.float(), dim=(2, 3)) for batch in torch.split(images, 1024)]
+    batches = torch.split(images, limit_count(1024, images, MAX_BATCH_PIXELS))
+    statistics = [torch.std_mean(batch.float(), dim=(2, 3)) for batch in batches]
     return torch.cat([torch.cat(pair, dim=1) for pair in statistics])
 
 

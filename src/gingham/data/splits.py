@@ -13,6 +13,7 @@ import torch
 from gingham.data.image_hashes import hash_images
 from gingham.data.raw import Labels, Part, Pixels, RawDataset
 from gingham.data.registry import REGISTRY
+from gingham.data.sampler import limit_count
 from gingham.errors import DataError, GinghamError, one_line, plural
 from gingham.io import atomic_write, cache_folder
 
@@ -57,12 +58,12 @@ class Split:
         _, channels, height, width = self.images.shape
         return channels, height, width
 
-    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def sample(self, count: int, pixels: int = SAMPLE_PIXELS) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images and labels of `count` images evenly spread over the split, or of all if it has fewer.
 
-        There are fewer of large images: 80 of 224x224 pixels.
+        There are fewer of large images, with at most `pixels` in all: by default 83 of 224x224.
         """
-        count = min(count, len(self), max(1, SAMPLE_PIXELS // max(1, self.images[0].numel() // len(self.images[0]))))
+        count = limit_count(min(count, len(self)), self.images, pixels)
         indices = torch.linspace(0, len(self) - 1, count).long()
         return self.images[indices], self.labels[indices]
 

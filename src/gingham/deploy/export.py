@@ -1,6 +1,7 @@
 """Export a run's model as an ONNX file or an offline page that makes the same predictions."""
 
 import importlib.util
+import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gingham.data.sampler import evenly_spaced
-from gingham.data.splits import DataSplits, Split
+from gingham.data.sampler import evenly_spaced, limit_count
+from gingham.data.splits import SAMPLE_PIXELS, DataSplits, Split
 from gingham.deploy.onnx import OPSET, create_session, quantize_int8, session_probabilities, to_onnx
 from gingham.deploy.page import offline_page
 from gingham.errors import DataError, GinghamError, require_types
@@ -19,6 +20,8 @@ from gingham.evaluation.metrics import paired_interval
 from gingham.evaluation.run_data import load_run_data
 from gingham.inference.neighbours import GALLERY_SIZE, gallery
 from gingham.io import atomic_write
+from gingham.models.backbones import Backbone
+from gingham.models.classifier import MAX_BATCH_PIXELS
 from gingham.runs.run import Run
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
 MARKERS = {".onnx": b"gingham", ".html": b"GinghamEngine"}  # what every exported file of a format contains
 NUM_COMPARED = 1000  # images on which the file and the model must agree
 TOLERANCE = 1e-4  # allowed difference of a probability
-NUM_MEASURED = 10_000  # images at most on which the accuracy of int8 is measured
+NUM_MEASURED, MEASURED_PIXELS = 10_000, 1 << 26  # images, and pixels, at most on which the accuracy of int8 is measured
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def export(
     """
     require_types("export", run=(run, Run))
     file = Path(file)
-    require_exportable(file, int8=int8, neighbours=neighbours)
+    require_exportable(run, file, int8=int8, neighbours=neighbours)
     data = load_run_data(run) if data is None else data
     split = data.validation or data.train  # never the test split
     shape, needed = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
@@ -94,7 +97,7 @@ def export(
     is_page = file.suffix.lower() == ".html"
     graph = to_onnx(run, with_features=is_page)
     content = graph.SerializeToString()
-    images = split.images[evenly_spaced(len(split), NUM_COMPARED)].cpu()
+    images = split.images[evenly_spaced(len(split), limit_count(NUM_COMPARED, split.images, SAMPLE_PIXELS))].cpu()
     expected = run.model.predict(images).probabilities.numpy()
     results = _compare(expected, create_session(content), images)
     if results["max_difference"] > TOLERANCE or results["agreement"] < 1:
@@ -116,9 +119,9 @@ def export(
     return ExportResult(file=file, bytes=len(content), opset=OPSET, split=split.name, **results)
 
 
-def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> None:
+def require_exportable(run: Run, file: Path, *, int8: bool, neighbours: int | None) -> None:
     """Raise a GinghamError for an unknown suffix, an existing file that gingham did not export, an option for the other
-    kind of file, or a missing package.
+    kind of file, a page of a pretrained network, or a missing package.
     """
     suffix = file.suffix.lower()
     if suffix not in MARKERS:
@@ -130,6 +133,13 @@ def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> Non
         raise GinghamError("int8 is for .onnx files; leave it out: a page makes the same predictions as predict")
     if neighbours is not None and suffix != ".html":
         raise GinghamError("neighbours is for .html files; leave it out: an ONNX file contains no training images")
+    if suffix == ".html" and isinstance(run.model.network, Backbone):
+        images = math.prod(run.model.input_shape) * (GALLERY_SIZE if neighbours is None else neighbours)
+        size = 4 * sum(parameter.numel() for parameter in run.model.parameters()) + images
+        raise GinghamError(
+            f"a page would contain {size / 1e6:,.0f} MB, the pretrained network {run.recipe.network} and the training "
+            f"images for comparison, which is too much for a browser; export FILE.onnx, or run gingham serve"
+        )
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise GinghamError(f"exporting needs the package {package}; run pip install 'gingham[export]'")
@@ -145,11 +155,11 @@ def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", ima
 
 
 def _measure_int8(run: Run, session: "InferenceSession", split: Split) -> dict[str, Any]:
-    indices = evenly_spaced(len(split), NUM_MEASURED)
+    indices = evenly_spaced(len(split), limit_count(NUM_MEASURED, split.images, MEASURED_PIXELS))
     images, labels = split.images[indices].cpu(), split.labels[indices].cpu().numpy()
     # ONNX Runtime first, because torch's threads stay busy for a while after their work.
     int8_correct = session_probabilities(session, images).argmax(axis=1) == labels
-    correct = run.model.predict(images, 125).labels.numpy() == labels
+    correct = run.model.predict(images, limit_count(125, images, MAX_BATCH_PIXELS)).labels.numpy() == labels
     lost, gained = int((correct & ~int8_correct).sum()), int((int8_correct & ~correct).sum())
     return {
         "accuracy": float(correct.mean()),

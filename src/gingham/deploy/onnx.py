@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 
 from gingham._version import __version__
-from gingham.data.sampler import evenly_spaced
-from gingham.data.splits import Split
+from gingham.data.sampler import evenly_spaced, limit_count
+from gingham.data.splits import SAMPLE_PIXELS, Split
 from gingham.deploy.page import model_metadata
 from gingham.errors import GinghamError, one_line
 from gingham.inference.neighbours import capture_features
-from gingham.models.classifier import Classifier
+from gingham.models.classifier import MAX_BATCH_PIXELS, Classifier
 from gingham.runs.run import Run
 
 if TYPE_CHECKING:
@@ -116,7 +116,8 @@ def create_session(content: bytes) -> "InferenceSession":
 
 def session_probabilities(session: "InferenceSession", images: torch.Tensor) -> npt.NDArray[np.float32]:
     """Return a session's probabilities (N, K). Batches have several sizes, because the file must work with any size."""
-    parts = torch.tensor_split(images, [1, 8, *range(258, len(images), 250)])
+    size = limit_count(250, images, MAX_BATCH_PIXELS)
+    parts = torch.tensor_split(images, [1, 8, *range(8 + size, len(images), size)])
     return np.concatenate([session.run(["probabilities"], {"images": part.numpy()})[0] for part in parts if len(part)])
 
 
@@ -132,8 +133,10 @@ def quantize_int8(graph: "onnx.ModelProto", train: Split) -> "onnx.ModelProto":
         original, preprocessed, small = (Path(folder, f"{name}.onnx") for name in ("original", "preprocessed", "int8"))
         onnx.save(graph, original)
         quant_pre_process(original, preprocessed, skip_symbolic_shape=True)
-        images = train.images[evenly_spaced(len(train), NUM_CALIBRATION)].cpu()
-        batches = iter([{"images": part.numpy()} for part in torch.split(images, 100)])
+        count = limit_count(NUM_CALIBRATION, train.images, SAMPLE_PIXELS)
+        images = train.images[evenly_spaced(len(train), count)].cpu()
+        size = limit_count(100, images, MAX_BATCH_PIXELS // 4)  # it keeps every activation
+        batches = iter([{"images": part.numpy()} for part in torch.split(images, size)])
         calibration = SimpleNamespace(get_next=lambda: next(batches, None))  # the only method that is called
         quantize_static(preprocessed, small, calibration, per_channel=True, activation_type=QuantType.QUInt8)
         quantised = ir.load(small)

@@ -10,6 +10,7 @@ from scipy.sparse.csgraph import connected_components
 
 from gingham.data.decode import UNREADABLE
 from gingham.data.image_files import count_formats
+from gingham.data.sampler import limit_count
 from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
 from gingham.data.splits import DataSplits, Split
 from gingham.errors import list_first, plural, require_types
@@ -21,6 +22,7 @@ from gingham.training.issue import Issue
 
 MIN_OTHER_PROBABILITY, MAX_LABEL_PROBABILITY = 0.97, 0.01  # of another class, and of a label that is likely wrong
 MIN_RANGE = 0.1  # share of the range from 0 to 255 that the pixels of a dataset should span
+MEASURED_PIXELS = 1 << 25  # of images whose mean and standard deviation are computed
 MAX_LISTED = 40  # images, or groups of images, that an issue lists
 ImageIndex = tuple[str, int]  # a split's name and an image's index in it
 Groups = list[tuple[ImageIndex, ...]]
@@ -189,7 +191,7 @@ def _check_single_labels(data: DataSplits) -> Iterator[Issue]:
 
 def _cross_fit_logits(data: DataSplits, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Return logits (N, K), for each image from a network that was trained on the half without this image."""
-    pixels = images[:: max(1, len(images) // 5000)].float() / 255
+    pixels = images[:: max(1, len(images) // limit_count(5000, images, MEASURED_PIXELS))].float() / 255
     mean, std = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp(min=0.02).tolist()
     epochs = min(30.0, max(4.0, 60_000 / len(images)))
     recipe = RECIPES["fast-90"].replace(name="check-data", epochs=epochs, hard_share=1.0, mean=mean, std=std)

@@ -73,7 +73,10 @@ def _draw_occlusion(figure: Figure, model: Classifier, image: torch.Tensor, labe
     axes = _add_axes(figure, (0.36, 0.06, 0.2, 0.35), image)
     colours = np.where(drops[..., None] > 0, to_rgb(BLUE), to_rgb(RUST))
     opacity = 0.85 * np.abs(drops) / max(float(np.abs(drops).max()), 0.02)
-    axes.imshow(np.dstack([colours, opacity]), interpolation="bilinear")
+    size = occlusion_stride(image)
+    right, bottom = ((count - 0.5) * size for count in drops.shape[::-1])
+    # Each value is for a square around the pixel in whose middle the occluding square was.
+    axes.imshow(np.dstack([colours, opacity]), interpolation="bilinear", extent=(-size / 2, right, bottom, -size / 2))
 
 
 def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, train: Split | None) -> None:
@@ -102,16 +105,26 @@ def _draw_title(figure: Figure, left: float, text: str) -> None:
     figure.text(left, 0.445, text, fontsize=10, color=INK, weight="bold", va="center")
 
 
-def occlusion(model: Classifier, image: torch.Tensor, label: int, side: int = 5, stride: int = 1) -> torch.Tensor:
+def occlusion_stride(image: torch.Tensor) -> int:
+    """Return the stride of an occlusion map with about 28 rows: 1 for images, (C, H, W), of up to 41 pixels."""
+    return max(1, round(max(image.shape[1:]) / 28))
+
+
+def occlusion(
+    model: Classifier, image: torch.Tensor, label: int, side: int | None = None, stride: int | None = None
+) -> torch.Tensor:
     """Return the occlusion map of an image for a class, float32 (H, W): how much the probability of the class drops,
     from -1 to 1, when a square of `side` pixels centred on the pixel is set to black.
 
-    `image` is uint8 (C, H, W), `label` the class index. With a `stride`, only every `stride`-th row and column is
-    computed.
+    `image` is uint8 (C, H, W), `label` the class index. Only every `stride`-th row and column is computed. By default
+    both grow with the image, so that it takes at most about 1,700 predictions: `stride` is that of `occlusion_stride`,
+    `side` five times as large.
 
     Source: Zeiler & Fergus, "Visualizing and Understanding Convolutional Networks" (arXiv 1311.2901).
     """
     _, height, width = image.shape
+    stride = stride or occlusion_stride(image)
+    side = side or 5 * stride
     rows, columns = torch.arange(height), torch.arange(width)
     near_row = (rows[::stride, None] - rows).abs() <= side // 2
     near_column = (columns[::stride, None] - columns).abs() <= side // 2

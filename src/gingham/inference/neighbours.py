@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from gingham.data.sampler import evenly_spaced
+from gingham.data.sampler import evenly_spaced, limit_count
 from gingham.data.splits import Split
 from gingham.models.classifier import Classifier
 
 GALLERY_SIZE = 2000  # training images that a page or a server searches
+GALLERY_PIXELS = 1 << 25  # in all of them, whose features a pretrained network computes in some seconds
 NUM_NEIGHBOURS = 6  # nearest images that are shown
 
 
@@ -58,10 +59,13 @@ class Gallery:
 
 
 def gallery(model: Classifier, train: Split | None, count: int) -> Gallery | None:
-    """Return up to `count` training images, evenly spaced over the split; None if it has none of the model's shape."""
+    """Return up to `count` training images, evenly spaced over the split; None if it has none of the model's shape.
+
+    There are fewer of large images: 668 of 224x224 pixels.
+    """
     if train is None or train.images.shape[1:] != model.input_shape or not count:
         return None
-    indices = evenly_spaced(len(train), count)
+    indices = evenly_spaced(len(train), limit_count(count, train.images, GALLERY_PIXELS))
     images = train.images[indices].cpu()
     labels = tuple(train.classes[label] for label in train.labels[indices].tolist())
     return Gallery(images, labels, features(model, images))

@@ -86,7 +86,7 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
         "feature_maps": _feature_maps(model, measured.images[:1]),
         "example": _png(measured.images[:1]),
         "layers": summarize(model.network, model.input_shape, run.recipe.network),
-        "speed": _speed(model, train.images[:500]),
+        "speed": _speed(model, train.sample(500)[0]),
         "issues": check_run(run, train, validation),
     }
 

@@ -24,6 +24,7 @@ from gingham.training.issue import Issue
 from gingham.training.optimizer import lr_at
 
 SAMPLE_SIZE = 512  # images of the training split that are run through the network
+COMPARED_PIXELS = 1 << 26  # of images that are compared with each other
 DEAD_SHARE = 0.5  # share of dead channels from which a layer is reported
 RELU_OPERATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -51,8 +52,9 @@ def check_training(
     causes = list(check_model(model, images, recipe))
     chance, comparable = math.log(len(train.classes)), _comparable_losses(losses, recipe, train)
     barely_learns = len(comparable) >= 10 and 0.6 * chance < _ending(comparable)[1] < 1.1 * chance
-    # The length of Muon's steps depends on the learning rate only, so the losses need not be checked first.
-    if recipe.optimizer == "muon" or barely_learns:
+    # The length of Muon's steps depends on the learning rate only, so the losses need not be checked first. Pretrained
+    # weights need not change by much.
+    if (recipe.optimizer == "muon" or barely_learns) and not isinstance(model.network, Backbone):
         causes += check_rate(model, recipe, steps, images, labels)
     explained = any(cause.code in ("dead-relus", "double-softmax", "learning-rate-too-low") for cause in causes)
     issues = [*check_losses(recipe, train, losses, over), *(check_overfitting(recipe, epochs, steps) if over else ())]
@@ -250,13 +252,13 @@ def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
 
     That is the case if similar images share a label no more often than by chance.
     """
-    images, train_labels = train.sample(8000)
+    images, train_labels = train.sample(8000, COMPARED_PIXELS)
     vectors, statistics = normalized_vectors(images), brightness_and_contrast(images)
     queried = torch.arange(len(vectors)) % 8 == 0
     bases = (vectors[~queried], statistics[~queried], train_labels[~queried]), (vectors, statistics, train_labels)
     cases = [(train, vectors[queried], statistics[queried], train_labels[queried], *bases[0])]
     if validation is not None:
-        images, labels = validation.sample(1000)
+        images, labels = validation.sample(1000, COMPARED_PIXELS)
         cases.append((validation, normalized_vectors(images), brightness_and_contrast(images), labels, *bases[1]))
     for split, queries, query_statistics, labels, base, base_statistics, base_labels in cases:
         total = len(queries)

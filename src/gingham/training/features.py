@@ -51,6 +51,10 @@ def compute_features(model: Classifier, split: Split, context: DistributedContex
     with contextlib.suppress(GinghamError, KeyError):
         found = read_tensors(file)[0]["features"]
         file.touch()
+    if found is not None and (
+        found.shape != (len(split), len(model.network.feature_mean)) or not found.isfinite().all()
+    ):
+        found = None
     if not context.any(found is None)[0]:
         assert found is not None
         return found
