@@ -1,5 +1,7 @@
 """The shards of a batch: together they are the whole batch, for any number of processes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,18 @@ def test_augmentation_does_not_depend_on_the_number_of_processes(size, flip):
         assert torch.equal(augment(images[part], indices[part], recipe, 1, 9, part, 11), whole[part])
 
 
-@pytest.mark.parametrize("changes", [{}, {"cutmix": 0.5}, {"photo_share": 0.4, "network": "broad"}], ids=str)
+PHOTOS = {"crop_size": 20, "rotation": 10, "trivial_augment": True, "color_jitter": 0.3, "crop_scale": 0.5}
+CHANGES = [
+    {},
+    {"cutmix": 0.5},
+    {"photo_share": 0.4, "network": "broad"},
+    {"mixup": 0.5},
+    PHOTOS,
+    PHOTOS | {"mixup": 0.5},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_shards_of_all_processes_are_the_batches_of_one(quadrants, changes, world_size):
     train = gingham.load_data(str(quadrants), validation=0).train
@@ -57,3 +70,17 @@ def test_shards_of_all_processes_are_the_batches_of_one(quadrants, changes, worl
             for one, other in zip((*batch.inputs(), batch.indices), (*shard.inputs(), shard.indices), strict=True):
                 assert torch.equal(one[part], other)
             assert shard.weight == pytest.approx(world_size * len(shard) / len(batch))
+
+
+@pytest.mark.parametrize("changes", [{"mixup": 0.7}, {"cutmix": 0.7}])
+def test_the_labels_of_mixed_images_have_their_shares_of_the_pixels(quadrants, changes):
+    train = gingham.load_data(str(quadrants), validation=0).train
+    train = replace(train, images=(60 * train.labels).to(torch.uint8)[:, None, None, None].expand_as(train.images))
+    recipe = Recipe(batch_size=64, **changes)
+    sampler = Sampler(recipe, len(train))
+    mixed = 0
+    for batch in BatchLoader(train, recipe, sampler, torch.device("cpu"), 0, 1).batches(0, sampler.steps):
+        expected = 60 * (batch.mix_weight * batch.labels + (1 - batch.mix_weight) * batch.mixed_labels)
+        assert torch.allclose(batch.images.float().mean((1, 2, 3)), expected, atol=0.51)
+        mixed += int((batch.mix_weight < 1).sum())
+    assert mixed > 0.4 * len(train)

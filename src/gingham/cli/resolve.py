@@ -58,9 +58,9 @@ def load_teacher_runs(folders: Sequence[Path] | None, changes: Mapping[str, Any]
 
 
 def load_training_data(
-    recipe: Recipe, data: str, reading: Mapping[str, Any], changes: Mapping[str, Any], out: Path
+    recipe: Recipe, data: str, reading: Mapping[str, Any], changes: Mapping[str, Any], out: Path, reason: str
 ) -> "tuple[Recipe, gingham.DataSplits]":
-    """Return the data to train on and the recipe adapted to its size, and print notes on both.
+    """Return the data to train on and the recipe adapted to its size. Print the `reason` for the recipe, and notes.
 
     `reading` are further arguments of `load_data`.
 
@@ -73,7 +73,7 @@ def load_training_data(
     if is_image_collection(Path(data)):
         require_outside_classes(out, Path(data))
     splits = gingham.load_data(data, recipe.validation_images, size=recipe.size, **reading)
-    for note in splits.notes:
+    for note in filter(None, (reason, *splits.notes)):
         print_message(note)
     if "class_balance" not in changes:
         from gingham.training.checks import check_balance

@@ -56,8 +56,9 @@ class RecipeChoice:
 
     def choose(
         self, settings: Sequence[str] | None, folder: Path | None = None, *, resume: bool = False, **options: Any
-    ) -> tuple[Recipe, dict[str, Any]]:
-        """Return the recipe with the changes by --set and by options such as --epochs, and the changes alone.
+    ) -> tuple[Recipe, dict[str, Any], str]:
+        """Return the recipe with the changes by --set and by options such as --epochs, the changes alone, and why the
+        recipe was chosen, if the images decided.
 
         To `resume`, a recipe that depends on the images is that of the run in the `folder`.
 
@@ -76,23 +77,20 @@ class RecipeChoice:
         stored = None
         if resume and self.is_auto:
             stored = _stored_recipe(folder or self.default_folder(Recipe(seed=changes.get("seed", 0))))
-        return self._base_recipe(stored).replace(**changes), changes
+        base, reason = (stored, "") if stored else self._base_recipe()
+        return base.replace(**changes), changes, reason
 
-    def _base_recipe(self, stored: Recipe | None) -> Recipe:
-        """Return the recipe without changes. If it depends on the images, print which it is and why."""
-        if stored is not None:
-            return stored
+    def _base_recipe(self) -> tuple[Recipe, str]:
+        """Return the recipe without changes, and why it was chosen, if the images decided."""
         if self.is_auto:
             from gingham.training.auto import auto_recipe
 
-            recipe, reason = auto_recipe(self.data, self.label_from, say=print_message)
-            print_message(reason)
-            return recipe
+            return auto_recipe(self.data, self.label_from, say=print_message)
         if self.recipe != AUTO:
-            return RECIPES[self.recipe]
+            return RECIPES[self.recipe], ""
         if self.start is not None:
-            return self.start.recipe
-        return RECIPES["finetune" if self.finetune else "frozen" if self._is_pretrained else DEFAULT_RECIPE]
+            return self.start.recipe, ""
+        return RECIPES["finetune" if self.finetune else "frozen" if self._is_pretrained else DEFAULT_RECIPE], ""
 
     def default_folder(self, recipe: Recipe, model: str | None = None, ending: str = "") -> Path:
         """Return the folder that a command writes to if --out is not given, such as `runs/fast-0`."""

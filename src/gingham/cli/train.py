@@ -52,7 +52,7 @@ def train(
     reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
     reading["trained_on"] = start_run.image_hashes.get("train") if start_run else None
     choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher), label_from, start_run)
-    chosen, changes = choice.choose(settings, out, resume=resume, seed=seed, epochs=epochs)
+    chosen, changes, reason = choice.choose(settings, out, resume=resume, seed=seed, epochs=epochs)
     folder = out or choice.default_folder(chosen, model)
     finished = (folder / METADATA_FILE).exists()
     with init_distributed() as context:
@@ -65,7 +65,7 @@ def train(
                 now = gingham.load_data(data, chosen.validation_images, size=chosen.size, **reading)
                 raise GinghamError(_describe_taken(folder, finished, now.train.dataset))
             with context.main_first():
-                chosen, splits = load_training_data(chosen, data, reading, changes, folder)
+                chosen, splits = load_training_data(chosen, data, reading, changes, folder, reason)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
             if start_run is not None:
                 require_unseen(start_run, splits, print_message)

@@ -35,7 +35,7 @@ def trials(
 ) -> None:
     """Train a recipe with several seeds: mean, spread, interval."""
     choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher), label_from)
-    chosen, changes = choice.choose(settings, epochs=epochs)
+    chosen, changes, reason = choice.choose(settings, epochs=epochs)
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
     folder = out or choice.default_folder(chosen, model, "trials")
@@ -53,7 +53,7 @@ def trials(
 
     teachers = load_teacher_runs(teacher, changes)
     reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
-    chosen, splits = load_training_data(chosen, data, reading, changes, folder)
+    chosen, splits = load_training_data(chosen, data, reading, changes, folder, reason)
     retain_freed_memory()  # for the next step
     try:
         result = gingham.trials(
