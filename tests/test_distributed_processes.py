@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from gingham.runs.checkpoint import save_checkpoint
 from helpers import train_arguments
+from pretrained_files import TINY
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +86,26 @@ def test_every_process_ends_with_the_error_of_a_damaged_checkpoint(quadrants, tm
     first, second = (stderr.splitlines()[-1] for _, stderr in ends)
     assert first.startswith("gingham: no checkpoint in run/checkpoint is intact: ")
     assert second == first.replace("gingham:", "gingham (process 1 of 2):")
+
+
+@pytest.mark.parametrize("name", ["frozen", "finetune"])
+def test_two_processes_train_a_pretrained_network_as_one_does(name, photo_folder, tiny_weights, tmp_path, monkeypatch):
+    settings = {"size": 32, "batch_size": 15, "validation_images": 11, "mixup": 0.5, "crop_size": 32}
+    if name == "frozen":
+        settings |= {"mixup": 0, "crop_size": 0}
+    changes = [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
+    arguments = ("--data", photo_folder, "--backbone", TINY, "--weights", tiny_weights, "--epochs", 2, *changes)
+    arguments += ("--recipe", name, "--set", "precision=float32", "--out")
+    for folder, count in (("one", 1), ("two", 2)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache of {folder}"))
+        ends = train_in_processes(tmp_path, *[(*arguments, folder)] * count)
+        assert [code for code, _ in ends] == [0] * count, ends
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("one", "two"))
+    for key, tensor in one.items():
+        if key.startswith("network."):
+            assert torch.allclose(tensor, two[key], rtol=1e-3, atol=2e-3), key
+    files = [sorted((tmp_path / f"cache of {folder}/gingham/features").iterdir()) for folder in ("one", "two")]
+    assert [file.name for file in files[0]] == [file.name for file in files[1]]
+    for first, second in zip(*files, strict=True):
+        features = [load_file(file)["features"] for file in (first, second)]
+        assert torch.allclose(*features, rtol=1e-3, atol=1e-4)
