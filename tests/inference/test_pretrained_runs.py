@@ -1,5 +1,6 @@
 """What comes after a training works for a pretrained network as for any other."""
 
+import importlib.util
 import json
 import math
 import shutil
@@ -15,7 +16,7 @@ from gingham.inference.explain import occlusion, occlusion_stride
 from gingham.inference.neighbours import GALLERY_PIXELS, gallery
 from gingham.io import tensors_sha256
 from helpers import Command, fit
-from pretrained_files import tiny_recipe
+from pretrained_files import tiny_recipe, write_photos
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +70,14 @@ def test_a_run_that_names_another_network_is_refused(name, run_folder, command):
     metadata = json.loads(path.read_text())
     metadata["network"] = metadata["recipe"]["network"] = name
     path.write_text(json.dumps(metadata))
-    command("evaluate", "--run", "run", code=2)
+    assert "timm has no network" in command("evaluate", "run", code=2).stderr
+
+
+def test_without_timm_a_run_says_what_to_install(run_folder, command, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "timm" else found(name, *rest))
+    done = command("evaluate", "run", code=2)
+    assert done.stderr.endswith("needs the package timm; run pip install 'gingham[backbones]'\n")
 
 
 def test_evaluation_predicts_and_is_calibrated(run_folder, data):
@@ -107,11 +115,14 @@ def test_predict_and_explain(run_folder, command, photo_folder):
         assert image.width > 800
 
 
-def test_summary_report_and_diagnosis(run_folder, command):
+def test_summary_report_diagnosis_and_evaluation(run_folder, command):
     summary = command("summary", "run").stdout
     assert "image: 3x48x48" in summary
     assert "classifier" in summary
-    command("diagnose", "run")
+    assert "no problems found" in command("diagnose", "run").stdout
+    assert "validation images right" in command("evaluate", "run").stdout
+    write_photos(command.folder / "others", count=5, size=(120, 90))
+    assert "of 10 photographs right" in command("evaluate", "run", "--data", "others").stdout
     command("report", "run", "--out", "report.html")
     assert "pretrained" in (command.folder / "report.html").read_text()
 

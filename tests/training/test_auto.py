@@ -80,6 +80,34 @@ def test_small_and_grey_images_get_a_small_network(shape, suffix, tint, describe
     assert with_weights == []
 
 
+@pytest.mark.parametrize(
+    ("mode", "suffix", "colour"),
+    [
+        ("RGB", "png", True),
+        ("RGBA", "png", True),
+        ("P", "png", True),
+        ("CMYK", "jpg", True),
+        ("RGB", "webp", True),
+        ("L", "png", False),
+        ("LA", "png", False),
+        ("1", "png", False),
+        ("I;16", "png", False),
+    ],
+)
+def test_colours_are_found_in_every_kind_of_file(mode, suffix, colour, with_weights, photo_folder, tmp_path):
+    for name in ("china", "flower"):
+        (tmp_path / name).mkdir()
+        for k in range(5):
+            with Image.open(photo_folder / name / f"{k}.jpg") as photo:
+                if mode == "I;16":
+                    pixels = np.asarray(photo.convert("L")).astype(np.uint16) * 200
+                    converted = Image.fromarray(pixels)
+                else:
+                    converted = photo.convert(mode)
+                converted.save(tmp_path / name / f"{k}.{suffix}")
+    assert auto_recipe(str(tmp_path))[0] == (FROZEN if colour else FAST)
+
+
 def test_the_majority_of_the_images_decides(with_weights, tmp_path):
     write_images(tmp_path, 10, (100, 100))
     write_photos(tmp_path, count=4)

@@ -69,7 +69,7 @@ def test_frozen_keeps_every_tensor_of_the_network_and_trains_the_classifier(phot
 
 
 def test_the_classifier_is_the_optimum_of_its_features(photos, tiny_weights):
-    """Without decay, its loss is that of L-BFGS, and its predictions are those of scikit-learn's logistic regression."""
+    """Without decay, its loss is that of L-BFGS, and its predictions those of scikit-learn's logistic regression."""
     settings = {"epochs": 400, "weight_decay": 0.0, "batch_size": 68, "schedule": "cosine"}
     run = fit(tiny_recipe(**settings), photos, weights=tiny_weights)
     network, labels = run.model.network, photos.train.labels
@@ -413,11 +413,15 @@ def test_the_state_of_adamw_is_created_before_a_graph_is_captured():
     assert torch.allclose(layer.weight, reference.weight)
 
 
-def test_health_checks_do_not_warn_of_a_normal_pretrained_training(photos, tiny_weights, capsys):
+@pytest.mark.parametrize("name", ["frozen", "finetune"])
+def test_health_checks_do_not_warn_of_a_normal_pretrained_training(name, photos, tiny_weights, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gingham.fit(
-            tiny_recipe(epochs=30), photos.train, photos.validation, options=gingham.FitOptions(weights=tiny_weights)
+            tiny_recipe(name, epochs=12),
+            photos.train,
+            photos.validation,
+            options=gingham.FitOptions(weights=tiny_weights),
         )
     assert "warning" not in capsys.readouterr().err
 
@@ -431,3 +435,45 @@ def test_features_of_the_shards_are_those_of_the_whole(photos, tiny_weights):
         assert torch.allclose(model.features(photos.train.images[shard]), whole[shard], rtol=1e-3, atol=1e-4)
     assert model.features(photos.train.images[:0]).shape == (0, whole.shape[1])
     assert torch.allclose(model.logits(whole), model.logits(photos.train.images), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["frozen", "finetune"])
+@pytest.mark.parametrize("changes", [{"tta": "flip"}, {"tta": "none", "patience": 2, "ema_decay": 0.9}])
+def test_validation_and_calibration_are_those_of_the_images(name, changes, photos, tiny_weights):
+    run = fit(tiny_recipe(name, epochs=4, **changes), photos, weights=tiny_weights)
+    result = gingham.evaluate(run, photos.validation)
+    assert run.metrics["temperature"] == result.temperature
+    if changes["tta"] == "none" or name == "finetune":
+        assert result.accuracy == pytest.approx(run.metrics["validation_accuracy"])
+    other = copy.deepcopy(run)
+    gingham.evaluation.calibrate.calibrate(other, photos.validation)
+    assert float(other.model.temperature) == pytest.approx(result.temperature, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["frozen", "finetune"])
+def test_without_held_out_images(name, photo_folder, tiny_weights):
+    data = gingham.load_data(str(photo_folder), 0, size=32)
+    run = fit(tiny_recipe(name, epochs=2, validation_images=0), data, weights=str(tiny_weights))
+    assert run.metrics["validation_accuracy"] is None
+    assert run.metrics["train_images"] == len(data.train)
+
+
+def test_an_interruption_while_the_classifier_is_trained_leaves_a_folder_that_can_be_resumed(
+    photos, tiny_weights, tmp_path, monkeypatch
+):
+    from gingham.training.trainer import Trainer
+
+    checkpoint = Trainer.checkpoint_if_due
+
+    def stop(self):
+        checkpoint(self)
+        if self.recipe.name == "frozen" and self.step == 2:
+            raise KeyboardInterrupt
+
+    recipe = tiny_recipe("finetune")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "checkpoint_if_due", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, photos, tmp_path / "run", weights=tiny_weights)
+    resumed = fit(recipe, photos, tmp_path / "run", resume=True, weights=tiny_weights)
+    assert checksum(resumed) == checksum(fit(recipe, photos, weights=tiny_weights))

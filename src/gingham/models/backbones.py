@@ -246,7 +246,7 @@ def find_weights(
         ModelError: timm lists no weights for the network, they cannot be downloaded, or the file cannot be read.
     """
     timm = import_timm(name)
-    path = file or _download(timm, name, say)
+    path = Path(file) if file else _download(timm, name, say)
     try:
         return read_tensors(path)[0], sha256(path)
     except RunError as error:

@@ -72,7 +72,7 @@ def build_classifier(
     # Built-in networks take any size or only a small one, so a large size in an untrusted file is not allocated.
     limit = max(height, width) if factory is not None else MAX_TRIAL_SIDE
     if network.startswith(PREFIX):  # some take only the size of their pretraining
-        limit = 4 * MAX_TRIAL_SIDE
+        limit = 5 * MAX_TRIAL_SIDE
     trial_shape = (channels, min(height, limit), min(width, limit))
     shape = "x".join(map(str, trial_shape))
     if any(map(is_lazy, [*created.parameters(), *created.buffers()])):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from gingham.device import forked_generators
-from gingham.errors import GinghamError, RunError, one_line, require_types, suggest
+from gingham.errors import GinghamError, ModelError, RunError, one_line, require_types, suggest
 from gingham.io import (
     is_run_folder,
     locked,
@@ -24,6 +24,7 @@ from gingham.io import (
     write_tensors,
     write_text,
 )
+from gingham.models.backbones import PREFIX, import_timm
 from gingham.models.classifier import Classifier
 from gingham.models.registry import NetworkFactory, build_classifier, factory_name
 from gingham.presets import RECIPES
@@ -220,6 +221,11 @@ def _explain_missing_run(folder: Path) -> str:
 
 
 def _require_network(folder: Path, name: str, factory: NetworkFactory | None) -> None:
+    if name.startswith(PREFIX):
+        try:
+            import_timm(name.removeprefix(PREFIX))
+        except ModelError as error:
+            raise RunError(f"{folder}: {error}") from error
     given = None if factory is None else factory_name(factory)
     needed = name if ":" in name else None
     if given != needed:
