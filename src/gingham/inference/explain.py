@@ -75,8 +75,9 @@ def _draw_occlusion(figure: Figure, model: Classifier, image: torch.Tensor, labe
     opacity = 0.85 * np.abs(drops) / max(float(np.abs(drops).max()), 0.02)
     size = occlusion_stride(image)
     right, bottom = ((count - 0.5) * size for count in drops.shape[::-1])
-    # Each value is for a square around the pixel in whose middle the occluding square was.
+    # Each value is drawn as a square around the middle of the occluding one.
     axes.imshow(np.dstack([colours, opacity]), interpolation="bilinear", extent=(-size / 2, right, bottom, -size / 2))
+    axes.set(xlim=(-0.5, image.shape[2] - 0.5), ylim=(image.shape[1] - 0.5, -0.5))
 
 
 def _draw_neighbours(figure: Figure, model: Classifier, image: torch.Tensor, train: Split | None) -> None:
