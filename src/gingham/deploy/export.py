@@ -88,7 +88,8 @@ def export(
     """
     require_types("export", run=(run, Run))
     file = Path(file)
-    require_exportable(run, file, int8=int8, neighbours=neighbours)
+    require_exportable(file, int8=int8, neighbours=neighbours)
+    require_small_page(run, file, neighbours)
     data = load_run_data(run) if data is None else data
     split = data.validation or data.train  # never the test split
     shape, needed = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
@@ -119,9 +120,9 @@ def export(
     return ExportResult(file=file, bytes=len(content), opset=OPSET, split=split.name, **results)
 
 
-def require_exportable(run: Run, file: Path, *, int8: bool, neighbours: int | None) -> None:
+def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> None:
     """Raise a GinghamError for an unknown suffix, an existing file that gingham did not export, an option for the other
-    kind of file, a page of a pretrained network, or a missing package.
+    kind of file, or a missing package.
     """
     suffix = file.suffix.lower()
     if suffix not in MARKERS:
@@ -133,16 +134,20 @@ def require_exportable(run: Run, file: Path, *, int8: bool, neighbours: int | No
         raise GinghamError("int8 is for .onnx files; leave it out: a page makes the same predictions as predict")
     if neighbours is not None and suffix != ".html":
         raise GinghamError("neighbours is for .html files; leave it out: an ONNX file contains no training images")
-    if suffix == ".html" and isinstance(run.model.network, Backbone):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise GinghamError(f"exporting needs the package {package}; run pip install 'gingham[export]'")
+
+
+def require_small_page(run: Run, file: Path, neighbours: int | None) -> None:
+    """Raise a GinghamError for a page of a pretrained network, which would be too large."""
+    if file.suffix.lower() == ".html" and isinstance(run.model.network, Backbone):
         images = math.prod(run.model.input_shape) * (GALLERY_SIZE if neighbours is None else neighbours)
         size = 4 * sum(parameter.numel() for parameter in run.model.parameters()) + images
         raise GinghamError(
             f"a page would contain {size / 1e6:,.0f} MB, the pretrained network {run.recipe.network} and the training "
             f"images for comparison, which is too much for a browser; export FILE.onnx, or run gingham serve"
         )
-    for package in ("onnx", "onnxruntime", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            raise GinghamError(f"exporting needs the package {package}; run pip install 'gingham[export]'")
 
 
 def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", images: torch.Tensor) -> dict[str, Any]:
