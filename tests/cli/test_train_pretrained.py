@@ -172,3 +172,22 @@ def test_trials_choose_the_recipe_for_the_images(command, photo_folder):
     done = command("trials", "--data", photo_folder, "--seeds", 1)
     assert "are photos: recipe frozen" in done.stderr
     assert (command.folder / "runs/auto-trials/seed-0/model.json").exists()
+
+
+def test_a_network_that_is_given_decides_whether_pretrained_weights_are_used(command, photo_folder, tiny_weights):
+    arguments = ("train", "--data", photo_folder, "--epochs", 0.1)
+    done = command(*arguments, "--set", "network=tiny", "--set", "size=28", "--out", "scratch")
+    assert "are photos" not in done.stderr
+    assert gingham.load(command.folder / "scratch").recipe.name == "fast"
+    tiny = ("--set", "network=timm/test_efficientnet", "--weights", tiny_weights, "--set", "size=32")
+    command(*arguments, *tiny, "--out", "pretrained")
+    assert gingham.load(command.folder / "pretrained").recipe.name == "frozen"
+
+
+def test_a_frozen_run_can_be_fine_tuned(command, photo_folder, tiny_weights):
+    tiny = ("train", "--data", photo_folder, "--set", "size=32", "--epochs", 0.5)
+    command(*tiny, "--backbone", "test_efficientnet", "--weights", tiny_weights, "--out", "frozen")
+    command(*tiny, "--from", "frozen", "--finetune", "--set", "crop_size=32", "--out", "finetuned")
+    run = gingham.load(command.folder / "finetuned")
+    assert (run.recipe.name, run.recipe.network) == ("finetune", "timm/test_efficientnet")
+    assert run.data["origin"]["run"] == "frozen"

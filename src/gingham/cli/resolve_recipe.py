@@ -26,6 +26,7 @@ class RecipeChoice:
 
     recipe: str
     data: str
+    settings: Sequence[str] | None
     finetune: bool = False
     backbone: str | None = None
     weights: Path | None = None
@@ -35,27 +36,32 @@ class RecipeChoice:
 
     def __post_init__(self) -> None:
         named = self.recipe != AUTO and not RECIPES[self.recipe].pretrained
-        if self._is_pretrained and (self.scratch or self.start or named):
-            other = "the network of --model, --teacher or --from" if not named else f"the recipe {self.recipe}"
+        if self._is_pretrained and (self.scratch or named):
+            other = f"the recipe {self.recipe}" if named else "a network of your own or teachers"
             raise GinghamError(
                 f"--finetune, --backbone and --weights are for pretrained networks, not for {other}; leave them out, "
                 "or give --recipe frozen or finetune"
             )
 
     @property
+    def _network(self) -> str:
+        """The network that --backbone or --set name, or an empty string."""
+        return f"timm/{self.backbone}" if self.backbone else parse_settings(self.settings or []).get("network", "")
+
+    @property
     def _is_pretrained(self) -> bool:
-        return self.finetune or self.backbone is not None or self.weights is not None
+        return self.finetune or self.weights is not None or self._network.startswith("timm/")
 
     @property
     def is_auto(self) -> bool:
         """Whether the recipe depends on the images."""
         from gingham.data.registry import REGISTRY
 
-        fixed = self._is_pretrained or self.scratch or self.start is not None
+        fixed = self._is_pretrained or self.scratch or self._network or self.start is not None
         return self.recipe == AUTO and not fixed and self.data not in REGISTRY
 
     def choose(
-        self, settings: Sequence[str] | None, folder: Path | None = None, *, resume: bool = False, **options: Any
+        self, folder: Path | None = None, *, resume: bool = False, **options: Any
     ) -> tuple[Recipe, dict[str, Any], str]:
         """Return the recipe with the changes by --set and by options such as --epochs, the changes alone, and why the
         recipe was chosen, if the images decided.
@@ -66,9 +72,9 @@ class RecipeChoice:
             DataError: the images cannot be listed.
             GinghamError: a field got two values.
         """
-        changes = parse_settings(settings or [])
-        if self.backbone is not None:
-            options["network"] = f"timm/{self.backbone}"
+        changes = parse_settings(self.settings or [])
+        if self.backbone:
+            options["network"] = self._network
         given = {name: value for name, value in options.items() if value is not None}
         if twice := sorted(set(changes) & set(given)):
             option = "backbone" if twice[0] == "network" else twice[0]
@@ -88,9 +94,10 @@ class RecipeChoice:
             return auto_recipe(self.data, self.label_from, say=print_message)
         if self.recipe != AUTO:
             return RECIPES[self.recipe], ""
+        recipe = RECIPES["finetune" if self.finetune else "frozen" if self._is_pretrained else DEFAULT_RECIPE]
         if self.start is not None:
-            return self.start.recipe, ""
-        return RECIPES["finetune" if self.finetune else "frozen" if self._is_pretrained else DEFAULT_RECIPE], ""
+            recipe = recipe.replace(network=self.start.recipe.network) if self._is_pretrained else self.start.recipe
+        return recipe, ""
 
     def default_folder(self, recipe: Recipe, model: str | None = None, ending: str = "") -> Path:
         """Return the folder that a command writes to if --out is not given, such as `runs/fast-0`."""

@@ -47,18 +47,19 @@ def train(
     from gingham.training.initial_weights import require_unseen
 
     resume = resume or is_restart()
-    network = network_factory(model)
-    start_run = gingham.load(start, network) if start else None
+    source = gingham.load(start, network_factory(model)) if start else None
     reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
-    reading["trained_on"] = start_run.image_hashes.get("train") if start_run else None
-    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher), label_from, start_run)
-    chosen, changes, reason = choice.choose(settings, out, resume=resume, seed=seed, epochs=epochs)
+    reading["trained_on"] = source.image_hashes.get("train") if source else None
+    from_scratch = bool(model or teacher)
+    choice = RecipeChoice(recipe, data, settings, finetune, backbone, weights, from_scratch, label_from, source)
+    chosen, changes, reason = choice.choose(out, resume=resume, seed=seed, epochs=epochs)
     folder = out or choice.default_folder(chosen, model)
     finished = (folder / METADATA_FILE).exists()
     with init_distributed() as context:
         taken = context.is_main and not resume and (finished or has_checkpoint(folder))
         finished, taken = context.any(context.is_main and finished, taken)
         if taken or not finished:
+            network = network_factory(model)
             choose_device(device, context.local_rank if context.size > 1 else None)  # raise errors before the slow part
             teachers = load_teacher_runs(teacher, changes)
             if taken:  # checked after the options and the data, and without their notes
@@ -67,16 +68,15 @@ def train(
             with context.main_first():
                 chosen, splits = load_training_data(chosen, data, reading, changes, folder, reason)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
-            if start_run is not None:
-                require_unseen(start_run, splits, print_message)
+            require_unseen(source, splits, print_message)
             retain_freed_memory()  # for the next step
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
-            fit.keywords["options"] = gingham.FitOptions(device, network, teachers, track, weights, start_run)
+            fit.keywords["options"] = gingham.FitOptions(device, network, teachers, track, weights, source)
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()
         if not context.is_main:
             return
     if finished:
-        trained = gingham.load(folder, network)
+        trained = gingham.load(folder, network_factory(model))
         _require_same(trained, folder, changes, command_line)
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
 

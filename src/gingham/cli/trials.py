@@ -34,8 +34,8 @@ def trials(
     as_json: options.Json = False,
 ) -> None:
     """Train a recipe with several seeds: mean, spread, interval."""
-    choice = RecipeChoice(recipe, data, finetune, backbone, weights, bool(model or teacher), label_from)
-    chosen, changes, reason = choice.choose(settings, epochs=epochs)
+    choice = RecipeChoice(recipe, data, settings, finetune, backbone, weights, bool(model or teacher), label_from)
+    chosen, changes, reason = choice.choose(epochs=epochs)
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
     folder = out or choice.default_folder(chosen, model, "trials")

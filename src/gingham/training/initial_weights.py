@@ -33,12 +33,14 @@ def load_initial_weights(trainer: Trainer, say: Callable[[str], None]) -> None:
         trainer.origin = {"pretrained": trainer.recipe.network, "weights_sha256": checksum}
 
 
-def require_unseen(start: Run, data: DataSplits, say: Callable[[str], None]) -> None:
-    """Check that a run to start from was not trained on test images of a dataset, and `say` if on validation images.
+def require_unseen(start: Run | None, data: DataSplits, say: Callable[[str], None]) -> None:
+    """Check that a run to start from was not trained on test images of a dataset. `say` if on validation images.
 
     Raises
         DataError: it was, or does not record its training images.
     """
+    if start is None:
+        return
     if start.data.get("fingerprint") == data.fingerprint and start.data.get("train_images") == len(data.train):
         return  # the same splits
     name = start.folder or start.recipe.name
