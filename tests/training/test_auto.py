@@ -43,7 +43,7 @@ def write_images(folder, count, shape, suffix="png", tint=0):
 
 
 def test_photos_get_a_pretrained_network(with_weights, photo_folder, tmp_path):
-    recipe, reason = auto_recipe(str(photo_folder), tmp_path / "weights")
+    recipe, reason = auto_recipe(str(photo_folder), weights=tmp_path / "weights")
     assert recipe == FROZEN
     assert reason == (
         "80 colour images of about 96x72 pixels are photos: recipe frozen, a classifier on the features of "
