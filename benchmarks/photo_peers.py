@@ -11,7 +11,6 @@ that Gingham took. Writes benchmarks/results/photo-peers-<hardware>-<date>.md.
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
