@@ -52,7 +52,8 @@ def draw_contact_sheet(
     grid = figure.subplots(len(shown), per_class, squeeze=False)
     for row, label in enumerate(shown):
         first, indices = grid[row, 0], (labels == row).nonzero().flatten()[:per_class].tolist()
-        first.text(-0.15, 0.5, label, transform=first.transAxes, ha="right", va="center", fontsize=11, color=INK)
+        text = label if len(label) <= 18 else f"{label[:9]}…{label[-8:]}"  # more would be cut off
+        first.text(-0.15, 0.5, text, transform=first.transAxes, ha="right", va="center", fontsize=11, color=INK)
         for axes, index in zip(grid[row], indices, strict=False):
             draw_image(axes, images[index])
         for axes in grid[row, len(indices) :]:

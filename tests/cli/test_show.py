@@ -62,3 +62,16 @@ def test_a_recipe_without_a_batch_is_an_error(command, quadrants):
     stderr = command("show", quadrants, "--recipe", "fast", code=2).stderr
     assert stderr == "gingham: --recipe is for the figure of --batch; give both, or neither\n"
     assert not list(command.folder.iterdir())
+
+
+def test_photos_are_shown_at_the_size_that_they_are_trained_at(command, tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("red", "green"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for k in range(6):
+            pixels = random.integers(0, 256, (90, 120, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{k}.png")
+    done = command("show", tmp_path / "photos", "--json")
+    assert json.loads(done.stdout)["shape"] == [3, 224, 224]
+    batch = command("show", tmp_path / "photos", "--batch", 4, "--json")
+    assert json.loads(batch.stdout)["batch"]["shape"] == [4, 3, 144, 144]  # crops, as for the recipe finetune

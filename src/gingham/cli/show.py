@@ -12,7 +12,7 @@ from gingham.errors import GinghamError
 from gingham.presets import DEFAULT_RECIPE, RECIPES
 from gingham.recipe import Recipe
 
-RECIPE_HELP = f"With --batch: the recipe whose batch it is; by default {DEFAULT_RECIPE}."
+RECIPE_HELP = f"With --batch: the recipe whose batch it is; by default {DEFAULT_RECIPE}, or finetune for photos."
 
 
 def show(
@@ -29,8 +29,10 @@ def show(
         raise GinghamError("--recipe is for the figure of --batch; give both, or neither")
     from gingham.data.statistics import describe
     from gingham.plots import draw_contact_sheet
+    from gingham.training.auto import auto_size
 
-    splits = gingham.load_data(data, validation=0, skip_unreadable=skip_unreadable, label_from=label_from)
+    size = auto_size(data, label_from)
+    splits = gingham.load_data(data, 0, size=size, skip_unreadable=skip_unreadable, label_from=label_from)
     for note in splits.notes:
         print_message(note)
     stem = Path(splits.name).resolve().name
@@ -40,7 +42,7 @@ def show(
         statistics["file"] = str(draw_contact_sheet(train.images, train.labels, train.classes, stem, file))
         text = _format_statistics(statistics)
     else:
-        chosen = RECIPES[recipe or DEFAULT_RECIPE].replace(batch_size=batch)
+        chosen = RECIPES[recipe or ("finetune" if size else DEFAULT_RECIPE)].replace(batch_size=batch)
         statistics |= _draw_batch(splits, chosen, out or Path(f"{stem}-batch.png"))
         text = _format_batch(statistics)
     print_result(statistics, text, as_json)

@@ -27,6 +27,11 @@ class Images(NamedTuple):
     height: int
     colour: bool
 
+    @property
+    def are_photos(self) -> bool:
+        """Whether they are large and in colour."""
+        return self.colour and max(self.width, self.height) > MAX_COMMON_SIDE
+
     def __str__(self) -> str:
         return (
             f"{self.number:,} {'colour' if self.colour else 'grey'} images of about {self.width}x{self.height} pixels"
@@ -56,7 +61,7 @@ def auto_recipe(
     if name in REGISTRY:
         return scratch, f"{name} is a dataset of small images: recipe {scratch.name}, a small network from scratch"
     images = _describe(name, label_from)
-    if not images.colour or max(images.width, images.height) <= MAX_COMMON_SIDE:
+    if not images.are_photos:
         return scratch, f"{images}: recipe {scratch.name}, a small network from scratch"
     backbone = frozen.network.removeprefix(PREFIX)
     try:
@@ -68,6 +73,11 @@ def auto_recipe(
         return scratch, f"{images}, but {reason}: recipe {scratch.name}, a small network from scratch, at {side} pixels"
     why = f"a classifier on the features of {backbone}, which was trained on ImageNet"
     return frozen, f"{images} are photos: recipe {frozen.name}, {why} (--finetune: slower and more accurate)"
+
+
+def auto_size(name: str, label_from: str = "folder") -> int:
+    """Return the `size` for `load_data` that suits a dataset: that of `frozen` for photos, otherwise 0."""
+    return RECIPES["frozen"].size if name not in REGISTRY and _describe(name, label_from).are_photos else 0
 
 
 def _describe(name: str, label_from: str) -> Images:
