@@ -226,15 +226,16 @@ def test_twenty_images_per_class_train_without_a_warning(command, tmp_path, fash
     trained = command("train", "--data", tmp_path / "clothes", process=True)
     assert "warning" not in trained.stderr.lower()
     lines = [line for line in trained.stderr.splitlines() if not line.startswith("epoch ")]
-    assert lines[0].startswith("read 200 images of ")
-    assert lines[1:] == [
+    assert lines[0] == "200 grey images of about 28x28 pixels: recipe fast, a small network from scratch"
+    assert lines[1].startswith("read 200 images of ")
+    assert lines[2:] == [
         "34 of the 170 training images are held out for validation, a fifth, not 5000",
         (
             "136 training images are few for fast: batch_size 17, epochs 63, hard_share 1 instead of 256, 21, 0.3 "
             "(set any of these to keep the recipe's own values)"
         ),
     ]
-    assert parse_json(command("evaluate", "runs/fast-0", "--split", "test", "--json"))["accuracy"] > 0.5
+    assert parse_json(command("evaluate", "runs/auto-0", "--split", "test", "--json"))["accuracy"] > 0.5
 
 
 @pytest.mark.slow
@@ -248,9 +249,9 @@ def test_colour_images_train_with_the_same_recipe(command, tmp_path):
             Image.fromarray(pixels).save(file)
     trained = command("train", "--data", tmp_path / "d", "--json")
     assert "warning" not in trained.stderr.lower()
-    run = gingham.load(command.folder / "runs/fast-0")
+    run = gingham.load(command.folder / "runs/auto-0")
     assert run.model.input_shape == (3, 32, 32)
-    assert parse_json(command("evaluate", "runs/fast-0", "--split", "test", "--json"))["accuracy"] > 0.9
+    assert parse_json(command("evaluate", "runs/auto-0", "--split", "test", "--json"))["accuracy"] > 0.9
 
 
 def test_diagnose_reports_empty_and_missing_classes(command, tmp_path):
