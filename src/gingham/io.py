@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from gingham.errors import GinghamError, RunError, one_line
+from gingham.errors import DataError, GinghamError, RunError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,24 @@ def require_regular_file(path: Path) -> None:
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails with a clear error of its own
         raise OSError(None, "it is not a regular file", str(path))
+
+
+@contextmanager
+def explain_read_errors(path: Path, advice: str) -> Iterator[None]:
+    """Raise an error of the block, which reads the data file at `path`, as a DataError that ends with `advice`.
+
+    All errors are caught, because for damaged files gzip, zipfile, tarfile, csv and numpy raise errors of many types.
+
+        with explain_read_errors(path, "save it again with np.savez"):
+            array = np.load(path)
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise DataError(f"cannot read {path} ({reason}); {advice}") from error
 
 
 @contextmanager

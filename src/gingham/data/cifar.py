@@ -1,14 +1,14 @@
 """Read CIFAR-10's binary files."""
 
 import tarfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from gingham.data.raw import Pixels
-from gingham.errors import DataError, one_line
+from gingham.errors import DataError
+from gingham.io import explain_read_errors
 
 CIFAR_FILES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 CIFAR_BYTES = 10_000 * (1 + 3 * 32 * 32)  # per file: 10,000 times a label and an image, channel by channel
@@ -34,10 +34,8 @@ def read_cifar(path: Path) -> list[Pixels]:
     Source: the layout as described at https://www.cs.toronto.edu/~kriz/cifar.html.
     """
     remedy = "get cifar-10-binary.tar.gz from its source again"
-    try:
+    with explain_read_errors(path, remedy):
         contents = dict(_read_folder(path) if path.is_dir() else _read_archive(path))
-    except (EOFError, zlib.error, tarfile.TarError, OSError) as error:
-        raise DataError(f"cannot read {path} ({one_line(error)}); {remedy}") from error
     for name in CIFAR_FILES:
         if len(content := contents.get(name, b"")) != CIFAR_BYTES:
             state = f"{len(content)} bytes long, not {CIFAR_BYTES}" if name in contents else "missing"

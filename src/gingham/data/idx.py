@@ -6,8 +6,6 @@ import io
 import math
 import os
 import struct
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,8 @@ import numpy.typing as npt
 
 from gingham.data.memory import LARGEST_BYTES, free_memory
 from gingham.data.raw import Pixels
-from gingham.errors import DataError, one_line
-from gingham.io import require_regular_file
+from gingham.errors import DataError
+from gingham.io import explain_read_errors, require_regular_file
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 UBYTE, INT = 0x08, 0x0C  # the IDX type codes of unsigned bytes and of integers of four bytes
@@ -46,15 +44,12 @@ def read_idx(path: Path, dimensions: int, type_code: int = UBYTE, file: io.Buffe
 
     Source: the format's description at the end of http://yann.lecun.com/exdb/mnist/.
     """
-    try:
+    with explain_read_errors(path, "get the file from its source again"):
         if file is None:
             require_regular_file(path)
         with file or (gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as opened:
             shape = _read_header(opened, dimensions, type_code)
             return _read_data(opened, path, math.prod(shape)).reshape(shape)
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise DataError(f"cannot read {path} ({reason}); get the file from its source again") from error
 
 
 def read_idx_folder(folder: Path) -> list[Pixels]:

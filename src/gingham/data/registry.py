@@ -22,7 +22,7 @@ from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.idx import IDX_FILES, INT, find_idx, idx_sha256, read_idx, read_idx_folder
 from gingham.data.raw import Pixels, RawDataset, raw_from_arrays
 from gingham.errors import DataError, one_line
-from gingham.io import cache_folder
+from gingham.io import cache_folder, explain_read_errors
 
 TRAINING_SHAPE = (60_000, 1, 28, 28)  # of Fashion-MNIST
 SYSTEM_FOLDER = Path("/usr/share/datasets")
@@ -162,11 +162,8 @@ def _verify_file(name: str, folder: Path, file: str) -> None:
         raise DataError(
             f"{path} is missing; put the published file there, or remove {folder} and load again{alternative}"
         )
-    try:
-        checksum = _md5(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
-    _require_checksum(name, path, checksum, REGISTRY[name].md5[file])
+    with explain_read_errors(path, "check its permissions"):
+        _require_checksum(name, path, _md5(path), REGISTRY[name].md5[file])
 
 
 def _md5(path: Path) -> str:
