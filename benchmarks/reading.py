@@ -28,7 +28,7 @@ from torchvision.io import decode_image
 
 import gingham
 import records
-from gingham.data.decode import common_side, decode_images
+from gingham.data.decode import common_side, decode_images, read_size
 from gingham.data.image_files import list_images
 from gingham.errors import DataError
 
@@ -59,10 +59,9 @@ def load_uncached(folder: Path, cache: Path) -> None:
 
 def stages(folder: Path, cache: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     files = [entry.path for entry in list_images(folder).entries]
-    side = common_side(files)
+    side = common_side(list(map(read_size, files[::100])))
     images = np.zeros((len(files), 3, side, side), np.uint8)
     yield "list the files", lambda: list_images(folder)
-    yield "find the common size", lambda: common_side(files)
     yield f"decode to {side}x{side}", lambda: decode_images(files, images, "decoding")
     yield "load_data, nothing cached", lambda: load_uncached(folder, cache)
     yield "load_data, cached", lambda: gingham.load_data(str(folder))

@@ -281,8 +281,8 @@ def test_pillow_prints_no_warnings_and_logs(tmp_path):
     Image.new("1", (9500, 9500)).save(tmp_path / "large.png")  # more pixels than Pillow opens without a warning
     script = (
         "import logging, pathlib\n"
-        "from gingham.data.decode import common_side\n"
-        "common_side([pathlib.Path('large.png')])\n"
+        "from gingham.data.decode import read_size\n"
+        "read_size(pathlib.Path('large.png'))\n"
         "logging.getLogger('PIL.TiffImagePlugin').error('More samples per pixel than can be decoded')"
     )
 

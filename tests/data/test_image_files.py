@@ -37,6 +37,16 @@ def test_a_common_small_size_is_kept_and_others_become_28(tmp_path):
     assert load_data(str(tmp_path / "a"), size=40).train.images.shape[1:] == (1, 40, 40)
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_one_image_of_another_size_among_many_is_noticed(tmp_path, monkeypatch, in_memory):
+    if not in_memory:
+        monkeypatch.setattr("gingham.data.pack_cache.free_memory", lambda: 10_000)
+    make_image_folder(tmp_path / "d", {"x": 150, "y": 150}, shape=(8, 8))
+    save_image(tmp_path / "d" / "x" / "130.png", shape=(9, 9))
+    for _ in range(2):
+        assert load_data(str(tmp_path / "d")).train.images.shape[1:] == (1, 28, 28)
+
+
 def test_grey_images_among_colour_ones_get_three_channels(tmp_path):
     make_image_folder(tmp_path / "d", {"x": 4, "y": 4})
     grey = load_data(str(tmp_path / "d"), validation=0)
@@ -147,7 +157,7 @@ def parse_json(result):
 
 def test_every_command_accepts_a_folder_and_a_run_on_it(command, shoes):
     add_unreadable_files(shoes)
-    failed = command("train", "--data", shoes, code=2)
+    failed = command("train", "--recipe", "fast", "--data", shoes, code=2)
     assert "8 of the 48 files of" in failed.stderr
     trained = command(
         "train",

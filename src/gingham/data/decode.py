@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -166,17 +166,16 @@ def _to_array(image: Image.Image) -> npt.NDArray[np.uint8]:
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 
-def common_side(files: Sequence[Path]) -> int:
-    """Return the side of the images in pixels if all are squares of one size up to 64, else 28.
+def common_side(sizes: Collection[tuple[int, int] | None]) -> int:
+    """Return the side in pixels if all images are squares of one size up to 64, else 28.
 
-    Only the headers are read, up to the first image that differs. Unreadable files are ignored.
+    `sizes` are widths and heights; None, for files that cannot be read, is ignored.
+
+    >>> common_side([(32, 32), None, (32, 32)]), common_side([(32, 32), (32, 30)])
+    (32, 28)
     """
-    side = 0
-    for width, height in filter(None, _map_files(lambda _, content: read_size(content), files)):
-        side = side or width
-        if not width == height == side <= MAX_COMMON_SIDE:
-            return DEFAULT_SIDE
-    return side or DEFAULT_SIDE
+    sides = {side for size in sizes if size for side in size}
+    return sides.pop() if len(sides) == 1 and max(sides) <= MAX_COMMON_SIDE else DEFAULT_SIDE
 
 
 def read_size(file: Path | bytes) -> tuple[int, int] | None:
@@ -202,6 +201,7 @@ class DecodedImages(NamedTuple):
     `images` is uint8 (N, C, S, S), with one channel if all are grey. `issues` are the files' issues as (index, reason).
     `transient` is whether any error may be transient, such as a failed disk or a missing permission. `cached` is
     whether the images come from a cache. `grey_bits` is how many bits the values of 16-bit grey use, over all files.
+    `side` is the `common_side` of all files.
     """
 
     images: npt.NDArray[np.uint8]
@@ -209,6 +209,7 @@ class DecodedImages(NamedTuple):
     transient: bool = False
     cached: bool = False
     grey_bits: int = 16
+    side: int = DEFAULT_SIDE
 
     @property
     def missing(self) -> list[int]:
@@ -225,10 +226,11 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     format that differs from the file name, several frames, a shape far from square, and images smaller than S.
     """
     count, grey, transient, largest = 0, True, False, 0
-    issues: list[tuple[int, str]] = []
-    decode = partial(_decode_file, size=images.shape[-1], grey_bits=bits)
+    issues, sizes = list[tuple[int, str]](), set[tuple[int, int] | None]()
+    decode = partial(_decode_file, side=images.shape[-1], grey_bits=bits)
     results = tqdm(_map_files(decode, files), title, len(files), unit=" images", disable=None, leave=False)
-    for index, (pixels, reason, may_change, largest_value) in enumerate(results):
+    for index, (pixels, reason, may_change, largest_value, size) in enumerate(results):
+        sizes.add(size)
         if reason:
             issues.append((index, reason))
         transient |= may_change
@@ -240,24 +242,26 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     used_bits = next((number for number in GREY_BITS if 0 < largest < 1 << number), bits)
     if used_bits < bits:
         return decode_images(files, images, title, used_bits)
-    return DecodedImages(images[:count, : 1 if grey else 3], issues, transient, grey_bits=bits)
+    return DecodedImages(images[:count, : 1 if grey else 3], issues, transient, False, bits, common_side(sizes))
 
 
 def _decode_file(
-    file: Path, content: Path | bytes, size: int, grey_bits: int
-) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool, int]:
-    """Return a file's pixels (C, S, S) or None, its issue or None, whether the error may be transient, and the largest
-    value of 16-bit grey."""
+    file: Path, content: Path | bytes, side: int, grey_bits: int
+) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool, int, tuple[int, int] | None]:
+    """Return a file's pixels (C, S, S) or None, its issue or None, whether the error may be transient, the largest
+    value of 16-bit grey, and the width and height in its header or None."""
+    size = None
     try:
         with open_image(content) as image:
-            reason = _find_issue(image, file, size)
-            square, largest = _decode_square(image, size, grey_bits)
-            return _to_array(square), reason, False, largest
+            size = image.size
+            reason = _find_issue(image, file, side)
+            square, largest = _decode_square(image, side, grey_bits)
+            return _to_array(square), reason, False, largest, size
     except Exception as error:  # noqa: BLE001  # for damaged files Pillow raises errors of nearly any type
         errno = error.errno if isinstance(error, OSError) else None
         message = os.strerror(errno) if errno else one_line(error).replace(repr(str(file)), "").replace(str(file), "")
         may_change = errno is not None or isinstance(error, (MemoryError, ImportError))
-        return None, UNREADABLE + message.strip(), may_change, 0
+        return None, UNREADABLE + message.strip(), may_change, 0, size
 
 
 def _find_issue(image: Image.Image, file: Path, side: int) -> str | None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from gingham.data.decode import FORMAT_LIST, GREY_BITS, DecodedImages, common_side, decode_images
+from gingham.data.decode import FORMAT_LIST, GREY_BITS, DecodedImages, common_side, decode_images, read_size
 from gingham.data.memory import free_memory
 from gingham.data.raw import Pixels
 from gingham.errors import DataError, GinghamError, one_line
 from gingham.io import atomic_write, cache_folder, read_json, write_json
 
 PACK_FORMAT = 3
+NUM_SAMPLED = 100  # files whose sizes are read before all are decoded
 
 
 def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
@@ -39,12 +40,15 @@ def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
 
 
 def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -> DecodedImages:
-    side = size or common_side(files)
+    """Decode files and write their pack. Without `size`, they are decoded again if their common side is another one."""
+    side = size or common_side([read_size(file) for file in files[:: max(1, len(files) // NUM_SAMPLED)]])
     shape = (len(files), 3, side, side)
     num_bytes = math.prod(shape)
     title = f"reading {path.name}"
     if num_bytes <= free_memory() // 2:
         decoded = decode_images(files, np.empty(shape, np.uint8), title)
+        if not size and decoded.side != side:
+            return _decode_and_pack(path, files, decoded.side, pack)
         if not decoded.transient:
             with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
                 _write_pack(pack, decoded)
@@ -55,6 +59,8 @@ def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -
             if hasattr(os, "posix_fallocate"):  # writing to a map on a full disk would kill the process
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             decoded = decode_images(files, np.memmap(file, np.uint8, "w+", shape=shape), title)
+            if not size and decoded.side != side:
+                return _decode_and_pack(path, files, decoded.side, pack)
             _write_pack(pack, decoded)
     except (OSError, GinghamError) as error:
         raise DataError(
