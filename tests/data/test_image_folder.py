@@ -298,7 +298,7 @@ def test_every_command_uses_the_classes_of_the_option_and_a_run_stores_it(comman
     command("trials", "--data", data, *option, "--seeds", 1, *SMALL)
     photos = make_image_folder(tmp_path / "e" / "animals", {"cat": 3, "dog": 3}) if source == "parent" else data
     assert command("evaluate", "runs/fast-0", "--data", photos).stdout
-    assert "has 1 class" in command("train", "--data", data, code=2).stderr
+    assert "has 1 class" in command("train", "--data", data, *SMALL, code=2).stderr
     assert "Invalid value" in command("train", "--data", data, "--label-from", "label", code=2).stderr
 
 

@@ -9,14 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from gingham.data.decode import UNREADABLE
-from gingham.data.image_folder import FOLDER_LAYOUT, SPLIT_NAMES, Entry, list_folder
+from gingham.data.image_folder import FOLDER_LAYOUT, SPLIT_ORDER, Entry, list_folder
 from gingham.data.pack_cache import read_images
 from gingham.data.raw import Part, RawDataset
-from gingham.data.table import TABLE_LAYOUT, UnknownTableError, find_tables, list_tables
+from gingham.data.table import TABLE_LAYOUT, find_tables, list_tables
 from gingham.errors import DataError, list_first
 from gingham.text import natural_key
-
-SPLIT_ORDER = list(dict.fromkeys(SPLIT_NAMES.values()))
 
 
 class Listing(NamedTuple):
@@ -40,12 +38,7 @@ def list_images(path: Path, *, training: bool = True, label_from: str = "folder"
         DataError: no images, folders that could be either splits or classes, or an invalid table.
     """
     tables = find_tables(path)
-    try:
-        entries, odd = (list_tables(tables), []) if tables else list_folder(path, label_from)
-    except UnknownTableError:  # the tables may be of something else, beside folders of classes
-        if not path.is_dir() or not (listed := list_folder(path, label_from))[0]:
-            raise
-        entries, odd = listed
+    entries, odd = (list_tables(tables), []) if tables else list_folder(path, label_from)
     if not any(entry.split == "train" or not training for entry in entries):
         layout = TABLE_LAYOUT if tables else FOLDER_LAYOUT
         found = "".join(f" ({name} {what})" for name, what in odd[:1])
@@ -55,7 +48,8 @@ def list_images(path: Path, *, training: bool = True, label_from: str = "folder"
     if unnamed := next((entry.name for entry in entries if not entry.label), None):
         raise DataError(f"{unnamed} of {path} has no class in its name; give it one, as in cat_1.jpg, or remove it")
     classes = sorted({entry.label for entry in entries}, key=natural_key)
-    entries.sort(key=lambda entry: (SPLIT_ORDER.index(entry.split), natural_key(entry.label), natural_key(entry.name)))
+    order = {name: k for k, name in enumerate(classes)}
+    entries.sort(key=lambda entry: (SPLIT_ORDER.index(entry.split), order[entry.label], natural_key(entry.name)))
     return Listing(tuple(entries), tuple(classes), tuple(odd))
 
 

@@ -13,8 +13,10 @@ from gingham.errors import DataError
 from gingham.io import is_run_folder
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "test": "test"}
+SPLIT_ORDER = ("train", "validation", "test")
 LABEL_SOURCES = ("folder", "parent", "name")
 FOLDER_LAYOUT = "a folder of images for each class, directly or in train, validation and test folders"
+SEPARATORS = r"[\s._()\[\]#-]*"  # around the number at the end of a name
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # in addition to names that start with a dot
 
 
@@ -37,27 +39,32 @@ def list_folder(folder: Path, label_from: str = "folder") -> tuple[list[Entry], 
         raise DataError(f"label_from is {label_from!r}; allowed: {', '.join(LABEL_SOURCES)}")
     folders = _subfolders(folder)
     by_name = label_from == "name"
-    split_dirs = [path for path in folders if path.name.lower() in SPLIT_NAMES and (by_name or _subfolders(path))]
-    if split_dirs:
-        if others := [path.name for path in folders if path not in split_dirs and _contains_images(path)]:
+    splits = {path: _subfolders(path) for path in folders if path.name.lower() in SPLIT_NAMES}
+    splits = {path: class_dirs for path, class_dirs in splits.items() if class_dirs or by_name}
+    if splits:
+        if unsorted := [path.name for path in folders if path not in splits and any(map(_is_image, _files_in(path)))]:
             raise DataError(
-                f"{folder} has images in {', '.join(others[:3])} beside the split folder {split_dirs[0].name}; "
+                f"{folder} has images in {', '.join(unsorted[:3])} beside the split folder {next(iter(splits)).name}; "
                 "move them into class folders in train, validation or test, or elsewhere"
             )
     elif all(path.name.lower() in SPLIT_NAMES for path in folders):
         folders = []  # split folders with images but without class folders
     entries, odd = list[Entry](), list[tuple[Path, str]]()
-    for root in split_dirs or [folder]:
-        split = SPLIT_NAMES[root.name.lower()] if split_dirs else "train"
-        for class_dir in [root] if by_name else _subfolders(root) if split_dirs else folders:
-            files = _images_with_names(root) if by_name else list(walk_files(class_dir))
-            for file in files:
-                name, inner = (unicodedata.normalize("NFC", file.relative_to(at).as_posix()) for at in (folder, root))
-                entries.append(Entry(split, _label(inner, label_from), name, file))
-            odd += [] if files or by_name else [(class_dir, "is a class folder without images")]
-    links = [path for root in {folder, *split_dirs} for path, _ in scan_folder(root) if path.is_symlink()]
-    dead = [path for path in links if not path.exists() and path.suffix.lower() not in SUFFIXES]
-    odd += [(path, "is a link to a missing folder") for path in sorted(dead)]
+    for root, class_dirs in (splits or {folder: folders}).items():
+        class_files = {path: list(walk_files(path)) for path in class_dirs}
+        files = [file for found in class_files.values() for file in found]
+        if by_name:  # other files have no class in their name
+            files = list(filter(_is_image, [*_files_in(root), *files]))
+        else:
+            odd += [(path, "is a class folder without images") for path, found in class_files.items() if not found]
+        for file in files:
+            name = unicodedata.normalize("NFC", "/".join(file.parts[len(folder.parts) :]))
+            split = SPLIT_NAMES[root.name.lower()] if splits else "train"
+            label = _label(name.partition("/")[2] if splits else name, label_from)
+            entries.append(Entry(split, label, name, file))
+    for root in (folder, *splits):
+        dead = [path for path in _files_in(root) if path.is_symlink() and not path.exists()]
+        odd += [(path, "is a link to a missing folder") for path in dead if not _is_image(path)]
     if label_from == "parent":
         repeats = Counter(label.rpartition("/")[2] for label in {entry.label for entry in entries})
         short = {entry.label: leaf for entry in entries if repeats[leaf := entry.label.rpartition("/")[2]] == 1}
@@ -71,14 +78,15 @@ def _label(name: str, label_from: str) -> str:
         return name.partition("/")[0]
     if label_from == "parent":
         return name.rpartition("/")[0]
-    return re.sub(r"[\s._()\[\]#-]*\d*[\s._()\[\]#-]*$", "", PurePosixPath(name).stem)
+    return re.sub(rf"{SEPARATORS}\d*{SEPARATORS}$", "", PurePosixPath(name).stem)
 
 
-def _images_with_names(root: Path) -> list[Path]:
-    """Return the images in a folder and its folders. Files that are no images have no class in their name."""
-    files = [path for path, is_folder in scan_folder(root) if not is_folder]
-    files += [path for folder in _subfolders(root) for path in walk_files(folder)]
-    return [path for path in files if path.suffix.lower() in SUFFIXES]
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path, is_folder in scan_folder(folder) if not is_folder]
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -103,15 +111,11 @@ def require_outside_classes(out: Path, data: Path) -> None:
     parts = out.relative_to(data).parts
     top = data.joinpath(*parts[:1])
     files = [] if not top.is_dir() or _contains_runs(top) else walk_files(top)
-    if len(parts) not in (1, 2) or any(path.suffix.lower() in SUFFIXES for path in files):
+    if len(parts) not in (1, 2) or any(map(_is_image, files)):
         raise DataError(
             f"the run folder {out} is among the images of {data}, where it would count as a class or hide one; give "
             "another --out, outside that folder or in a new folder runs of it"
         )
-
-
-def _contains_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in SUFFIXES for path, _ in scan_folder(folder))
 
 
 def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False) -> Iterator[Path]:
@@ -124,7 +128,7 @@ def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False
     stack = [folder]
     while stack:
         current = stack.pop()
-        contents = sorted(scan_folder(current))
+        contents = scan_folder(current)
         status = current.stat()
         if (identity := (status.st_dev, status.st_ino)) not in visited:
             visited.add(identity)
@@ -133,11 +137,12 @@ def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False
 
 
 def scan_folder(folder: Path) -> list[tuple[Path, bool]]:
-    """Return the paths in a folder that are not hidden, and whether each is a folder or a link to one."""
+    """Return the paths in a folder that are not hidden, by name, and whether each is a folder or a link to one."""
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
-            return [(folder / entry.name, _is_folder(entry)) for entry in visible]
+            by_name = sorted(visible, key=lambda entry: entry.name)
+            return [(folder / entry.name, _is_folder(entry)) for entry in by_name]
     except FileNotFoundError:
         raise DataError(f"there is no folder {folder}; give a folder of images, or a .csv table that exists") from None
     except OSError as error:

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from gingham.data.decode import SUFFIXES
-from gingham.data.image_folder import SPLIT_NAMES, Entry, scan_folder
-from gingham.errors import DataError, list_first, one_line
+from gingham.data.image_folder import SPLIT_NAMES, SPLIT_ORDER, Entry, scan_folder
+from gingham.errors import DataError, list_first
+from gingham.io import explain_read_errors
 
 DELIMITERS = ",;\t"
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -26,12 +27,8 @@ COLUMN_NAMES = {
 TABLE_LAYOUT = (
     "a first line with the columns path (or file, filename, image, image_id, id), label (or class, class_name, "
     "category, target) and optionally split and group, and a line for each image; or only such lines, of a path and a "
-    "label; or lines of a label and the N*N or 3*N*N pixels of an image"
+    "label; or lines of a label, a whole number, and the N*N or 3*N*N pixels of an image"
 )
-
-
-class UnknownTableError(DataError):
-    """A table has no column of paths or of labels."""
 
 
 def find_tables(path: Path) -> dict[str, Path]:
@@ -46,7 +43,7 @@ def find_tables(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {"train": path} if path.suffix.lower() in TABLE_SUFFIXES and path.exists() else {}
     datasets: dict[str, dict[str, Path]] = defaultdict(dict)
-    for file, is_folder in sorted(scan_folder(path)):
+    for file, is_folder in scan_folder(path):
         name = re.split("[_.-]", file.stem.lower())[-1]
         if name in SPLIT_NAMES and file.suffix.lower() in TABLE_SUFFIXES and not is_folder:
             datasets[file.stem[: -len(name)]].setdefault(SPLIT_NAMES[name], file)
@@ -54,7 +51,7 @@ def find_tables(path: Path) -> dict[str, Path]:
     if len(pairs) > 1:
         names = list_first([tables["train"].name for tables in pairs], 4)
         raise DataError(f"{path} has the tables of {len(pairs)} datasets ({names}); give each a folder of its own")
-    return {split: pair[split] for pair in pairs for split in dict.fromkeys(SPLIT_NAMES.values()) if split in pair}
+    return {split: pair[split] for pair in pairs for split in SPLIT_ORDER if split in pair}
 
 
 def list_tables(tables: Mapping[str, Path]) -> list[Entry]:
@@ -98,19 +95,16 @@ def _list_table(path: Path, split: str, listed: dict[str, str]) -> list[Entry]:
         header, rows = first, rows[1:]
     path_column, label_column, split_column, group_column = (find_column(header, kind) for kind in COLUMN_NAMES)
     if path_column is None or label_column is None:
-        raise UnknownTableError(f"{path} starts with {', '.join(first[:6]) or 'nothing'}; it needs {TABLE_LAYOUT}")
-    for line, cells in rows:
-        if len(cells) != len(header) or not cells[path_column] or not cells[label_column]:
-            raise DataError(
-                f"line {line} of {path} has {len(cells)} columns, or an empty path or label; give it all {len(header)}"
-            )
+        raise DataError(f"{path} starts with {', '.join(first[:6]) or 'nothing'}; it needs {TABLE_LAYOUT}")
     if split_column is not None and header[split_column].lower() != "split":  # such a column may mean something else
-        values = {cells[split_column].lower() for _, cells in rows}
+        values = {cell.lower() for _, cells in rows for cell in cells[split_column : split_column + 1]}
         split_column = split_column if values <= SPLIT_NAMES.keys() else None
     beside = functools.cache(_files_beside)
     entries: list[Entry] = []
     for line, cells in rows:
         where = f"line {line} of {path}"
+        if len(cells) != len(header) or not cells[path_column] or not cells[label_column]:
+            raise DataError(f"{where} has {len(cells)} columns, or an empty path or label; give it all {len(header)}")
         name, label = (unicodedata.normalize("NFC", cells[column]) for column in (path_column, label_column))
         of_line = split if split_column is None else cells[split_column].lower()
         if of_line not in SPLIT_NAMES:
@@ -143,7 +137,7 @@ def _files_beside(folder: Path) -> dict[str, list[Path]]:
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
     """Return the lines of a table that are not empty: their numbers and cells."""
-    try:
+    with explain_read_errors(path, f"give a table in UTF-8 that has {TABLE_LAYOUT}"):
         text = path.read_text(encoding="utf-8-sig")
         if "\0" in text:
             raise ValueError("it contains a zero byte")
@@ -155,10 +149,6 @@ def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
         return [(line, cells) for line, cells in rows if any(cells)]
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path} is not a table in UTF-8 ({one_line(error)}); it needs {TABLE_LAYOUT}") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}); check its permissions") from error
 
 
 def _read_class_names(folder: Path, labels: set[str]) -> dict[str, str]:
@@ -170,7 +160,7 @@ def _read_class_names(folder: Path, labels: set[str]) -> dict[str, str]:
     if path is None or not all(label.isdecimal() for label in labels):
         return {}
     rows = [cells[:2] for _, cells in _read_rows(path)]
-    if len(rows[0]) == 1 and len(rows) == len(labels):
+    if all(len(row) == 1 for row in rows) and len(rows) == len(labels):
         rows = [[str(k), *row] for k, row in enumerate(rows)]
     mappings = [{row[number]: row[1 - number] for row in rows if len(row) == 2} for number in (0, 1)]
     known = [names for names in mappings if labels <= names.keys()]
