@@ -218,7 +218,7 @@ def test_a_damaged_member_is_an_error(tmp_path, name):
 
 def test_arrays_larger_than_memory_are_an_error(tmp_path, monkeypatch):
     path = save_npz(tmp_path, **VALID)
-    monkeypatch.setattr("gingham.data.npz.free_memory", lambda: 1000)
+    monkeypatch.setattr("gingham.data.memory.free_memory", lambda: 1000)
     with pytest.raises(DataError, match="more than half of the free memory; save it as four IDX files"):
         load_data(path)
 

@@ -9,7 +9,7 @@ from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.decode import resize_images
 from gingham.data.idx import IDX_FILES, read_idx_folder
 from gingham.data.image_files import list_images, read_image_dataset, read_listing
-from gingham.data.memory import free_memory
+from gingham.data.memory import require_memory
 from gingham.data.npz import read_npz
 from gingham.data.pixel_table import is_pixel_table, read_pixel_tables
 from gingham.data.raw import RawDataset, raw_from_arrays
@@ -187,10 +187,6 @@ def _resize(raw: RawDataset, size: int, name: str) -> RawDataset:
     if size == 0 or (height, width) == (size, size):
         return raw
     count = sum(len(part.labels) for part in raw.parts.values())
-    if (bytes_needed := count * channels * size * size) > free_memory() // 2:
-        raise DataError(
-            f"{name} at {size}x{size} takes {bytes_needed} bytes, more than half of the free memory; set a smaller "
-            "size, or 0"
-        )
+    require_memory(count * channels * size * size, f"{name} at {size}x{size}", "set a smaller size, or 0")
     parts = {name: part._replace(images=resize_images(part.images, size)) for name, part in raw.parts.items()}
     return raw._replace(parts=parts)

@@ -4,6 +4,8 @@ import contextlib
 import re
 from pathlib import Path
 
+from gingham.errors import DataError
+
 LARGEST_BYTES = 1 << 40
 
 
@@ -21,3 +23,12 @@ def free_memory() -> int:
                     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                         free.append(int((folder / name).read_text()))
     return min(free)
+
+
+def require_memory(num_bytes: int, name: str, advice: str) -> None:
+    """Raise a DataError that ends with `advice` if something that takes `num_bytes` is larger than half of the memory.
+
+    `name` says what it is.
+    """
+    if num_bytes > free_memory() // 2:
+        raise DataError(f"{name} takes {num_bytes} bytes, more than half of the free memory; {advice}")

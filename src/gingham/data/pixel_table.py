@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gingham.data.memory import free_memory
-from gingham.data.npz import encode_labels, to_labels
-from gingham.data.pixel_values import to_uint8
-from gingham.data.raw import Part, RawDataset, join_splits
+from gingham.data.memory import require_memory
+from gingham.data.npz import raw_from_numbers, to_labels
+from gingham.data.raw import RawDataset
 from gingham.data.table import DELIMITERS, find_column, is_image_name
 from gingham.errors import DataError, one_line
 
@@ -25,23 +24,23 @@ MOST_LABELS = 100  # different numbers in the first column, if it has the label
 def is_pixel_table(path: Path) -> bool:
     """Return whether a table has so many numbers in a line that they may be the pixels of an image."""
     _, cells = _first_lines(path)
-    texts = _texts(cells)
-    return len(cells) >= FEWEST_COLUMNS and len(texts) < 2 and not any(is_image_name(cells[k]) for k in texts)
+    texts = [cell for cell in cells if not _is_number(cell)]
+    return len(cells) >= FEWEST_COLUMNS and len(texts) < 2 and not any(map(is_image_name, texts))
 
 
 def read_pixel_tables(tables: Mapping[str, Path]) -> RawDataset:
     """Return the images and labels of tables of pixels, given by the split of their images.
 
-    A line has a label and the N*N pixels of a grey image or the 3*N*N of a colour image. The label is in a column with
-    one of its usual names, or with text; otherwise in the first, or in the last if the first is constant, as a corner
-    of images often is, or has more than MOST_LABELS values. The channels of colour images are apart, or together for
-    each pixel: the order that gives smoother images is used.
+    A line has a label, a whole number, and the N*N pixels of a grey image or the 3*N*N of a colour image. The label is
+    in a column with one of its usual names; otherwise in the first, or in the last if the first is constant, as a
+    corner of images often is, or has more than MOST_LABELS values. The channels of colour images are apart, or together
+    for each pixel: the order that gives smoother images is used.
 
     Raises
         DataError: a table is larger than half of the free memory, or has other columns or values.
     """
-    path, notes = tables["train"], list[str]()
-    header, cells = _first_lines(path)
+    path, note = tables["train"], ""
+    names, cells = _first_lines(path)
     num_pixels = len(cells) - 1
     channels = 1 if math.isqrt(num_pixels) ** 2 == num_pixels else 3
     side = math.isqrt(num_pixels // channels)
@@ -50,26 +49,17 @@ def read_pixel_tables(tables: Mapping[str, Path]) -> RawDataset:
             f"{path} has {num_pixels} columns beside the label; allowed: the N*N pixels of grey images or the 3*N*N of "
             "colour images, such as 784 or 3072; remove other columns"
         )
-    names: dict[str, int] = {}
-    texts: dict[int | str, Callable[[str], int]] = {
-        k: lambda text: names.setdefault(text.strip(), len(names)) for k in _texts(cells)
-    }
-    numbers = {split: _read_numbers(table, len(cells), texts) for split, table in tables.items()}
-    label = find_column(header, "label") if header else next(iter(_texts(cells)), None)
+    rows = {split: _read_numbers(table, len(cells)) for split, table in tables.items()}
+    label = find_column(names, "label")
     if label is None:
-        label = 0 if 1 < len(np.unique(numbers["train"][:, 0])) <= MOST_LABELS else len(cells) - 1
-        notes.append(f"the label is in column {label + 1} of the {len(cells)} columns of {path}")
-    columns = {split: array[:, label] for split, array in numbers.items()}
-    if label in texts:
-        columns = {split: np.array(list(names))[column.astype(int)] for split, column in columns.items()}
-    columns = {split: to_labels(column, f"column {label + 1} of {tables[split]}") for split, column in columns.items()}
-    labels, classes = encode_labels(columns, None, path)
-    pixels, note = to_uint8({split: np.delete(array, label, axis=1) for split, array in numbers.items()}, str(path))
-    shapes = [((channels, side, side), (0, 1, 2, 3)), ((side, side, channels), (0, 3, 1, 2))]
-    images = [{k: array.reshape(-1, *shape).transpose(axes) for k, array in pixels.items()} for shape, axes in shapes]
-    smoothest = min(images, key=lambda arrays: np.abs(np.diff(arrays["train"][:500].astype(int), axis=3)).sum())
-    parts = {split: Part(np.ascontiguousarray(array), labels[split]) for split, array in smoothest.items()}
-    return join_splits(parts, classes, path)._replace(notes=(*notes, *filter(None, [note])))
+        label = 0 if 1 < len(np.unique(rows["train"][:, 0])) <= MOST_LABELS else num_pixels
+        note = f"the label is in column {label + 1} of the {len(cells)} columns of {path}"
+    labels = {split: to_labels(array[:, label], str(tables[split])) for split, array in rows.items()}
+    pixels = {split: np.delete(array, label, axis=1) for split, array in rows.items()}
+    apart = {split: array.reshape(-1, channels, side, side) for split, array in pixels.items()}
+    together = {k: array.reshape(-1, side, side, channels).transpose(0, 3, 1, 2) for k, array in pixels.items()}
+    smoothest = min(apart, together, key=lambda images: np.abs(np.diff(images["train"][:500].astype(float))).sum())
+    return raw_from_numbers(smoothest, labels, path, note)
 
 
 def _first_lines(path: Path) -> tuple[list[str], list[str]]:
@@ -81,23 +71,17 @@ def _first_lines(path: Path) -> tuple[list[str], list[str]]:
         return [], []
     delimiter = max(DELIMITERS, key=lines[0].count)
     first, second = ([cell.strip('" \n') for cell in line.split(delimiter)] for line in lines)
-    # With labels of text, the only other name may be that of the column of labels.
-    named = (label := find_column(first, "label")) is not None and len(first[label]) > 1
-    return (first, second) if named or {*_texts(first)} > {*_texts(second)} else ([], first)
+    has_names = sum(map(_is_number, first)) < sum(map(_is_number, second))
+    return (first, second) if has_names else ([], first)
 
 
-def _texts(cells: list[str]) -> list[int]:
-    """Return the indices of the cells that are not numbers."""
-    return [k for k, cell in enumerate(cells) if not re.fullmatch(r"[-+.\deE]+|nan|inf", cell)]
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(r"[-+.\deE]+|nan|inf", cell) is not None
 
 
-def _read_numbers(path: Path, columns: int, converters: Mapping[int | str, Callable[[str], int]]) -> npt.NDArray[Any]:
-    """Return the numbers in the lines of a table, (N, columns): int16, or float32 if any has a decimal point.
-
-    The column of text, if there is one, is converted by `converters`.
-    """
-    if (size := path.stat().st_size) > free_memory() // 2:
-        raise DataError(f"{path} has {size} bytes, more than half of the free memory; save it as four IDX files")
+def _read_numbers(path: Path, columns: int) -> npt.NDArray[Any]:
+    """Return the numbers in the lines of a table, (N, columns): int16, or float32 if any has a decimal point."""
+    require_memory(path.stat().st_size, str(path), "save it as four IDX files")
     arrays: list[npt.NDArray[Any]] = []
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -105,13 +89,11 @@ def _read_numbers(path: Path, columns: int, converters: Mapping[int | str, Calla
             while lines := list(islice(rows, LINES_AT_ONCE)):
                 dtype = np.dtype(np.float32 if any("." in line for line in lines) else np.int16)  # five times as fast
                 delimiter = max(DELIMITERS, key=lines[0].count)
-                arrays.append(np.loadtxt(lines, dtype, None, delimiter, converters, ndmin=2, quotechar='"'))
+                arrays.append(np.loadtxt(lines, dtype, delimiter=delimiter, ndmin=2, quotechar='"'))
                 if arrays[-1].shape[1] != columns:
                     raise ValueError(f"it has {arrays[-1].shape[1]} columns, not {columns}")
         return np.concatenate(arrays)
     except (OSError, ValueError) as error:
-        reason = one_line(error).partition(";")[0]
-        raise DataError(
-            f"cannot read {path} ({reason}, after {sum(map(len, arrays)):,} images); it needs a label and the same "
-            "number of pixels in each line"
-        ) from error
+        reason = f"{one_line(error).partition(';')[0]}, after {sum(map(len, arrays)):,} images"
+        needed = "a whole number as the label and the same number of pixels in each line"
+        raise DataError(f"cannot read {path} ({reason}); it needs {needed}") from error

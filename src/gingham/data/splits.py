@@ -114,10 +114,7 @@ def cut_splits(
         return Part(chosen, labels[rows], *names)
 
     if "test" not in parts:
-        if groups:
-            held_out = _choose_test_groups(parts["train"], raw.classes, name)
-        else:
-            held_out = _choose_test(parts["train"], raw.classes, name, free)
+        held_out = _choose_test(parts["train"], raw.classes, name, free)
         # File names choose the test images. If they change, images that a run was trained on become test images.
         fingerprint = hashlib.sha256(fingerprint.encode() + held_out.astype("<i8").tobytes()).hexdigest()
         parts["test"] = take(held_out, _copy_rows(images, held_out, f"{fingerprint[:32]}-test"))
@@ -206,7 +203,22 @@ def _indices_by_class(labels: Labels) -> Sequence[Rows]:
 
 
 def _choose_test(part: Part, classes: Sequence[str], name: str, free: npt.NDArray[np.bool_]) -> Rows:
-    """Return the indices of the `free` images to hold out for the test: the lowest hashes of class and file name."""
+    """Return the indices of the `free` images to hold out for the test: the lowest hashes of class and file name.
+
+    If there are groups, whole groups are held out, with images of each class if possible.
+
+    Raises
+        DataError: a class has too few images, or no group can be held out.
+    """
+    if part.groups:
+        count = round(TEST_PERCENT / 100 * len(part.labels))
+        if not len(chosen := _choose_groups(part.labels, part.groups, count, every_class=True)):
+            raise DataError(
+                f"no group of {name} can be held out for the test, because it has all training images of a class, such "
+                f"as {classes[part.labels[0]]}; give each class two groups or more, add a test split, or remove the "
+                "column"
+            )
+        return chosen
 
     def image_hash(index: int) -> bytes:
         key = f"{classes[part.labels[index]]}\0{part.files[index] if part.files else index}"
@@ -222,21 +234,6 @@ def _choose_test(part: Part, classes: Sequence[str], name: str, free: npt.NDArra
         count = max((TEST_PERCENT * len(indices) + 50) // 100, int(len(indices) >= 4))
         held_out += sorted(indices[free[indices]].tolist(), key=image_hash)[:count]
     return np.array(sorted(held_out), np.intp)
-
-
-def _choose_test_groups(part: Part, classes: Sequence[str], name: str) -> Rows:
-    """Return the indices of the images of the groups to hold out for the test, with images of each class if possible.
-
-    Raises
-        DataError: no group can be held out.
-    """
-    held_out = _choose_groups(part.labels, part.groups, round(TEST_PERCENT / 100 * len(part.labels)), every_class=True)
-    if not len(held_out):
-        raise DataError(
-            f"no group of {name} can be held out for the test, because it has all training images of a class, such as "
-            f"{classes[part.labels[0]]}; give each class two groups or more, add a test split, or remove the column"
-        )
-    return held_out
 
 
 def _choose_groups(labels: Labels, groups: Sequence[str], count: int, *, every_class: bool = False) -> Rows:
