@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, NamedTuple, TypeVar
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,9 @@ GROUP_SIZE = 512  # files per call of the thread pool, so that few decoded image
 UNREADABLE = "cannot be read: "
 GREY_BITS = (10, 12, 14, 16)  # of cameras and scanners whose values are stored in 16 bits
 _LARGE_IMAGE_LOCK, _SMALL_FILES_LOCK = threading.Lock(), threading.Lock()
-T = TypeVar("T")
+# The pixels of a file (C, S, S) or None, its issue or None, whether the error may be transient, the largest value of
+# 16-bit grey, and the width and height in its header or None.
+DecodedFile = tuple[npt.NDArray[np.uint8] | None, str | None, bool, int, tuple[int, int] | None]
 
 # Pillow warns and logs about metadata, large images, and errors that it also raises. Both are hidden by default,
 # because a user can do nothing about them. They are set once, because all threads share them. A program's own filters
@@ -228,7 +230,7 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     count, grey, transient, largest = 0, True, False, 0
     issues, sizes = list[tuple[int, str]](), set[tuple[int, int] | None]()
     decode = partial(_decode_file, side=images.shape[-1], grey_bits=bits)
-    results = tqdm(_map_files(decode, files), title, len(files), unit=" images", disable=None, leave=False)
+    results = tqdm(_decode_in_threads(decode, files), title, len(files), unit=" images", disable=None, leave=False)
     for index, (pixels, reason, may_change, largest_value, size) in enumerate(results):
         sizes.add(size)
         if reason:
@@ -245,11 +247,7 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     return DecodedImages(images[:count, : 1 if grey else 3], issues, transient, False, bits, common_side(sizes))
 
 
-def _decode_file(
-    file: Path, content: Path | bytes, side: int, grey_bits: int
-) -> tuple[npt.NDArray[np.uint8] | None, str | None, bool, int, tuple[int, int] | None]:
-    """Return a file's pixels (C, S, S) or None, its issue or None, whether the error may be transient, the largest
-    value of 16-bit grey, and the width and height in its header or None."""
+def _decode_file(file: Path, content: Path | bytes, side: int, grey_bits: int) -> DecodedFile:
     size = None
     try:
         with open_image(content) as image:
@@ -281,10 +279,12 @@ def _find_issue(image: Image.Image, file: Path, side: int) -> str | None:
     return None
 
 
-def _map_files(function: Callable[[Path, Path | bytes], T], files: Sequence[Path]) -> Iterator[T]:
-    """Yield the results of a function for each file, in order, computed in threads.
+def _decode_in_threads(
+    decode: Callable[[Path, Path | bytes], DecodedFile], files: Sequence[Path]
+) -> Iterator[DecodedFile]:
+    """Yield the decoded files, in order.
 
-    The function is called with the file and, if the file is small, with its content. Threads read small files at the
+    `decode` is called with the file and, if the file is small, with its content. Threads read small files at the
     same time, many per task, but decode them in turn: most of the work is Python's, and threads that compete for its
     lock take up to four times as long. Larger files are decoded at the same time: Pillow releases the lock.
     """
@@ -293,14 +293,14 @@ def _map_files(function: Callable[[Path, Path | bytes], T], files: Sequence[Path
             group = files[start : start + GROUP_SIZE]
             size = TASK_SIZE if isinstance(_read_small(group[0]), bytes) else 1
             tasks = [group[first : first + size] for first in range(0, len(group), size)]
-            for results in pool.map(partial(_run_task, function), tasks):
+            for results in pool.map(partial(_decode_some, decode), tasks):
                 yield from results
 
 
-def _run_task(function: Callable[[Path, Path | bytes], T], files: Sequence[Path]) -> list[T]:
+def _decode_some(decode: Callable[[Path, Path | bytes], DecodedFile], files: Sequence[Path]) -> list[DecodedFile]:
     contents = [_read_small(file) for file in files]
     with _SMALL_FILES_LOCK if len(files) > 1 else contextlib.nullcontext():
-        return [function(file, content) for file, content in zip(files, contents, strict=True)]
+        return [decode(file, content) for file, content in zip(files, contents, strict=True)]
 
 
 def _read_small(file: Path) -> Path | bytes:

@@ -73,9 +73,8 @@ def _read_header(file: io.BufferedIOBase, dimensions: int, type_code: int) -> tu
     if len(start) < 4 or start[:2] != b"\0\0":
         raise ValueError(f"it is not an IDX file: it starts with {start.hex() or 'nothing'}")
     if (start[2], start[3]) != (type_code, dimensions):
-        raise ValueError(
-            f"it contains IDX type 0x{start[2]:02x} in {start[3]} dimensions, not 0x{type_code:02x} in {dimensions}"
-        )
+        found = f"IDX type 0x{start[2]:02x} in {start[3]} dimensions"
+        raise ValueError(f"it contains {found}, not 0x{type_code:02x} in {dimensions}")
     sizes = file.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise ValueError("it is truncated inside its header")

@@ -23,7 +23,8 @@ NPZ_NAMES = {
 PART_SIZE = 1024  # images converted at once
 CLASS_NAMES = ("classes", "class_names")
 KNOWN_NAMES = {*CLASS_NAMES, *(name for pairs in NPZ_NAMES.values() for pair in pairs for name in pair)}
-Arrays = Mapping[str, npt.NDArray[Any]]  # by split
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]  # by split
 
 
 def read_npz(path: Path) -> RawDataset:
@@ -61,37 +62,35 @@ def read_npz(path: Path) -> RawDataset:
     return raw_from_numbers(images, labels, path, note, class_names[0] if class_names else None)
 
 
-def raw_from_numbers(
-    images: Arrays, labels: Arrays, path: Path, note: str, class_names: npt.NDArray[Any] | None = None
-) -> RawDataset:
+def raw_from_numbers(images: Arrays, labels: Arrays, path: Path, note: str, names: Array | None = None) -> RawDataset:
     """Return a RawDataset of images of numbers (N, C, H, W) and of labels (N,) as `to_labels` returns them, by split.
 
-    `class_names` are the names of the classes 0 to K-1, (K,); without them, the labels are the names. `note` is one for
+    `names` are those of the classes 0 to K-1, (K,); without them, the labels are the names. `note` is one for
     the user, or empty.
 
     Raises
         DataError: a label is none of the classes, or the numbers cannot be pixels.
     """
     pixels, pixel_note = to_uint8(images, str(path))
-    names = {split: [str(label) for label in array.tolist()] for split, array in labels.items()}
-    known = {name for part in names.values() for name in part}
-    classes = tuple(sorted(known, key=natural_key) if class_names is None else map(str, class_names.tolist()))
+    labels_as_text = {split: [str(label) for label in array.tolist()] for split, array in labels.items()}
+    known = {label for part in labels_as_text.values() for label in part}
+    classes = tuple(sorted(known, key=natural_key) if names is None else map(str, names.tolist()))
     index = {name: k for k, name in enumerate(classes)}
     if len(index) < len(classes):
         raise DataError(f"{path} has two classes of the same name; give each its own name")
-    if class_names is not None and all(array.dtype.kind != "U" for array in labels.values()):
+    if names is not None and all(array.dtype.kind != "U" for array in labels.values()):
         index = {str(k): k for k in range(len(classes))}
     if unknown := sorted(known - index.keys(), key=natural_key):
         raise DataError(
             f"{path} has the label {unknown[0]!r}, which is none of its {len(classes)} classes; allowed: their names, "
             f"or 0 to {len(classes) - 1}"
         )
-    indices = {split: np.array([index[name] for name in part], np.int64) for split, part in names.items()}
+    indices = {split: np.array([index[label] for label in part], np.int64) for split, part in labels_as_text.items()}
     parts = {split: Part(np.ascontiguousarray(pixels[split]), indices[split]) for split in pixels}
     return join_splits(parts, classes, path)._replace(notes=tuple(filter(None, [pixel_note, note])))
 
 
-def _read_array(file: "np.lib.npyio.NpzFile", name: str) -> npt.NDArray[Any]:
+def _read_array(file: "np.lib.npyio.NpzFile", name: str) -> Array:
     array: Any = file[name]
     if not isinstance(array, np.ndarray):  # numpy returns the bytes of a member that is not an array
         raise ValueError(f"{name} is not an array")
@@ -100,11 +99,9 @@ def _read_array(file: "np.lib.npyio.NpzFile", name: str) -> npt.NDArray[Any]:
     return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
 
 
-def _to_images(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
-    images = array
-    if array.ndim == 3:
-        images = array[:, None]
-    elif array.ndim == 4 and array.shape[3] in (1, 3):
+def _to_images(array: Array, origin: str) -> Array:
+    images = array[:, None] if array.ndim == 3 else array
+    if array.ndim == 4 and array.shape[3] in (1, 3):
         images = array.transpose(0, 3, 1, 2)
     if images.dtype.kind not in "uifb" or images.ndim != 4 or images.shape[1] not in (1, 3) or not images.size:
         raise DataError(
@@ -114,7 +111,7 @@ def _to_images(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
     return images
 
 
-def to_labels(array: npt.NDArray[Any], origin: str) -> npt.NDArray[Any]:
+def to_labels(array: Array, origin: str) -> Array:
     """Return labels, or names of classes, as whole numbers or text (N,); `array` may be one-hot or whole floats too."""
     labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if labels.ndim == 2 and labels.dtype.kind in "uifb" and ((labels == 0) | (labels == 1)).all():

@@ -157,11 +157,10 @@ def find_dataset_dir(name: str = "fashion-mnist") -> Path | None:
 def _verify_file(name: str, folder: Path, file: str) -> None:
     path = folder / file
     if not path.is_file():
-        unverified = find_idx(folder, IDX_FILES[0]) or find_cifar(folder)
-        alternative = f", or load the unverified files that are there by their path: {folder}" if unverified else ""
-        raise DataError(
-            f"{path} is missing; put the published file there, or remove {folder} and load again{alternative}"
-        )
+        advice = f"put the published file there, or remove {folder} and load again"
+        if find_idx(folder, IDX_FILES[0]) or find_cifar(folder):
+            advice += f", or load the unverified files that are there by their path: {folder}"
+        raise DataError(f"{path} is missing; {advice}")
     with explain_read_errors(path, "check its permissions"):
         _require_checksum(name, path, _md5(path), REGISTRY[name].md5[file])
 

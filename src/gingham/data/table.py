@@ -88,14 +88,14 @@ def is_image_name(cell: str) -> bool:
 def _list_table(path: Path, split: str, listed: dict[str, str]) -> list[Entry]:
     """Return the entries of a table. `listed` has the line of each file listed so far, and is extended."""
     rows = _read_rows(path)
-    first = rows[0][1] if rows else [""]
-    if is_image_name(first[0]):
-        header = ["path", "label", *first[2:]][: len(first)]
+    header = rows[0][1] if rows else [""]
+    if is_image_name(header[0]):
+        header = ["path", "label", *header[2:]][: len(header)]
     else:
-        header, rows = first, rows[1:]
+        rows = rows[1:]
     path_column, label_column, split_column, group_column = (find_column(header, kind) for kind in COLUMN_NAMES)
     if path_column is None or label_column is None:
-        raise DataError(f"{path} starts with {', '.join(first[:6]) or 'nothing'}; it needs {TABLE_LAYOUT}")
+        raise DataError(f"{path} starts with {', '.join(header[:6]) or 'nothing'}; it needs {TABLE_LAYOUT}")
     if split_column is not None and header[split_column].lower() != "split":  # such a column may mean something else
         values = {cell.lower() for _, cells in rows for cell in cells[split_column : split_column + 1]}
         split_column = split_column if values <= SPLIT_NAMES.keys() else None
@@ -162,6 +162,8 @@ def _read_class_names(folder: Path, labels: set[str]) -> dict[str, str]:
     rows = [cells[:2] for _, cells in _read_rows(path)]
     if all(len(row) == 1 for row in rows) and len(rows) == len(labels):
         rows = [[str(k), *row] for k, row in enumerate(rows)]
-    mappings = [{row[number]: row[1 - number] for row in rows if len(row) == 2} for number in (0, 1)]
-    known = [names for names in mappings if labels <= names.keys()]
-    return next((names for names in known if len({names[label] for label in labels}) == len(labels)), {})
+    for number, name in ((0, 1), (1, 0)):
+        names = {row[number]: row[name] for row in rows if len(row) == 2}
+        if labels <= names.keys() and len({names[label] for label in labels}) == len(labels):
+            return names
+    return {}
