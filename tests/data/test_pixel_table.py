@@ -69,7 +69,9 @@ def test_the_label_may_be_last_or_have_a_name_and_be_anywhere(tmp_path, suffix, 
 def test_labels_of_text_are_an_error(tmp_path, names):
     images, labels = smooth_images(40)
     path = write_pixels(tmp_path / "t.csv", [f"class {label}" for label in labels], images, names)
-    with pytest.raises(DataError, match=r"cannot read .*'class 0'.*; it needs a whole number as the label and the same"):
+    with pytest.raises(
+        DataError, match=r"cannot read .*'class 0'.*; it needs a whole number as the label and the same"
+    ):
         load_data(path)
 
 
@@ -147,7 +149,9 @@ def test_a_line_of_another_form_is_an_error(tmp_path, line):
     path = write_pixels(tmp_path / "t.csv", labels, images, header(64))
     with (tmp_path / "t.csv").open("a") as file:
         file.write(f"\n{line}\n")
-    with pytest.raises(DataError, match=r"cannot read .*t.csv .*, after 0 images.; it needs a whole number as the label"):
+    with pytest.raises(
+        DataError, match=r"cannot read .*t.csv .*, after 0 images.; it needs a whole number as the label"
+    ):
         load_data(path)
 
 

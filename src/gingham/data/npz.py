@@ -65,8 +65,8 @@ def read_npz(path: Path) -> RawDataset:
 def raw_from_numbers(images: Arrays, labels: Arrays, path: Path, note: str, names: Array | None = None) -> RawDataset:
     """Return a RawDataset of images of numbers (N, C, H, W) and of labels (N,) as `to_labels` returns them, by split.
 
-    `names` are those of the classes 0 to K-1, (K,); without them, the labels are the names. `note` is one for
-    the user, or empty.
+    `names` are those of the classes 0 to K-1, (K,); without them, the labels are the names. `note` is one for the user,
+    or empty.
 
     Raises
         DataError: a label is none of the classes, or the numbers cannot be pixels.

@@ -59,14 +59,15 @@ def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -
             if hasattr(os, "posix_fallocate"):  # writing to a map on a full disk would kill the process
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             decoded = decode_images(files, np.memmap(file, np.uint8, "w+", shape=shape), title)
-            if not size and decoded.side != side:
-                return _decode_and_pack(path, files, decoded.side, pack)
-            _write_pack(pack, decoded)
+            if size or decoded.side == side:
+                _write_pack(pack, decoded)
     except (OSError, GinghamError) as error:
         raise DataError(
             f"cannot write {pack} ({one_line(error)}), which is needed for images larger than half of the free memory; "
             f"free {2 * num_bytes} bytes there, or set a smaller size"
         ) from error
+    if not size and decoded.side != side:
+        return _decode_and_pack(path, files, decoded.side, pack)
     return (_read_pack(pack, len(files)) or decoded)._replace(cached=False)
 
 

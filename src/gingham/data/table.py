@@ -95,7 +95,8 @@ def _list_table(path: Path, split: str, listed: dict[str, str]) -> list[Entry]:
         rows = rows[1:]
     path_column, label_column, split_column, group_column = (find_column(header, kind) for kind in COLUMN_NAMES)
     if path_column is None or label_column is None:
-        raise DataError(f"{path} starts with {', '.join(header[:6]) or 'nothing'}; it needs {TABLE_LAYOUT}")
+        advice = f"it needs {TABLE_LAYOUT}; if it is no list of images, move it elsewhere"
+        raise DataError(f"{path} starts with {', '.join(header[:6]) or 'nothing'}; {advice}")
     if split_column is not None and header[split_column].lower() != "split":  # such a column may mean something else
         values = {cell.lower() for _, cells in rows for cell in cells[split_column : split_column + 1]}
         split_column = split_column if values <= SPLIT_NAMES.keys() else None
