@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset_files import encode_heic
-from gingham.data.decode import LARGEST_PIXELS, common_side, decode_images
+from gingham.data.decode import LARGEST_PIXELS, common_side, decode_images, read_size
 from gingham.errors import DataError
 from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
 from stress.mutations import mutate
@@ -424,7 +424,7 @@ class Images:
 
     def read_in_folder(self, file: Path) -> None:
         images = np.zeros((2, 3, 8, 8), np.uint8)
-        side = common_side([file, self.valid_path])
+        side = common_side([read_size(file), read_size(self.valid_path)])
         assert side in (28, *range(1, 65))
         result = decode_images([file, self.valid_path], images, "")
         assert result.missing in ([], [0])

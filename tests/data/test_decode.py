@@ -292,3 +292,14 @@ def test_pillow_prints_no_warnings_and_logs(tmp_path):
 
     assert stderr() == ""
     assert "DecompressionBombWarning" in stderr("-W", "default"), "a program's own filters win"
+
+
+def test_an_animated_webp_file_counts_four_times(tmp_path, monkeypatch):
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "animated.webp", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "still.webp")
+    monkeypatch.setattr(decode, "LARGEST_PIXELS", 1000)
+    images = np.zeros((2, 3, 8, 8), np.uint8)
+    result = decode.decode_images([tmp_path / "animated.webp", tmp_path / "still.webp"], images, "")
+    assert result.missing == [0]
+    assert "it has 20x20 pixels and is animated, which counts four times" in dict(result.issues)[0]

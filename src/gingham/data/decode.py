@@ -148,14 +148,21 @@ Image.register_open("HEIC", _open_heif, _is_heif)
 Image.register_extensions("HEIF", HEIF_SUFFIXES)
 
 
+def decoded_pixels(image: Image.Image) -> int:
+    """Return how many pixels are decoded for an opened image: four times as many for an animated WEBP file, whose
+    decoder holds four copies of its canvas."""
+    return image.width * image.height * (4 if image.format == "WEBP" and getattr(image, "is_animated", False) else 1)
+
+
 def _decode_square(image: Image.Image, size: int, grey_bits: int) -> tuple[Image.Image, int]:
     """Return an opened image as a square, as `fit_square` does, and the largest value of 16-bit grey, else 0.
 
     A large JPEG is decoded at a reduced scale.
     """
     width, height = image.size
-    if width * height > LARGEST_PIXELS:
-        raise OSError(f"it has {width}x{height} pixels, more than the {LARGEST_PIXELS:,} allowed")
+    if decoded_pixels(image) > LARGEST_PIXELS:
+        animated = " and is animated, which counts four times" if decoded_pixels(image) > width * height else ""
+        raise OSError(f"it has {width}x{height} pixels{animated}, more than the {LARGEST_PIXELS:,} allowed")
     image.draft(None, (3 * size, 3 * size))  # decodes a JPEG of 12 megapixels 12 times as fast
     with _LARGE_IMAGE_LOCK if image.width * image.height > LARGE_PIXELS else contextlib.nullcontext():
         ImageOps.exif_transpose(image, in_place=True)  # without a copy, which may take half a gigabyte

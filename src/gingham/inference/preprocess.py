@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from gingham.data.decode import FORMAT_LIST, LARGEST_PIXELS, fit_square, is_16_bit, open_image, to_8_bit
+from gingham.data.decode import FORMAT_LIST, LARGEST_PIXELS, decoded_pixels, fit_square, is_16_bit, open_image, to_8_bit
 from gingham.errors import DataError, one_line
 
 ImageArray = npt.NDArray[Any]  # uint8; OpenCV's type hints are not more specific
@@ -70,7 +70,7 @@ def open_photo(
         )
     try:
         with open_image(file) as image:
-            if image.width * image.height <= max_pixels:
+            if decoded_pixels(image) <= max_pixels:
                 return _to_upright_rgb(image, grey_bits)
             size = f"{image.width}x{image.height} pixels"
     except Image.DecompressionBombError:  # Pillow's own limit applies first if it is lower
