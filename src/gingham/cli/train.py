@@ -33,9 +33,7 @@ def train(
     start: options.Start = None,
     teacher: options.Teacher = None,
     device: options.Device = "auto",
-    out: Annotated[
-        Path | None, Option(help="The run folder; by default runs/<recipe>-<seed>, such as runs/fast-0.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="The run folder; by default runs/<recipe>-<seed>.")] = None,
     resume: Annotated[bool, Option("--resume", help="Continue from the last checkpoint, unless finished.")] = False,
     track: Annotated[Literal["tensorboard"] | None, Option(help="Also write its logs into the run folder.")] = None,
     as_json: options.Json = False,
