@@ -23,9 +23,11 @@ import records
 from gingham.device import choose_device, describe_environment, retain_freed_memory
 from gingham.evaluation.metrics import mean_interval
 from gingham.io import read_json, write_json
+from gingham.presets import RECIPES
+from gingham.training.auto import SCRATCH_SIDE
 
 COUNTS, SEEDS = (20, 50, 100, 300), 5
-SIZES = {"fast": 64, "frozen": 224, "finetune": 224}  # pixels
+SIZES = {"fast": SCRATCH_SIDE, "frozen": RECIPES["frozen"].size, "finetune": RECIPES["finetune"].size}  # pixels
 TEST_IMAGES = 2000
 STATE = Path("runs/few-images.json")
 
@@ -45,7 +47,7 @@ def measure(
     """Train with `count` images per class; return the accuracy on test images and the seconds of training."""
     train = choose(data.train, count, seed)
     test = choose(data.test, TEST_IMAGES // len(data.classes), 0)
-    recipe = gingham.RECIPES[method].replace(seed=seed, size=SIZES[method], validation_images=0)
+    recipe = RECIPES[method].replace(seed=seed, size=SIZES[method], validation_images=0)
     if epochs is not None and method == "finetune":
         recipe = recipe.replace(epochs=epochs)
     started = time.perf_counter()
