@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ def choose(split: gingham.Split, count: int, seed: int) -> gingham.Split:
 
 def measure(
     method: str, data: gingham.DataSplits, count: int, seed: int, weights: Path | None, epochs: float | None
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Train with `count` images per class; return the accuracy on test images and the seconds of training."""
     train = choose(data.train, count, seed)
     test = choose(data.test, TEST_IMAGES // len(data.classes), 0)
@@ -57,7 +58,7 @@ def measure(
     return {"accuracy": gingham.evaluate(run, test).accuracy, "seconds": seconds, "test_images": len(test)}
 
 
-def table(results: dict[str, dict[str, float]], methods: list[str], counts: list[int]) -> list[str]:
+def table(results: dict[str, dict[str, Any]], methods: list[str], counts: list[int]) -> list[str]:
     lines = ["| images per class | " + " | ".join(f"`{method}` | seconds" for method in methods) + " |"]
     lines.append("| ---: |" + " ---: |" * 2 * len(methods))
     for count in counts:
@@ -83,22 +84,23 @@ def main() -> None:
     options = parser.parse_args()
     commit = records.clean_commit()
     retain_freed_memory()
-    name = f"{Path(options.data).name} {commit[:12]}"
     state = read_json(STATE) if STATE.exists() else {}
-    results = state.setdefault(name, {})
+    results = state.setdefault(Path(options.data).name, {})
     for method in options.methods:
         data = gingham.load_data(options.data, validation=0, size=SIZES[method])
         for count in options.counts:
             for seed in range(options.seeds):
                 if (key := f"{method} {count} {seed}") not in results:
                     results[key] = measure(method, data, count, seed, options.weights, options.epochs)
+                    results[key]["commit"] = commit[:12]
                     write_json(STATE, state)
                 print(key, results[key], file=sys.stderr)
     environment = describe_environment(choose_device("auto"))
     tested = next(iter(results.values()))["test_images"]
+    commits = ", ".join(sorted({row["commit"] for row in results.values()}))
     text = f"""# Accuracy with few images per class
 
-Command: `python benchmarks/few_images.py {" ".join(sys.argv[1:])}`, commit {commit[:12]}.
+Command: `python benchmarks/few_images.py {" ".join(sys.argv[1:])}`, commit {commits}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}.
 Data: {Path(options.data).name}, {len(data.classes)} classes; {options.seeds} seeds, each with other images; {tested:,} test images.
 Mean accuracy and the 95 % interval (Student's t) of the mean over seeds; median seconds of `fit`, with features computed anew.
