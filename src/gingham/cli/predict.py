@@ -94,15 +94,14 @@ def _list_folder(folder: Path) -> list[Path]:
 
     If there are none, return the folder, which is then an error.
     """
-    from gingham.data.decode import SUFFIXES
-    from gingham.data.image_folder import walk_files
+    from gingham.data.image_folder import is_image_name, walk_files
     from gingham.text import natural_key
 
     if is_run_folder(folder):
         raise DataError(f"{folder} is a run folder, not a folder of images; to predict with it, give --run {folder}")
     found = list(walk_files(folder, skip=is_run_folder))
     # Figures of --explain are not photos.
-    files = [path for path in found if path.suffix.lower() in SUFFIXES and not path.stem.endswith("-explained")]
+    files = [path for path in found if is_image_name(path) and not path.stem.endswith("-explained")]
     if files and (skipped := len(found) - len(files)):
         print_message(f"{skipped} of {len(found)} files in {folder} skipped: not photos by their names")
     return sorted(files, key=lambda path: [natural_key(part) for part in path.parts]) or [folder]

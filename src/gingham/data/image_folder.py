@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 from gingham.data.decode import SUFFIXES
@@ -42,7 +42,7 @@ def list_folder(folder: Path, label_from: str = "folder") -> tuple[list[Entry], 
     splits = {path: _subfolders(path) for path in folders if path.name.lower() in SPLIT_NAMES}
     splits = {path: class_dirs for path, class_dirs in splits.items() if class_dirs or by_name}
     if splits:
-        if unsorted := [path.name for path in folders if path not in splits and any(map(_is_image, _files_in(path)))]:
+        if unsorted := [p.name for p in folders if p not in splits and any(map(is_image_name, scan_folder(p)[1]))]:
             raise DataError(
                 f"{folder} has images in {', '.join(unsorted[:3])} beside the split folder {next(iter(splits)).name}; "
                 "move them into class folders in train, validation or test, or elsewhere"
@@ -54,7 +54,7 @@ def list_folder(folder: Path, label_from: str = "folder") -> tuple[list[Entry], 
         class_files = {path: list(walk_files(path)) for path in class_dirs}
         files = [file for found in class_files.values() for file in found]
         if by_name:  # other files have no class in their name
-            files = list(filter(_is_image, [*_files_in(root), *files]))
+            files = list(filter(is_image_name, [*scan_folder(root)[1], *files]))
         else:
             odd += [(path, "is a class folder without images") for path, found in class_files.items() if not found]
         for file in files:
@@ -63,8 +63,8 @@ def list_folder(folder: Path, label_from: str = "folder") -> tuple[list[Entry], 
             label = _label(name.partition("/")[2] if splits else name, label_from)
             entries.append(Entry(split, label, name, file))
     for root in (folder, *splits):
-        dead = [path for path in _files_in(root) if path.is_symlink() and not path.exists()]
-        odd += [(path, "is a link to a missing folder") for path in dead if not _is_image(path)]
+        dead = [path for path in scan_folder(root)[1] if path.is_symlink() and not path.exists()]
+        odd += [(path, "is a link to a missing folder") for path in dead if not is_image_name(path)]
     if label_from == "parent":
         repeats = Counter(label.rpartition("/")[2] for label in {entry.label for entry in entries})
         short = {entry.label: leaf for entry in entries if repeats[leaf := entry.label.rpartition("/")[2]] == 1}
@@ -81,22 +81,19 @@ def _label(name: str, label_from: str) -> str:
     return re.sub(rf"{SEPARATORS}\d*{SEPARATORS}$", "", PurePosixPath(name).stem)
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return [path for path, is_folder in scan_folder(folder) if not is_folder]
+def is_image_name(path: PurePath | str) -> bool:
+    """Return whether a path has the extension of an image file."""
+    return PurePath(path).suffix.lower() in SUFFIXES
 
 
 def _subfolders(folder: Path) -> list[Path]:
     """Return the subfolders that may be splits or classes: those that are not hidden and not written by gingham."""
-    return [path for path, is_folder in scan_folder(folder) if is_folder and not _contains_runs(path)]
+    return [path for path in scan_folder(folder)[0] if not _contains_runs(path)]
 
 
 def _contains_runs(folder: Path) -> bool:
     """Return whether a folder is a run or trials, or contains one, such as the folder `runs`, and is not a split."""
-    inner = [] if folder.name.lower() in SPLIT_NAMES else [path for path, is_folder in scan_folder(folder) if is_folder]
+    inner = [] if folder.name.lower() in SPLIT_NAMES else scan_folder(folder)[0]
     return any(map(is_run_folder, [folder, *inner]))
 
 
@@ -111,7 +108,7 @@ def require_outside_classes(out: Path, data: Path) -> None:
     parts = out.relative_to(data).parts
     top = data.joinpath(*parts[:1])
     files = [] if not top.is_dir() or _contains_runs(top) else walk_files(top)
-    if len(parts) not in (1, 2) or any(map(_is_image, files)):
+    if len(parts) not in (1, 2) or any(map(is_image_name, files)):
         raise DataError(
             f"the run folder {out} is among the images of {data}, where it would count as a class or hide one; give "
             "another --out, outside that folder or in a new folder runs of it"
@@ -128,30 +125,26 @@ def walk_files(folder: Path, skip: Callable[[Path], bool] = lambda folder: False
     stack = [folder]
     while stack:
         current = stack.pop()
-        contents = scan_folder(current)
+        folders, files = scan_folder(current)
         status = current.stat()
         if (identity := (status.st_dev, status.st_ino)) not in visited:
             visited.add(identity)
-            yield from (path for path, is_folder in contents if not is_folder)
-            stack += [path for path, is_folder in reversed(contents) if is_folder and not skip(path)]
+            yield from files
+            stack += [path for path in reversed(folders) if not skip(path)]
 
 
-def scan_folder(folder: Path) -> list[tuple[Path, bool]]:
-    """Return the paths in a folder that are not hidden, by name, and whether each is a folder or a link to one."""
+def scan_folder(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the folders, and links to folders, and the files in a folder, each by name, without hidden ones."""
+    contents: tuple[list[Path], list[Path]] = [], []
     try:
         with os.scandir(folder) as entries:
             visible = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in IGNORED]
-            by_name = sorted(visible, key=lambda entry: entry.name)
-            return [(folder / entry.name, _is_folder(entry)) for entry in by_name]
     except FileNotFoundError:
         raise DataError(f"there is no folder {folder}; give a folder of images, or a .csv table that exists") from None
     except OSError as error:
         raise DataError(f"cannot list {folder} ({error.strerror}); check its permissions") from error
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry is a folder or a link to one. A link that cannot be followed is an unreadable file."""
-    try:
-        return entry.is_dir()
-    except OSError:  # such as a link to itself
-        return False
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        # is_dir() of a link that cannot be followed, such as one to itself, raises an error.
+        is_folder = os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # noqa: PTH112
+        contents[not is_folder].append(folder / entry.name)
+    return contents

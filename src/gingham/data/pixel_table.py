@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gingham.data.image_folder import is_image_name
 from gingham.data.memory import require_memory
 from gingham.data.npz import raw_from_numbers, to_labels
 from gingham.data.raw import RawDataset
-from gingham.data.table import DELIMITERS, find_column, is_image_name
+from gingham.data.table import DELIMITERS, find_column
 from gingham.errors import DataError, one_line
 
 FEWEST_COLUMNS = 17  # a label and 4x4 pixels

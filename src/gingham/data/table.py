@@ -8,10 +8,9 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 
-from gingham.data.decode import SUFFIXES
-from gingham.data.image_folder import SPLIT_NAMES, SPLIT_ORDER, Entry, scan_folder
+from gingham.data.image_folder import SPLIT_NAMES, SPLIT_ORDER, Entry, is_image_name, scan_folder
 from gingham.errors import DataError, list_first
 from gingham.io import explain_read_errors
 
@@ -43,9 +42,9 @@ def find_tables(path: Path) -> dict[str, Path]:
     if not path.is_dir():
         return {"train": path} if path.suffix.lower() in TABLE_SUFFIXES and path.exists() else {}
     datasets: dict[str, dict[str, Path]] = defaultdict(dict)
-    for file, is_folder in scan_folder(path):
+    for file in scan_folder(path)[1]:
         name = re.split("[_.-]", file.stem.lower())[-1]
-        if name in SPLIT_NAMES and file.suffix.lower() in TABLE_SUFFIXES and not is_folder:
+        if name in SPLIT_NAMES and file.suffix.lower() in TABLE_SUFFIXES:
             datasets[file.stem[: -len(name)]].setdefault(SPLIT_NAMES[name], file)
     pairs = [tables for tables in datasets.values() if "train" in tables and len(tables) > 1]
     if len(pairs) > 1:
@@ -80,16 +79,11 @@ def find_column(header: list[str], kind: str) -> int | None:
     return next((plain.index(name) for name in COLUMN_NAMES[kind].split() if name in plain), None)
 
 
-def is_image_name(cell: str) -> bool:
-    """Return whether a cell is the path of an image file, so that its line is not one with names of columns."""
-    return PurePath(cell).suffix.lower() in SUFFIXES
-
-
 def _list_table(path: Path, split: str, listed: dict[str, str]) -> list[Entry]:
     """Return the entries of a table. `listed` has the line of each file listed so far, and is extended."""
     rows = _read_rows(path)
     header = rows[0][1] if rows else [""]
-    if is_image_name(header[0]):
+    if is_image_name(header[0]):  # no line with the names of columns
         header = ["path", "label", *header[2:]][: len(header)]
     else:
         rows = rows[1:]
@@ -126,14 +120,13 @@ def _list_table(path: Path, split: str, listed: dict[str, str]) -> list[Entry]:
 
 def _files_beside(folder: Path) -> dict[str, list[Path]]:
     """Return the images in a folder and the folders in it, by their names and paths with and without extension."""
-    files = defaultdict(list)
-    folders = [folder, *(path for path, is_folder in scan_folder(folder) if is_folder)]
-    for file, is_folder in (entry for each in folders for entry in scan_folder(each)):
-        if file.suffix.lower() in SUFFIXES and not is_folder:
-            relative = file.relative_to(folder)
-            for name in {file.name, file.stem, relative.as_posix(), relative.with_suffix("").as_posix()}:
-                files[name].append(file)
-    return files
+    by_name = defaultdict(list)
+    folders, files = scan_folder(folder)
+    for file in filter(is_image_name, [*files, *(file for each in folders for file in scan_folder(each)[1])]):
+        relative = file.relative_to(folder)
+        for name in {file.name, file.stem, relative.as_posix(), relative.with_suffix("").as_posix()}:
+            by_name[name].append(file)
+    return by_name
 
 
 def _read_rows(path: Path) -> list[tuple[int, list[str]]]:
