@@ -101,10 +101,8 @@ def threshold_for_risk(confidence: torch.Tensor, correct: torch.Tensor, risk: fl
     is the measured one, without their margin for small samples.
     """
     high = confidence >= LOWEST_THRESHOLD
-    confidence, correct = confidence[high], correct[high]
-    order = confidence.argsort(descending=True, stable=True)
-    sorted_confidence = confidence[order]
-    errors = (~correct[order]).double().cumsum(0)
+    sorted_confidence, order = confidence[high].sort(descending=True, stable=True)
+    errors = (~correct[high][order]).double().cumsum(0)
     within_risk = errors <= risk * torch.arange(1, len(order) + 1) + 1e-9
     # Predictions of equal confidence are on the same side of the threshold.
     ends = torch.cat([sorted_confidence[1:] < sorted_confidence[:-1], torch.ones(1, dtype=torch.bool)])
