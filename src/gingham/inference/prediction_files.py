@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -66,7 +65,7 @@ class ImageSorter:
             )
         self.folder, self.names = folder, dict(zip(classes, folder_names(classes), strict=True))
         self.sources: dict[Path, str] = {}  # the image behind each file that is there
-        self.counts: Counter[str] = Counter()
+        self.counts = {"copied": 0, "already there": 0, "not copied": 0}
 
     def add(self, prediction: ImagePrediction) -> None:
         """Copy the image of a prediction, unless its file is missing or cannot be opened."""
@@ -91,9 +90,7 @@ class ImageSorter:
             return
 
     def __str__(self) -> str:
-        counts = [
-            f"{self.counts[key]:,} {key}" for key in ("copied", "already there", "not copied") if self.counts[key]
-        ]
+        counts = [f"{number:,} {outcome}" for outcome, number in self.counts.items() if number]
         return f"sorted into {self.folder}: {', '.join(counts)}"
 
 
