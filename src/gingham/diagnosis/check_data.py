@@ -1,6 +1,5 @@
 """Check a dataset for problems: duplicates, wrong labels, odd files, and missing or rare classes."""
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -10,6 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from gingham.data.decode import UNREADABLE
 from gingham.data.image_files import count_formats
+from gingham.data.image_hashes import hash_images
 from gingham.data.sampler import limit_count
 from gingham.data.similarity import NEAR_DUPLICATE_CORRELATION, near_duplicates, normalized_vectors
 from gingham.data.splits import DataSplits, Split
@@ -51,8 +51,7 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
         *label_issues,
         *_check_classes(data, splits),
         *check_balance(data.train),
-        *_check_constant(splits),
-        *_check_range(splits),
+        *_check_pixels(splits),
         *_check_duplicates(data, splits, exact, "exact"),
         *_check_duplicates(data, splits, _near_duplicates(splits, exact), "near"),
         *([] if label_issues else _check_single_labels(data)),
@@ -82,25 +81,19 @@ def _check_classes(data: DataSplits, splits: Sequence[Split]) -> Iterator[Issue]
             yield Issue("missing-classes", title, f"it has no image of {names}", fix)
 
 
-def _check_constant(splits: Sequence[Split]) -> Iterator[Issue]:
-    constant: list[ImageIndex] = []
-    for split in splits:
-        pixels = split.images.flatten(1)
-        constant += [(split.name, k) for k in (pixels.amax(dim=1) == pixels.amin(dim=1)).nonzero().flatten().tolist()]
+def _check_pixels(splits: Sequence[Split]) -> Iterator[Issue]:
+    darkest = torch.cat([split.images.flatten(1).amin(dim=1) for split in splits]).double()
+    brightest = torch.cat([split.images.flatten(1).amax(dim=1) for split in splits]).double()
+    images = _image_indices(splits)
+    constant = [images[k] for k in (darkest == brightest).nonzero().flatten().tolist()]
     if constant:
         title = f"{plural(len(constant), 'image')} with the same value in all pixels"
         fix = "remove them, or find out what went wrong when they were created"
-        images = tuple((image,) for image in constant[:MAX_LISTED])
-        yield Issue("constant-images", title, _image_names(splits, constant), fix, images)
-
-
-def _check_range(splits: Sequence[Split]) -> Iterator[Issue]:
+        listed = tuple((image,) for image in constant[:MAX_LISTED])
+        yield Issue("constant-images", title, _image_names(splits, constant), fix, listed)
     # Quantiles, so that a few images with a white dot, such as a hot pixel of a camera, do not hide that the others are
     # too dark. They are not interpolated: of fewer than 100 images, a single one would raise them.
-    low = torch.cat([split.images.flatten(1).amin(dim=1) for split in splits]).double()
-    low = low.quantile(0.01, interpolation="higher")
-    high = torch.cat([split.images.flatten(1).amax(dim=1) for split in splits]).double()
-    high = high.quantile(0.99, interpolation="lower")
+    low, high = darkest.quantile(0.01, interpolation="higher"), brightest.quantile(0.99, interpolation="lower")
     if 0 < (share := float(high - low) / 255) < MIN_RANGE:
         evidence = f"their values are between {low:.0f} and {high:.0f}, out of 0 to 255"
         fix = "create them again from their source, with values up to 255 (65535 in 16-bit files)"
@@ -109,10 +102,10 @@ def _check_range(splits: Sequence[Split]) -> Iterator[Issue]:
 
 def _exact_duplicates(splits: Sequence[Split]) -> Groups:
     """Return the groups of two or more images with the same pixels."""
-    by_hash: dict[bytes, list[ImageIndex]] = defaultdict(list)
+    by_hash: dict[int, list[ImageIndex]] = defaultdict(list)
     for split in splits:
-        for index, image in enumerate(split.images.numpy()):
-            by_hash[hashlib.blake2b(image.tobytes(), digest_size=16).digest()].append((split.name, index))
+        for index, image_hash in enumerate(hash_images(split.images).tolist()):
+            by_hash[image_hash].append((split.name, index))
     return [tuple(group) for group in by_hash.values() if len(group) > 1]
 
 
