@@ -20,6 +20,7 @@ from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
 GARMENTS = set(REGISTRY["fashion-mnist"].classes)
+Images = Sequence[str | Path | Image.Image]  # files, or images opened with Pillow
 PREPARE_MODES = ("auto", "none", "photo")
 
 
@@ -47,9 +48,7 @@ class ImagePrediction:
         return values | {"steps": [{"step": step.name, "note": step.note} for step in self.prepared.steps]}
 
 
-def predict(
-    run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto", *, keep_steps: bool = True
-) -> list[ImagePrediction]:
+def predict(run: Run, images: Images, prepare: str = "auto", *, keep_steps: bool = True) -> list[ImagePrediction]:
     """Return a prediction for each image, a file or an image opened with Pillow, in order.
 
     `prepare` "auto" uses an image of the model's own size and colours unchanged, and prepares any other as the training
@@ -69,9 +68,7 @@ def predict(
     return to_predictions(run.model, _names(images), results, mean_probabilities(run.model, prepared))
 
 
-def embed(
-    run: Run, images: Sequence[str | Path | Image.Image], prepare: str = "auto"
-) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
+def embed(run: Run, images: Images, prepare: str = "auto") -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
     """Return the features of images, float32 (N, D), with their names, and the errors of the files left out.
 
     The features are the inputs of the network's last linear layer. Images that it treats as similar have similar ones.
@@ -88,13 +85,11 @@ def embed(
     return array, [name for name, _ in found], [str(error) for _, error in pairs if isinstance(error, DataError)]
 
 
-def _names(images: Sequence[str | Path | Image.Image]) -> list[str]:
+def _names(images: Images) -> list[str]:
     return [f"image {k}" if isinstance(image, Image.Image) else str(image) for k, image in enumerate(images, 1)]
 
 
-def _prepare_images(
-    run: Run, images: Sequence[str | Path | Image.Image], prepare: str, *, keep_steps: bool
-) -> list[PreparedPhoto | DataError]:
+def _prepare_images(run: Run, images: Images, prepare: str, *, keep_steps: bool) -> list[PreparedPhoto | DataError]:
     """Return each image prepared as the model's input, in threads, or its error."""
     if prepare not in PREPARE_MODES:
         raise GinghamError(f"prepare got {prepare!r}; allowed: {', '.join(PREPARE_MODES)}")
