@@ -41,8 +41,7 @@ class PreparedPhoto:
     @property
     def image(self) -> ImageArray:
         """The first framing, uint8 (C, H, W): the one that is shown."""
-        first: ImageArray = self.framings[0]
-        return first
+        return np.asarray(self.framings[0])
 
     @property
     def notes(self) -> list[str]:
@@ -63,11 +62,9 @@ def open_photo(
         DataError: the file is missing, not an image, damaged, or has more than `max_pixels` pixels (default: 120
         million).
     """
-    display_name = name or ("the image" if isinstance(file, bytes) else str(file))
+    name = name or ("the image" if isinstance(file, bytes) else str(file))
     if isinstance(file, Path) and os.path.isdir(file):  # noqa: PTH112  # is_dir() raises for a name that is too long
-        raise DataError(
-            f"{display_name} is a folder; give images in it of the formats {FORMAT_LIST}, or a folder with some"
-        )
+        raise DataError(f"{name} is a folder; give images in it of the formats {FORMAT_LIST}, or a folder with some")
     try:
         with open_image(file) as image:
             if decoded_pixels(image) <= max_pixels:
@@ -76,18 +73,16 @@ def open_photo(
     except Image.DecompressionBombError:  # Pillow's own limit applies first if it is lower
         size = "far too many pixels"
     except FileNotFoundError:
-        remedy = (
-            "download it first" if display_name.startswith(("http:", "https:")) else f"give an image: {FORMAT_LIST}"
-        )
-        raise DataError(f"there is no file {display_name}; {remedy}") from None
+        remedy = "download it first" if name.startswith(("http:", "https:")) else f"give an image: {FORMAT_LIST}"
+        raise DataError(f"there is no file {name}; {remedy}") from None
     # On a damaged file Pillow raises errors of nearly any type, including AssertionError and MemoryError.
     except Exception as error:
-        reason = one_line(error).replace(display_name, "").strip(" '")
+        reason = one_line(error).replace(name, "").strip(" '")
         raise DataError(
-            f"cannot read {display_name} as an image ({reason}); give a file of the formats {FORMAT_LIST}"
+            f"cannot read {name} as an image ({reason}); give a file of the formats {FORMAT_LIST}"
         ) from error
     allowed = f"allowed: {max_pixels:,} in all; make it smaller: 1000 on each side are enough"
-    raise DataError(f"{display_name} has {size}; {allowed}")
+    raise DataError(f"{name} has {size}; {allowed}")
 
 
 def _to_upright_rgb(image: Image.Image, grey_bits: int) -> Image.Image:
