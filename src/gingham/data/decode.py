@@ -7,7 +7,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -101,11 +101,10 @@ def to_8_bit(image: Image.Image, grey_bits: int = 16) -> Image.Image:
     return image.convert("L" if grey else "RGB")
 
 
-def _border_colour(image: Image.Image) -> int | tuple[int, ...]:
-    pixels = np.asarray(image)
+def _border_colour(image: Image.Image) -> tuple[int, ...]:
+    pixels = np.atleast_3d(np.asarray(image))
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    colour = np.median(border, axis=0).round().astype(int)
-    return int(colour) if image.mode == "L" else tuple(colour.tolist())
+    return tuple(np.median(border, axis=0).round().astype(int).tolist())
 
 
 def open_image(file: Path | bytes) -> Image.Image:
@@ -236,8 +235,8 @@ def decode_images(files: Sequence[Path], images: npt.NDArray[np.uint8], title: s
     """
     count, grey, transient, largest = 0, True, False, 0
     issues, sizes = list[tuple[int, str]](), set[tuple[int, int] | None]()
-    decode = partial(_decode_file, side=images.shape[-1], grey_bits=bits)
-    results = tqdm(_decode_in_threads(decode, files), title, len(files), unit=" images", disable=None, leave=False)
+    decoded = _decode_in_threads(files, images.shape[-1], bits)
+    results = tqdm(decoded, title, len(files), unit=" images", disable=None, leave=False)
     for index, (pixels, reason, may_change, largest_value, size) in enumerate(results):
         sizes.add(size)
         if reason:
@@ -286,28 +285,26 @@ def _find_issue(image: Image.Image, file: Path, side: int) -> str | None:
     return None
 
 
-def _decode_in_threads(
-    decode: Callable[[Path, Path | bytes], DecodedFile], files: Sequence[Path]
-) -> Iterator[DecodedFile]:
+def _decode_in_threads(files: Sequence[Path], side: int, grey_bits: int) -> Iterator[DecodedFile]:
     """Yield the decoded files, in order.
 
-    `decode` is called with the file and, if the file is small, with its content. Threads read small files at the
-    same time, many per task, but decode them in turn: most of the work is Python's, and threads that compete for its
-    lock take up to four times as long. Larger files are decoded at the same time: Pillow releases the lock.
+    Threads read small files at the same time, many per task, but decode them in turn: most of the work is Python's, and
+    threads that compete for its lock take up to four times as long. Larger files are decoded at the same time: Pillow
+    releases the lock.
     """
     with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:
         for start in range(0, len(files), GROUP_SIZE):
             group = files[start : start + GROUP_SIZE]
             size = TASK_SIZE if isinstance(_read_small(group[0]), bytes) else 1
             tasks = [group[first : first + size] for first in range(0, len(group), size)]
-            for results in pool.map(partial(_decode_some, decode), tasks):
+            for results in pool.map(partial(_decode_some, side=side, grey_bits=grey_bits), tasks):
                 yield from results
 
 
-def _decode_some(decode: Callable[[Path, Path | bytes], DecodedFile], files: Sequence[Path]) -> list[DecodedFile]:
+def _decode_some(files: Sequence[Path], side: int, grey_bits: int) -> list[DecodedFile]:
     contents = [_read_small(file) for file in files]
     with _SMALL_FILES_LOCK if len(files) > 1 else contextlib.nullcontext():
-        return [decode(file, content) for file, content in zip(files, contents, strict=True)]
+        return [_decode_file(file, content, side, grey_bits) for file, content in zip(files, contents, strict=True)]
 
 
 def _read_small(file: Path) -> Path | bytes:
