@@ -129,9 +129,7 @@ def augment(
     return _apply_draws(images, indices, recipe, epoch, draws)
 
 
-def augment_batches(
-    images: Tensor, batches: Sequence[Tensor], recipe: Recipe, epoch: int, step: int
-) -> Sequence[Tensor]:
+def augment_batches(images: Tensor, batches: list[Tensor], recipe: Recipe, epoch: int, step: int) -> Sequence[Tensor]:
     """Augment consecutive batches of one epoch at once, with the same results as `augment`; `step` is the first one's.
 
     `images` is uint8 (N, C, H, W), the images of all `batches`, int64 (B,) each, in order. A GPU augments a batch in
@@ -142,7 +140,7 @@ def augment_batches(
     sizes = [len(batch) for batch in batches]
     step_draws = [_draws(recipe, batch_step, size) for batch_step, size in enumerate(sizes, step)]
     all_draws = {name: torch.cat([draws[name] for draws in step_draws]) for name in step_draws[0]}
-    return torch.split(_apply_draws(images, torch.cat(list(batches)), recipe, epoch, all_draws), sizes)
+    return torch.split(_apply_draws(images, torch.cat(batches), recipe, epoch, all_draws), sizes)
 
 
 def _draws(recipe: Recipe, step: int, count: int) -> dict[str, Tensor]:
