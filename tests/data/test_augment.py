@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gingham import Recipe
-from gingham.data.augment import apply_cutmix, augment, cutmix_boxes, flip, shift
+from gingham.data.augment import augment, cutmix_boxes, flip, mix_images, shift
 
 
 def make_images(count=7, channels=3, height=9, width=8):
@@ -137,19 +137,19 @@ def test_cutmix_boxes_matches_a_loop_over_pixels(channels):
 def test_cutmix_boxes_partners_and_shares():
     images = torch.arange(1, 201, dtype=torch.uint8)[:, None, None, None].expand(200, 1, 28, 28)
     recipe = Recipe(cutmix=0.5)
-    mixed, partners, shares = apply_cutmix(images, recipe, step=3)
-    repeated = apply_cutmix(images, recipe, step=3)
+    mixed, partners, shares = mix_images(images, recipe, step=3)
+    repeated = mix_images(images, recipe, step=3)
     assert all(torch.equal(first, second) for first, second in zip((mixed, partners, shares), repeated, strict=True)), (
         "the draws depend on seed and step only"
     )
-    assert not torch.equal(partners, apply_cutmix(images, recipe, step=4)[1])
-    assert not torch.equal(partners, apply_cutmix(images, recipe.replace(seed=1), step=3)[1])
+    assert not torch.equal(partners, mix_images(images, recipe, step=4)[1])
+    assert not torch.equal(partners, mix_images(images, recipe.replace(seed=1), step=3)[1])
     assert sorted(partners.tolist()) == list(range(200))
     assert torch.allclose(
         (mixed == images).float().mean(dim=(1, 2, 3)), torch.where(partners == torch.arange(200), 1.0, shares)
     )
     assert ((mixed == images) | (mixed == images[partners])).all()
     assert 70 < int((shares < 1).sum()) < 115, "half of them, except for boxes smaller than a pixel"
-    assert (apply_cutmix(images, Recipe(cutmix=0.0), step=3)[2] == 1).all()
-    all_shares = torch.cat([apply_cutmix(images, Recipe(cutmix=1.0), step)[2] for step in range(50)])
+    assert (mix_images(images, Recipe(cutmix=0.0), step=3)[2] == 1).all()
+    all_shares = torch.cat([mix_images(images, Recipe(cutmix=1.0), step)[2] for step in range(50)])
     assert 0.6 < float(all_shares.mean()) < 0.75, "above a half, because the border cuts boxes off"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import gingham
-from gingham.data.augment import apply_mixup
+from gingham.data.augment import mix_images
 from gingham.data.photo_transforms import transform_photos
 
 # Each changes images; the second value leaves them as they are.
@@ -103,14 +103,14 @@ def test_the_generators_of_the_caller_are_left_as_they_are():
     images = smooth_photos()
     original = images.clone()
     transform(images, EVERYTHING)
-    apply_mixup(images, gingham.Recipe(mixup=0.5), 0)
+    mix_images(images, gingham.Recipe(mixup=0.5), 0)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(images, original)
 
 
 def test_mixup_blends_each_image_with_its_partner_by_its_share():
     images = smooth_photos(count=200)
-    mixed, partners, shares = apply_mixup(images, gingham.Recipe(mixup=0.6), step=3)
+    mixed, partners, shares = mix_images(images, gingham.Recipe(mixup=0.6), step=3)
     assert mixed.dtype == torch.uint8
     assert sorted(partners.tolist()) == list(range(200))
     for k in range(200):
@@ -126,15 +126,15 @@ def test_mixup_blends_each_image_with_its_partner_by_its_share():
 
 def test_mixup_of_all_or_no_images():
     images = smooth_photos(count=40)
-    assert (apply_mixup(images, gingham.Recipe(mixup=1.0), 0)[2] < 1).all()
+    assert (mix_images(images, gingham.Recipe(mixup=1.0), 0)[2] < 1).all()
     none = gingham.Recipe(mixup=1e-9)
-    assert torch.equal(apply_mixup(images, none, 0)[0], images)
+    assert torch.equal(mix_images(images, none, 0)[0], images)
 
 
 def test_mixup_draws_depend_on_seed_and_step():
     images = smooth_photos()
     first, again, step, seed = (
-        apply_mixup(images, gingham.Recipe(mixup=1.0, seed=seed), step)[2]
+        mix_images(images, gingham.Recipe(mixup=1.0, seed=seed), step)[2]
         for seed, step in ((0, 0), (0, 0), (0, 1), (1, 0))
     )
     assert torch.equal(first, again)

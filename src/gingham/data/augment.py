@@ -64,18 +64,26 @@ def cutmix_boxes(images: Tensor, partners: Tensor, boxes: Tensor) -> tuple[Tenso
     return torch.where(inside, images[partners], images), shares
 
 
-def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply CutMix to a training batch; return the images, the partner of each, and the share of each that remains.
+def mix_images(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply CutMix or mixup to a training batch; return the images, the partner of each, and the share that remains.
 
-    `images` is uint8 (B, C, H, W), the whole batch. The recipe's `cutmix` is the share of the batch that gets a box.
-    Partners are int64 (B,), shares float (B,), 1 if nothing was pasted. The share that a box covers is uniformly
-    distributed, and boxes are clipped at the border. The draws depend only on the recipe's seed and `step`.
+    `images` is uint8 (B, C, H, W), the whole batch. The recipe's `cutmix` is the share of the batch that gets a box of
+    its partner, `mixup` the share that is blended with it; only one of them is set. Partners are int64 (B,), shares
+    float (B,), 1 for an image that is not mixed. The share that a box covers, and that of a blended image, is uniformly
+    distributed. Boxes are clipped at the border. The draws depend only on the recipe's seed and `step`.
 
-        images, partners, shares = apply_cutmix(batch, recipe, step=0)
+        images, partners, shares = mix_images(batch, recipe, step=0)
+
+    Sources: Yun et al., "CutMix" (arXiv 1905.04899); Zhang et al., "mixup" (arXiv 1710.09412).
     """
     count, (height, width) = len(images), images.shape[2:]
     generator = torch.Generator().manual_seed(zlib.crc32(f"mix {recipe.seed} {step}".encode()))
     partners = torch.randperm(count, generator=generator).to(images.device)
+    if recipe.mixup:
+        chance, shares = torch.rand(2, count, generator=generator).to(images.device)
+        shares = torch.where(chance < recipe.mixup, shares, 1.0)
+        blended = torch.lerp(images[partners].float(), images.float(), shares[:, None, None, None])
+        return blended.round().to(torch.uint8), partners, shares
     chance, box_shares, *centres = torch.rand(4, count, generator=generator)
     side = box_shares.sqrt() * (chance < recipe.cutmix)  # 0: an empty box
     edges = [
@@ -85,26 +93,6 @@ def apply_cutmix(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Ten
     ]
     mixed, shares = cutmix_boxes(images, partners, torch.stack(edges, dim=1).to(images.device))
     return mixed, partners, shares
-
-
-def apply_mixup(images: Tensor, recipe: Recipe, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Blend images of a training batch; return the images, the partner of each, and the share of each that remains.
-
-    `images` is uint8 (B, C, H, W), the whole batch. The recipe's `mixup` is the share of the batch that is blended.
-    The shares are uniformly distributed, and returned as by `apply_cutmix`. The draws depend only on the recipe's seed
-    and `step`.
-
-        images, partners, shares = apply_mixup(batch, recipe, step=0)
-
-    Source: Zhang et al., "mixup" (arXiv 1710.09412).
-    """
-    count = len(images)
-    generator = torch.Generator().manual_seed(zlib.crc32(f"mix {recipe.seed} {step}".encode()))
-    partners = torch.randperm(count, generator=generator).to(images.device)
-    chance, shares = torch.rand(2, count, generator=generator).to(images.device)
-    shares = torch.where(chance < recipe.mixup, shares, 1.0)
-    blended = torch.lerp(images[partners].float(), images.float(), shares[:, None, None, None])
-    return blended.round().to(torch.uint8), partners, shares
 
 
 def augment(

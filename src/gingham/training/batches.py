@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from gingham.data.augment import apply_cutmix, apply_mixup, augment, augment_batches
+from gingham.data.augment import augment, augment_batches, mix_images
 from gingham.data.augment_photos import num_simulated, simulate_photos
 from gingham.data.photo_transforms import transform_photos
 from gingham.data.sampler import Sampler
@@ -150,7 +150,7 @@ class BatchLoader:
                 is_photo = torch.arange(count, device=self.device) < num_simulated(count, recipe)
                 distill_mask = (~is_photo).float()[shard]
         elif recipe.mixes:  # no recipe has both
-            drawn, partners, mix_weight = (apply_cutmix if recipe.cutmix else apply_mixup)(drawn, recipe, step)
+            drawn, partners, mix_weight = mix_images(drawn, recipe, step)
             drawn, mixed_labels, mix_weight = drawn[shard], labels[indices[partners]][shard], mix_weight[shard]
         indices = indices[shard]
         return Batch(drawn, labels[indices], mixed_labels, mix_weight, distill_mask, indices, weight)
