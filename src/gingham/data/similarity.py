@@ -25,8 +25,7 @@ def normalized_vectors(images: torch.Tensor) -> torch.Tensor:
             scale = MAX_SIDE / largest
             pixels = F.interpolate(pixels, scale_factor=scale, mode="area", recompute_scale_factor=True)
         pixels = pixels.flatten(1)
-        pixels = pixels - pixels.mean(dim=1, keepdim=True)
-        rows.append(pixels / pixels.norm(dim=1, keepdim=True).clamp(min=1e-3))
+        rows.append(F.normalize(pixels - pixels.mean(dim=1, keepdim=True), eps=1e-3))
     return torch.cat(rows)
 
 
