@@ -54,8 +54,7 @@ class Gallery:
     def nearest(self, query: torch.Tensor, count: int) -> list[int]:
         """Return the indices of the `count` images most similar to one with features `query` (D,), best first."""
         similarities = F.cosine_similarity(query[None], self.features)
-        indices: list[int] = similarities.topk(min(count, len(similarities))).indices.tolist()
-        return indices
+        return similarities.topk(min(count, len(similarities))).indices.tolist()
 
 
 def gallery(model: Classifier, train: Split | None, count: int) -> Gallery | None:

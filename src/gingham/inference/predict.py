@@ -78,11 +78,11 @@ def embed(run: Run, images: Images, prepare: str = "auto") -> tuple[npt.NDArray[
     """
     require_types("embed", run=(run, Run))
     results = _prepare_images(run, images, prepare, keep_steps=False)
-    pairs = list(zip(_names(images), results, strict=True))
+    pairs = zip(_names(images), results, strict=True)
     found = [(name, photo) for name, photo in pairs if isinstance(photo, PreparedPhoto)]
     rows = [features(run.model, torch.tensor(photo.framings)).mean(dim=0) for _, photo in found]
     array = torch.stack(rows).numpy() if rows else np.empty((0, 0), np.float32)
-    return array, [name for name, _ in found], [str(error) for _, error in pairs if isinstance(error, DataError)]
+    return array, [name for name, _ in found], [str(error) for error in results if isinstance(error, DataError)]
 
 
 def _names(images: Images) -> list[str]:

@@ -253,8 +253,7 @@ def _component_areas(mask: ImageArray, connectivity: int) -> npt.NDArray[np.int3
     """Return for each pixel the area of its connected component in a mask, 0 outside of the mask."""
     _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
     stats[0] = 0  # component 0 is the background
-    areas: npt.NDArray[np.int32] = stats[:, cv2.CC_STAT_AREA][components]
-    return areas
+    return np.asarray(stats[:, cv2.CC_STAT_AREA][components])
 
 
 def _is_negative(colour: ImageArray, mask: Mask) -> bool:
