@@ -59,14 +59,12 @@ def check_data(data: DataSplits, odd_files: Sequence[tuple[str, str]] = ()) -> l
 
 
 def _check_files(odd_files: Sequence[tuple[str, str]]) -> Iterator[Issue]:
-    unreadable = [row for row in odd_files if row[1].startswith(UNREADABLE)]
-    odd = [row for row in odd_files if row not in unreadable]
     remove = "remove them, or replace those that should be images"
-    for rows, code, title, fix in (
-        (unreadable, "unreadable-files", "not readable as images", remove),
-        (odd, "odd-files", "odd", "check whether they are the files that you meant"),
+    for unreadable, code, title, fix in (
+        (True, "unreadable-files", "not readable as images", remove),
+        (False, "odd-files", "odd", "check whether they are the files that you meant"),
     ):
-        if rows:
+        if rows := [row for row in odd_files if row[1].startswith(UNREADABLE) == unreadable]:
             evidence = f"{count_formats(name for name, _ in rows)}: {list_first([' '.join(row) for row in rows], 8)}"
             yield Issue(code, f"{_count_are(len(rows), 'file')} {title}", evidence, fix)
 
