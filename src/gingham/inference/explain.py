@@ -54,14 +54,13 @@ def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: 
     names, probabilities = zip(*top, strict=True)
     pale = tuple(0.5 + channel / 2 for channel in to_rgb(BLUE))
     axes = figure.add_axes((0.115, 0.07, 0.2, 0.33))
-    axes.barh(range(len(top)), probabilities, color=[BLUE] + [pale] * (len(top) - 1))
+    bars = axes.barh(range(len(top)), probabilities, color=[BLUE] + [pale] * (len(top) - 1))
+    axes.bar_label(bars, [f"{probability:.0%}" for probability in probabilities], padding=3, fontsize=9, color=INK)
     axes.set_yticks(range(len(top)), [name[:14] for name in names], fontsize=9, color=INK)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    for row, probability in enumerate(probabilities):
-        axes.text(probability + 0.02, row, f"{probability:.0%}", va="center", fontsize=9, color=INK)
     if 0 < threshold <= 1:
         axes.axvline(threshold, color=INK, lw=0.9, ls=":")
         axes.text(threshold, len(top) - 0.42, '"not sure" below', fontsize=7.5, color=INK, ha="center", va="top")
