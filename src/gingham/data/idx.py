@@ -60,8 +60,7 @@ def read_idx_folder(folder: Path) -> list[Pixels]:
     """
     arrays = []
     for name in IDX_FILES:
-        path = find_idx(folder, name)
-        if path is None:
+        if (path := find_idx(folder, name)) is None:
             raise DataError(f"{folder / name} is missing, and so is {name}.gz; a dataset needs {', '.join(IDX_FILES)}")
         arrays.append(read_idx(path, dimensions=3 if "images" in name else 1))
     return arrays

@@ -105,8 +105,8 @@ def _read_user_data(name: str, size: int, skip_unreadable: bool, label_from: str
         raw = read_npz(path)
     elif cifar := find_cifar(path):
         return raw_from_arrays(read_cifar(cifar), REGISTRY["cifar-10"].classes, path)
-    elif path.is_dir():
-        arrays = read_idx_folder(find_idx_folder(path) or path)
+    elif folder := find_idx_folder(path):
+        arrays = read_idx_folder(folder)
         num_classes = int(max(arrays[1].max(), arrays[3].max())) + 1
         return raw_from_arrays(arrays, tuple(map(str, range(num_classes))), path)
     else:
