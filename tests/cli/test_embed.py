@@ -49,7 +49,7 @@ def test_unreadable_files_are_named_and_the_others_written(command, images):
 def test_a_file_that_exists_is_not_overwritten(command, images):
     (command.folder / "mine.npz").write_bytes(b"precious")
     done = command("embed", images, "--out", "mine.npz", code=2)
-    assert "already exists" in done.stderr
+    assert "mine.npz already exists; give another file, or remove it first" in done.stderr
     assert (command.folder / "mine.npz").read_bytes() == b"precious"
     assert "does not end in .npz" in command("embed", images, "--out", "mine.csv", code=2).stderr
     assert "there is no file" in command("embed", "nothing.png", "--out", "new.npz", code=2).stderr

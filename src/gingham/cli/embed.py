@@ -28,8 +28,9 @@ def embed(
     from gingham.io import atomic_write
 
     if out.suffix.lower() != ".npz" or os.path.lexists(out):
-        reason = "already exists" if os.path.lexists(out) else "does not end in .npz"
-        raise GinghamError(f"--out {out} {reason}; give a new file, such as features.npz")
+        if os.path.lexists(out):
+            raise GinghamError(f"--out {out} already exists; give another file, or remove it first")
+        raise GinghamError(f"--out {out} does not end in .npz; give a new file, such as features.npz")
     trained, files = load_run_or_packaged(run, model), list_files(images)
     groups = [files[start : start + GROUP_SIZE] for start in range(0, len(files), GROUP_SIZE)]
     bar = tqdm(groups, disable=None if len(groups) > 1 else True, leave=False)
