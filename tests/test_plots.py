@@ -74,6 +74,19 @@ def test_charts_in_svg_take_their_colours_from_the_page_and_escape_texts(small_r
         assert "#" not in chart.replace("url(#", "").replace('href="#', ""), "a colour that has no dark variant"
 
 
+def test_long_titles_and_names_are_not_cut_off(small_run, tmp_path):
+    title = "81.97% of 61 validation images right; each row in percent"
+    pixels = read_pixels(draw_confusion([[1, 0], [0, 1]], ["cardboard", "glass"], title, tmp_path / "confusion.png"))
+    assert (pixels[:, -4:] == pixels[0, 0]).all()
+    _, data = small_run
+    images, labels, classes = contact_sheet_arguments(data)[:3]
+    names = ["Brown-Cap-Mushroom", *classes[1:]]
+    pixels = read_pixels(
+        draw_contact_sheet(images, labels, names, *contact_sheet_arguments(data)[3:], tmp_path / "sheet.png")
+    )
+    assert (pixels[:, :4] == pixels[0, 0]).all()
+
+
 def test_only_gingham_figures_are_overwritten(small_run, tmp_path):
     _, data = small_run
     path = tmp_path / "holiday.png"

@@ -7,6 +7,7 @@ import io
 import logging
 import re
 import sys
+import textwrap
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +53,7 @@ def draw_contact_sheet(
     grid = figure.subplots(len(shown), per_class, squeeze=False)
     for row, label in enumerate(shown):
         first, indices = grid[row, 0], (labels == row).nonzero().flatten()[:per_class].tolist()
-        text = label if len(label) <= 18 else f"{label[:9]}…{label[-8:]}"  # more would be cut off
+        text = label if len(label) <= 16 else f"{label[:8]}…{label[-7:]}"  # more would be cut off
         first.text(-0.15, 0.5, text, transform=first.transAxes, ha="right", va="center", fontsize=11, color=INK)
         for axes, index in zip(grid[row], indices, strict=False):
             draw_image(axes, images[index])
@@ -212,7 +213,9 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
             color = PAPER if shares[row, column] > 55 else INK
             axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", fontsize=9, color=color)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, loc="left", fontsize=12, color=INK, weight="bold")
+    # Of the whole figure, not of the axes: with few classes the axes are narrower than the title.
+    lines = textwrap.fill(title, int(9 * figure.get_figwidth()))
+    figure.suptitle(lines, x=0.02, ha="left", fontsize=12, color=INK, weight="bold")
     return write_figure(figure, file)
 
 
