@@ -58,7 +58,7 @@ def test_photos_without_pretrained_weights_are_trained_from_scratch_at_64_pixels
     assert recipe == FAST.replace(size=64)
     assert reason == (
         "80 colour images of about 96x72 pixels, but cannot download the pretrained weights (no network): recipe fast, "
-        "a small network from scratch, at 64x64 pixels"
+        "a small network from scratch, at 64x64 pixels; to start from the pretrained weights, connect to the internet"
     )
 
 

@@ -68,9 +68,10 @@ def auto_recipe(
         find_weights(backbone, weights, say)
     except GinghamError as error:
         scratch = scratch.replace(size=SCRATCH_SIDE)
-        reason = str(error).partition(";")[0]
-        side = f"{SCRATCH_SIDE}x{SCRATCH_SIDE}"
-        return scratch, f"{images}, but {reason}: recipe {scratch.name}, a small network from scratch, at {side} pixels"
+        reason, _, remedy = str(error).partition("; ")
+        choice = f"recipe {scratch.name}, a small network from scratch, at {SCRATCH_SIDE}x{SCRATCH_SIDE} pixels"
+        advice = f"; to start from the pretrained weights, {remedy}" if remedy else ""
+        return scratch, f"{images}, but {reason}: {choice}{advice}"
     why = f"a classifier on the features of {backbone}, which was trained on ImageNet"
     return frozen, f"{images} are photos: recipe {frozen.name}, {why} (--finetune: slower and more accurate)"
 
