@@ -54,8 +54,8 @@ def require_unseen(start: Run | None, data: DataSplits, say: Callable[[str], Non
             f"{name} was trained on {count} of the {len(data.test)} test images of {data.name}, so the test accuracy "
             "would be too high; put the images into train and test folders, where they stay, or leave out --from"
         )
-    held_out = data.validation
-    if held_out is not None and (count := int(torch.isin(hash_images(held_out.images), seen).sum())):
+    held_out, trained = data.validation, start.image_hashes.get("train", seen[:0])
+    if held_out is not None and (count := int(torch.isin(hash_images(held_out.images), trained).sum())):
         say(
             f"warning: {name} was trained on {count} of the {len(held_out)} validation images, so the validation "
             "accuracy is too high; judge by the test split"
