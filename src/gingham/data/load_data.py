@@ -161,7 +161,10 @@ def _apply_class_names(raw: RawDataset, classes: tuple[str, ...], name: str) -> 
 def _require_classes(classes: tuple[str, ...], name: str) -> None:
     if not FEWEST_CLASSES <= len(classes) <= MOST_CLASSES:
         allowed = f"{FEWEST_CLASSES} to {MOST_CLASSES:,}"
-        raise DataError(f"{name} has {plural(len(classes), 'class')}; allowed: {allowed}; give each a folder or label")
+        raise DataError(
+            f"{name} has {plural(len(classes), 'class')}; allowed: {allowed}; give each a folder or label, or, if the "
+            "class folders are in other folders, give label_from='parent' (--label-from parent)"
+        )
     for label in classes:
         if not is_plain_name(label):
             raise DataError(f"{name} has a class named {label!r}; rename it, to printable UTF-8 text on one line")
