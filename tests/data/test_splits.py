@@ -51,7 +51,9 @@ def test_a_validation_split_of_all_images_is_an_error(fashion_mnist_folder):
 def test_at_most_a_fifth_of_a_users_data_is_held_out(quadrants):
     data = load_data(str(quadrants))
     assert (len(data.train), len(data.validation)) == (240, 60)
-    assert data.notes == ("60 of the 300 training images are held out for validation, a fifth, not 5000",)
+    assert data.notes == (
+        "60 of the 300 training images are held out for validation (at most a fifth; validation_images is 5000)",
+    )
     assert load_data(str(quadrants), validation=60).notes == ()
 
 

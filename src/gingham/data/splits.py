@@ -124,7 +124,10 @@ def cut_splits(
         train = np.concatenate([train, np.arange(num_train, len(labels))])
     elif "validation" not in parts or validation < 0:
         if name not in REGISTRY and validation > (cap := len(train) // 5):
-            held = f"{cap} of the {len(train)} training images are held out for validation, a fifth, not {validation}"
+            held = (
+                f"{cap} of the {len(train)} training images are held out for validation (at most a fifth; "
+                f"validation_images is {validation})"
+            )
             notes += [] if groups else [held]
             validation = cap
         if groups and validation > 0:
