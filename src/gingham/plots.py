@@ -214,7 +214,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
             axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", fontsize=9, color=color)
     axes.spines[:].set_visible(False)
     # Of the whole figure, not of the axes: with few classes the axes are narrower than the title.
-    lines = textwrap.fill(title, int(9 * figure.get_figwidth()))
+    lines = textwrap.fill(title, int(9.5 * figure.get_figwidth()))
     figure.suptitle(lines, x=0.02, ha="left", fontsize=12, color=INK, weight="bold")
     return write_figure(figure, file)
 
