@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
 from gingham.data.decode import MAX_COMMON_SIDE, read_properties
 from gingham.data.image_files import list_images
@@ -17,25 +16,6 @@ from gingham.recipe import Recipe
 
 NUM_SAMPLED = 100  # images that are looked at
 SCRATCH_SIDE = 64  # pixels, for photos without pretrained weights: 28 are too few, and more take minutes
-
-
-class Images(NamedTuple):
-    """What the choice depends on: the number of images, the median side in pixels, and whether most are in colour."""
-
-    number: int
-    width: int
-    height: int
-    colour: bool
-
-    @property
-    def are_photos(self) -> bool:
-        """Whether they are large and in colour."""
-        return self.colour and max(self.width, self.height) > MAX_COMMON_SIDE
-
-    def __str__(self) -> str:
-        return (
-            f"{self.number:,} {'colour' if self.colour else 'grey'} images of about {self.width}x{self.height} pixels"
-        )
 
 
 def auto_recipe(
@@ -58,10 +38,8 @@ def auto_recipe(
         DataError: see `load_data`.
     """
     scratch, frozen = RECIPES[DEFAULT_RECIPE], RECIPES["frozen"]
-    if name in REGISTRY:
-        return scratch, f"{name} is a dataset of small images: recipe {scratch.name}, a small network from scratch"
-    images = _describe(name, label_from)
-    if not images.are_photos:
+    images, are_photos = _describe(name, label_from)
+    if not are_photos:
         return scratch, f"{images}: recipe {scratch.name}, a small network from scratch"
     backbone = frozen.network.removeprefix(PREFIX)
     try:
@@ -78,17 +56,25 @@ def auto_recipe(
 
 def auto_size(name: str, label_from: str = "folder") -> int:
     """Return the `size` for `load_data` that suits a dataset: that of `frozen` for photos, otherwise 0."""
-    return RECIPES["frozen"].size if name not in REGISTRY and _describe(name, label_from).are_photos else 0
+    _, are_photos = _describe(name, label_from)
+    return RECIPES["frozen"].size if are_photos else 0
 
 
-def _describe(name: str, label_from: str) -> Images:
+def _describe(name: str, label_from: str) -> tuple[str, bool]:
+    """Return what a dataset's images are, and whether they are photos: large, and most of them in colour."""
     path = Path(name)
+    if name in REGISTRY:
+        return f"{name} is a dataset of small images", False
     if is_image_collection(path):
         entries = list_images(path.resolve(), label_from=label_from).entries
         files = [entries[k].path for k in evenly_spaced(len(entries), NUM_SAMPLED).tolist()]
         found = [properties for file in files if (properties := read_properties(file)) is not None]
         widths, heights, colours = zip(*found, strict=True) if found else ([0], [0], [False])
-        return Images(len(entries), round(median(widths)), round(median(heights)), sum(colours) * 2 > len(colours))
-    train = load_data(name, 0).train
-    channels, height, width = train.image_shape
-    return Images(len(train), width, height, channels > 1)
+        number, width, height = len(entries), round(median(widths)), round(median(heights))
+        is_colour = sum(colours) * 2 > len(colours)
+    else:
+        train = load_data(name, 0).train
+        channels, height, width = train.image_shape
+        number, is_colour = len(train), channels > 1
+    text = f"{number:,} {'colour' if is_colour else 'grey'} images of about {width}x{height} pixels"
+    return text, is_colour and max(width, height) > MAX_COMMON_SIDE
