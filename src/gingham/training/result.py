@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from gingham.data.image_hashes import hash_images
+from gingham.data.splits import Split
 from gingham.data.statistics import median_border
 from gingham.device import describe_environment
 from gingham.runs.run import Run
@@ -25,14 +26,9 @@ def build_run(trainer: Trainer) -> Run:
         "train_images": len(train),
         "background": median_border(train.images),
     }
-    if train.skip_unreadable:
-        data["skip_unreadable"] = True
-    if train.keeps_trained:
-        data["keeps_trained"] = True
-    if train.label_from != "folder":
-        data["label_from"] = train.label_from
-    if train.grey_bits < 16:
-        data["grey_bits"] = train.grey_bits
+    for name in ("skip_unreadable", "keeps_trained", "label_from", "grey_bits"):
+        if (value := getattr(train, name)) != getattr(Split, name):  # the default
+            data[name] = value
     if trainer.origin:
         data["origin"] = trainer.origin
     if trainer.options.teachers:
