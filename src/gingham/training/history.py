@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from gingham.data.sampler import Sampler
-from gingham.errors import TrainingError
+from gingham.errors import TrainingError, list_first
 from gingham.models.classifier import Classifier
 from gingham.recipe import Recipe
 from gingham.training.optimizer import lr_at
@@ -21,11 +21,8 @@ class History:
     def __init__(self, recipe: Recipe, sampler: Sampler, device: torch.device) -> None:
         self.recipe, self.sampler = recipe, sampler
         self.losses, self.correct = torch.zeros(2, sampler.steps, device=device)
-        positions = (sampler.position(step) for step in range(sampler.steps))
-        sizes = [
-            min(recipe.batch_size, sampler.epoch_size(epoch) - epoch_step * recipe.batch_size)
-            for epoch, epoch_step in positions
-        ]
+        batch_size, positions = recipe.batch_size, map(sampler.position, range(sampler.steps))
+        sizes = [min(batch_size, sampler.epoch_size(epoch) - k * batch_size) for epoch, k in positions]
         self.sizes = torch.tensor(sizes, dtype=torch.float32, device=device)
         self.epochs: list[dict[str, Any]] = []
 
@@ -47,21 +44,11 @@ class History:
         `validation` and `sample` are the loss and accuracy on the validation split and on a fixed sample of the
         training split. They are None if the model was not evaluated.
         """
-        loss, accuracy = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
-        validation_loss, validation_accuracy = validation or (None, None)
-        sample_loss, sample_accuracy = sample or (None, None)
-        self.epochs.append(
-            {
-                "epoch": self.sampler.epochs(done),
-                "step": done,
-                "train_loss": loss,
-                "train_accuracy": accuracy,
-                "validation_loss": validation_loss,
-                "validation_accuracy": validation_accuracy,
-                "sample_loss": sample_loss,
-                "sample_accuracy": sample_accuracy,
-            }
-        )
+        train = self.mean(done - 1 - self.sampler.position(done - 1)[1], done)
+        entry: dict[str, Any] = {"epoch": self.sampler.epochs(done), "step": done}
+        for name, result in (("train", train), ("validation", validation), ("sample", sample)):
+            entry[f"{name}_loss"], entry[f"{name}_accuracy"] = result or (None, None)
+        self.epochs.append(entry)
 
     def evaluation_due(self, done: int) -> bool:
         """Return whether an evaluation is due after `done` steps, according to the recipe's `validate_every`.
@@ -100,12 +87,11 @@ class History:
         bad_step = done - 1 if losses_finite else int((~self.losses[:done].isfinite()).nonzero()[0])
         epoch, epoch_step = self.sampler.position(bad_step)
         # This check runs at the end of every epoch, so the sampler still has the order of the step's epoch.
-        images = self.sampler.batch(epoch_step).tolist()
-        some = ", ".join(map(str, images[:5])) + (f" and {len(images) - 5} more" if len(images) > 5 else "")
+        images = list_first([str(index) for index in self.sampler.batch(epoch_step).tolist()], 5)
         rate = self.recipe.learning_rate
         raise TrainingError(
             f"the loss has not been finite since step {bad_step + 1} (batch {epoch_step + 1} of epoch {epoch + 1}, the "
-            f"training images {some}; learning rate {rate:g}); try a lower learning rate, such as "
+            f"training images {images}; learning rate {rate:g}); try a lower learning rate, such as "
             f"learning_rate={rate / 10:g}, in another folder (--set learning_rate={rate / 10:g} --out FOLDER)"
         )
 
