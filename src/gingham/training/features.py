@@ -47,17 +47,13 @@ def compute_features(model: Classifier, split: Split, context: DistributedContex
     for images in torch.split(split.images, 1024):  # may be on disk
         content.update(images.contiguous().numpy().data)
     file = cache_folder() / "features" / f"{content.hexdigest()[:32]}.safetensors"
-    found = None
+    features = torch.empty(0)
     with contextlib.suppress(GinghamError, KeyError):
-        found = read_tensors(file)[0]["features"]
+        features = read_tensors(file)[0]["features"]
         file.touch()
-    if found is not None and (
-        found.shape != (len(split), len(model.network.feature_mean)) or not found.isfinite().all()
-    ):
-        found = None
-    if not context.any(found is None)[0]:
-        assert found is not None
-        return found
+    is_intact = features.shape == (len(split), len(model.network.feature_mean)) and bool(features.isfinite().all())
+    if not context.any(not is_intact)[0]:
+        return features
 
     bar = tqdm(total=len(split), desc=f"{split.name} features", unit=" images", disable=None, leave=False)
 
