@@ -102,18 +102,9 @@ def _validate_pretrained(recipe: Recipe, options: FitOptions) -> None:
 
 def head_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe `frozen` for the network, image size and seed of a recipe that trains more layers."""
-    kept = (
-        "network",
-        "seed",
-        "size",
-        "mean",
-        "std",
-        "precision",
-        "label_smoothing",
-        "class_balance",
-        "validation_images",
-    )
-    return RECIPES["frozen"].replace(**{name: getattr(recipe, name) for name in kept if hasattr(recipe, name)})
+    kept = ["network", "seed", "size", "mean", "std", "precision"]
+    kept += ["label_smoothing", "class_balance", "validation_images"]
+    return RECIPES["frozen"].replace(**{name: getattr(recipe, name) for name in kept})
 
 
 def _validate_splits(train: Split, validation: Split | None) -> None:
