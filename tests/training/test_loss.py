@@ -8,7 +8,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from gingham.training.batches import Batch, shard_of, shard_weight
 from gingham.training.distillation import DistillationLoss
-from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, MixedLabelsLoss, class_weights
+from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, class_weights
 
 
 def slow_loss(logits, label, smoothing):
@@ -59,7 +59,7 @@ def test_loss_equals_a_slow_reference(mixed, teacher, weighted):
         if mixed:
             image_weight = mix_weight[k] * image_weight + (1 - mix_weight[k]) * class_weight[mixed_labels[k]]
         expected.append(image_weight * ((1 - weight) * hard + weight * divergence))
-    loss = MixedLabelsLoss(0.1) if mixed else CrossEntropyLoss(0.1)
+    loss = CrossEntropyLoss(0.1)
     if teacher is not None:
         loss = DistillationLoss(loss, FixedTeachers(teacher_probabilities), weight=0.7, precision="float32")
     label_loss = loss.label_loss

@@ -13,7 +13,7 @@ import gingham
 from gingham import GinghamError
 from gingham.training.batches import Batch
 from gingham.training.distillation import DistillationLoss, TeacherEnsemble
-from gingham.training.loss import CrossEntropyLoss, MixedLabelsLoss
+from gingham.training.loss import CrossEntropyLoss
 from gingham.training.optimizer import build_optimizer, set_learning_rate
 from gingham.training.step import CUDAGraphStep, EagerStep, compile_step, dummy_batch, make_capturable, warm_up
 from helpers import fresh_model, random_batch
@@ -23,7 +23,7 @@ FAST = gingham.RECIPES["fast-85"].replace(hard_share=1.0)
 
 
 def eager_step(model, recipe, *, with_losses=False, teachers=None):
-    loss = (MixedLabelsLoss if recipe.cutmix else CrossEntropyLoss)(recipe.label_smoothing)
+    loss = CrossEntropyLoss(recipe.label_smoothing)
     if teachers is not None:
         loss = DistillationLoss(loss, teachers, recipe.distillation_weight, "float32")
     return EagerStep(model, build_optimizer(model, recipe), loss, "float32", with_losses)

@@ -30,18 +30,10 @@ from gingham.training.clock import Clock
 from gingham.training.distillation import DistillationLoss, TeacherEnsemble, teacher_checksums
 from gingham.training.ema import EMA, ema_weights, update_ema
 from gingham.training.history import History
-from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, Loss, MixedLabelsLoss, class_weights
+from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, Loss, class_weights
 from gingham.training.optimizer import build_optimizer
 from gingham.training.options import FitOptions
-from gingham.training.step import (
-    CUDAGraphStep,
-    EagerStep,
-    StepOutput,
-    TrainStep,
-    compile_step,
-    dummy_batch,
-    warm_up,
-)
+from gingham.training.step import CUDAGraphStep, EagerStep, StepOutput, TrainStep, compile_step, dummy_batch, warm_up
 from gingham.training.stop_request import StopRequest
 
 SAMPLE_SIZE = 500  # training images to evaluate, in a tenth of the time that 5,000 validation images take
@@ -362,7 +354,7 @@ class Trainer:
 
 
 def _build_loss(recipe: Recipe, teachers: Sequence[Run], device: torch.device, precision: str) -> Loss:
-    label_loss = (MixedLabelsLoss if recipe.mixes else CrossEntropyLoss)(recipe.label_smoothing)
+    label_loss = CrossEntropyLoss(recipe.label_smoothing)
     if not teachers:
         return label_loss
     ensemble = TeacherEnsemble([teacher.model for teacher in teachers], recipe.distillation_temperature).to(device)
