@@ -73,6 +73,7 @@ def shard_weight(count: int, rank: int, world_size: int) -> float:
     return len(range(rank, count, world_size)) * world_size / count
 
 
+@dataclass
 class BatchLoader:
     """Yields the batches of a training run.
 
@@ -84,18 +85,13 @@ class BatchLoader:
         for batch in loader.batches(start=0, stop=sampler.steps): ...
     """
 
-    def __init__(
-        self,
-        train: Split,
-        recipe: Recipe,
-        sampler: Sampler,
-        device: torch.device,
-        rank: int = 0,
-        world_size: int = 1,
-        mask_photos: bool = False,
-    ) -> None:
-        self.train, self.recipe, self.sampler, self.device = train, recipe, sampler, device
-        self.rank, self.world_size, self.mask_photos = rank, world_size, mask_photos
+    train: Split
+    recipe: Recipe
+    sampler: Sampler
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    mask_photos: bool = False
 
     def shard_sizes(self, batch_sizes: Iterable[int]) -> list[int]:
         """Return the sizes of this process's shards of batches of these sizes, in order."""
@@ -158,6 +154,5 @@ class BatchLoader:
 
 def _fits(split: Split, device: torch.device) -> bool:
     """Return whether the images are in memory and take less than half of the free memory of a GPU."""
-    if device.type != "cuda":
-        return split.block == 1
-    return split.block == 1 and split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
+    is_small = device.type != "cuda" or split.images.nbytes < torch.cuda.mem_get_info(device)[0] // 2
+    return split.block == 1 and is_small
