@@ -91,12 +91,8 @@ def validate_state(tensors: Tensors, metadata: Mapping[str, Any], sampler: Sampl
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the tensors of an optimizer's state, named by the parameter's index, such as "0.momentum_buffer"."""
     state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": value
-        for index, values in state.items()
-        for key, value in values.items()
-        if torch.is_tensor(value)
-    }
+    named = {f"{index}.{key}": value for index, values in state.items() for key, value in values.items()}
+    return {name: value for name, value in named.items() if torch.is_tensor(value)}
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
