@@ -1,14 +1,12 @@
 """Start a training with pretrained weights, or those of another run, whose classes may differ."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from gingham.data.image_hashes import hash_images
 from gingham.data.splits import DataSplits
 from gingham.errors import DataError, ModelError
-from gingham.io import tensors_sha256
 from gingham.models.backbones import Backbone, find_weights
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
@@ -24,7 +22,8 @@ def load_initial_weights(trainer: Trainer, say: Callable[[str], None]) -> None:
     network, start = trainer.model.network, trainer.options.start
     if start is not None:
         copy_shared_weights(start, trainer.model)
-        trainer.origin = describe_origin(start)
+        checksum = trainer.settings["start"]
+        trainer.origin = {"run": start.recipe.name, "seed": start.recipe.seed, "weights_sha256": checksum}
     elif trainer.recipe.pretrained and isinstance(network, Backbone):
         with trainer.context.main_first():  # so that one process downloads them
             weights, checksum = find_weights(network.name, trainer.options.weights, say)
@@ -62,12 +61,6 @@ def require_unseen(start: Run | None, data: DataSplits, say: Callable[[str], Non
         )
 
 
-def describe_origin(start: Run) -> dict[str, Any]:
-    """Return what a run that starts with the weights of another one records about it."""
-    checksum = tensors_sha256(start.model.state_dict())
-    return {"run": start.recipe.name, "seed": start.recipe.seed, "weights_sha256": checksum}
-
-
 @torch.no_grad()
 def copy_shared_weights(start: Run, model: Classifier) -> None:
     """Copy the weights of a run into a model with the same network, in place.
@@ -80,10 +73,8 @@ def copy_shared_weights(start: Run, model: Classifier) -> None:
     """
     before, after = start.model.network.state_dict(), model.network.state_dict()
     last_layer = [name for name, _ in model.network.named_parameters()][-1].rpartition(".")[0]
-    shared = [
-        (k, start.model.classes.index(name)) for k, name in enumerate(model.classes) if name in start.model.classes
-    ]
-    rows, old_rows = (list(indices) for indices in zip(*shared, strict=True)) if shared else ([], [])
+    shared = [name for name in model.classes if name in start.model.classes]
+    rows, old_rows = ([each.classes.index(name) for name in shared] for each in (model, start.model))
     for name, tensor in after.items():
         is_output = name.rpartition(".")[0] == last_layer and len(tensor) == len(model.classes)
         old = before.get(name)
