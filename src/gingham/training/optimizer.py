@@ -138,19 +138,16 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         group = {"params": parameters, "scale": 1.0}
         # In a CUDA graph the learning rate is a tensor, which only the fused kernels accept.
-        fused = bool(parameters) and all(parameter.is_cuda for parameter in parameters)
+        fused = all(parameter.is_cuda for parameter in parameters)
         return torch.optim.SGD([group], rate, momentum, weight_decay=decay, nesterov=recipe.nesterov, fused=fused)
-    classifier = [parameter for parameter in parameters if parameter.ndim == 2][-1:]  # the last matrix of the network
-    filters = [
-        parameter for parameter in parameters if parameter.ndim > 1 and all(parameter is not c for c in classifier)
-    ]
-    vectors = [
-        parameter for parameter in parameters if parameter.ndim < 2
-    ]  # biases and scales; weight decay gains nothing for them
+    weights = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]  # biases and scales
+    classifier = [weight for weight in weights if weight.ndim == 2][-1:]  # the last matrix of the network
+    filters = [weight for weight in weights if not any(weight is matrix for matrix in classifier)]
     groups = [
         {"params": filters, "scale": recipe.filter_lr_scale, "filters": True},
         {"params": classifier, "scale": 1.0, "weight_decay": decay},
-        {"params": vectors, "scale": 1.0},
+        {"params": vectors, "scale": 1.0},  # weight decay gains nothing for them
     ]
     return Muon([group for group in groups if group["params"]], rate, momentum, nesterov=recipe.nesterov)
 

@@ -126,8 +126,8 @@ def make_capturable(optimizer: torch.optim.Optimizer) -> None:
             if isinstance(optimizer, torch.optim.AdamW) and not state:
                 state["step"] = torch.zeros((), device=device)
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            if group.get("momentum") and optimizer.state[parameter].get("momentum_buffer") is None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            if group.get("momentum") and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, distill_mask: bool = False) -> Batch:
