@@ -164,9 +164,9 @@ def _loss_jump(recipe: Recipe, evidence: str) -> Issue:
 def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: int) -> Iterator[Issue]:
     """Yield an issue if a fully trained network over-fits. The arguments are those of `check_training`."""
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
-    if steps < MIN_STEPS or not evaluations or recipe.patience:  # patience keeps the weights of the best evaluation
-        return
-    if recipe.pretrained:  # with few images, these fit all of them and are still the most accurate on others
+    # Patience keeps the weights of the best evaluation. Pretrained networks that fit all of a few training images are
+    # still the most accurate on others.
+    if steps < MIN_STEPS or not evaluations or recipe.patience or recipe.pretrained:
         return
     best, end = min(evaluations, key=lambda entry: entry["validation_loss"]), evaluations[-1]
     # The loss of a healthy network may double from one evaluation to the next while the learning rate is high.
@@ -253,19 +253,18 @@ def check_labels(train: Split, validation: Split | None) -> Iterator[Issue]:
     That is the case if similar images share a label no more often than by chance.
     """
     images, train_labels = train.sample(8000, COMPARED_PIXELS)
-    vectors, statistics = normalized_vectors(images), brightness_and_contrast(images)
-    queried = torch.arange(len(vectors)) % 8 == 0
-    bases = (vectors[~queried], statistics[~queried], train_labels[~queried]), (vectors, statistics, train_labels)
-    cases = [(train, vectors[queried], statistics[queried], train_labels[queried], *bases[0])]
+    queried = torch.arange(len(images)) % 8 == 0
+    cases = [(train, images[queried], train_labels[queried], images[~queried], train_labels[~queried])]
     if validation is not None:
-        images, labels = validation.sample(1000, COMPARED_PIXELS)
-        cases.append((validation, normalized_vectors(images), brightness_and_contrast(images), labels, *bases[1]))
-    for split, queries, query_statistics, labels, base, base_statistics, base_labels in cases:
+        cases.append((validation, *validation.sample(1000, COMPARED_PIXELS), images, train_labels))
+    for split, queries, labels, base, base_labels in cases:
         total = len(queries)
         if min(total, len(base)) < 30:
             continue
+        correlations = normalized_vectors(queries) @ normalized_vectors(base).T
+        distances = torch.cdist(brightness_and_contrast(queries), brightness_and_contrast(base))
         # If labels belong to their images, one share is far above chance, even if classes are hard to tell apart.
-        nearest = (queries @ base.T).argmax(dim=1), torch.cdist(query_statistics, base_statistics).argmin(dim=1)
+        nearest = correlations.argmax(dim=1), distances.argmin(dim=1)
         share, other_share = (float((base_labels[rows] == labels).double().mean()) for rows in nearest)
         counts = [torch.bincount(rows, minlength=len(train.classes)) for rows in (labels, base_labels)]
         chance = float((counts[0] * counts[1]).sum()) / (total * len(base))
