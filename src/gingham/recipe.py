@@ -1,11 +1,10 @@
 """Recipe: every setting that a training run depends on. Frozen, validated, and independent of torch."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from gingham.errors import RecipeError, list_first, suggest
+from gingham.errors import Catalogue, RecipeError, list_first
 
 SMALL_DATASET_IMAGES, MIN_STEPS = 10_000, 500  # a recipe is adapted if a dataset has fewer of both
 
@@ -140,8 +139,7 @@ class Recipe:
 
     def replace(self, **changes: Any) -> "Recipe":
         """Return a copy with some fields changed; the copy keeps the name."""
-        _reject_unknown_fields(changes)
-        return dataclasses.replace(self, **changes)
+        return self.from_dict({**vars(self), **changes})
 
     def for_small_dataset(self, num_images: int) -> "Recipe":
         """Return the recipe adapted to a small training split: at least 500 steps, and all images in each epoch.
@@ -170,15 +168,14 @@ class Recipe:
         """Return the recipe with the fields in a dict, as returned by `to_dict`; missing fields have their default."""
         if not isinstance(values, Mapping):
             raise RecipeError(f"a recipe got {_short_repr(values)}; it takes an object of fields, as {{'seed': 1}}")
-        _reject_unknown_fields(values)
+        for name in values:
+            FIELDS[name]  # raises a RecipeError if there is no such field
         return cls(**values)
 
 
-def _reject_unknown_fields(names: Iterable[str]) -> None:
-    known = [item.name for item in fields(Recipe)]
-    for name in names:
-        if name not in known:
-            raise RecipeError(f"unknown recipe field {name!r}{suggest(name, known)}")
+FIELDS: Mapping[str, "Field[Any]"] = Catalogue(
+    "recipe field", RecipeError, {item.name: item for item in fields(Recipe)}
+)
 
 
 def _short_repr(value: Any) -> str:
@@ -188,7 +185,7 @@ def _short_repr(value: Any) -> str:
         return "a value too long to show"
 
 
-def _validated(item: "dataclasses.Field[Any]", value: Any) -> Any:
+def _validated(item: "Field[Any]", value: Any) -> Any:
     """Return a value converted to the type of its field, or raise a RecipeError if the field does not allow it."""
     try:
         if isinstance(item.type, type):
@@ -236,14 +233,12 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     Raises
         RecipeError: there is no `=`, the field does not exist, or the value is not allowed.
     """
-    items = {item.name: item for item in fields(Recipe)}
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set got {setting!r}; write FIELD=VALUE, such as --set learning_rate=0.05")
-        _reject_unknown_fields([name])
-        changes[name] = _validated(items[name], _parse_value(items[name].type, text.strip()))
+        changes[name] = _validated(FIELDS[name], _parse_value(FIELDS[name].type, text.strip()))
     return changes
 
 

@@ -1,13 +1,12 @@
 """The options that several commands share."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from gingham.presets import DEFAULT_RECIPE, RECIPES
-from gingham.recipe import Recipe
+from gingham.recipe import FIELDS
 
 DEFAULT_DATA = "fashion-mnist"
 DATA_HELP = (
@@ -15,7 +14,7 @@ DATA_HELP = (
     "of images for each class, a table (.csv, .tsv, .txt) of paths and labels or of pixels, a folder with such tables "
     "for train and test, a .npz file, or a folder of IDX files (torchvision's root folder too)."
 )
-FIELDS = ", ".join(item.name for item in dataclasses.fields(Recipe))
+SETTINGS_HELP = f"Set a field of the recipe; may be repeated. Fields: {', '.join(FIELDS)}."
 MODEL_FORM = "package.module:Class"
 
 Data = Annotated[str, Option(help=DATA_HELP)]
@@ -48,10 +47,7 @@ WeightsFile = Annotated[
     Path | None, Option("--weights", metavar="FILE", help="Its pretrained weights (.safetensors); else downloaded.")
 ]
 RunFolder = Annotated[Path | None, Option(help="A run folder; by default the model that comes with Gingham.")]
-Settings = Annotated[
-    list[str] | None,
-    Option("--set", metavar="FIELD=VALUE", help=f"Set a field of the recipe; may be repeated. Fields: {FIELDS}."),
-]
+Settings = Annotated[list[str] | None, Option("--set", metavar="FIELD=VALUE", help=SETTINGS_HELP)]
 SkipUnreadable = Annotated[bool, Option("--skip-unreadable", help="Leave out unreadable image files, and list them.")]
 SplitName = Literal["validation", "test"]
 Split = Annotated[SplitName, Option(help="Each use of the test split is recorded in the run.")]

@@ -1,6 +1,5 @@
 """Suggest what to type instead of an unknown option or argument."""
 
-import dataclasses
 import difflib
 import re
 import shlex
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gingham.presets import RECIPES
-from gingham.recipe import Recipe
+from gingham.recipe import FIELDS
 
 
 def describe_usage_error(error: Any, arguments: Sequence[str]) -> str:
@@ -33,7 +32,7 @@ def _replace_option(option: str, known: dict[str, Any], arguments: Sequence[str]
         return f"give it without {option}: gingham {shlex.join(rest)}"
     options = {word.lstrip("-").replace("-", "_"): word for parameter in known.values() for word in parameter.opts}
     # No field `seed`, which has an option in train, and for which trials has --seeds and --first-seed.
-    fields = [item.name for item in dataclasses.fields(Recipe) if item.name != "seed"] if "settings" in known else []
+    fields = [field for field in FIELDS if field != "seed"] if "settings" in known else []
     initials = [field for field in fields if name == "".join(word[0] for word in field.split("_"))]  # lr: learning_rate
     close = initials or difflib.get_close_matches(name, [*options, *fields], n=1)
     if not close or close[0] in options:
