@@ -132,8 +132,7 @@ class Classifier(nn.Module):
 
         `images` is uint8 (N, C, H, W) or, for a pretrained network, its features, float32 (N, D).
         """
-        logits = self._map(self, images, batch_size)
-        return torch.cat(logits) if logits else torch.empty(0, len(self.classes))
+        return self._map(self, images, batch_size)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return a pretrained network's features of images, float32 (N, D) on the CPU, to which `logits` is applied.
@@ -142,18 +141,17 @@ class Classifier(nn.Module):
         """
         network = self.network
         assert isinstance(network, Backbone)
-        parts = self._map(lambda batch: network.features(self._normalize(batch)), images)
-        return torch.cat(parts) if parts else torch.empty(0, len(network.feature_mean))
+        return self._map(lambda batch: network.features(self._normalize(batch)), images)
 
     @torch.no_grad()
     def _map(
         self, function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int | None = None
-    ) -> list[torch.Tensor]:
-        """Return a function's outputs for batches of images, float32 on the CPU, computed in evaluation mode."""
+    ) -> torch.Tensor:
+        """Return a function's outputs for images, float32 on the CPU, computed batch by batch in evaluation mode."""
         device = self.mean.device
         size = batch_size or max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_PIXELS // max(1, images.shape[2:].numel())))
         with evaluation_mode(self), without_tf32(device):
-            return [function(batch.to(device)).float().cpu() for batch in torch.split(images, size)]
+            return torch.cat([function(batch.to(device)).float().cpu() for batch in torch.split(images, size)])
 
 
 @contextmanager
