@@ -112,23 +112,10 @@ FINETUNE = FROZEN.replace(
     tta="flip",
 )
 
-_ALL = (
-    FAST,
-    FAST_85,
-    FAST_90,
-    FAST_92,
-    FAST_94,
-    ACCURATE,
-    PHOTO,
-    ARTICLE,
-    GPU_94,
-    GPU_95,
-    GPU_96,
-    GPU_BEST,
-    FROZEN,
-    FINETUNE,
-)
-RECIPES: Mapping[str, Recipe] = Catalogue("recipe", RecipeError, {recipe.name: recipe for recipe in _ALL})
+_FOR_CPUS = (FAST, FAST_85, FAST_90, FAST_92, FAST_94, ACCURATE, PHOTO, ARTICLE)
+_FOR_GPUS = (GPU_94, GPU_95, GPU_96, GPU_BEST)
+_ALL = {recipe.name: recipe for recipe in (*_FOR_CPUS, *_FOR_GPUS, FROZEN, FINETUNE)}
+RECIPES: Mapping[str, Recipe] = Catalogue("recipe", RecipeError, _ALL)
 DEFAULT_RECIPE = FAST.name
 
 
