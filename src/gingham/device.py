@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gingham._version import __version__
-from gingham.errors import GinghamError
+from gingham.errors import GinghamError, plural
 
 _GENERATOR_LOCK = threading.RLock()  # re-entrant, because a network may load a run while it is created
 _BENCHMARK_LOCK, _BENCHMARK_BEFORE = threading.Lock(), list[bool]()
@@ -165,8 +165,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda":
         hardware = f"{torch.cuda.get_device_name(device)}, {_power_limit(device)}"
     else:
-        threads = torch.get_num_threads()
-        hardware = f"{processor()}, {threads} thread{'s' * (threads != 1)}"
+        hardware = f"{processor()}, {plural(torch.get_num_threads(), 'thread')}"
     return {
         "gingham": __version__,
         "torch": torch.__version__,
