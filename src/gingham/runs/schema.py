@@ -57,7 +57,6 @@ METADATA = {
 }
 COUNTS = ("parameters", "processes", "train_images", "epochs", "steps", "images_seen", "chosen_epoch")
 TIMES = ("train_seconds", "wall_seconds", "images_per_second_per_process", "resumed_from_step")
-ORIGIN = dict.fromkeys(("name", "fingerprint"), TEXT)
 SECTIONS = {
     "metrics": {
         **dict.fromkeys((*COUNTS, *TIMES), AMOUNT),
@@ -70,7 +69,7 @@ SECTIONS = {
         "grey_bits": BITS,
         "teachers": OBJECTS,
         "origin": OBJECT,
-        **ORIGIN,
+        **dict.fromkeys(("name", "fingerprint"), TEXT),
     },
     "environment": dict.fromkeys(("gingham", "torch", "python", "system", "device", "hardware"), TEXT),
 }
