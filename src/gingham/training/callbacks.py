@@ -31,7 +31,7 @@ class Callback:
         """Run after each epoch, when the history has its entry and the model has its evaluation weights."""
 
     def on_fit_end(self, trainer: Trainer) -> None:
-        """Run at the end of training, also after an error."""
+        """Run at the end of training, also after an error, if `on_fit_start` raised none."""
 
 
 class Callbacks:
@@ -42,11 +42,11 @@ class Callbacks:
 
     @contextlib.contextmanager
     def running(self, trainer: Trainer) -> Iterator[None]:
-        """Call `on_fit_start` before the block, and `on_fit_end` after it even if something raises."""
+        """Call `on_fit_start` before the block, and `on_fit_end` after it even if the block raises."""
         with contextlib.ExitStack() as stack:
             for callback in self.callbacks:
-                stack.callback(callback.on_fit_end, trainer)
                 callback.on_fit_start(trainer)
+                stack.callback(callback.on_fit_end, trainer)
             yield
 
     def on_step_end(self, trainer: Trainer) -> None:
@@ -66,7 +66,6 @@ class ProgressBar(Callback):
     If there are many epochs, there is at most one line per second.
     """
 
-    bar: Any = None  # a tqdm
     next_line = 0.0  # when the next epoch gets a line, if there are many
 
     def on_fit_start(self, trainer: Trainer) -> None:
@@ -75,7 +74,7 @@ class ProgressBar(Callback):
         self.interval = 0.2 if self.live else 10.0  # seconds; not more often, because reading a loss waits for the GPU
         self.next_update = time.monotonic() + self.interval
         total = trainer.total_steps
-        self.bar = tqdm(total=total, initial=trainer.step, unit="step", file=sys.stderr, disable=not self.live)
+        self.bar: Any = tqdm(total=total, initial=trainer.step, unit="step", file=sys.stderr, disable=not self.live)
         if trainer.step:
             print_line(f"resuming from step {trainer.step} of {total}")
 
@@ -113,14 +112,11 @@ class ProgressBar(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Remove the bar."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()
 
 
 class TensorBoardLogger(Callback):
     """Writes the history to `tensorboard/` in the run folder after each epoch, including the values of each step."""
-
-    writer: Any = None  # a torch.utils.tensorboard.SummaryWriter
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Open the event file."""
@@ -131,7 +127,7 @@ class TensorBoardLogger(Callback):
         self.written = epochs[-1]["step"] if epochs else 0  # steps that the interrupted run has written
         # Steps after the last checkpoint are repeated, so their old values are hidden.
         purge_step = self.written + 1 if trainer.step else None
-        self.writer = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=purge_step)
+        self.writer: Any = SummaryWriter(str(trainer.folder / "tensorboard"), purge_step=purge_step)
 
     def on_epoch_end(self, trainer: Trainer) -> None:
         """Write the steps since the last epoch, and the results of the evaluation."""
@@ -149,8 +145,7 @@ class TensorBoardLogger(Callback):
 
     def on_fit_end(self, trainer: Trainer) -> None:
         """Close the event file."""
-        if self.writer is not None:
-            self.writer.close()
+        self.writer.close()
 
 
 class HealthMonitor(Callback):
