@@ -15,10 +15,25 @@ if TYPE_CHECKING:
     import gingham
 
 
+def recipe_changes(settings: Sequence[str] | None, backbone: str | None, **options: Any) -> dict[str, Any]:
+    """Return the fields of a recipe that are set by --set, --backbone and options such as --epochs, with their values.
+
+    Raises
+        GinghamError: a field got two values.
+    """
+    changes = parse_settings(settings or [])
+    options["network"] = f"timm/{backbone}" if backbone else None
+    given = {name: value for name, value in options.items() if value is not None}
+    if twice := sorted(set(changes) & set(given)):
+        option = "backbone" if twice[0] == "network" else twice[0]
+        raise GinghamError(f"{twice[0]} got two values, by --{option} and by --set; give one of them")
+    return changes | given
+
+
 @dataclass(frozen=True)
 class RecipeChoice:
-    """The options that choose a recipe. `scratch` is whether others need a network from scratch, such as --model;
-    `start` is the run to start from.
+    """The options that choose a recipe. `changes` are its `recipe_changes`; `scratch` is whether other options need a
+    network from scratch, such as --model; `start` is the run to start from.
 
     Raises
         GinghamError: an option for pretrained networks is given with a recipe or network that is not pretrained.
@@ -26,9 +41,8 @@ class RecipeChoice:
 
     recipe: str
     data: str
-    settings: Sequence[str] | None
+    changes: dict[str, Any]
     finetune: bool = False
-    backbone: str | None = None
     weights: Path | None = None
     scratch: bool = False
     label_from: str = "folder"
@@ -44,47 +58,30 @@ class RecipeChoice:
             )
 
     @property
-    def _network(self) -> str:
-        """The network that --backbone or --set name, or an empty string."""
-        return f"timm/{self.backbone}" if self.backbone else parse_settings(self.settings or []).get("network", "")
-
-    @property
     def _is_pretrained(self) -> bool:
-        return self.finetune or self.weights is not None or self._network.startswith("timm/")
+        return self.finetune or self.weights is not None or self.changes.get("network", "").startswith("timm/")
 
     @property
     def is_auto(self) -> bool:
         """Whether the recipe depends on the images."""
         from gingham.data.registry import REGISTRY
 
-        fixed = self._is_pretrained or self.scratch or self._network or self.start is not None
+        fixed = self._is_pretrained or self.scratch or "network" in self.changes or self.start is not None
         return self.recipe == AUTO and not fixed and self.data not in REGISTRY
 
-    def choose(
-        self, folder: Path | None = None, *, resume: bool = False, **options: Any
-    ) -> tuple[Recipe, dict[str, Any], str]:
-        """Return the recipe with the changes by --set and by options such as --epochs, the changes alone, and why the
-        recipe was chosen, if the images decided.
+    def choose(self, folder: Path | None = None, *, resume: bool = False) -> tuple[Recipe, str]:
+        """Return the recipe with the changes, and why it was chosen, if the images decided.
 
         To `resume`, a recipe that depends on the images is that of the run in the `folder`.
 
         Raises
             DataError: the images cannot be listed.
-            GinghamError: a field got two values.
         """
-        changes = parse_settings(self.settings or [])
-        if self.backbone:
-            options["network"] = self._network
-        given = {name: value for name, value in options.items() if value is not None}
-        if twice := sorted(set(changes) & set(given)):
-            option = "backbone" if twice[0] == "network" else twice[0]
-            raise GinghamError(f"{twice[0]} got two values, by --{option} and by --set; give one of them")
-        changes |= given
         stored = None
         if resume and self.is_auto:
-            stored = _stored_recipe(folder or self.default_folder(Recipe(seed=changes.get("seed", 0))))
+            stored = _stored_recipe(folder or self.default_folder(Recipe(seed=self.changes.get("seed", 0))))
         base, reason = (stored, "") if stored else self._base_recipe()
-        return base.replace(**changes), changes, reason
+        return base.replace(**self.changes), reason
 
     def _base_recipe(self) -> tuple[Recipe, str]:
         """Return the recipe without changes, and why it was chosen, if the images decided."""

@@ -12,7 +12,7 @@ import gingham
 from gingham.cli import options
 from gingham.cli.output import format_pairs, print_message, print_result, try_draw, wall_seconds
 from gingham.cli.resolve import load_teacher_runs, load_training_data, network_factory
-from gingham.cli.resolve_recipe import RecipeChoice
+from gingham.cli.resolve_recipe import RecipeChoice, recipe_changes
 from gingham.errors import GinghamError, Terminated, plural
 from gingham.recipe import describe_changes
 
@@ -50,9 +50,9 @@ def train(
     source = gingham.load(start, network_factory(model)) if start else None
     reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
     reading["trained_on"] = source.image_hashes.get("train") if source else None
-    from_scratch = bool(model or teacher)
-    choice = RecipeChoice(recipe, data, settings, finetune, backbone, weights, from_scratch, label_from, source)
-    chosen, changes, reason = choice.choose(out, resume=resume, seed=seed, epochs=epochs)
+    changes = recipe_changes(settings, backbone, seed=seed, epochs=epochs)
+    choice = RecipeChoice(recipe, data, changes, finetune, weights, bool(model or teacher), label_from, source)
+    chosen, reason = choice.choose(out, resume=resume)
     folder = out or choice.default_folder(chosen, model)
     finished = (folder / METADATA_FILE).exists()
     with init_distributed() as context:

@@ -10,7 +10,7 @@ import gingham
 from gingham.cli import options
 from gingham.cli.output import print_message, print_result
 from gingham.cli.resolve import load_teacher_runs, load_training_data, network_factory
-from gingham.cli.resolve_recipe import RecipeChoice
+from gingham.cli.resolve_recipe import RecipeChoice, recipe_changes
 from gingham.errors import GinghamError, Terminated
 
 
@@ -34,8 +34,9 @@ def trials(
     as_json: options.Json = False,
 ) -> None:
     """Train a recipe with several seeds: mean, spread, interval."""
-    choice = RecipeChoice(recipe, data, settings, finetune, backbone, weights, bool(model or teacher), label_from)
-    chosen, changes, reason = choice.choose(epochs=epochs)
+    changes = recipe_changes(settings, backbone, epochs=epochs)
+    choice = RecipeChoice(recipe, data, changes, finetune, weights, bool(model or teacher), label_from)
+    chosen, reason = choice.choose()
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
     folder = out or choice.default_folder(chosen, model, "trials")
