@@ -1,6 +1,5 @@
 """Pretrained networks of timm, with a linear classifier on the features of all their stages."""
 
-import contextlib
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,14 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gingham.device import forked_generators
 from gingham.errors import ModelError, RunError, is_exhausted, list_first, one_line, suggest
 from gingham.io import read_tensors, sha256
-from gingham.models.receptive_field import tensors_in
+from gingham.models.operations import OperationObserver, operation_name, tensors_in
 
 PREFIX = "timm/"  # of the names of these networks, such as "timm/resnet18"
 WEIGHTS_FILE = "model.safetensors"  # in the repositories of timm's weights
@@ -162,60 +159,40 @@ def import_timm(name: str) -> Any:
     return timm
 
 
-class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class has no annotations
-    """Counts the operations that use a tensor as an input."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.inputs: list[torch.Tensor] = []  # kept, so that each has an identity of its own
-
-    def count(self, tensor: torch.Tensor) -> int:
-        return sum(used is tensor for used in self.inputs)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.inputs += tensors_in((args, kwargs))
-        return func(*args, **(kwargs or {}))
-
-
 def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> None:
     """Fold each BatchNorm of a network into the convolution before it, in place, and set evaluation mode.
 
     `example` is an input, float (N, C, H, W), with which the network is run once to see the order of its layers.
     """
-    # Tensors are kept, so that each has an identity of its own.
-    outputs: list[tuple[nn.Module, torch.Tensor]] = []
-    inputs: list[tuple[_BatchNorm, torch.Tensor]] = []
+    operations: list[tuple[str, list[torch.Tensor], Any]] = []  # keeps the tensors alive, so that no id is reused
 
-    def record_output(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        outputs.append((module, output))
+    def record(operation: Any, args: Any, kwargs: Any, out: Any) -> None:
+        operations.append((operation_name(operation), tensors_in((args, kwargs)), out))
 
-    def record_input(module: _BatchNorm, arguments: tuple[torch.Tensor, ...]) -> None:
-        inputs.append((module, arguments[0]))
-
-    with contextlib.ExitStack() as hooks:
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d):
-                hooks.callback(module.register_forward_hook(record_output).remove)
-            elif isinstance(module, nn.BatchNorm2d):
-                hooks.callback(module.register_forward_pre_hook(record_input).remove)
-        network.eval()
-        with torch.no_grad(), _Uses() as uses:
-            network(example)
+    network.eval()
+    with torch.no_grad(), OperationObserver(record):
+        network(example)
+    uses = Counter(id(tensor) for _, inputs, _ in operations for tensor in inputs)
     names = {module: name for name, module in network.named_modules()}
-    calls = Counter(module for module, _ in (*outputs, *inputs))
-    for convolution, output in outputs:
-        following = [module for module, tensor in inputs if tensor is output]
-        # Subclasses with another name may change their weights before they use them.
-        is_plain = type(convolution).__name__ in ("Conv2d", "Conv2dSame")
-        # Both are called once, and the output of the convolution has no other use, such as a residual connection.
-        once = following and uses.count(output) == calls[convolution] == calls[following[0]] == 1
-        if is_plain and once:
-            norm = following[0]
-            folded = fuse_conv_bn_eval(convolution, norm)  # type: ignore[type-var]
-            convolution.weight, convolution.bias = folded.weight, folded.bias.requires_grad_()
+    # Layers that are called twice, or whose weight another layer has, are left out.
+    by_weight = {
+        id(module.weight): module
+        for module in names
+        if isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) and uses[id(module.weight)] == 1
+    }
+    convolutions: dict[int, nn.Conv2d] = {}  # by the id of their output
+    for kind, inputs, out in operations:
+        layer = next((by_weight[id(tensor)] for tensor in inputs if id(tensor) in by_weight), None)
+        if isinstance(layer, nn.Conv2d) and kind == "convolution":  # subclasses may change their weight before
+            convolutions[id(out)] = layer
+        # The output of the convolution must have no other use, such as a residual connection.
+        elif isinstance(layer, nn.BatchNorm2d) and id(inputs[0]) in convolutions and uses[id(inputs[0])] == 1:
+            convolution = convolutions[id(inputs[0])]
+            folded = fuse_conv_bn_eval(convolution, layer).requires_grad_()
+            convolution.weight, convolution.bias = folded.weight, folded.bias
             # timm's BatchNorm layers contain the activation that follows.
-            rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-            network.set_submodule(names[norm], nn.Sequential(*rest) if rest else nn.Identity())
+            rest = [part for part in (getattr(layer, "drop", None), getattr(layer, "act", None)) if part is not None]
+            network.set_submodule(names[layer], nn.Sequential(*rest) if rest else nn.Identity())
 
 
 def _load_weights(body: Any, weights: Weights, name: str) -> None:

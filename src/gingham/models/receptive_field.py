@@ -14,9 +14,9 @@ from functools import partial, reduce
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from gingham.models.conv_arithmetic import Window, read_windows
+from gingham.models.operations import operation_name, tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +85,6 @@ def input_view(shape: Sequence[int]) -> View:
     return View(tuple(shape), (Span(rows, rows, 0, 1), Span(columns, columns, 0, 1)))
 
 
-def tensors_in(values: Any) -> list[torch.Tensor]:
-    """Return the tensors in nested lists, tuples and dicts, in order; a single tensor is allowed too."""
-    return [leaf for leaf in tree_leaves(values) if torch.is_tensor(leaf)]
-
-
 def trace(
     operation: Callable[..., Any], args: Sequence[Any], outputs: Sequence[torch.Tensor], view_by_id: Mapping[int, View]
 ) -> list[View]:
@@ -109,11 +104,6 @@ def trace(
     except (RuntimeError, IndexError):  # cannot be traced, or cannot be applied to these coordinates
         traced = [UNKNOWN] * len(outputs)
     return [_fit(view, tuple(output.shape)) for view, output in zip(traced, outputs, strict=True)]
-
-
-def operation_name(operation: Any) -> str:
-    """Return the name of an aten operation without its overload and underscores, which mark it as internal."""
-    return str(operation.overloadpacket.__name__).strip("_")
 
 
 def _trace_output(name: str, args: Sequence[Any], shape: tuple[int, ...], view_by_id: Mapping[int, View]) -> View:

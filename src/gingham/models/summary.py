@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gingham.errors import ModelError, one_line
 from gingham.models.classifier import Classifier, evaluation_mode
 from gingham.models.conv_arithmetic import Field, read_windows
 from gingham.models.layer_table import Filters, Layer, Pixels, Slide, Summary
-from gingham.models.receptive_field import UNKNOWN, View, input_view, operation_name, tensors_in, trace
+from gingham.models.operations import OperationObserver, operation_name, tensors_in
+from gingham.models.receptive_field import UNKNOWN, View, input_view, trace
 
 _LOCK = threading.Lock()  # the hooks of a network, and torch's setting for attention, are shared by all threads
 
@@ -54,7 +54,7 @@ def summarize(network: nn.Module, input_shape: Sequence[int] = (1, 28, 28), name
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with evaluation_mode(network), torch.no_grad(), recorder:
+            with evaluation_mode(network), torch.no_grad(), OperationObserver(recorder.record):
                 outputs = tensors_in(network(image))
         except Exception as error:
             raise ModelError(_describe_failure(recorder.calls[-1], error, name, tuple(input_shape))) from error
@@ -99,11 +99,10 @@ _TABLE_OPERATIONS = {
 }  # fmt: skip
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class has no annotations
+class _Recorder:
     """Traces a forward pass: records the view of every tensor and a table row for every module."""
 
     def __init__(self, network: nn.Module, image: torch.Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.layers: list[Layer] = []
         self.times_named: Counter[str] = Counter()  # a module that is called twice has two rows
         self.calls = [_Call("", type(network).__name__, [image])]  # the first call counts all operations
@@ -128,21 +127,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
             del self.layers[call.first_row :], self.counted[call.first_counted :]
             self._add_row(call, outputs[0], self.uncounted(module.parameters()))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+    def record(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+        """Trace an operation, and add its FLOPs to every module that is running."""
         outputs, inputs = tensors_in(out), tensors_in(args)
         traced = {id(tensor): self.view_by_id[id(tensor)] for tensor in inputs if id(tensor) in self.view_by_id}
         if traced:
-            self.view_by_id.update(zip(map(id, outputs), trace(func, args, outputs, traced), strict=True))
+            self.view_by_id.update(zip(map(id, outputs), trace(operation, args, outputs, traced), strict=True))
             self.kept += outputs
-        count_flops = flop_registry.get(func._overloadpacket)
+        count_flops = flop_registry.get(operation._overloadpacket)
         flops = count_flops(*args, **kwargs, out_val=out) if count_flops else 0
         for call in self.calls:
             call.flops += flops
         if outputs:
-            self._add_operation(_Call("", operation_name(func), inputs, flops=flops), args, outputs[0], traced)
-        return out
+            self._add_operation(_Call("", operation_name(operation), inputs, flops=flops), args, outputs[0], traced)
 
     def _add_operation(self, operation: _Call, args: Sequence[Any], out: torch.Tensor, traced: dict[int, View]) -> None:
         """Record an operation in its module, and add a row if it joins, slides, mixes or has parameters of its own."""

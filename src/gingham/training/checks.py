@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gingham.data.sampler import Sampler
 from gingham.data.similarity import brightness_and_contrast, normalized_vectors
 from gingham.data.splits import Split
 from gingham.models.backbones import Backbone
 from gingham.models.classifier import Classifier, evaluation_mode
+from gingham.models.operations import OperationObserver, operation_name
 from gingham.presets import RECIPES
 from gingham.recipe import Recipe
 from gingham.training.issue import Issue
@@ -26,7 +26,7 @@ from gingham.training.optimizer import lr_at
 SAMPLE_SIZE = 512  # images of the training split that are run through the network
 COMPARED_PIXELS = 1 << 26  # of images that are compared with each other
 DEAD_SHARE = 0.5  # share of dead channels from which a layer is reported
-RELU_OPERATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp_min_"}
+RELU_OPERATIONS = {"relu", "hardtanh", "clamp_min"}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MIN_STEPS = 50  # fewer losses are too noisy to judge
 MAX_IMBALANCE = 5  # number of training images of the most common class divided by that of the rarest
@@ -114,22 +114,19 @@ def _record_relus(network: nn.Module) -> Iterator[dict[str, Tensor]]:
         if not any(module.children()):
             last = names[module]
 
-    class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            if func._overloadpacket.__name__ in RELU_OPERATIONS and out.dim() > 1:
-                calls[last] += 1
-                key = last if last in relus else f"{last} (the ReLU after it)"
-                key += f", call {calls[last]}" if calls[last] > 1 else ""
-                channels = (out > 0).transpose(0, 1).flatten(1).any(dim=1)
-                before = active.get(key)
-                active[key] = channels if before is None or len(before) != len(channels) else before | channels
-            return out
+    def record(operation: Any, _args: Any, _kwargs: Any, out: Any) -> None:
+        if operation_name(operation) in RELU_OPERATIONS and out.dim() > 1:
+            calls[last] += 1
+            key = last if last in relus else f"{last} (the ReLU after it)"
+            key += f", call {calls[last]}" if calls[last] > 1 else ""
+            channels = (out > 0).transpose(0, 1).flatten(1).any(dim=1)
+            before = active.get(key)
+            active[key] = channels if before is None or len(before) != len(channels) else before | channels
 
     with ExitStack() as stack:
         for module in network.modules():
             stack.enter_context(module.register_forward_pre_hook(enter))
-        stack.enter_context(Recorder())  # type: ignore[no-untyped-call]
+        stack.enter_context(OperationObserver(record))
         yield active
 
 
