@@ -33,15 +33,11 @@ MAX_IMBALANCE = 5  # number of training images of the most common class divided 
 LEARNS_NOTHING_FIX = "check the labels with gingham diagnose DATA, then try another --seed and a lower learning rate"
 SLOW_START_STEPS = 500  # steps that a healthy network without BatchNorm may need before its loss falls below ln K
 
+Epochs = Sequence[dict[str, Any]]  # the entries of a history for epochs
+
 
 def check_training(
-    model: Classifier,
-    recipe: Recipe,
-    train: Split,
-    losses: Tensor,
-    epochs: Sequence[dict[str, Any]],
-    steps: int,
-    over: bool,
+    model: Classifier, recipe: Recipe, train: Split, losses: Tensor, epochs: Epochs, steps: int, over: bool
 ) -> list[Issue]:
     """Return the issues of the model and its losses. A stuck loss is left out if another issue explains it.
 
@@ -158,7 +154,7 @@ def _loss_jump(recipe: Recipe, evidence: str) -> Issue:
     return Issue("loss-jump", "the loss rose and stayed high", evidence, fix)
 
 
-def check_overfitting(recipe: Recipe, epochs: Sequence[dict[str, Any]], steps: int) -> Iterator[Issue]:
+def check_overfitting(recipe: Recipe, epochs: Epochs, steps: int) -> Iterator[Issue]:
     """Yield an issue if a fully trained network over-fits. The arguments are those of `check_training`."""
     evaluations = [entry for entry in epochs if entry["validation_loss"] is not None]
     # Patience keeps the weights of the best evaluation. Pretrained networks that fit all of a few training images are
