@@ -50,16 +50,9 @@ class Muon(torch.optim.Optimizer):
     author's cifar10-airbench. Here both kinds of parameters share one optimizer and one schedule.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[dict[str, Any]],
-        lr: float,
-        momentum: float,
-        weight_decay: float = 0.0,
-        nesterov: bool = True,
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(groups, {**defaults, "filters": False})
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, momentum: float, nesterov: bool = True) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": 0.0, "nesterov": nesterov, "filters": False}
+        super().__init__(groups, defaults)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
