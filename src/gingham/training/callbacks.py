@@ -151,12 +151,9 @@ class TensorBoardLogger(Callback):
 class HealthMonitor(Callback):
     """Prints a warning for each issue that `training/checks.py` finds, once."""
 
-    def __init__(self, warn: Callable[[str], None]) -> None:
-        self.warn = warn
-        self.reported: set[tuple[str, str]] = set()
-
     def on_fit_start(self, trainer: Trainer) -> None:
         """Check the sizes of the batches to come."""
+        self.reported: set[tuple[str, str]] = set()
         self._report(check_batches(trainer.recipe, len(trainer.train), trainer.model.network))
 
     def on_epoch_end(self, trainer: Trainer) -> None:
@@ -179,7 +176,7 @@ class HealthMonitor(Callback):
         for issue in issues:
             if (issue.code, issue.title) not in self.reported:
                 self.reported.add((issue.code, issue.title))
-                self.warn(f"{issue.title}: {issue.evidence}; {issue.fix}")
+                print_line(f"warning: {issue.title}: {issue.evidence}; {issue.fix}")
 
 
 class OnEpoch(Callback):
@@ -211,7 +208,7 @@ def create_callbacks(options: FitOptions, *, progress: bool, is_main: bool) -> C
 
     callbacks: list[Callback] = []
     if progress and is_main:
-        callbacks += [ProgressBar(), HealthMonitor(warn)]
+        callbacks += [ProgressBar(), HealthMonitor()]
     if options.track and is_main:
         callbacks.append(TensorBoardLogger())
     if options.on_epoch is not None:
