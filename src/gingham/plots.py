@@ -103,21 +103,17 @@ def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, batche
     scale, label = {"loss": (1, "loss (nats)"), "accuracy": (100, "accuracy (%)")}[key]
     steps = [entry[key] for entry in history if "learning_rate" in entry]
     epoch_ends = [entry for entry in history if "epoch" in entry]
-    evaluations = [entry for entry in epoch_ends if entry["validation_accuracy"] is not None]
     width = max(1, len(steps) // 50)
     means = scale * np.array(steps[: len(steps) // width * width]).reshape(-1, width).mean(axis=1)
     # Epochs may differ in length, so the epoch of each point is interpolated between the ends of epochs.
     end_steps, end_epochs = (np.array([0.0, *(entry[key] for entry in epoch_ends)]) for key in ("step", "epoch"))
     epochs = np.interp((np.arange(len(means)) + 0.5) * width, end_steps, end_epochs)
-    sampled = [entry for entry in epoch_ends if entry.get("sample_accuracy") is not None]
-    batches = {"color": GREY if sampled else BLUE, "lw": 1.8, "marker": "o" if len(means) == 1 else None}
+    is_sampled = any(entry.get("sample_accuracy") is not None for entry in epoch_ends)
+    batches = {"color": GREY if is_sampled else BLUE, "lw": 1.8, "marker": "o" if len(means) == 1 else None}
     axes.plot(epochs, means, **batches, label=batches_label)
-    for entries, split, line_label, color in (
-        (sampled, "sample", "training sample", BLUE),
-        (evaluations, "validation", "validation", RUST),
-    ):
-        x, y = [entry["epoch"] for entry in entries], [scale * entry[f"{split}_{key}"] for entry in entries]
-        if entries:
+    for split, line_label, color in (("sample", "training sample", BLUE), ("validation", "validation", RUST)):
+        if entries := [entry for entry in epoch_ends if entry.get(f"{split}_accuracy") is not None]:
+            x, y = [entry["epoch"] for entry in entries], [scale * entry[f"{split}_{key}"] for entry in entries]
             axes.plot(x, y, color=color, lw=1.8, marker="o", label=line_label, clip_on=False)
     axes.set(xlabel="epoch", ylabel=label, xlim=(0, end_epochs[-1]))
     axes.ticklabel_format(useOffset=False)
