@@ -42,12 +42,10 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         torch.cuda.set_device(local_rank)  # the device that NCCL uses
         return torch.device("cuda", local_rank)
     available = ["cpu"] + ["cuda"] * (num_gpus > 0) + ["mps"] * has_mps
-    try:
+    with contextlib.suppress(RuntimeError):  # torch has no such device
         device = torch.device(name)
         if device.type in available and (device.type != "cuda" or (device.index or 0) < num_gpus):
             return device
-    except RuntimeError:
-        pass
     raise GinghamError(f"there is no device {name!r} on this machine; allowed: auto, {', '.join(available)}")
 
 
