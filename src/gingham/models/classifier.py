@@ -87,12 +87,8 @@ class Classifier(nn.Module):
         return f"<Classifier: {type(self.network).__name__}, {self.input_shape} images, {len(self.classes)} classes>"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        network = self.network
-        if (
-            isinstance(network, Backbone)
-            and images.is_floating_point()
-            and images.shape[1:] == network.feature_mean.shape
-        ):
+        network, is_float = self.network, images.is_floating_point()
+        if isinstance(network, Backbone) and is_float and images.shape[1:] == network.feature_mean.shape:
             return network.classify(images) / self.temperature  # features, computed by `features`
         # In training, crops may be smaller.
         shape = (*images.shape[1:2], *self.input_shape[1:]) if self.training else images.shape[1:]
@@ -103,9 +99,9 @@ class Classifier(nn.Module):
                 f"it takes uint8 of shape (N, {expected_shape}) with values from 0 to 255"
             )
         pixels = self._normalize(images)
-        logits: torch.Tensor = self.network(pixels)
+        logits: torch.Tensor = network(pixels)
         if self.tta == "flip" and not self.training:
-            logits = (logits + self.network(pixels.flip(3))) / 2
+            logits = (logits + network(pixels.flip(3))) / 2
         return logits / self.temperature
 
     def _normalize(self, images: torch.Tensor) -> torch.Tensor:
