@@ -98,8 +98,7 @@ class Trainer:
             weights = class_weights(train.labels, len(train.classes), recipe.class_balance)
             self.loss = ClassWeightedLoss(self.loss, weights.to(self.device))
         # If any teacher was not trained on simulated photos, simulated photos are not distilled.
-        trained_on_photos = all(teacher.recipe.photo_share for teacher in options.teachers)  # true without teachers
-        self.mask_photos = recipe.photo_share > 0 and not trained_on_photos
+        self.mask_photos = recipe.photo_share > 0 and any(not run.recipe.photo_share for run in options.teachers)
         self.loader = BatchLoader(
             train, recipe, self.sampler, self.device, context.rank, context.size, self.mask_photos
         )
@@ -153,8 +152,7 @@ class Trainer:
         sizes = self.loader.shard_sizes(sorted({int(size) for size in self.history.sizes.tolist()}))
         batches = [dummy_batch(size, self.model, recipe, self.mask_photos) for size in sizes]
         self.model.train()
-        with_losses = recipe.hard_share < 1
-        train_step = EagerStep(self.model, self.optimizer, self.loss, self.precision, with_losses)
+        train_step = EagerStep(self.model, self.optimizer, self.loss, self.precision, with_losses=recipe.hard_share < 1)
         # Warm up with a copy of the model, also for evaluations, which take 500 images at a time. This shows whether
         # any parameter gets no gradient, which DistributedDataParallel needs to know.
         num_predicted = len(self.validation.sample(500)[0]) if self.validation else 0
