@@ -51,9 +51,8 @@ def predict(
     files = list_files(images)
     errors: list[str] = []
     used: Counter[str] = Counter()
-    with contextlib.ExitStack() as stack:
-        sorter = ImageSorter(sort_into, trained.model.classes, images) if sort_into else None
-        add_row = stack.enter_context(prediction_table(table, trained.model.classes)) if table else None
+    sorter = ImageSorter(sort_into, trained.model.classes, images) if sort_into else None
+    with prediction_table(table, trained.model.classes) if table else contextlib.nullcontext() as add_row:
         groups = (files[start : start + GROUP_SIZE] for start in range(0, len(files), GROUP_SIZE))
         predictions = itertools.chain.from_iterable(gingham.predict(trained, group, prepare) for group in groups)
         disable = None if len(files) > GROUP_SIZE else True  # None shows a progress bar on a terminal only
