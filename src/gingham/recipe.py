@@ -127,9 +127,7 @@ class Recipe:
     @property
     def transforms_photos(self) -> bool:
         """Whether images are cropped, rotated or recoloured at random, as is useful for photos in colour."""
-        return (
-            self.crop_scale < 1 or self.crop_size > 0 or self.trivial_augment or self.rotation + self.color_jitter > 0
-        )
+        return bool(self.crop_scale < 1 or self.crop_size or self.trivial_augment or self.rotation or self.color_jitter)
 
     def _augmentations(self) -> list[str]:
         """Return the names of the fields that change the training images."""
