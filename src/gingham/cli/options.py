@@ -52,6 +52,5 @@ SkipUnreadable = Annotated[bool, Option("--skip-unreadable", help="Leave out unr
 SplitName = Literal["validation", "test"]
 Split = Annotated[SplitName, Option(help="Each use of the test split is recorded in the run.")]
 Teacher = Annotated[
-    list[Path] | None,
-    Option(metavar="RUN", help="A run on the same split to distil from; may be repeated."),
+    list[Path] | None, Option(metavar="RUN", help="A run on the same split to distil from; may be repeated.")
 ]
