@@ -58,10 +58,8 @@ def natural_key(name: str) -> tuple[list[str | tuple[int, str]], str]:
     ['2', '10', 'B2', 'b1']
     """
     # Text and digits alternate, so only equal types are compared. Numbers may have more digits than int() accepts.
-    parts = re.split("([0-9]+)", name)
-    key: list[Any] = [
-        (len(part.lstrip("0")), part.lstrip("0")) if index % 2 else part for index, part in enumerate(parts)
-    ]
+    parts = re.split("0*([0-9]+)", name)
+    key: list[Any] = [(len(part), part) if index % 2 else part for index, part in enumerate(parts)]
     return key, name
 
 
