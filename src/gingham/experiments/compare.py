@@ -130,12 +130,10 @@ def _compare_runs(a: torch.Tensor, b: torch.Tensor, names: Sequence[str], split:
         # The exact test is more conservative than the interval, which must not contradict it.
         interval = min(interval[0], 0.0), max(interval[1], 0.0)
         needed = math.ceil(1.96**2 * ((only_a + only_b) / n) / difference**2) if difference else 0
-        advice = (
-            f"If the true difference is this large, about {needed:,} images would show it. To" if needed > n else "To"
-        )
+        advice = f"If the true difference is this large, about {needed:,} images would show it. " if needed > n else ""
         verdict = (
             f"No evidence of a difference between {names[0]} and {names[1]} on {n:,} {split} images "
-            f"({details}). {advice} compare recipes, use gingham trials."
+            f"({details}). {advice}To compare recipes, use gingham trials."
         )
     return Comparison("runs", split, accuracies, difference, interval, p_value, verdict, None)
 
