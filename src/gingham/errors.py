@@ -37,8 +37,7 @@ class GinghamError(Exception):
 
 def format_message(message: str) -> str:
     """Return a message as `GinghamError` shows it: on one line, printable, and at most MAX_LENGTH characters long."""
-    if not message.isprintable():
-        message = "".join(map(_escape, message))
+    message = "".join(map(_escape, message))
     if len(message) > MAX_LENGTH:
         message = f"{message[: MAX_LENGTH // 2]} ... {message[5 - MAX_LENGTH // 2 :]}"
     return message
