@@ -47,13 +47,15 @@ def compute_features(model: Classifier, split: Split, context: DistributedContex
     for images in torch.split(split.images, 1024):  # may be on disk
         content.update(images.contiguous().numpy().data)
     file = cache_folder() / "features" / f"{content.hexdigest()[:32]}.safetensors"
-    features = torch.empty(0)
+    found = None
     with contextlib.suppress(GinghamError, KeyError):
-        features = read_tensors(file)[0]["features"]
-        file.touch()
-    is_intact = features.shape == (len(split), len(model.network.feature_mean)) and bool(features.isfinite().all())
-    if not context.any(not is_intact)[0]:
-        return features
+        tensors, stored = read_tensors(file)
+        if stored["sha256"] == tensors_sha256(tensors):  # not damaged
+            found = tensors["features"]
+            file.touch()
+    if not context.any(found is None)[0]:
+        assert found is not None
+        return found
 
     bar = tqdm(total=len(split), desc=f"{split.name} features", unit=" images", disable=None, leave=False)
 
@@ -68,7 +70,8 @@ def compute_features(model: Classifier, split: Split, context: DistributedContex
         features = context.map_sharded(extract, split.images)
     if context.is_main:
         with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
-            write_tensors(file, {"features": features})
+            tensors = {"features": features}
+            write_tensors(file, tensors, {"sha256": tensors_sha256(tensors)})
             by_age = sorted(file.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
             for old in by_age[NUM_CACHED:]:
                 old.unlink(missing_ok=True)
