@@ -32,10 +32,11 @@ def cache_folder() -> Path:
 
 
 def require_regular_file(path: Path) -> None:
-    """Raise an OSError unless `path` is a regular file or a folder, because reading a pipe or device may never end."""
+    """Raise an OSError unless `path` is a regular file, because reading a pipe or device may never end."""
     mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a folder fails with a clear error of its own
-        raise OSError(None, "it is not a regular file", str(path))
+    if not stat.S_ISREG(mode):
+        reason = "it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file"
+        raise OSError(None, reason, str(path))
 
 
 @contextmanager
@@ -235,7 +236,8 @@ def read_tensors(path: Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]"
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise RunError(f"cannot read {path} ({one_line(error)}); restore it from a copy or train again") from error
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise RunError(f"cannot read {path} ({reason}); restore it from a copy or train again") from error
 
 
 def sha256(path: Path) -> str:

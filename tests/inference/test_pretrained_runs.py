@@ -55,6 +55,15 @@ def test_a_loaded_run_predicts_the_same_bits(run_folder, shared_pretrained, data
     assert all((run_folder / name).read_bytes() == (run_folder.parent / "copy" / name).read_bytes() for name in names)
 
 
+def test_a_network_that_is_larger_than_its_file_is_not_created(run_folder):
+    path = run_folder / "model.json"
+    path.write_text(path.read_text().replace("timm/test_efficientnet", "timm/vit_giant_patch14_224"))
+    with pytest.raises(
+        gingham.RunError, match=r"vit_giant_patch14_224 with 1,\S+ parameters, but model.safetensors has"
+    ):
+        gingham.load(run_folder)
+
+
 def test_loading_needs_neither_weights_nor_a_network(run_folder, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise AssertionError("a download was tried")

@@ -260,6 +260,9 @@ def damage(path, kind, tiny_weights):
         case "not finite":
             tensors["conv_head.weight"][0] = float("nan")
             save_file(tensors, path)
+        case "negative variance":
+            tensors["bn1.running_var"].neg_()
+            save_file(tensors, path)
 
 
 @pytest.mark.parametrize(
@@ -269,11 +272,12 @@ def damage(path, kind, tiny_weights):
         ("pickle", "the pretrained weights of test_efficientnet: cannot read .*; give a safetensors file of them$"),
         ("truncated", "cannot read .*; give a safetensors file of them$"),
         ("empty", "cannot read .*; give a safetensors file of them$"),
-        ("folder", "cannot read .*; give a safetensors file of them$"),
+        ("folder", r"cannot read \S+ \(it is a folder\); give a safetensors file of them$"),
         ("absent", "cannot read .*; give a safetensors file of them$"),
         ("a tensor missing", r"not those of .* \(no conv_head.weight\); give the file of that network$"),
         ("a tensor more", r"not those of .* \(also extra\); give the file of that network$"),
-        ("not finite", r"\(conv_head.weight is not finite\)"),
+        ("not finite", r"\(conv_head.weight is not finite"),
+        ("negative variance", r"\(conv_stem.weight is not finite, conv_stem.bias is not finite\)"),
     ],
 )
 def test_wrong_weights_are_refused_in_one_sentence(kind, reason, tiny_weights, tmp_path):
@@ -287,10 +291,16 @@ def test_wrong_weights_are_refused_in_one_sentence(kind, reason, tiny_weights, t
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_weights_in_half_precision_are_converted(tiny_weights):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float8_e4m3fn])
+def test_weights_in_lower_precision_are_converted(dtype, tiny_weights):
     network = Backbone(TINY, 2)
-    network.load_pretrained({name: tensor.half() for name, tensor in load_file(tiny_weights).items()})
+    network.load_pretrained({name: tensor.to(dtype) for name, tensor in load_file(tiny_weights).items()})
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_the_weights_of_a_classifier_with_several_layers_are_left_out(tmp_path):
+    file = write_weights(tmp_path / "levit.safetensors", "levit_128s")  # BatchNorm before the linear layer
+    Backbone("levit_128s", 2).load_pretrained(find_weights("levit_128s", file)[0])
 
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -50,6 +50,20 @@ def test_a_saved_run_consists_of_metadata_history_weights_and_image_hashes(saved
     assert [entry["step"] for entry in steps if "learning_rate" in entry] == list(range(1, run.metrics["steps"] + 1))
 
 
+@pytest.mark.parametrize(
+    "hashes",
+    [
+        {"other": torch.zeros(5, dtype=torch.int64)},
+        {"train": torch.zeros(5)},
+        {"train": torch.zeros(5, 2, dtype=torch.int64)},
+    ],
+)
+def test_image_hashes_of_another_kind_are_an_error(hashes, saved_run):
+    save_file(hashes, saved_run[0] / "images.safetensors")
+    with pytest.raises(RunError, match="does not contain hashes of training images; restore it"):
+        gingham.load(saved_run[0])
+
+
 def test_loading_draws_no_random_numbers(saved_run):
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -88,10 +88,13 @@ class Backbone(nn.Module):
         """Load pretrained weights, as timm publishes them for this network.
 
         Raises
-            ModelError: they are those of another network.
+            ModelError: they are those of another network, or not finite.
         """
         with forked_generators():  # the initial weights are overwritten
-            self.body.load_state_dict(self._create_body(import_timm(self.name), weights).state_dict())
+            folded = self._create_body(import_timm(self.name), weights).state_dict()
+        if broken := [f"{key} is not finite" for key, tensor in folded.items() if not tensor.isfinite().all()]:
+            raise _unsuitable_weights(self.name, list_first(broken, 3))
+        self.body.load_state_dict(folded)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return the features of images with pixels from 0 to 1, float (N, D)."""
@@ -159,6 +162,17 @@ def import_timm(name: str) -> Any:
     return timm
 
 
+def count_parameters(name: str) -> int:
+    """Return the number of parameters of a timm network without its classifier, without allocating them.
+
+    Raises
+        ModelError: timm is not installed, or has no such network.
+    """
+    timm = import_timm(name)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in timm.create_model(name, num_classes=0).parameters())
+
+
 def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> None:
     """Fold each BatchNorm of a network into the convolution before it, in place, and set evaluation mode.
 
@@ -198,17 +212,23 @@ def fold_batchnorm(network: nn.Module, example: torch.Tensor) -> None:
 def _load_weights(body: Any, weights: Weights, name: str) -> None:
     """Load pretrained weights into a timm network without its classifier."""
     classifiers = body.pretrained_cfg["classifier"] or []
-    prefixes = tuple(f"{part}." for part in ([classifiers] if isinstance(classifiers, str) else classifiers))
-    own = {key: tensor for key, tensor in weights.items() if not key.startswith(prefixes)}
+    # The modules of classifiers, which may have more layers than the last one that timm names.
+    heads = tuple(
+        f"{part.partition('.')[0]}." for part in ([classifiers] if isinstance(classifiers, str) else classifiers)
+    )
     try:
-        missing, unexpected = body.load_state_dict(own, strict=False)
+        missing, unexpected = body.load_state_dict(weights, strict=False)
+        unexpected = [key for key in unexpected if not key.startswith(heads)]
         missing = [key for key in missing if not key.endswith("num_batches_tracked")]
         differences = list_first([f"no {key}" for key in missing] + [f"also {key}" for key in unexpected], 3)
     except RuntimeError as error:
         differences = one_line(error)
-    differences = differences or list_first([f"{key} is not finite" for key in own if not own[key].isfinite().all()], 3)
     if differences:
-        raise ModelError(f"the weights are not those of timm's {name} ({differences}); give the file of that network")
+        raise _unsuitable_weights(name, differences)
+
+
+def _unsuitable_weights(name: str, reason: str) -> ModelError:
+    return ModelError(f"the weights are not those of timm's {name} ({reason}); give the file of that network")
 
 
 def find_weights(

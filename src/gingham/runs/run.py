@@ -24,7 +24,7 @@ from gingham.io import (
     write_tensors,
     write_text,
 )
-from gingham.models.backbones import PREFIX, import_timm
+from gingham.models.backbones import PREFIX, count_parameters
 from gingham.models.classifier import Classifier
 from gingham.models.registry import NetworkFactory, build_classifier, factory_name
 from gingham.presets import RECIPES
@@ -183,7 +183,7 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
         ) from error
     _load_weights(model, folder / WEIGHTS_FILE)
     sections = {section: metadata[section] for section in SECTIONS}
-    hashes = read_tensors(folder / IMAGES_FILE)[0] if (folder / IMAGES_FILE).exists() else {}
+    hashes = _read_hashes(folder / IMAGES_FILE)
     history = _read_history(folder / HISTORY_FILE)
     run = Run(model, recipe, history, **sections, folder=folder.resolve(), image_hashes=hashes)
     # model.json repeats some values for readers. Editing them there would have no effect, so it is an error.
@@ -223,9 +223,15 @@ def _explain_missing_run(folder: Path) -> str:
 def _require_network(folder: Path, name: str, factory: NetworkFactory | None) -> None:
     if name.startswith(PREFIX):
         try:
-            import_timm(name.removeprefix(PREFIX))
+            count = count_parameters(name.removeprefix(PREFIX))
         except ModelError as error:
             raise RunError(f"{folder}: {error}") from error
+        weights = folder / WEIGHTS_FILE
+        if weights.exists() and count > weights.stat().st_size:  # before they are allocated: the files are untrusted
+            raise RunError(
+                f"{folder} names the network {name} with {count:,} parameters, but {WEIGHTS_FILE} has fewer; restore "
+                "the run from a copy or train again"
+            )
     given = None if factory is None else factory_name(factory)
     needed = name if ":" in name else None
     if given != needed:
@@ -244,6 +250,15 @@ def _load_weights(model: Classifier, path: Path) -> None:
         least = TINY if name in ("std", "temperature") else 0 if name.endswith("running_var") else -math.inf
         if not bool(((tensor >= least) & tensor.isfinite()).all()):
             raise RunError(f"{path} has values in {name} that training cannot give; {remedy}")
+
+
+def _read_hashes(path: Path) -> dict[str, torch.Tensor]:
+    hashes = read_tensors(path)[0] if path.exists() else {}
+    if any(tensor.dtype != torch.int64 or tensor.ndim != 1 for tensor in hashes.values()) or (
+        hashes and "train" not in hashes
+    ):
+        raise RunError(f"{path} does not contain hashes of training images; restore it from a copy, or remove it")
+    return hashes
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
