@@ -86,6 +86,23 @@ def test_another_network_is_refused(data):
     start = fit(SHORT, data)
     with pytest.raises(ModelError, match=r"does not fit .* train with the same network"):
         fit(SHORT.replace(network="tiny"), data, start=start)
+    larger = fit(SHORT.replace(network="small"), data)
+    with pytest.raises(ModelError, match=r"does not fit .* train with the same network"):
+        fit(SHORT.replace(network="tiny"), data, start=larger)
+
+
+def test_weights_and_a_run_to_start_from_are_refused(data, tmp_path):
+    with pytest.raises(gingham.GinghamError, match="leave one of them out"):
+        fit(SHORT, data, start=fit(SHORT, data), weights=tmp_path / "model.safetensors")
+
+
+def test_images_of_another_size_cannot_be_found(small_run, quadrants):
+    from gingham.training.initial_weights import require_unseen
+
+    said = []
+    require_unseen(small_run[0], gingham.load_data(str(quadrants), validation=40, size=32), said.append)
+    assert len(said) == 1
+    assert "was trained on images of 1x28x28, which cannot be found among those of 1x32x32" in said[0]
 
 
 def test_the_start_is_part_of_what_resume_compares(data, tmp_path):

@@ -47,6 +47,13 @@ def require_unseen(start: Run | None, data: DataSplits, say: Callable[[str], Non
         raise DataError(
             f"{name} does not record its training images, which may be test images of {data.name}; train it again"
         )
+    shapes = ["x".join(map(str, shape)) for shape in (start.model.input_shape, data.train.image_shape)]
+    if shapes[0] != shapes[1]:
+        say(
+            f"warning: {name} was trained on images of {shapes[0]}, which cannot be found among those of {shapes[1]}; "
+            f"make sure that no test image of {data.name} is among them, or give the same size (--set size=...)"
+        )
+        return
     seen = torch.cat(list(start.image_hashes.values()))
     if count := int(torch.isin(hash_images(data.test.images), seen).sum()):
         raise DataError(
@@ -75,10 +82,11 @@ def copy_shared_weights(start: Run, model: Classifier) -> None:
     last_layer = [name for name, _ in model.network.named_parameters()][-1].rpartition(".")[0]
     shared = [name for name in model.classes if name in start.model.classes]
     rows, old_rows = ([each.classes.index(name) for name in shared] for each in (model, start.model))
-    for name, tensor in after.items():
-        is_output = name.rpartition(".")[0] == last_layer and len(tensor) == len(model.classes)
-        old = before.get(name)
-        if old is None or old.shape[1:] != tensor.shape[1:] or (not is_output and old.shape != tensor.shape):
+    for name in before | after:
+        tensor, old = after.get(name), before.get(name)
+        is_output = name.rpartition(".")[0] == last_layer and tensor is not None and len(tensor) == len(model.classes)
+        first = 1 if is_output else 0  # the numbers of classes may differ
+        if tensor is None or old is None or old.shape[first:] != tensor.shape[first:]:
             raise ModelError(
                 f"the network {start.recipe.network} of the run to start from does not fit (its tensor {name} is "
                 "missing or has another shape); train with the same network, and images of the same number of channels"

@@ -94,6 +94,8 @@ def _validate_pretrained(recipe: Recipe, options: FitOptions) -> None:
         field = "frozen_layers is 1, which trains on features" if recipe.trains_head_only else "crop_size is set"
         fix = "choose another recipe" if recipe.trains_head_only else "set crop_size=0"
         raise GinghamError(f"{field}, but teachers need images of their own size; {fix}, or leave the teachers out")
+    if options.weights is not None and options.start is not None:
+        raise GinghamError("weights and a run to start from are given (--weights, --from); leave one of them out")
     if options.weights is not None and not recipe.pretrained:
         raise GinghamError(
             "weights are given, but the recipe is not pretrained; leave them out, or choose frozen or finetune"
