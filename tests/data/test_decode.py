@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from dataset_files import encode_heic, set_heif_size
 from gingham.data import decode
-from gingham.data.decode import decode_images, fit_square, resize_images
+from gingham.data.decode import decode_images, fit_square, read_properties, resize_images
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I")
 
@@ -303,3 +303,8 @@ def test_an_animated_webp_file_counts_four_times(tmp_path, monkeypatch):
     result = decode.decode_images([tmp_path / "animated.webp", tmp_path / "still.webp"], images, "")
     assert result.missing == [0]
     assert "it has 20x20 pixels and is animated, which counts four times" in dict(result.issues)[0]
+
+
+def test_an_image_of_giant_dimensions_is_not_decoded_to_choose_a_recipe(tmp_path):
+    Image.new("1", (16_000, 10_000)).save(tmp_path / "giant.png")
+    assert read_properties(tmp_path / "giant.png") is None

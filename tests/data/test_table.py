@@ -164,6 +164,19 @@ def test_an_image_in_two_tables_is_an_error(tmp_path, pack_folder):
         load_data(str(tmp_path / "d"))
 
 
+def test_an_image_that_is_listed_by_two_paths_is_an_error(shoes):
+    rows = [f"boot/{k}.png,boot" for k in range(9)] + [f"sandal/{k}.png,sandal" for k in range(9)]
+    with pytest.raises(DataError, match=r"line 2 of .* and line 20 of .* both list sandal/../boot/0.png"):
+        load_data(write_table(shoes, [*rows, "sandal/../boot/0.png,boot"], head="path,label"))
+
+
+def test_names_are_found_in_either_unicode_form(shoes):
+    (shoes / "boot" / "0.png").rename(shoes / "boot" / "e\u0301.png")
+    rows = [f"boot/{k}.png,boot" for k in range(1, 9)] + [f"sandal/{k}.png,sandal" for k in range(9)]
+    data = load_data(write_table(shoes, [*rows, "boot/\u00e9.png,boot"], head="path,label"))
+    assert sum(len(part) for part in (data.train, data.validation, data.test)) == 18
+
+
 def test_a_folder_with_the_tables_of_two_datasets_is_an_error(tmp_path, pack_folder):
     write_groceries(tmp_path / "d", prefix="a_")
     write_groceries(tmp_path / "d", prefix="b_")

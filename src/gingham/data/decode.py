@@ -197,8 +197,7 @@ def read_properties(file: Path) -> tuple[int, int, bool] | None:
     """Return the width and height of an image file and whether it has colours, or None if it cannot be read."""
     with contextlib.suppress(Exception), open_image(file) as image:
         size = image.size
-        image.draft(None, (MAX_COMMON_SIDE, MAX_COMMON_SIDE))
-        pixels = np.asarray(to_8_bit(image).convert("RGB")).astype(np.int16)
+        pixels = np.asarray(_decode_square(image, MAX_COMMON_SIDE, 16)[0].convert("RGB")).astype(np.int16)
         return (*size, bool(np.ptp(pixels, axis=2).mean() > 2))  # JPEG gives grey pixels a tint of up to 2
     return None
 

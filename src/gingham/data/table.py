@@ -105,12 +105,13 @@ def _list_table(path: Path, split: str, listed: dict[str, str]) -> list[Entry]:
         if of_line not in SPLIT_NAMES:
             raise DataError(f"{where} has the split {of_line!r}; allowed: {', '.join(SPLIT_NAMES)}")
         file = path.parent / cells[path_column]
-        if not os.path.lexists(file) and (found := beside(path.parent).get(cells[path_column])):
+        if not os.path.lexists(file) and (found := beside(path.parent).get(name)):
             found = [file for file in found if file.parent.name.lower() in (path.stem.lower(), of_line)] or found
             if len(found) > 1:
                 raise DataError(f"{where} names {name}, which is {found[0]} or {found[1]}; write which")
             file = found[0]
-        if (previous := listed.setdefault(unicodedata.normalize("NFC", str(file)), where)) != where:
+        identity = unicodedata.normalize("NFC", os.path.normpath(file))
+        if (previous := listed.setdefault(identity, where)) != where:
             raise DataError(f"{previous} and {where} both list {name}; list each image once")
         # An image without a group is a group of its own.
         group = "" if group_column is None else cells[group_column] or f"\0{name}"
@@ -125,7 +126,7 @@ def _files_beside(folder: Path) -> dict[str, list[Path]]:
     for file in filter(is_image_name, [*files, *(file for each in folders for file in scan_folder(each)[1])]):
         relative = file.relative_to(folder)
         for name in {file.name, file.stem, relative.as_posix(), relative.with_suffix("").as_posix()}:
-            by_name[name].append(file)
+            by_name[unicodedata.normalize("NFC", name)].append(file)
     return by_name
 
 
