@@ -38,6 +38,13 @@ def test_a_python_file_suggests_its_form_as_a_module(command):
     assert stderr == "gingham: got 'mynet.py' as a network; write package.module:Class, such as mynet:Net\n"
 
 
+def test_summary_accepts_a_network_of_timm(command, run_json):
+    table = run_json("summary", "timm/test_vit")
+    assert (table["name"], table["input_shape"]) == ("timm/test_vit", [3, 160, 160])
+    stderr = command("summary", "timm/hf-hub:a/b", code=2).stderr
+    assert stderr.startswith("gingham: timm has no network 'hf-hub:a/b'; known: ")
+
+
 @pytest.mark.parametrize("model", ["article", "torchvision:alexnet", "own_networks:Plain"])
 def test_a_class_for_a_model_that_is_not_a_run_is_an_error(command, model):
     stderr = command("summary", model, "--model", "own_networks:Plain", code=2).stderr

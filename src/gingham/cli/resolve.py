@@ -133,14 +133,16 @@ def find_network(
 ) -> "tuple[nn.Module, tuple[int, int, int]]":
     """Return a network and its default input shape (C, H, W).
 
-    `model` is the name of one of gingham's networks, the folder of a run, `packaged`, `torchvision:NAME` (without its
-    weights), or `package.module:Class`. A run of your own network needs its class, --model, as `model_class`.
+    `model` is the name of one of gingham's networks, the folder of a run, `packaged`, `timm/NAME` or `torchvision:NAME`
+    (without their weights), or `package.module:Class`. A run of your own network needs its class, --model, as
+    `model_class`.
 
     Raises
         GinghamError: `model_class` is given and `model` is not a run.
         ModelError: there is no such network, or it cannot be built.
         RunError: the run cannot be loaded.
     """
+    from gingham.models.backbones import PREFIX, Backbone
     from gingham.models.networks import NETWORKS
     from gingham.models.registry import create_network, torchvision_network
 
@@ -152,8 +154,11 @@ def find_network(
     if is_run:
         classifier = load_run_or_packaged(Path(model), model_class).model
         return classifier.network, classifier.input_shape
+    if model.startswith(PREFIX):
+        backbone = Backbone(model.removeprefix(PREFIX), classes=1000)
+        return backbone, tuple(backbone.body.pretrained_cfg["input_size"])
     own = network_factory(model) if ":" in model or model.endswith(".py") else None
     if model not in NETWORKS and own is None:
-        others = "packaged, a run folder, torchvision:NAME, package.module:Class"
+        others = "packaged, a run folder, timm/NAME, torchvision:NAME, package.module:Class"
         raise ModelError(f"unknown model {model!r}{suggest(model, NETWORKS)}, {others}")
     return create_network(model, own, shape[0] if shape else 1), (1, 28, 28)

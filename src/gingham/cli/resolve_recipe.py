@@ -53,8 +53,8 @@ class RecipeChoice:
         if self._is_pretrained and (self.scratch or named):
             other = f"the recipe {self.recipe}" if named else "a network of your own or teachers"
             raise GinghamError(
-                f"--finetune, --backbone and --weights are for pretrained networks, not for {other}; leave them out, "
-                "or give --recipe frozen or finetune"
+                f"--finetune, --weights, --backbone and network=timm/... are for pretrained networks, not for {other}; "
+                "leave them out, or give --recipe frozen or finetune"
             )
 
     @property

@@ -12,7 +12,7 @@ from gingham.errors import GinghamError
 
 
 def summary(
-    model: Annotated[str, Argument(help="A network, a run folder, packaged, torchvision:NAME or module:Class.")],
+    model: Annotated[str, Argument(help="A network, a run, packaged, timm/NAME, torchvision:NAME or module:Class.")],
     input_shape: Annotated[str | None, Option("--input", metavar="CxHxW", help="By default the model's own.")] = None,
     explain: Annotated[str | None, Option(metavar="LAYER", help="The arithmetic of this layer, or of 'all'.")] = None,
     model_class: Model = None,
