@@ -73,12 +73,12 @@ def test_the_fingerprint_changes_with_one_pixel(quadrants):
 def test_stratified_splits_keep_the_class_shares(labels, data):
     labels = np.array(labels, np.uint8)
     validation = data.draw(st.integers(0, len(labels) - 1))
-    held_out = _choose_validation(labels, validation, "set")
+    held_out = _choose_validation(labels, validation, "set", np.ones(len(labels), bool))
     assert len({*held_out.tolist()}) == len(held_out) == validation
     for label in set(labels.tolist()):
         exact = (labels == label).sum() * validation / len(labels)
         assert abs((labels[held_out] == label).sum() - exact) < 1
-    assert (_choose_validation(labels, validation, "set") == held_out).all()
+    assert (_choose_validation(labels, validation, "set", np.ones(len(labels), bool)) == held_out).all()
 
 
 def test_split_folders_are_used_as_they_are(tmp_path, pack_folder):

@@ -147,6 +147,28 @@ def test_train_from_a_run_refuses_test_images_that_it_was_trained_on(command, tm
     assert "the model was trained on 5 of these images" in shown.stdout
 
 
+def test_an_added_class_is_held_out_in_the_same_share_as_the_others(command, tmp_path):
+    data = gingham.load_data(str(make_dataset(tmp_path / "images")), validation=0)
+    for name, num_classes in (("before", 3), ("after", 4)):
+        arrays = {}
+        for split in (data.train, data.test):
+            kept = split.labels < num_classes
+            arrays |= {f"x_{split.name}": split.images[kept].numpy(), f"y_{split.name}": split.labels[kept].numpy()}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    recipe = ("--recipe", "article", "--epochs", 0.2, "--set", "validation_images=60")
+    command("train", "--data", tmp_path / "before.npz", *recipe, "--out", "first")
+    command("train", "--data", tmp_path / "after.npz", *recipe, "--from", "first", "--out", "second")
+    first, second = (gingham.load(command.folder / name).image_hashes for name in ("first", "second"))
+    labels = dict(zip(hash_images(data.train.images).tolist(), data.train.labels.tolist(), strict=True))
+    held_out = np.bincount([labels[key] for key in second["validation"].tolist()], minlength=4)
+    assert not set(second["validation"].tolist()) & set(first["train"].tolist())
+    assert held_out.tolist() == [15, 15, 15, 15]  # a fifth of 75 images of each class
+    # The run is evaluated on the images that were held out from it.
+    shown = command("evaluate", "second")
+    assert "of 60 validation images" in shown.stdout
+    assert "the model was trained on" not in shown.stdout
+
+
 def test_a_run_without_a_record_of_its_images_is_refused_for_other_data(command, quadrants, tmp_path):
     recipe = ("--recipe", "article", "--epochs", 0.2, "--set", "validation_images=40")
     command("train", "--data", quadrants, *recipe, "--out", "first")

@@ -134,8 +134,9 @@ def cut_splits(
             held_out = train[_choose_groups(labels[train], [groups[row] for row in train], validation)]
         else:
             held_out = train[free[train]]
-            if validation < len(held_out) or len(held_out) == len(train):
-                held_out = held_out[_choose_validation(labels[held_out], validation, name)]
+            # As many as that are those which a run to load has held out.
+            if validation != len(held_out) or len(held_out) == len(train):
+                held_out = train[_choose_validation(labels[train], validation, name, free[train])]
         if len(held_out):
             parts["validation"] = take(held_out, images[held_out])
         train = np.setdiff1d(train, held_out)
@@ -270,8 +271,11 @@ def _choose_groups(labels: Labels, groups: Sequence[str], count: int, *, every_c
     return np.flatnonzero(np.isin(group_of, list(chosen)))
 
 
-def _choose_validation(labels: Labels, validation: int, name: str) -> Rows:
-    """Return the indices of images to hold out, stratified; the largest remainders by class are rounded up."""
+def _choose_validation(labels: Labels, validation: int, name: str, free: npt.NDArray[np.bool_]) -> Rows:
+    """Return the indices of `free` images to hold out, stratified; the largest remainders by class are rounded up.
+
+    Classes with too few free images get fewer.
+    """
     if not 0 <= validation < len(labels):
         raise DataError(
             f"cannot hold {validation} validation images out of the {len(labels)} training images of {name}; "
@@ -282,8 +286,9 @@ def _choose_validation(labels: Labels, validation: int, name: str) -> Rows:
     counts[np.argsort(counts - exact, kind="stable")[: validation - counts.sum()]] += 1
     # numpy's compatibility policy (NEP 19) freezes RandomState's stream, so the split never changes.
     random = np.random.RandomState(0)
-    by_class = zip(_indices_by_class(labels), counts, strict=True)
-    return np.sort(np.concatenate([random.permutation(indices)[:count] for indices, count in by_class]))
+    shuffled = [random.permutation(indices) for indices in _indices_by_class(labels)]
+    chosen = [indices[free[indices]][:count] for indices, count in zip(shuffled, counts, strict=True)]
+    return np.sort(np.concatenate(chosen))
 
 
 def _fingerprint(raw: RawDataset) -> str:
