@@ -185,9 +185,11 @@ def test_a_network_that_is_given_decides_whether_pretrained_weights_are_used(com
 
 
 def test_a_frozen_run_can_be_fine_tuned(command, photo_folder, tiny_weights):
-    tiny = ("train", "--data", photo_folder, "--set", "size=32", "--epochs", 0.5)
-    command(*tiny, "--backbone", "test_efficientnet", "--weights", tiny_weights, "--out", "frozen")
-    command(*tiny, "--from", "frozen", "--finetune", "--set", "crop_size=32", "--out", "finetuned")
+    train = ("train", "--data", photo_folder, "--epochs", 0.5)
+    network = ("--backbone", "test_efficientnet", "--weights", tiny_weights, "--set", "size=40")
+    command(*train, *network, "--out", "frozen")
+    done = command(*train, "--from", "frozen", "--finetune", "--set", "crop_size=32", "--out", "finetuned")
+    assert "cannot be found" not in done.stderr
     run = gingham.load(command.folder / "finetuned")
-    assert (run.recipe.name, run.recipe.network) == ("finetune", "timm/test_efficientnet")
+    assert (run.recipe.name, run.recipe.network, run.recipe.size) == ("finetune", "timm/test_efficientnet", 40)
     assert run.data["origin"]["run"] == "frozen"

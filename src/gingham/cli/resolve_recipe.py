@@ -93,7 +93,9 @@ class RecipeChoice:
             return RECIPES[self.recipe], ""
         recipe = RECIPES["finetune" if self.finetune else "frozen" if self._is_pretrained else DEFAULT_RECIPE]
         if self.start is not None:
-            recipe = recipe.replace(network=self.start.recipe.network) if self._is_pretrained else self.start.recipe
+            start = self.start.recipe
+            # At another size, the images that it was trained on would not be recognised.
+            recipe = recipe.replace(network=start.network, size=start.size) if self._is_pretrained else start
         return recipe, ""
 
     def default_folder(self, recipe: Recipe, model: str | None = None, ending: str = "") -> Path:
