@@ -127,6 +127,10 @@ def test_wrong_labels(data):
     (issue,) = gingham.check_data(with_train(data, labels=labels))
     assert issue.code == "likely-wrong-labels"
     assert {group[0][1] for group in issue.images} == set(wrong)
+    for _, index in [group[0] for group in issue.images[:4]]:
+        label, other = (data.classes[int(of[index])] for of in (labels, data.train.labels))
+        assert f"train image {index} (labelled {label}, predicted {other})" in issue.evidence
+    assert issue.evidence.endswith("and 1 more")
 
 
 @pytest.mark.slow

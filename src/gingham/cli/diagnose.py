@@ -100,6 +100,7 @@ def image_groups(issues: "list[gingham.Issue]", splits: "gingham.DataSplits") ->
 
     def with_caption(name: str, index: int) -> tuple[Any, str]:
         split = by_name[name]
-        return split.images[index], f"{split.classes[int(split.labels[index])][:11]}\n{name} {index}"
+        file = Path(split.files[index]).name[-15:] if split.files else f"{name} {index}"
+        return split.images[index], f"{split.classes[int(split.labels[index])][:11]}\n{file}"
 
     return [(issue.title, [[with_caption(*item) for item in group] for group in issue.images[:40]]) for issue in issues]

@@ -170,10 +170,13 @@ def _check_single_labels(data: DataSplits) -> Iterator[Issue]:
     if len(wrong):
         image_indices = _image_indices(splits)
         wrong_images = tuple((image_indices[k],) for k in wrong.tolist())
-        label, other = (data.classes[int(values[wrong[0]])] for values in (labels, predicted))
+        examples = []
+        for image, k in zip(wrong_images, wrong.tolist(), strict=True):
+            label, other = (data.classes[int(values[k])] for values in (labels, predicted))
+            examples.append(f"{_image_names(splits, image)} (labelled {label}, predicted {other})")
         evidence = (
             f"small networks not trained on these images have {MIN_OTHER_PROBABILITY:.0%} or more confidence in "
-            f"another class, such as for {_image_names(splits, wrong_images[0])}, labelled {label}, predicted {other}"
+            f"another class: {list_first(examples, 4)}"
         )
         title = f"{_count_are(len(wrong), 'label')} likely wrong"
         fix = "check them, those with the highest probability first, and correct those that are wrong"
