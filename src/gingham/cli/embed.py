@@ -27,9 +27,9 @@ def embed(
 
     from gingham.io import atomic_write
 
-    if out.suffix.lower() != ".npz" or os.path.lexists(out):
-        if os.path.lexists(out):
-            raise GinghamError(f"--out {out} already exists; give another file, or remove it first")
+    if os.path.lexists(out):
+        raise GinghamError(f"--out {out} already exists; give another file, or remove it first")
+    if out.suffix.lower() != ".npz":
         raise GinghamError(f"--out {out} does not end in .npz; give a new file, such as features.npz")
     trained, files = load_run_or_packaged(run, model), list_files(images)
     groups = [files[start : start + GROUP_SIZE] for start in range(0, len(files), GROUP_SIZE)]

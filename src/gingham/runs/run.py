@@ -253,10 +253,11 @@ def _load_weights(model: Classifier, path: Path) -> None:
 
 
 def _read_hashes(path: Path) -> dict[str, torch.Tensor]:
-    hashes = read_tensors(path)[0] if path.exists() else {}
-    if any(tensor.dtype != torch.int64 or tensor.ndim != 1 for tensor in hashes.values()) or (
-        hashes and "train" not in hashes
-    ):
+    """Return the hashes of the images that a run was trained and evaluated on; empty if the file does not exist."""
+    if not path.exists():
+        return {}
+    hashes = read_tensors(path)[0]
+    if "train" not in hashes or any(tensor.dtype != torch.int64 or tensor.ndim != 1 for tensor in hashes.values()):
         raise RunError(f"{path} does not contain hashes of training images; restore it from a copy, or remove it")
     return hashes
 
