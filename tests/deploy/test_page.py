@@ -5,7 +5,9 @@ import io
 import json
 import re
 import threading
+import time
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,20 @@ def exported_page(tmp_path_factory, packaged, fashion_mnist, browser_libraries):
     return gingham.export(packaged, tmp_path_factory.mktemp("page") / "page.html", fashion_mnist).file
 
 
+def wait_for_neighbours(url):
+    """Wait until the server has computed the features of the training images; explanations before lack neighbours."""
+    content = io.BytesIO()
+    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(content, "PNG")
+    headers = {"Content-Type": "image/png"}
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        reply = httpx.post(f"{url}predict?explain=true", content=content.getvalue(), headers=headers, timeout=60)
+        if reply.json()["predictions"][0]["explanation"]["neighbours"]:
+            return
+        time.sleep(0.2)
+    raise TimeoutError("the server found no similar training images within two minutes")
+
+
 @pytest.fixture(scope="module")
 def served_url(packaged, fashion_mnist):
     listener = serving.listen("127.0.0.1", 0)
@@ -43,9 +59,13 @@ def served_url(packaged, fashion_mnist):
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    server.should_exit = True
-    thread.join()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    try:
+        wait_for_neighbours(url)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture(params=["from disk", "served"])
