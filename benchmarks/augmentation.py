@@ -9,6 +9,7 @@ benchmarks/results/augmentation-<hardware>-<date>.md.
 """
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def main() -> None:
     environment = describe_environment(choose_device("auto"))
     text = f"""# The gain of each kind of augmentation
 
-Command: `python benchmarks/augmentation.py {" ".join(sys.argv[1:])}`, commit {commit[:12]}.
+Command: `{shlex.join(["python", "benchmarks/augmentation.py", *sys.argv[1:]])}`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}.
 Data: {Path(options.data).name}: {len(data.train):,} training and {len(data.test):,} test images, {len(data.classes)} classes; one seed,
 {options.epochs:g} epochs. The interval is that of the test images; the difference is in points.

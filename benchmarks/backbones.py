@@ -7,6 +7,7 @@ The weights are random: they do not change the time. Writes benchmarks/results/b
 """
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -80,7 +81,7 @@ def main() -> None:
     environment = describe_environment(choose_device("auto"))
     text = f"""# The time of features
 
-Command: `python benchmarks/backbones.py {" ".join(sys.argv[1:])}`, commit {commit[:12]}.
+Command: `{shlex.join(["python", "benchmarks/backbones.py", *sys.argv[1:]])}`, commit {commit[:12]}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}, timm {timm.__version__}; float32, {options.size}x{options.size} pixels.
 Milliseconds per image, median of {options.rounds} rounds that alternate; the ratio is to the first network, and the last
 column is the time with BatchNorm divided by the time with BatchNorm folded into the convolutions.

@@ -10,6 +10,7 @@ benchmarks/results/few-images-<hardware>-<date>.md.
 
 import argparse
 import dataclasses
+import shlex
 import statistics
 import sys
 import time
@@ -100,7 +101,7 @@ def main() -> None:
     commits = ", ".join(sorted({row["commit"] for row in results.values()}))
     text = f"""# Accuracy with few images per class
 
-Command: `python benchmarks/few_images.py {" ".join(sys.argv[1:])}`, commit {commits}.
+Command: `{shlex.join(["python", "benchmarks/few_images.py", *sys.argv[1:]])}`, commit {commits}.
 Hardware: {environment["hardware"]}; torch {environment["torch"]}.
 Data: {Path(options.data).name}, {len(data.classes)} classes; {options.seeds} seeds, each with other images; {tested:,} test images.
 Mean accuracy and the 95 % interval (Student's t) of the mean over seeds; median seconds of `fit`, with features computed anew.
