@@ -196,7 +196,8 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     """Write a PNG of a confusion matrix and return its path. Rows are true classes, in percent of the row."""
     counts = np.array(matrix, dtype=float)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = max(4.5, 2.2 + 0.58 * len(classes))
+    numbered = len(classes) <= 30
+    side = max(4.5, 2.2 + (0.58 if numbered else 0.2) * len(classes))
     figure = Figure(figsize=(side + 0.6, side), facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap=BLUES, vmin=0, vmax=100)
@@ -204,7 +205,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, classes)
     axes.set(xlabel="predicted", ylabel="true")
-    if len(classes) <= 30:
+    if numbered:
         for row, column in np.argwhere(shares >= 0.05):
             color = PAPER if shares[row, column] > 55 else INK
             axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", fontsize=9, color=color)

@@ -260,6 +260,8 @@ def damage(path, kind, tiny_weights):
         case "not finite":
             tensors["conv_head.weight"][0] = float("nan")
             save_file(tensors, path)
+        case "another shape":
+            save_file(tensors | {"conv_head.weight": torch.zeros(2, 3)}, path)
         case "negative variance":
             tensors["bn1.running_var"].neg_()
             save_file(tensors, path)
@@ -268,7 +270,11 @@ def damage(path, kind, tiny_weights):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("another network", "the weights are not those of timm's test_efficientnet .*size mismatch"),
+        ("another network", "the weights are not those of timm's test_efficientnet .no conv_stem.weight, .*more"),
+        (
+            "another shape",
+            r"not those of .* \(conv_head.weight has shape \(2, 3\), not \(\d+, \d+, 1, 1\)\); give the file",
+        ),
         ("pickle", "the pretrained weights of test_efficientnet: cannot read .*; give a safetensors file of them$"),
         ("truncated", "cannot read .*; give a safetensors file of them$"),
         ("empty", "cannot read .*; give a safetensors file of them$"),

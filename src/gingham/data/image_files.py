@@ -81,7 +81,8 @@ def read_image_dataset(path: Path, size: int, *, skip_unreadable: bool, label_fr
             f"{count} of {path} cannot be read as images {examples}; fix or remove them, or leave them out with "
             "skip_unreadable (train, trials and show: --skip-unreadable)"
         )
-    return raw._replace(notes=(*raw.notes, f"{count} are left out {examples}"))
+    verb = "is" if len(unreadable) == 1 else "are"
+    return raw._replace(notes=(*raw.notes, f"{count} {verb} left out {examples}"))
 
 
 def read_listing(path: Path, listing: Listing, size: int) -> tuple[RawDataset, list[tuple[str, str]]]:
