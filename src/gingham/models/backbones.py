@@ -216,16 +216,21 @@ def _load_weights(body: Any, weights: Weights, name: str) -> None:
     heads = tuple(
         f"{part.partition('.')[0]}." for part in ([classifiers] if isinstance(classifiers, str) else classifiers)
     )
-    own = body.state_dict()
-    differences = [f"no {key}" for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    differences += [f"also {key}" for key in weights if key not in own and not key.startswith(heads)]
-    shapes = {key: (tuple(weights[key].shape), tuple(own[key].shape)) for key in own if key in weights}
-    differences += [
-        f"{key} has shape {given}, not {needed}" for key, (given, needed) in shapes.items() if given != needed
-    ]
+    try:
+        missing, unexpected = body.load_state_dict(weights, strict=False)
+        unexpected = [key for key in unexpected if not key.startswith(heads)]
+        missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+        differences = list_first([f"no {key}" for key in missing] + [f"also {key}" for key in unexpected], 3)
+    except RuntimeError as error:
+        shapes = {
+            key: (tuple(weights[key].shape), tuple(own.shape))
+            for key, own in body.state_dict().items()
+            if key in weights
+        }
+        wrong = [f"{key} has shape {given}, not {own}" for key, (given, own) in shapes.items() if given != own]
+        differences = list_first(wrong, 3) or one_line(error)
     if differences:
-        raise _unsuitable_weights(name, list_first(differences, 3))
-    body.load_state_dict(weights, strict=False)
+        raise _unsuitable_weights(name, differences)
 
 
 def _unsuitable_weights(name: str, reason: str) -> ModelError:
