@@ -22,6 +22,22 @@ def encode_image(image, kind="PNG", **options):
     return file.getvalue()
 
 
+def explain(client, content):
+    """Return the entry of one image with its explanation."""
+    response = client.post("/predict?explain=true", content=content, headers=PNG_HEADERS)
+    assert response.status_code == 200
+    (entry,) = response.json()["predictions"]
+    return entry
+
+
+def explain_with_neighbours(client, content):
+    """Explain an image again and again until the server has processed its training images."""
+    deadline = time.monotonic() + 120
+    while not (entry := explain(client, content))["explanation"]["among"]:
+        assert time.monotonic() < deadline
+    return entry
+
+
 def random_png(seed=0):
     return encode_image(Image.fromarray(np.random.RandomState(seed).randint(256, size=(28, 28)).astype(np.uint8)))
 

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import threading
-import time
 
 import httpx
 import numpy as np
@@ -21,6 +20,7 @@ from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, features, gallery
 from gingham.inference.predict import preprocess
 from helpers import COLOURS_AND_BACKGROUNDS, draw_garment_photo
+from http_requests import encode_image, explain_with_neighbours
 
 pytestmark = pytest.mark.slow
 
@@ -37,20 +37,6 @@ def exported_page(tmp_path_factory, packaged, fashion_mnist, browser_libraries):
     return gingham.export(packaged, tmp_path_factory.mktemp("page") / "page.html", fashion_mnist).file
 
 
-def wait_for_neighbours(url):
-    """Wait until the server has computed the features of the training images; explanations before lack neighbours."""
-    content = io.BytesIO()
-    draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(content, "PNG")
-    headers = {"Content-Type": "image/png"}
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        reply = httpx.post(f"{url}predict?explain=true", content=content.getvalue(), headers=headers, timeout=60)
-        if reply.json()["predictions"][0]["explanation"]["neighbours"]:
-            return
-        time.sleep(0.2)
-    raise TimeoutError("the server found no similar training images within two minutes")
-
-
 @pytest.fixture(scope="module")
 def served_url(packaged, fashion_mnist):
     listener = serving.listen("127.0.0.1", 0)
@@ -61,7 +47,8 @@ def served_url(packaged, fashion_mnist):
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     try:
-        wait_for_neighbours(url)
+        with httpx.Client(base_url=url, timeout=60) as client:
+            explain_with_neighbours(client, encode_image(draw_garment_photo((40, 60, 120), (255, 255, 255))[0]))
         yield url
     finally:
         server.should_exit = True

@@ -41,6 +41,8 @@ from http_requests import (
     PREDICT_HEAD,
     encode_form,
     encode_image,
+    explain,
+    explain_with_neighbours,
     predict_request,
     random_png,
     send_raw,
@@ -219,22 +221,6 @@ def test_the_page_may_run_only_its_own_script_and_contact_only_its_host(client):
     assert "connect-src 'self'" in policy
     assert not re.findall(r"""(?:src|href|action)=["']?(?:https?:)?//""", response.text)
     assert "@import" not in response.text
-
-
-def explain(client, content):
-    """Return the entry of one image with its explanation."""
-    response = client.post("/predict?explain=true", content=content, headers=PNG_HEADERS)
-    assert response.status_code == 200
-    (entry,) = response.json()["predictions"]
-    return entry
-
-
-def explain_with_neighbours(client, content):
-    """Explain an image again and again until the server has processed its training images."""
-    deadline = time.monotonic() + 120
-    while not (entry := explain(client, content))["explanation"]["among"]:
-        assert time.monotonic() < deadline
-    return entry
 
 
 def test_an_explanation_equals_that_of_the_library(packaged, fashion_mnist, monkeypatch):
