@@ -6,7 +6,7 @@ import json
 import re
 import threading
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -47,7 +47,7 @@ def served_url(packaged, fashion_mnist):
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     try:
-        with httpx.Client(base_url=url, timeout=60) as client:
+        with httpx2.Client(base_url=url, timeout=60) as client:
             explain_with_neighbours(client, encode_image(draw_garment_photo((40, 60, 120), (255, 255, 255))[0]))
         yield url
     finally:
