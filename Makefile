@@ -6,7 +6,7 @@
 # make check      run the formatter, linter and type checker, and check the direction of imports
 # make data       only get Fashion-MNIST; needs no root
 # make wheel      build the wheel, install it into a separate environment and use it
-# make model      train the packaged model again (twenty minutes), and replace it if the new one is at least as good
+# make model      train the packaged model again (half an hour), and replace it if the new one is about as good
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -54,7 +54,9 @@ wheel: $(VENV)/tested data
 
 model: $(VENV)/installed data
 	$(BIN)/gingham train --recipe photo --seed 0 --out runs/photo-0 --resume
-	$(BIN)/python benchmarks/package_model.py runs/photo-0
+	$(BIN)/gingham train --recipe photo --seed 0 --from runs/photo-0 --out runs/photo-1 --resume --epochs 10 \
+		--set learning_rate=0.3 --set photo_share=0.3 --set outlier_share=0.1
+	$(BIN)/python benchmarks/package_model.py runs/photo-1
 
 # Two stamp files, so that training needs no development tools.
 $(VENV)/installed: pyproject.toml

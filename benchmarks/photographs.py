@@ -28,7 +28,7 @@ from gingham.data.image_files import list_images
 from gingham.device import describe_environment
 from gingham.inference.evaluate_photos import normalize_class_name
 from gingham.inference.packaged_model import load_packaged
-from gingham.inference.predict import mean_probabilities, preprocess
+from gingham.inference.predict import preprocess, score_prepared
 from gingham.inference.preprocess import PreparedPhoto, open_photo
 from gingham.runs.run import Run
 
@@ -120,8 +120,8 @@ def prepare_simply(image: Image.Image, method: str) -> Array:
 
 def accuracy_cells(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor) -> str:
     """Return table cells: the balanced accuracy, the share not sure and the share wrong among the sure."""
-    confidence, predicted = mean_probabilities(run.model, prepared).max(dim=1)
-    correct, confident = (predicted == labels).double(), confidence >= run.model.threshold
+    confidence, predicted = score_prepared(run.model, prepared)[:, :-1].max(dim=1)
+    correct, confident = (predicted == labels).double(), confidence >= run.model.thresholds(for_photos=True)[0]
     accuracy = statistics.fmean(float(correct[labels == k].mean()) for k in set(labels.tolist()))
     wrong = f"{1 - float(correct[confident].mean()):.1%}" if bool(confident.any()) else "-"
     return f"{accuracy:.1%} | {1 - float(confident.double().mean()):.1%} | {wrong}"

@@ -1,40 +1,43 @@
-"""Classify images with an exported model, without torch: with ONNX Runtime, NumPy and Pillow.
+"""Classify images with an exported model, without torch: with ONNX Runtime, NumPy and OpenCV.
 
     gingham export model.onnx
     python examples/onnx_predict.py model.onnx coat.png boot.jpg
 
-An image of the model's size and colours is used unchanged, as the file normalizes it. Photos are prepared by
-gingham.inference.preprocess, which needs OpenCV but no torch either: pip install --no-deps . opencv-python-headless
-tqdm platformdirs
+Images are prepared by gingham.inference.preprocess, which does not need torch:
+pip install --no-deps . opencv-python-headless pillow tqdm platformdirs
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
-from PIL import Image
+
+from gingham.errors import DataError
+from gingham.inference.garments import prepare_garment
+from gingham.inference.preprocess import PreparedPhoto, is_input_like, least_novel, open_photo, prepare_candidates
 
 
-def read_matching_image(file: Path, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8] | None:
-    """Return an image of the model's size and colours, uint8 (1, C, H, W), or None for any other."""
-    with Image.open(file) as image:
-        pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
-        in_colour = bool(np.ptp(np.asarray(image.convert("RGB")), axis=2).any())
-    array = pixels[None] if shape[0] == 1 else pixels.transpose(2, 0, 1)
-    return array[None] if array.shape == shape and in_colour == (shape[0] == 3) else None
+def prepare(file: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> list[PreparedPhoto]:
+    """Return the ways to prepare an image for a model whose images have this shape (C, H, W).
 
-
-def preprocess_photo(file: Path, shape: tuple[int, int, int], metadata: dict[str, str]) -> npt.NDArray[np.uint8]:
-    """Prepare a photo like the training images, uint8 (V, C, H, W): V framings, whose predictions are averaged."""
-    from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
-
+    Each has one or more framings, uint8 (V, C, H, W), whose predictions are averaged.
+    """
     photo = open_photo(file)
-    if metadata["preparation"] == "garment":
-        return prepare_garment(photo, shape).framings
-    return prepare_plain(photo, shape, json.loads(metadata["background"])).framings
+    is_input = is_input_like(photo, shape)
+    if metadata["preparation"] == "garment" and not is_input:
+        return [prepare_garment(photo, shape)]
+    background, object_share = (json.loads(metadata[name]) for name in ("background", "object_share"))
+    return prepare_candidates(photo, shape, background, object_share, is_input)
+
+
+def read_thresholds(metadata: dict[str, str], *, for_photos: bool) -> tuple[float, float]:
+    """Return the probability below which a prediction is not sure, and the score above which an image is novel."""
+    prefix = "photo_" if for_photos else ""
+    novelty = json.loads(metadata[f"{prefix}novelty_threshold"])
+    return float(metadata[f"{prefix}threshold"]), math.inf if novelty is None else novelty
 
 
 def main() -> None:
@@ -44,21 +47,26 @@ def main() -> None:
         sys.exit(f"there is no file {sys.argv[1]}; write one with: gingham export model.onnx")
     session = onnxruntime.InferenceSession(sys.argv[1])
     metadata = session.get_modelmeta().custom_metadata_map
-    classes, threshold = json.loads(metadata["classes"]), float(metadata["threshold"])
+    classes = json.loads(metadata["classes"])
     channels, height, width = json.loads(metadata["input_shape"])
     for file in map(Path, sys.argv[2:]):
-        shape = (channels, height, width)
         try:
-            images = read_matching_image(file, shape)
-        except OSError as error:  # Pillow raises it for a file that is missing or no image
-            print(f"{file}: {error}", file=sys.stderr)
+            candidates = prepare(file, (channels, height, width), metadata)
+        except DataError as error:
+            print(error, file=sys.stderr)
             continue
-        if images is None:
-            images = preprocess_photo(file, shape, metadata)
-        probabilities = session.run(["probabilities"], {"images": images})[0].mean(axis=0)
+        prepared = candidates[0]
+        if len(candidates) > 1:  # of one framing each
+            images = np.concatenate([candidate.framings for candidate in candidates])
+            prepared = least_novel(candidates, session.run(["novelty"], {"images": images})[0].tolist())
+        outputs = session.run(["probabilities", "novelty"], {"images": prepared.framings})
+        probabilities, novelty = (output.mean(axis=0) for output in outputs)
         top = int(probabilities.argmax())
-        sure = "" if probabilities[top] >= threshold else "not sure, perhaps "
-        print(f"{file}: {sure}{classes[top]} ({probabilities[top]:.1%})")
+        threshold, novelty_threshold = read_thresholds(metadata, for_photos=prepared.is_photo)
+        doubt = "not sure, perhaps " if probabilities[top] < threshold else ""
+        if novelty > novelty_threshold:
+            doubt = "unlike anything it was trained on, nearest class "
+        print(f"{file}: {doubt}{classes[top]} ({probabilities[top]:.1%})")
 
 
 if __name__ == "__main__":

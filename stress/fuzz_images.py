@@ -16,7 +16,8 @@ from PIL import Image
 from dataset_files import encode_heic
 from gingham.data.decode import LARGEST_PIXELS, common_side, decode_images, read_size
 from gingham.errors import DataError
-from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
+from gingham.inference.garments import prepare_garment
+from gingham.inference.preprocess import open_photo, prepare_candidates
 from stress.mutations import mutate
 from stress.verdicts import Judge
 
@@ -414,8 +415,8 @@ class Images:
         if photo.width * photo.height > 1_000_000:
             return  # large ones take long
         shape = (1, 28, 28) if variant % 2 else (3, 10, 14)
-        prepared = prepare_plain(photo, shape, (None, 0.0, 255.0)[variant % 3])
-        assert prepared.image.shape == shape
+        for prepared in prepare_candidates(photo, shape, (None, 0.0, 255.0)[variant % 3], 0.7, is_input=False):
+            assert prepared.image.shape == shape
         if variant == 9:
             prepared = prepare_garment(photo)
             assert prepared.framings.shape == (2, 1, 28, 28)

@@ -11,8 +11,8 @@ import torch
 from hypothesis import strategies as st
 
 import gingham
+from gingham.data.registry import REGISTRY
 from gingham.deploy.server import create_app
-from gingham.inference.predict import GARMENTS
 from gingham.models.registry import build_classifier
 from gingham.runs.run import Run
 from stress.fuzz_images import EXAMPLES, png, valid_files
@@ -58,7 +58,10 @@ class Requests:
         self.loop = asyncio.new_event_loop()
         self.classes, self.applications = [], []
         random = torch.Generator().manual_seed(0)
-        for names, shape in ((("cat", "dog", "hen"), (3, 8, 8)), (tuple(sorted(GARMENTS)), (1, 28, 28))):
+        for names, shape in (
+            (("cat", "dog", "hen"), (3, 8, 8)),
+            (tuple(sorted(REGISTRY["fashion-mnist"].classes)), (1, 28, 28)),
+        ):
             run = Run(build_classifier("tiny", names, shape, (0.5,), (0.5,), "flip"), recipe.replace(mean=0.5, std=0.5))
             images = torch.randint(256, (len(names), *shape), generator=random, dtype=torch.uint8)
             train = gingham.Split("train", images, torch.arange(len(names)), names, "pets", "f")

@@ -19,6 +19,7 @@ from safetensors.torch import save
 import gingham
 from gingham.cli.train import format_trained
 from gingham.deploy.page import model_metadata
+from gingham.evaluation.novelty import fit_novelty
 from gingham.models.networks import NETWORKS
 from gingham.models.registry import build_classifier
 from gingham.presets import RECIPES
@@ -79,8 +80,10 @@ def check_run(run: Run) -> None:
     if channels * height * width <= 10_000:
         random = torch.Generator().manual_seed(0)
         images = torch.randint(256, (2, channels, height, width), generator=random, dtype=torch.uint8)
-        probabilities = run.model.predict(images).probabilities
+        predictions = run.model.predict(images)
+        probabilities = predictions.probabilities
         assert probabilities.isfinite().all(), "probabilities that are not finite"
+        assert predictions.novelty.isfinite().all(), "novelty scores that are not finite"
         assert ((probabilities.sum(dim=1) - 1).abs() < 1e-3).all()
     assert Recipe.from_dict(json.loads(json.dumps(run.recipe.to_dict()))) == run.recipe
     json.dumps(run.metadata(), allow_nan=False, ensure_ascii=False).encode()
@@ -105,13 +108,14 @@ class RunFolder:
         run = Run(
             model, RECIPE, history, metrics, {"name": "pets", "fingerprint": "f", "background": 0.0}, {"torch": "2"}
         )
-        gingham.save(run, self.folder)
-        logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
-        self.run = run
         images = torch.randint(256, (12, 1, 8, 8), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
         self.splits = [
             gingham.Split(name, images, torch.arange(12) % 3, CLASSES, "pets", "f") for name in ("train", "validation")
         ]
+        fit_novelty(model, *self.splits)
+        gingham.save(run, self.folder)
+        logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+        self.run = run
         self.predicted_split = gingham.Split("validation", images[:6], torch.arange(6) % 3, CLASSES, "pets", "f")
         save_predictions(run, self.predicted_split, logits)
         self.files = {path.name: path.read_bytes() for path in self.folder.iterdir()}
@@ -157,6 +161,9 @@ class ModelJson(RunFolder):
         change = st.tuples(keys | keys | inner, st.sampled_from(("set", "set", "set", "remove")), VALUES)
         word = st.sampled_from(("cat", "", "a\nb", "\ud800", "x" * 3000, "\x1b[2J", "\u202e")) | st.text(max_size=4)
         change |= st.tuples(st.just(("classes",)), st.just("set"), st.lists(word, min_size=3, max_size=3))
+        layers = ["", "nowhere", *dict(self.run.model.network.named_modules())]
+        stages = st.lists(st.sampled_from(layers), max_size=4)
+        change |= st.tuples(st.just(("novelty", "stages")), st.just("set"), stages)
         shape = st.lists(st.sampled_from((1, 3, 8, 28, 64, 65, 4096)), min_size=3, max_size=3)
         change |= st.tuples(st.just(("input_shape",)), st.just("set"), shape)
         self.examples = st.tuples(
@@ -212,6 +219,7 @@ class Weights(RunFolder):
         self.tensors = safetensors_load(self.files["model.safetensors"])
         self.predicted = safetensors_load(self.files["predictions-validation.safetensors"])
         names = st.sampled_from((*self.tensors, "mean", "temperature", "threshold", "extra", "__metadata__", ""))
+        names |= st.sampled_from([name for name in self.tensors if name.startswith("novelty.")])
         numbers = st.sampled_from((math.nan, math.inf, -math.inf, 3e38, 1e30, 1e-38, 0.0, -1.0, 0.5, 1e9))
         change = st.tuples(
             names,
@@ -281,11 +289,17 @@ class Weights(RunFolder):
         if kind == "tensors":
             tensors = change_tensors(self.tensors, values)
             weights = save(tensors)
-            thresholds = {
+            thresholds: dict[str, Any] = {
                 key: float(tensors[key])
-                for key in ("temperature", "threshold")
+                for key in ("temperature", "threshold", "photo_threshold")
                 if key in tensors and tensors[key].numel() == 1
             }
+            novelty = {
+                key: float(tensors[f"novelty.{key}"])
+                for key in ("threshold", "photo_threshold")
+                if f"novelty.{key}" in tensors and tensors[f"novelty.{key}"].numel() == 1
+            }
+            thresholds["novelty"] = self.metadata["novelty"] | novelty
             self.write(model_safetensors=weights, model_json=self.metadata_for(weights, **thresholds))
             return self.read
         entries, length, keep_header = values

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import gingham
 from gingham.runs.checkpoint import save_checkpoint
 from helpers import train_arguments
 from pretrained_files import TINY
@@ -75,6 +76,11 @@ def test_two_processes_weight_the_classes_as_one_does(tmp_path):
     for name in one:
         if name.startswith("network."):
             assert torch.allclose(one[name], two[name], atol=1e-4), name
+    first, second = (gingham.load(tmp_path / name).model for name in ("one", "two"))
+    assert first.novelty.stages == second.novelty.stages
+    predictions = [model.predict(torch.from_numpy(images)[:, None]) for model in (first, second)]
+    assert torch.allclose(predictions[0].novelty, predictions[1].novelty, rtol=0.01, atol=0.05)
+    assert (predictions[0].novel != predictions[1].novel).double().mean() < 0.02
 
 
 def test_every_process_ends_with_the_error_of_a_damaged_checkpoint(quadrants, tmp_path):

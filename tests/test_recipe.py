@@ -26,6 +26,7 @@ from gingham.recipe import parse_settings
         ({"network": "\ud800"}, "network got .*; allowed: the name of a network"),
         ({"learning_rat": 1}, "unknown recipe field 'learning_rat'; did you mean 'learning_rate'"),
         ({"nesterov": True, "momentum": 0}, "nesterov is true with momentum 0"),
+        ({"outlier_share": 0.2, "photo_share": 0.1}, "outlier_share is 0.2 with photo_share 0.1 and hard_share 1"),
     ],
 )
 def test_wrong_field_or_value_is_an_error_that_says_what_is_allowed(changes, message):

@@ -79,6 +79,9 @@ class Recipe:
     mixup: float = _share(0.0, "images in each batch that are blended with another image")
     cutmix: float = _share(0.0, "images in each batch over which a box of another image is pasted")
     photo_share: float = _share(0.0, "images in each batch that are turned into simulated photos")
+    outlier_share: float = _share(
+        0.0, "images in each batch, among the simulated photos, that show none of the classes"
+    )
     ema_decay: float = _number(0.0, 0, 1 - 1e-9, "a number from 0 (no EMA) to below 1: the EMA's decay per step")
     distillation_weight: float = _share(0.9, "the loss that follows the teachers, if there are any")
     distillation_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides all logits")
@@ -108,6 +111,12 @@ class Recipe:
             first, second = pair[:2]
             given = f"{first} is {getattr(self, first):g} with {second} {getattr(self, second):g}"
             raise RecipeError(f"{given}; set one of them to 0")
+        if self.outlier_share > self.photo_share or (self.outlier_share and self.hard_share < 1):
+            raise RecipeError(
+                f"outlier_share is {self.outlier_share:g} with photo_share {self.photo_share:g} and hard_share "
+                f"{self.hard_share:g}; outliers are some of the simulated photos and have no loss to be ranked by: set "
+                "outlier_share to at most photo_share, and hard_share=1"
+            )
         if self.trains_head_only and (augmented := self._augmentations()):
             raise RecipeError(
                 f"{augmented[0]} is {getattr(self, augmented[0])} with frozen_layers 1, which trains on features of "

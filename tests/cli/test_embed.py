@@ -16,7 +16,8 @@ def images(tmp_path):
     folder.mkdir()
     random = np.random.default_rng(0)
     for k in range(5):
-        Image.fromarray(random.integers(0, 256, (28, 28), np.uint8)).save(folder / f"{k}.png")
+        pixels = np.pad(random.integers(0, 256, (20, 20), np.uint8), 4)  # on black, like the training images
+        Image.fromarray(pixels).save(folder / f"{k}.png")
     return folder
 
 

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import gingham
+from gingham.data.augment_photos import num_outliers
+
 
 def test_show_describes_a_dataset_and_draws_its_images(command, run_json, quadrants):
     statistics = run_json("show", quadrants)
@@ -49,7 +52,9 @@ def test_show_draws_a_batch_as_the_recipe_photo_augments_it(command, fashion_mni
         ]
         for recipe in ("fast-94", "photo")
     )
-    assert plain["labels"] == augmented["labels"]
+    outliers = num_outliers(64, gingham.RECIPES["photo"])
+    assert augmented["labels"] == ["no class"] * outliers + plain["labels"][outliers:]
+    assert outliers == 10
     assert (command.folder / "fast-94.png").read_bytes() != (command.folder / "photo.png").read_bytes()
 
 

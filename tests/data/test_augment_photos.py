@@ -1,4 +1,4 @@
-"""Simulated photos: properties that hold for all draws, and the geometry against plain arithmetic."""
+"""Simulated photos: properties that hold for all draws, and the geometry of each change."""
 
 import numpy as np
 import pytest
@@ -109,28 +109,14 @@ def test_images_are_cropped_to_the_object():
     assert (longer >= 24).double().mean() > 0.95
 
 
-def test_warp_matches_a_loop_over_pixels():
-    """A quarter turn and a shift by whole pixels, against the nearest source pixel."""
-    layers = torch.rand(1, 2, 9, 9, generator=generator())
-    quarter = augment_photos._rotation(torch.tensor([torch.pi / 2]))
-    warped = augment_photos._warp(layers, quarter, torch.tensor([[2 / 9, 0.0]]))
-    for row in range(9):
-        for column in range(9):
-            x, y = (column - 4) / 4.5, (row - 4) / 4.5
-            source_x, source_y = -y + 2 / 9, x
-            source_column, source_row = round(source_x * 4.5 + 4), round(source_y * 4.5 + 4)
-            inside = 0 <= source_column < 9 and 0 <= source_row < 9
-            expected = layers[0, :, source_row, source_column] if inside else torch.zeros(2)
-            assert torch.allclose(warped[0, :, row, column], expected, atol=1e-4)
-
-
 def test_colour_images_are_an_error_that_names_another_recipe():
     train = gingham.Split(
         "train", torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"), "made", ""
     )
     with pytest.raises(
         gingham.GinghamError,
-        match=r"photo_share is 0.4, but the images have 3 channels; .* another recipe, such as fast",
+        match=r"photo_share is 0.5, but the images have 3 channels; .* set photo_share=0 and outlier_share=0, or "
+        "choose another recipe, such as fast",
     ):
         gingham.fit(gingham.RECIPES["photo"], train, progress=False)
 

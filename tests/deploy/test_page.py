@@ -108,15 +108,47 @@ def predict(page, file, *, explain=False):
     return page.evaluate(PREDICT, {"name": file.name, "content": content, "type": kind, "explain": explain})
 
 
+def assert_equal_prediction(prediction, expected):
+    """Compare a prediction of the page with one of the library."""
+    name = expected.image
+    for field in ("label", "threshold", "unsure", "novel"):
+        assert prediction[field] == getattr(expected, field), (name, field)
+    assert prediction["novelty"] == pytest.approx(expected.novelty, abs=0.02), name
+    for label, share in expected.probabilities.items():
+        assert prediction["probabilities"][label] == pytest.approx(share, abs=1e-4), name
+    steps = [(step.name, step.note) for step in expected.prepared.steps]
+    assert [(step["step"], step["note"]) for step in prediction["steps"]] == steps, name
+
+
 def test_predictions_equal_those_of_the_library(page, packaged, fashion_mnist, tmp_path):
     files = save_images(tmp_path / "images", fashion_mnist)
     for file, expected in zip(files, gingham.predict(packaged, files), strict=True):
         prediction = predict(page, file)
-        assert (prediction["label"], prediction["unsure"]) == (expected.label, expected.unsure), file.name
-        for name, share in expected.probabilities.items():
-            assert prediction["probabilities"][name] == pytest.approx(share, abs=1e-4), file.name
-        steps = [(step.name, step.note) for step in expected.prepared.steps]
-        assert [(step["step"], step["note"]) for step in prediction["steps"]] == steps
+        assert_equal_prediction(prediction, expected)
+
+
+@pytest.fixture(scope="module")
+def digit_page(browser, browser_libraries, digit_run, tmp_path_factory):
+    run, data = digit_run
+    tab = browser.new_page()
+    tab.goto(gingham.export(run, tmp_path_factory.mktemp("digits") / "digits.html", data, neighbours=20).file.as_uri())
+    yield tab
+    tab.close()
+
+
+def test_predictions_of_digits_equal_those_of_the_library(digit_page, digit_run, digit_files):
+    expected = gingham.predict(digit_run[0], digit_files)
+    for file, prediction in zip(digit_files, expected, strict=True):
+        assert_equal_prediction(predict(digit_page, file), prediction)
+    assert {len(prediction.prepared.steps) > 1 for prediction in expected} == {False, True}
+    assert {prediction.novel for prediction in expected} == {False, True}
+
+
+def test_a_digit_on_a_white_page_is_classified(digit_page, digit_files):
+    digit_page.set_input_files("#file", next(file for file in digit_files if file.stem == "small-7"))
+    digit_page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
+    assert digit_page.inner_text("#kicker").startswith("Prediction, with")
+    assert "the one most like the training images" in digit_page.inner_text("#steps li:last-child")
 
 
 def test_explanations_equal_those_of_the_library(page, packaged, fashion_mnist, tmp_path):
@@ -152,6 +184,17 @@ def test_a_chosen_image_gets_a_prediction_and_an_explanation(page, packaged, tmp
         "[...document.querySelectorAll('img, canvas[role=img]')].filter((e) => !(e.alt || e.ariaLabel)).length"
     )
     assert page.evaluate(count_unnamed) == 0
+
+
+def test_an_image_of_something_else_is_shown_as_such(page, digit_files):
+    page.set_input_files("#file", next(file for file in digit_files if file.stem == "stripes"))
+    page.wait_for_selector("#prediction:not([hidden])", timeout=60_000)
+    kicker = "Unlike anything it was trained on. Nearest class:"
+    assert page.inner_text("#kicker") == kicker
+    assert "It may belong to none of the classes" in page.inner_text("#meaning")
+    assert page.inner_text("#status").startswith(f"{kicker} {page.inner_text('#verdict')}, ")
+    assert "unsure" in page.get_attribute("#result", "class")
+    page.wait_for_selector("#like li", timeout=60_000)
 
 
 @pytest.mark.parametrize("event", ["paste", "drop"])
@@ -298,9 +341,7 @@ def test_a_page_of_a_model_of_own_colour_images(browser, browser_libraries, tmp_
     tab = browser.new_page()
     tab.goto(file.as_uri())
     prediction = predict(tab, tmp_path / "photo.png", explain=True)
-    assert prediction["label"] == expected.label
-    for name, share in expected.probabilities.items():
-        assert prediction["probabilities"][name] == pytest.approx(share, abs=1e-4)
+    assert_equal_prediction(prediction, expected)
     assert len(prediction["explanation"]["neighbours"]) == 6
     assert tab.inner_text("h1") == "What is this?"
     tab.close()

@@ -1,4 +1,4 @@
-"""photos.js in a browser against inference/preprocess.py: the same images and the same notes for each file."""
+"""photos.js in a browser against the package gingham.inference: the same images and the same notes for each file."""
 
 import base64
 from pathlib import Path
@@ -6,17 +6,19 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import gingham
 from dataset_files import encode_heic
-from gingham.inference.preprocess import open_photo, prepare_garment, prepare_plain
+from gingham.inference.garments import prepare_garment
+from gingham.inference.preprocess import is_input_like, least_novel, open_photo, prepare_candidates
 from helpers import COLOURS_AND_BACKGROUNDS, draw_garment_photo
 
 pytestmark = pytest.mark.slow
 
 PHOTOS_JS = Path(gingham.__file__).parent / "deploy/web/photos.js"
-GARMENT = {"input_shape": [1, 28, 28], "garments": True, "background": None}
+DIGITS = {"input_shape": [1, 28, 28], "garments": False, "background": 0, "object_share": 0.7}
+GARMENT = {"input_shape": [1, 28, 28], "garments": True, "background": None, "object_share": None}
 # Before version 13 Pillow always resampled the width first, so that intermediate rounding may differ.
 ROUNDING = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
 SCRIPT = """async ([model, steps]) => {
@@ -27,14 +29,12 @@ SCRIPT = """async ([model, steps]) => {
   };
   try {
     const photo = await GinghamPhotos.openPhoto(document.querySelector('input').files[0]);
-    const result = GinghamPhotos.preprocess(await cv, photo, model);
-    return {
-      size: [photo.width, photo.height],
-      transparent: photo.transparent,
-      count: result.count,
-      framings: bytes(result.framings),
-      steps: result.steps.map((step) => ({ ...step, rgba: steps ? bytes(step.rgba) : null })),
-    };
+    const candidates = GinghamPhotos.preprocess(await cv, photo, model).map((candidate) => ({
+      ...candidate,
+      framings: bytes(candidate.framings),
+      steps: candidate.steps.map((step) => ({ ...step, rgba: steps ? bytes(step.rgba) : null })),
+    }));
+    return { size: [photo.width, photo.height], transparent: photo.transparent, candidates };
   } catch (error) {
     return { error: String(error.message) };
   }
@@ -55,31 +55,37 @@ def page(tmp_path_factory, browser, browser_libraries):
 
 
 def in_browser(page, file, model=GARMENT, steps=True):
+    """Return the size and transparency of the photo and its candidates, or an error."""
     page.set_input_files("input", file)
     result = page.evaluate(SCRIPT, [model, steps])
-    if "error" not in result:
-        shape = [result["count"], *model["input_shape"]]
-        result["framings"] = np.frombuffer(base64.b64decode(result["framings"]), np.uint8).reshape(shape)
+    for candidate in result.get("candidates", ()):
+        shape = [candidate["count"], *model["input_shape"]]
+        candidate["framings"] = np.frombuffer(base64.b64decode(candidate["framings"]), np.uint8).reshape(shape)
     return result
 
 
 def in_python(file, model=GARMENT):
     photo = open_photo(file)
     shape = tuple(model["input_shape"])
-    return prepare_garment(photo, shape) if model["garments"] else prepare_plain(photo, shape, model["background"])
+    is_input = is_input_like(photo, shape)
+    if model["garments"] and not is_input:
+        return [prepare_garment(photo, shape)]
+    return prepare_candidates(photo, shape, model["background"], model["object_share"], is_input)
 
 
 def check_equal(page, file, model=GARMENT):
-    """Compare the notes, the framings and the image of every step, and return those of Python."""
-    result, prepared = in_browser(page, file, model), in_python(file, model)
-    assert [step["note"] for step in result["steps"]] == prepared.notes
-    assert [step["name"] for step in result["steps"]] == [step.name for step in prepared.steps]
-    for step, expected in zip(result["steps"], prepared.steps, strict=True):
-        rgba = np.frombuffer(base64.b64decode(step["rgba"]), np.uint8).reshape(step["height"], step["width"], 4)
-        assert largest_difference(rgba[..., :3], expected.image) == 0, step["name"]
-        assert (rgba[..., 3] == 255).all()
-    assert largest_difference(result["framings"], prepared.framings) == 0
-    return prepared
+    """Compare the notes, the framings and the image of every step of all candidates, and return those of Python."""
+    candidates, expected_candidates = in_browser(page, file, model)["candidates"], in_python(file, model)
+    for candidate, prepared in zip(candidates, expected_candidates, strict=True):
+        assert [step["note"] for step in candidate["steps"]] == prepared.notes
+        assert [step["name"] for step in candidate["steps"]] == [step.name for step in prepared.steps]
+        assert candidate.get("isPhoto", False) == prepared.is_photo
+        for step, expected in zip(candidate["steps"], prepared.steps, strict=True):
+            rgba = np.frombuffer(base64.b64decode(step["rgba"]), np.uint8).reshape(step["height"], step["width"], 4)
+            assert largest_difference(rgba[..., :3], expected.image) == 0, (step["name"], step["note"])
+            assert (rgba[..., 3] == 255).all()
+        assert largest_difference(candidate["framings"], prepared.framings) == 0
+    return expected_candidates
 
 
 def largest_difference(a, b):
@@ -126,9 +132,13 @@ def test_transparent_files(page, tmp_path):
         Image.fromarray((mask * 255).astype(np.uint8)).resize(photo.size).rotate(3, Image.Resampling.BICUBIC)
     )
     photo.save(tmp_path / "photo.png")
-    assert "already cut out" in check_equal(page, tmp_path / "photo.png").notes[1]
+    assert "already cut out" in check_equal(page, tmp_path / "photo.png")[0].notes[1]
     for shape in ([3, 32, 32], [1, 28, 28]):
-        check_equal(page, tmp_path / "photo.png", {"input_shape": shape, "garments": False, "background": None})
+        check_equal(
+            page,
+            tmp_path / "photo.png",
+            {"input_shape": shape, "garments": False, "background": None, "object_share": None},
+        )
     photo.putalpha(255)
     photo.save(tmp_path / "opaque.png")
     assert not in_browser(page, tmp_path / "opaque.png")["transparent"]
@@ -137,14 +147,18 @@ def test_transparent_files(page, tmp_path):
 
 def test_an_image_that_is_negative_already(page, tmp_path):
     draw_garment_photo((140, 140, 140), (0, 0, 0), texture=4)[0].convert("L").save(tmp_path / "photo.png")
-    assert "not inverted" in check_equal(page, tmp_path / "photo.png").notes[3]
+    assert "not inverted" in check_equal(page, tmp_path / "photo.png")[0].notes[3]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (500, 1), (3, 200), (5, 5), (300, 300), (161, 160)])
 @pytest.mark.parametrize("kind", ["garment", "plain"])
 def test_images_of_one_colour_and_of_a_few_pixels(page, tmp_path, size, kind):
     Image.new("RGB", size, (180, 40, 90)).save(tmp_path / "photo.png")
-    model = GARMENT if kind == "garment" else {"input_shape": [3, 32, 32], "garments": False, "background": None}
+    model = (
+        GARMENT
+        if kind == "garment"
+        else {"input_shape": [3, 32, 32], "garments": False, "background": None, "object_share": None}
+    )
     check_equal(page, tmp_path / "photo.png", model)
 
 
@@ -152,7 +166,7 @@ def test_images_of_one_colour_and_of_a_few_pixels(page, tmp_path, size, kind):
 @pytest.mark.parametrize("shape", [[1, 28, 28], [3, 32, 32], [1, 20, 30]])
 @pytest.mark.skipif(ROUNDING > 0, reason="Pillow before 13 rounds differently")
 def test_models_of_other_datasets(page, tmp_path, shape, background):
-    model = {"input_shape": shape, "garments": False, "background": background}
+    model = {"input_shape": shape, "garments": False, "background": background, "object_share": 0.7}
     random = np.random.default_rng(0)
     for number, size in enumerate([(300, 400), (640, 97), (27, 31), (1600, 900)]):
         small = Image.fromarray(random.integers(0, 256, (size[1] // 9 + 1, size[0] // 9 + 1, 3), dtype=np.uint8))
@@ -170,7 +184,7 @@ def test_a_border_between_two_values(page, tmp_path):
     pixels[:, 28:] = 11
     pixels[20:36, 20:36] = 160
     Image.fromarray(pixels).save(tmp_path / "photo.png")
-    check_equal(page, tmp_path / "photo.png", {"input_shape": [1, 28, 28], "garments": False, "background": 0})
+    check_equal(page, tmp_path / "photo.png", DIGITS)
 
 
 def test_an_image_of_the_models_input_size_is_not_changed(page, tmp_path):
@@ -178,9 +192,66 @@ def test_an_image_of_the_models_input_size_is_not_changed(page, tmp_path):
     for shape, pixels in (([1, 28, 28], (28, 28)), ([3, 32, 32], (32, 32, 3))):
         values = random.integers(0, 256, pixels, dtype=np.uint8)
         Image.fromarray(values).save(tmp_path / "photo.png")
-        result = in_browser(page, tmp_path / "photo.png", {"input_shape": shape, "garments": True, "background": 0})
+        (result,) = in_browser(page, tmp_path / "photo.png", {**GARMENT, "input_shape": shape, "background": 127})[
+            "candidates"
+        ]
         assert [(step["name"], step["note"]) for step in result["steps"]] == [("size", "used unchanged")]
         assert np.array_equal(result["framings"][0], values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
+
+
+def draw_digit(size, ink=40, paper=220, corner=(0.4, 0.3), scale=0.2, noise=3.0, seed=0):
+    """Return a photo of a seven in thin lines on unevenly lit paper with ruled lines."""
+    random = np.random.default_rng(seed)
+    light = paper - np.linspace(0, 40, size[0])[None] * np.linspace(0.5, 1, size[1])[:, None]
+    light[:: max(8, size[1] // 12)] -= 12
+    image = Image.fromarray((light + random.normal(0, noise, light.shape)).clip(0, 255).astype(np.uint8))
+    points = [(0, 0), (0.6, 0), (0.2, 1), (0.35, 0.5), (0.1, 0.5), (0.5, 0.5)]
+    length = scale * min(size)
+    path = [(corner[0] * size[0] + x * length, corner[1] * size[1] + y * length) for x, y in points]
+    ImageDraw.Draw(image).line(path, fill=ink, width=max(1, round(length / 12)))
+    return image
+
+
+@pytest.mark.parametrize("size", [(200, 200), (640, 480), (301, 977)])
+@pytest.mark.parametrize("background", [0, 255])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 14, 32)])
+@pytest.mark.skipif(ROUNDING > 0, reason="Pillow before 13 rounds differently")
+def test_objects_on_a_plain_background(page, tmp_path, size, background, shape):
+    model = {**DIGITS, "input_shape": shape, "background": background}
+    small, in_corner = {"scale": 0.1}, {"corner": (0, 0.1), "scale": 0.5}
+    for seed, drawing in enumerate(({}, {"ink": 250, "paper": 60}, small, in_corner)):
+        draw_digit(size, seed=seed, **drawing).save(tmp_path / "photo.png")
+        assert len(check_equal(page, tmp_path / "photo.png", model)) == 14
+
+
+def test_images_of_the_models_size_but_another_background(page, tmp_path, fashion_mnist):
+    for index in range(5):
+        image = 255 - fashion_mnist.validation.images[index, 0].numpy()
+        Image.fromarray(image).save(tmp_path / "photo.png")
+        assert check_equal(page, tmp_path / "photo.png", DIGITS)[0].notes == ["used unchanged"]
+        assert len(check_equal(page, tmp_path / "photo.png", {**GARMENT, "background": 0})) == 3
+        Image.fromarray(255 - image).save(tmp_path / "photo.png")
+        assert len(check_equal(page, tmp_path / "photo.png", DIGITS)) == 1
+
+
+def test_the_least_novel_candidate_is_chosen(page, tmp_path):
+    draw_digit((300, 400)).save(tmp_path / "photo.png")
+    page.set_input_files("input", tmp_path / "photo.png")
+    script = """async ([model, novelty]) => {
+      const photo = await GinghamPhotos.openPhoto(document.querySelector('input').files[0]);
+      const candidates = GinghamPhotos.preprocess(await cv, photo, model);
+      const { steps, framings, ...best } = GinghamPhotos.leastNovel(candidates, novelty);
+      return { ...best, steps: steps.map(({ name, note }) => [name, note]), framings: [...framings] };
+    }"""
+    novelty = [9.0] * 14
+    novelty[4], novelty[11] = -2.49, -2.5  # differ by rounding
+    chosen, expected = (
+        page.evaluate(script, [DIGITS, novelty]),
+        least_novel(in_python(tmp_path / "photo.png", DIGITS), novelty),
+    )
+    assert (chosen["index"], chosen["novelty"]) == (4, -2.49)
+    assert chosen["steps"] == [[step.name, step.note] for step in expected.steps]
+    assert chosen["framings"] == expected.framings.flatten().tolist()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -219,10 +290,11 @@ def test_avif_photos_differ_only_by_rounding(page, tmp_path, mode, orientation):
     exif[0x0112] = orientation
     photo, _ = draw_garment_photo((40, 60, 120), (200, 180, 150), size=(310, 420))
     photo.convert(mode).save(tmp_path / "photo.avif", quality=95, exif=exif)
-    result, prepared = in_browser(page, tmp_path / "photo.avif"), in_python(tmp_path / "photo.avif")
+    result, (prepared,) = in_browser(page, tmp_path / "photo.avif"), in_python(tmp_path / "photo.avif")
     assert result["size"] == ([310, 420] if orientation == 1 else [420, 310])
-    assert [step["name"] for step in result["steps"]] == [step.name for step in prepared.steps]
-    assert np.abs(result["framings"].astype(int) - prepared.framings).mean() <= 2
+    (candidate,) = result["candidates"]
+    assert [step["name"] for step in candidate["steps"]] == [step.name for step in prepared.steps]
+    assert np.abs(candidate["framings"].astype(int) - prepared.framings).mean() <= 2
 
 
 @pytest.mark.parametrize(
@@ -238,10 +310,11 @@ def test_larger_photos_are_halved_to_save_memory(page, tmp_path):
     """Python does not halve them, so that the results differ by rounding."""
     photo, _ = draw_garment_photo((40, 60, 120), (200, 180, 150), texture=9)
     photo.resize((5203, 5120), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg", quality=85)
-    result, prepared = in_browser(page, tmp_path / "photo.jpg", steps=False), in_python(tmp_path / "photo.jpg")
+    result, (prepared,) = in_browser(page, tmp_path / "photo.jpg", steps=False), in_python(tmp_path / "photo.jpg")
     assert result["size"] == [2602, 2560]
-    assert [step["note"] for step in result["steps"]][:3] == prepared.notes[:3]
-    difference = np.abs(result["framings"].astype(int) - prepared.framings)
+    (candidate,) = result["candidates"]
+    assert [step["note"] for step in candidate["steps"]][:3] == prepared.notes[:3]
+    difference = np.abs(candidate["framings"].astype(int) - prepared.framings)
     assert difference.max() <= 32
     assert difference.mean() <= 1
 
@@ -296,7 +369,8 @@ def test_resampling_equals_that_of_pillow(page):
         assert largest_difference(resampled, np.asarray(image)) <= ROUNDING, (width, height, size, name, gap)
 
 
-def test_memory_of_opencv_is_freed(page, tmp_path):
+@pytest.mark.parametrize("model", [GARMENT, DIGITS])
+def test_memory_of_opencv_is_freed(page, tmp_path, model):
     """A large matrix gets the same address each time only if the earlier ones were freed."""
     draw_garment_photo((40, 60, 120), (200, 180, 150), texture=6)[0].save(tmp_path / "photo.png")
     page.set_input_files("input", tmp_path / "photo.png")
@@ -312,5 +386,5 @@ def test_memory_of_opencv_is_freed(page, tmp_path):
       }
       return addresses;
     }"""
-    addresses = page.evaluate(script, GARMENT)
+    addresses = page.evaluate(script, model)
     assert len(set(addresses[2:])) == 1

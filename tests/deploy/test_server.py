@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from gingham.deploy import server as serving
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import NUM_NEIGHBOURS, features, gallery
 from gingham.inference.predict import preprocess
+from gingham.inference.preprocess import open_photo
 from helpers import draw_garment_photo
 from http_requests import (
     FORM_HEADERS,
@@ -58,7 +60,9 @@ def rotated_exif():
 def assert_equal_prediction(entry, prediction):
     """Compare an entry of the server's response with a prediction of `predict`."""
     expected = prediction.to_dict()
-    assert (entry["label"], entry["unsure"]) == (expected["label"], expected["unsure"])
+    for name in ("label", "threshold", "unsure", "novel"):
+        assert entry[name] == expected[name], name
+    assert entry["novelty"] == pytest.approx(expected["novelty"], abs=0.02)
     assert [(step["step"], step["note"]) for step in entry["steps"]] == [
         (step["step"], step["note"]) for step in expected["steps"]
     ]
@@ -94,20 +98,33 @@ def test_responses_equal_predict_for_one_image_and_for_several(client, packaged,
     assert response.json()["predictions"][0]["label"] == expected[0].label
 
 
-def test_pytorch_onnx_and_http_give_the_same_probabilities(client, packaged, packaged_onnx, fashion_mnist):
+def test_pytorch_onnx_and_http_give_the_same_predictions(client, packaged, packaged_onnx, fashion_mnist):
     onnxruntime = pytest.importorskip("onnxruntime")
-    images = fashion_mnist.train.images[:200].numpy()
-    onnx_probabilities = onnxruntime.InferenceSession(str(packaged_onnx)).run(None, {"images": images})[0]
+    random = np.random.default_rng(0)
+    # With a black border, so that they are used unchanged.
+    noise = np.pad(random.integers(0, 256, (20, 1, 20, 20), dtype=np.uint8), ((0, 0), (0, 0), (4, 4), (4, 4)))
+    images = np.concatenate([fashion_mnist.train.images[:200].numpy(), noise])
+    session = onnxruntime.InferenceSession(str(packaged_onnx))
+    onnx_probabilities, onnx_novelty = session.run(["probabilities", "novelty"], {"images": images})
     response = client.post(
         "/predict",
         content=encode_form([(f"{k}.png", encode_image(Image.fromarray(image[0]))) for k, image in enumerate(images)]),
         headers=FORM_HEADERS,
     )
-    http_probabilities = np.array([list(entry["probabilities"].values()) for entry in response.json()["predictions"]])
-    expected = packaged.model.predict(images).probabilities.numpy()
+    entries = response.json()["predictions"]
+    http_probabilities = np.array([list(entry["probabilities"].values()) for entry in entries])
+    predictions = packaged.model.predict(images)
+    expected, novelty = predictions.probabilities.numpy(), predictions.novelty.numpy()
     for probabilities in (onnx_probabilities, http_probabilities):
         assert np.abs(probabilities - expected).max() < 1e-4
         assert (probabilities.argmax(1) == expected.argmax(1)).all()
+    for scores in (onnx_novelty, np.array([entry["novelty"] for entry in entries])):
+        assert np.abs(scores - novelty).max() < 0.02
+    threshold = session.get_modelmeta().custom_metadata_map["novelty_threshold"]
+    for flags in (onnx_novelty > json.loads(threshold), np.array([entry["novel"] for entry in entries])):
+        assert (flags == predictions.novel.numpy()).all()
+    assert predictions.novel[200:].float().mean() > 0.5
+    assert predictions.novel[:200].float().mean() < 0.05
 
 
 TRUNCATED = encode_image(draw_garment_photo((40, 60, 120), (255, 255, 255))[0], "JPEG")[:3000]
@@ -196,7 +213,11 @@ def test_health_and_model_describe_the_server(client, packaged):
     assert client.get("/health").json() == {"status": "ok"}
     metadata = client.get("/model").json()
     assert metadata["classes"] == list(packaged.model.classes)
-    assert metadata["threshold"] == float(packaged.model.threshold)
+    for prefix, thresholds in (
+        ("", packaged.model.thresholds()),
+        ("photo_", packaged.model.thresholds(for_photos=True)),
+    ):
+        assert (metadata[f"{prefix}threshold"], metadata[f"{prefix}novelty_threshold"]) == thresholds
     assert (metadata["input_shape"], metadata["recipe"], metadata["parameters"]) == ([1, 28, 28], "photo", 450120)
     assert metadata["limits"] == {"request_bytes": 32 << 20, "pictures": 256, "pixels": 50_000_000}
 
@@ -292,7 +313,7 @@ def test_the_end_of_the_process_does_not_wait_for_the_training_images(tmp_path):
 def test_each_request_gets_its_own_predictions_under_load(port, packaged):
     """A batch may combine images of several requests."""
     images = [random_png(seed) for seed in range(60)]
-    expected = packaged.model.predict(np.stack([np.asarray(Image.open(io.BytesIO(image)))[None] for image in images]))
+    expected = gingham.predict(packaged, [open_photo(image) for image in images])
 
     def send_request(number):
         indices = [(number + k) % 60 for k in range(1 + number % 5)]
@@ -303,7 +324,8 @@ def test_each_request_gets_its_own_predictions_under_load(port, packaged):
         connection.close()
         return response.status == 200 and all(
             entry["image"] == f"{k}.png"
-            and np.allclose(list(entry["probabilities"].values()), expected.probabilities[k], atol=1e-4)
+            and np.allclose(list(entry["probabilities"].values()), list(expected[k].probabilities.values()), atol=1e-4)
+            and abs(entry["novelty"] - expected[k].novelty) < 0.02
             for k, entry in zip(indices, entries, strict=True)
         )
 
@@ -466,7 +488,7 @@ def test_a_cancelled_request_does_not_affect_others_in_its_batch(packaged):
         resume.set()
         return await asyncio.wait_for(other, 30)
 
-    assert asyncio.run(cancel_one_of_two()).shape == (1, 10)
+    assert asyncio.run(cancel_one_of_two()).shape == (1, 10 + 1), "probabilities and the novelty score"
 
 
 def test_a_run_of_own_data_is_served_with_the_predictions_of_predict(small_run, tmp_path):
@@ -481,6 +503,34 @@ def test_a_run_of_own_data_is_served_with_the_predictions_of_predict(small_run, 
     with TestClient(serving.create_app(run, lambda: data.train)) as client:
         explanation = explain_with_neighbours(client, encode_image(image))["explanation"]
         assert explanation["among"] == len(data.train), "all of a small training split"
+
+
+def test_digits_are_served_with_the_predictions_of_predict(digit_run, digit_files):
+    run, _ = digit_run
+    expected = {prediction.image: prediction for prediction in gingham.predict(run, digit_files)}
+    with TestClient(serving.create_app(run)) as own:
+        for file in digit_files:
+            response = own.post("/predict", content=file.read_bytes(), headers=PNG_HEADERS)
+            (entry,) = response.json()["predictions"]
+            assert_equal_prediction(entry, expected[str(file)])
+    novel = {Path(name).stem for name, prediction in expected.items() if prediction.novel}
+    assert {"noise", "stripes", "blank", "white", "shirt"} <= novel
+    assert not {"own-0", "negative-0", "small-0", "small-1", "small-4", "small-7", "white-on-dark"} & novel
+
+
+def test_without_a_novelty_score_no_image_is_novel_and_the_responses_are_valid_json(small_run):
+    run, _ = small_run
+    run.model.novelty = None
+    with TestClient(serving.create_app(run)) as own:
+        metadata = own.get("/model").json()
+        page = own.get("/").text
+        (entry,) = own.post("/predict", content=random_png(), headers=PNG_HEADERS).json()["predictions"]
+    assert (entry["novel"], entry["novelty"]) == (False, 0)
+    for values in (
+        metadata,
+        json.loads(re.search(r'id="metadata">(.*?)</script>', page)[1], parse_constant=pytest.fail),
+    ):
+        assert (values["novelty_threshold"], values["photo_novelty_threshold"]) == (None, None)
 
 
 @pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

@@ -27,7 +27,7 @@ def test_a_smaller_risk_leaves_more_images_unsure(small_run):
     shares = []
     for risk in (0.5, 0.2, 0.05, 0.0):
         run.recipe = run.recipe.replace(risk=risk)
-        calibrate(run, data.validation)
+        calibrate(run, data.train, data.validation)
         shares.append(run.metrics["unsure_share"])
         assert run.metrics["sure_error"] is None or run.metrics["sure_error"] <= risk
     assert shares == sorted(shares)
@@ -58,4 +58,4 @@ def test_a_saved_threshold_of_zero_is_kept(saved_run, tmp_path):
 def test_calibrating_on_the_test_split_is_an_error(small_run):
     run, data = small_run
     with pytest.raises(DataError, match="calibrate got the test split"):
-        calibrate(run, data.test)
+        calibrate(run, data.train, data.test)

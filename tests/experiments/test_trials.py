@@ -191,7 +191,7 @@ def test_a_manifest_of_another_format_is_an_error(trial_pair, recipe, data, tmp_
     good, _ = trial_pair
     manifest = shutil.copytree(good.folder, tmp_path / "copy") / "trials.json"
     written = json.loads(manifest.read_text())
-    assert written.pop("format") == 2
+    assert written.pop("format") == 3
 
     def again(values):
         manifest.write_text(json.dumps(values))
@@ -200,6 +200,6 @@ def test_a_manifest_of_another_format_is_an_error(trial_pair, recipe, data, tmp_
     before_first_release = {**written, "recipe": {**written["recipe"], "views": "none", "averaging": 0.0}}
     with pytest.raises(RunError, match=r"trials.json is of format 1, from before .*; give another folder"):
         again(before_first_release)
-    with pytest.raises(RunError, match=r"trials.json is of format 3, newer than 2"):
-        again({**written, "format": 3})
+    with pytest.raises(RunError, match=r"trials.json is of format 4, newer than 3"):
+        again({**written, "format": 4})
     assert again(written).accuracies == good.accuracies, "written before the format had a number"

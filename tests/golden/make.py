@@ -22,8 +22,11 @@ if __name__ == "__main__":
     run.data["name"] = "quadrants"
     gingham.save(run, folder)
     image = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
-    probabilities = run.model.predict(image).probabilities[0].tolist()
+    predictions = run.model.predict(image)
     losses = [entry["loss"] for entry in run.history if "learning_rate" in entry][:10]
-    (folder / "expected.json").write_text(
-        json.dumps({"probabilities": probabilities, "first_losses": losses}, indent=1) + "\n"
-    )
+    expected = {
+        "probabilities": predictions.probabilities[0].tolist(),
+        "novelty": float(predictions.novelty),
+        "first_losses": losses,
+    }
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")

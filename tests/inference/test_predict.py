@@ -1,3 +1,5 @@
+import copy
+import csv
 import json
 
 import numpy as np
@@ -6,7 +8,8 @@ import torch
 from PIL import Image
 
 import gingham
-from gingham.inference.predict import mean_probabilities, preprocess
+from gingham.inference.predict import preprocess, score_prepared
+from gingham.inference.prediction_files import folder_names
 from helpers import draw_garment_photo
 
 
@@ -41,6 +44,8 @@ def test_an_image_of_the_dataset_is_predicted_without_preprocessing(tmp_path, pa
     probabilities = torch.tensor([list(prediction.probabilities.values()) for prediction in predictions])
     assert torch.allclose(probabilities, expected.probabilities, atol=1e-6)
     assert [prediction.unsure for prediction in predictions] == expected.unsure.tolist()
+    assert [prediction.novel for prediction in predictions] == expected.novel.tolist()
+    assert [prediction.novelty for prediction in predictions] == pytest.approx(expected.novelty.tolist(), abs=1e-4)
     assert predictions[0].prepared.notes == ["used unchanged"]
 
 
@@ -51,7 +56,10 @@ def test_the_probabilities_of_a_photo_are_the_mean_over_its_framings(packaged):
     mean = packaged.model.predict(framings).probabilities.mean(dim=0)
     assert torch.allclose(torch.tensor(list(prediction.probabilities.values())), mean, atol=1e-6)
     assert prediction.confidence == pytest.approx(float(mean.max()))
-    assert prediction.unsure == (prediction.confidence < float(packaged.model.threshold))
+    threshold, novelty_threshold = packaged.model.thresholds(for_photos=prediction.prepared.is_photo)
+    assert prediction.unsure == (prediction.confidence < threshold)
+    assert prediction.novelty == pytest.approx(float(packaged.model.predict(framings).novelty.mean()), abs=1e-4)
+    assert prediction.novel == (prediction.novelty > novelty_threshold)
     assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-5)
 
 
@@ -62,10 +70,12 @@ def test_photos_get_the_same_predictions_together_and_alone(packaged):
         alone = gingham.predict(packaged, [photo])[0]
         assert alone.label == prediction.label
         assert list(alone.probabilities.values()) == pytest.approx(list(prediction.probabilities.values()), abs=1e-5)
+        assert alone.novelty == pytest.approx(prediction.novelty, abs=1e-3)
         without_steps = gingham.predict(packaged, [photo], keep_steps=False)[0]
         assert without_steps.probabilities == alone.probabilities
+        assert (without_steps.unsure, without_steps.novel) == (alone.unsure, alone.novel)
         assert without_steps.to_dict()["steps"] == []
-    assert mean_probabilities(packaged.model, []).shape == (0, 10)
+    assert score_prepared(packaged.model, []).shape == (0, 11)
 
 
 def test_prepare_none_only_resizes_and_auto_keeps_model_inputs(packaged):
@@ -96,11 +106,13 @@ def test_the_command_prints_each_prediction_and_the_steps_of_a_few(command):
 def test_the_command_prints_predictions_as_json(command):
     draw_garment_photo((40, 60, 120), (255, 255, 255))[0].save(command.folder / "shirt.png")
     (entry,) = json.loads(command("predict", "shirt.png", "--json").stdout)
-    assert {"image", "label", "confidence", "probabilities", "unsure"} <= set(entry)
+    assert {"image", "label", "confidence", "probabilities", "unsure", "novel", "novelty"} <= set(entry)
     assert entry["image"] == "shirt.png"
     assert list(entry["probabilities"]) == list(gingham.load_packaged().model.classes)
     assert entry["confidence"] == max(entry["probabilities"].values()) == entry["probabilities"][entry["label"]]
     assert isinstance(entry["unsure"], bool)
+    assert isinstance(entry["novel"], bool)
+    assert isinstance(entry["novelty"], float)
 
 
 def test_an_unreadable_image_gets_an_error_and_the_others_a_prediction(command):
@@ -167,6 +179,7 @@ def test_not_sure_names_the_threshold(command, tmp_path, threshold, reason, limi
     """A threshold of 2 means that no threshold keeps the share of errors within the recipe's risk."""
     run = gingham.load_packaged()
     run.model.threshold.fill_(threshold)
+    run.model.novelty.threshold.fill_(1e9)  # nothing is novel
     gingham.save(run, command.folder / "run")
     photos = command.folder / "photos/bag"
     photos.mkdir(parents=True)
@@ -194,3 +207,82 @@ def test_a_model_of_colour_images_gets_whole_photos(command, tmp_path):
     assert [step["step"] for step in entry["steps"]] == ["size"]
     result = json.loads(command("evaluate", "run", "--data", tmp_path / "colours", "--json").stdout)
     assert result["split"] == "validation", "the run's own data are not treated as photos"
+
+
+@pytest.fixture
+def novel_photos(command):
+    """Images of a garment and of noise, a run in which one of them is novel, and the label of the other."""
+    run = gingham.load_packaged()
+    photo = draw_garment_photo((40, 60, 120), (255, 255, 255))[0]
+    shirt = Image.fromarray(preprocess(run, photo).image[0])
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8))
+    (command.folder / "photos").mkdir()
+    for name, image in (("noise", noise), ("shirt", shirt)):
+        image.save(command.folder / f"photos/{name}.png")
+    scores = [prediction.novelty for prediction in gingham.predict(run, [noise, shirt])]
+    assert scores[0] > scores[1] + 1
+    run.model.novelty.threshold.fill_(sum(scores) / 2)
+    run.model.novelty.photo_threshold.fill_(sum(scores) / 2)
+    run.model.threshold.fill_(0)
+    gingham.save(run, command.folder / "run")
+    return scores
+
+
+@pytest.mark.usefixtures("small_gallery")
+def test_the_command_says_that_an_image_is_unlike_the_training_images(command, novel_photos):
+    done = command("predict", "photos", "--run", "run")
+    noise, *_ = (line for line in done.stdout.splitlines() if line.startswith("photos/noise.png"))
+    shirt, *_ = (line for line in done.stdout.splitlines() if line.startswith("photos/shirt.png"))
+    assert noise.startswith("photos/noise.png: unlike anything it was trained on; ")
+    assert noise.count("%") == 3
+    assert "unlike" not in shirt
+    assert "not sure" not in shirt
+    entries = json.loads(command("predict", "photos", "--run", "run", "--json").stdout)
+    assert [entry["novel"] for entry in entries] == [True, False]
+    assert [entry["novelty"] for entry in entries] == pytest.approx(novel_photos, abs=1e-3)
+    done = command("predict", "photos/noise.png", "--run", "run", "--explain")
+    assert "unlike anything it was trained on" in done.stdout
+    assert (command.folder / "noise-explained.png").stat().st_size > 1000
+
+
+def test_novel_images_are_marked_in_the_table_and_sorted_into_their_own_folder(command, novel_photos):
+    command("predict", "photos", "--run", "run", "--csv", "table.csv", "--sort-into", "sorted")
+    with (command.folder / "table.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image"], row["novel"], row["unsure"]) for row in rows] == [
+        ("photos/noise.png", "true", "false"),
+        ("photos/shirt.png", "false", "false"),
+    ]
+    files = sorted(file.relative_to(command.folder / "sorted") for file in (command.folder / "sorted").rglob("*.png"))
+    assert (command.folder / "sorted/novel/noise.png").exists()
+    assert len(files) == 2
+    assert {file.parent.name for file in files} == {"novel", rows[1]["label"].replace("/", "-")}
+
+
+def test_an_image_that_is_both_novel_and_not_sure_is_novel(command, novel_photos):
+    run = gingham.load(command.folder / "run")
+    run.model.threshold.fill_(2.0)
+    gingham.save(run, run.folder)
+    stdout = command("predict", "photos", "--run", "run").stdout
+    assert "noise.png: unlike anything it was trained on; " in stdout
+    assert "shirt.png: not sure (this model is never sure); " in stdout
+    command("predict", "photos", "--run", "run", "--sort-into", "sorted")
+    assert {path.name for path in (command.folder / "sorted").iterdir()} == {"novel", "unsure"}
+
+
+def test_a_class_named_novel_gets_another_folder_than_novel_images():
+    assert folder_names(["novel", "Novel", "unsure"]) == ["novel-2", "Novel-3", "unsure-2"]
+
+
+def test_the_thresholds_for_photos_apply_to_prepared_garments_only(packaged):
+    run = copy.deepcopy(packaged)
+    run.model.threshold.fill_(0.0)
+    run.model.photo_threshold.fill_(2.0)
+    run.model.novelty.threshold.fill_(1e9)
+    run.model.novelty.photo_threshold.fill_(-1e9)
+    photo = draw_garment_photo((40, 60, 120), (255, 255, 255))[0]
+    (prepared,) = gingham.predict(run, [photo])
+    (same,) = gingham.predict(run, [photo], keep_steps=False)
+    (image,) = gingham.predict(run, [Image.fromarray(prepared.prepared.image[0])])
+    flags = [(prediction.unsure, prediction.novel) for prediction in (prepared, same, image)]
+    assert flags == [(True, True), (True, True), (False, False)]

@@ -50,10 +50,11 @@ def test_the_table_has_the_values_of_the_json_and_a_row_for_each_error(command, 
         rows = list(csv.DictReader(file))
     classes = gingham.load_packaged().model.classes
     probabilities = [f"probability_{name}" for name in classes]
-    assert list(rows[0]) == ["image", "label", "confidence", "unsure", *probabilities, "error"]
+    assert list(rows[0]) == ["image", "label", "confidence", "unsure", "novel", *probabilities, "error"]
     assert [row["image"] for row in rows] == [entry["image"] for entry in entries] == NAMES
     for row, entry in zip(rows[:4], entries[:4], strict=True):
-        assert (row["label"], row["unsure"], row["error"]) == (entry["label"], str(entry["unsure"]).lower(), "")
+        assert (row["label"], row["error"]) == (entry["label"], "")
+        assert (row["unsure"], row["novel"]) == tuple(str(entry[flag]).lower() for flag in ("unsure", "novel"))
         assert float(row["confidence"]) == pytest.approx(entry["confidence"], rel=1e-5)
         for name in classes:
             assert float(row[f"probability_{name}"]) == pytest.approx(entry["probabilities"][name], rel=1e-5)
@@ -82,7 +83,7 @@ def test_images_are_copied_into_folders_and_a_second_run_copies_none(command, ph
     names = dict(zip(classes, folder_names(classes), strict=True))
     used = {}
     for entry in entries[:4]:
-        folder = output / ("unsure" if entry["unsure"] else names[entry["label"]])
+        folder = output / ("novel" if entry["novel"] else "unsure" if entry["unsure"] else names[entry["label"]])
         stem = Path(entry["image"]).stem
         used[folder, stem] = used.get((folder, stem), 0) + 1
         number = used[folder, stem]
@@ -98,7 +99,8 @@ def test_images_are_copied_into_folders_and_a_second_run_copies_none(command, ph
 
 def test_files_in_the_folder_are_kept(command, photos):
     (entry,) = json.loads(command("predict", photos / "1.png", "--json").stdout)
-    folder = command.folder / "sorted" / ("unsure" if entry["unsure"] else entry["label"].replace("/", "-"))
+    folder = "novel" if entry["novel"] else "unsure" if entry["unsure"] else entry["label"].replace("/", "-")
+    folder = command.folder / "sorted" / folder
     folder.mkdir(parents=True)
     (folder / "1.png").write_text("mine")
     (folder / "1-2.png").mkdir()

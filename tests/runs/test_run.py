@@ -5,12 +5,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import gingham
 from gingham import RunError
 from gingham.runs.checkpoint import save_checkpoint
 from gingham.runs.run import halve
-from helpers import ROOT
+from helpers import ROOT, fit
 
 GOLDEN = ROOT / "tests/golden"
 
@@ -21,6 +22,8 @@ def test_a_loaded_model_predicts_the_same_bits(saved_run):
     assert torch.equal(
         loaded.model.predict(data.test.images).probabilities, run.model.predict(data.test.images).probabilities
     )
+    assert torch.equal(loaded.model.predict(data.test.images).novelty, run.model.predict(data.test.images).novelty)
+    assert not any(module.training for module in loaded.model.modules())
     assert loaded.recipe == run.recipe
     assert loaded.history == run.history
     assert loaded.metrics == run.metrics
@@ -44,10 +47,24 @@ def test_a_saved_run_consists_of_metadata_history_weights_and_image_hashes(saved
         metadata["metrics"]["temperature"],
         metadata["metrics"]["threshold"],
     )
+    assert metadata["novelty"] == run.model.novelty.metadata()
+    assert metadata["novelty"]["stages"] == ["relu4", "relu5", "relu7"]
     assert metadata["data"]["fingerprint"] == run.data["fingerprint"]
     assert {"torch", "hardware", "gingham"} <= set(metadata["environment"])
     steps = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in steps if "learning_rate" in entry] == list(range(1, run.metrics["steps"] + 1))
+
+
+class Signed(nn.Module):
+    """A network with a negative parameter named scale, and one named after std that is zero."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.scale, self.my_std = nn.Parameter(torch.tensor(-1.0)), nn.Parameter(torch.zeros(1), requires_grad=False)
+        self.linear = nn.Linear(784, classes)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) * self.scale + self.my_std
 
 
 @pytest.mark.parametrize(
@@ -97,9 +114,13 @@ def edit_weights(folder, edit):
     save_file(tensors, folder / "model.safetensors")
 
 
-WEIGHT = "network.conv1.weight"
+def change_novelty(folder, **changes):
+    change(folder, novelty={**json.loads((folder / "model.json").read_text())["novelty"], **changes})
+
+
+WEIGHT, LAYER = "network.conv1.weight", "novelty.layers.1"
 DAMAGE = {
-    "newer format": (lambda f: change(f, format=99), "of format 99, newer than 2.*update gingham"),
+    "newer format": (lambda f: change(f, format=99), "of format 99, newer than 3.*update gingham"),
     "older format": (lambda f: change(f, format=1), "of format 1, from before the release 0.1.0, .*train again"),
     "format that is no number": (
         lambda f: change(f, format="x"),
@@ -193,6 +214,70 @@ DAMAGE = {
         lambda f: edit_weights(f, lambda t: t["std"].zero_()),
         "in std that training cannot give",
     ),
+    "no novelty": (lambda f: remove(f, "novelty"), "novelty is missing"),
+    "novelty of another type": (
+        lambda f: change(f, novelty=["relu4"]),
+        r"novelty is \['relu4'\], but must be null, or an object with the names of layers as stages",
+    ),
+    "novelty stages of another type": (lambda f: change_novelty(f, stages=[["relu4"]]), "names of layers as stages"),
+    "novelty without stages": (lambda f: change(f, novelty={"threshold": 1.0}), "names of layers as stages"),
+    "unknown novelty stage": (
+        lambda f: change_novelty(f, stages=["relu4", "relu5", "nowhere.1"]),
+        "does not fit the network .*no attribute `nowhere`",
+    ),
+    "a million novelty stages": (
+        lambda f: change_novelty(f, stages=["relu4"] * 10**6),
+        r"does not fit the network .*novelty\.layers\.3",
+    ),
+    "too few novelty stages": (
+        lambda f: change_novelty(f, stages=["relu4"]),
+        r"does not fit the network .*Unexpected key.*novelty\.layers\.1",
+    ),
+    "novelty removed": (lambda f: change(f, novelty=None), r"does not fit the network .*Unexpected key.*novelty"),
+    "edited novelty threshold": (
+        lambda f: change_novelty(f, threshold=99.0),
+        "has novelty .*99.0.*, but the recipe and weights give",
+    ),
+    "edited threshold for photos": (
+        lambda f: change(f, photo_threshold=0.125),
+        "has photo_threshold 0.125, but the recipe and weights give",
+    ),
+    "no novelty tensors": (
+        lambda f: edit_weights(f, lambda t: [t.pop(name) for name in list(t) if name.startswith("novelty.")]),
+        r"does not fit the network \('novelty\.layers\.0",
+    ),
+    "missing novelty tensor": (
+        lambda f: edit_weights(f, lambda t: t.pop("novelty.term_std")),
+        r"does not fit the network .*Missing key.*novelty\.term_std",
+    ),
+    "novelty tensors of other shapes": (
+        lambda f: edit_weights(f, lambda t: t.update({f"{LAYER}.shift": torch.zeros(5)})),
+        r"novelty\.layers\.1 have shapes that do not fit together",
+    ),
+    "novelty tensor of other dimensions": (
+        lambda f: edit_weights(f, lambda t: t.update({f"{LAYER}.axes": torch.zeros(5)})),
+        "does not fit the network",
+    ),
+    "novelty without centres": (
+        lambda f: edit_weights(f, lambda t: t.update({f"{LAYER}.linear": t[f"{LAYER}.linear"][:, :0].clone()})),
+        r"novelty\.layers\.1 have shapes that do not fit together",
+    ),
+    "negative novelty scale": (
+        lambda f: edit_weights(f, lambda t: t[f"{LAYER}.scale"].neg_()),
+        rf"values in {LAYER}\.scale that training cannot give",
+    ),
+    "zero novelty deviation": (
+        lambda f: edit_weights(f, lambda t: t["novelty.term_std"].zero_()),
+        r"values in novelty\.term_std that training cannot give",
+    ),
+    "NaN in novelty": (
+        lambda f: edit_weights(f, lambda t: t[f"{LAYER}.linear"].view(-1)[3:4].fill_(float("nan"))),
+        rf"values in {LAYER}\.linear that training cannot give",
+    ),
+    "infinite novelty threshold": (
+        lambda f: edit_weights(f, lambda t: t["novelty.threshold"].fill_(float("inf"))),
+        r"values in novelty\.threshold that training cannot give",
+    ),
     "history of other types": (lambda f: (f / "history.jsonl").write_text("{}\n[1]\n"), "line 2 is not a JSON object"),
     "malformed history": (lambda f: (f / "history.jsonl").write_text("{"), "cannot read .*history.jsonl"),
 }
@@ -225,6 +310,24 @@ def test_a_shape_larger_than_memory_allocates_no_memory(saved_run):
         gingham.load(folder)
 
 
+def test_novelty_axes_longer_than_memory_allocate_no_memory(saved_run):
+    """A tensor without elements takes no space in the file, whatever its length."""
+    folder, _, _ = saved_run
+    for shape in ((10**12, 0), (0, 10**12)):
+        edit_weights(folder, lambda tensors, shape=shape: tensors.update({f"{LAYER}.axes": torch.zeros(shape)}))
+        with pytest.raises(RunError, match="have shapes that do not fit together"):
+            gingham.load(folder)
+
+
+def test_a_network_with_tensors_named_scale_or_std_is_loaded(small_run, tmp_path):
+    """Only the model's own std and the scales of its novelty score must be positive."""
+    _, data = small_run
+    run = fit(gingham.RECIPES["article"].replace(epochs=0.1, validation_images=40), data, network=Signed)
+    loaded = gingham.load(gingham.save(run, tmp_path / "run"), Signed)
+    assert float(loaded.model.network.scale.detach()) < 0
+    assert float(loaded.model.network.my_std) == 0
+
+
 def test_a_missing_run_and_an_unfinished_run_are_errors(tmp_path):
     with pytest.raises(RunError, match=r"there is no folder .*train one with gingham train --out"):
         gingham.load(tmp_path / "nowhere")
@@ -247,8 +350,9 @@ def test_runs_of_every_release_still_load(folder, tmp_path):
     run = gingham.load(shutil.copytree(folder, tmp_path / "copy"))
     expected = json.loads((folder / "expected.json").read_text())
     image = torch.arange(784, dtype=torch.int64).remainder(256).to(torch.uint8).view(1, 1, 28, 28)
-    probabilities = run.model.predict(image).probabilities[0]
-    assert probabilities.tolist() == pytest.approx(expected["probabilities"], abs=1e-5)
+    predictions = run.model.predict(image)
+    assert predictions.probabilities[0].tolist() == pytest.approx(expected["probabilities"], abs=1e-5)
+    assert float(predictions.novelty) == pytest.approx(expected["novelty"], abs=1e-3)
 
 
 def test_a_golden_run_exists():

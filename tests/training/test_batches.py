@@ -47,6 +47,7 @@ CHANGES = [
     {},
     {"cutmix": 0.5},
     {"photo_share": 0.4, "network": "broad"},
+    {"photo_share": 0.5, "outlier_share": 0.3, "network": "broad"},
     {"mixup": 0.5},
     PHOTOS,
     PHOTOS | {"mixup": 0.5},

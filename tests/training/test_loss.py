@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from gingham.training.batches import Batch, shard_of, shard_weight
+from gingham.training.batches import NO_CLASS, Batch, shard_of, shard_weight
 from gingham.training.distillation import DistillationLoss
 from gingham.training.loss import ClassWeightedLoss, CrossEntropyLoss, class_weights
 
@@ -96,3 +97,55 @@ def test_class_weights_have_a_mean_of_1_over_the_training_images(balance):
         assert weights[[0, 1, 3]].tolist() == pytest.approx(present.tolist())
     if balance == 0:
         assert weights[[0, 1, 3]].tolist() == [1, 1, 1]
+
+
+def outlier_batch(smoothing):
+    """Return random logits, a batch of which every third image is an outlier, and the loss."""
+    logits = torch.randn(9, 10, requires_grad=True)
+    labels = torch.randint(10, (9,))
+    labels[::3] = NO_CLASS
+    return logits, Batch(torch.empty(9), labels), CrossEntropyLoss(smoothing, with_outliers=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_outliers_is_the_divergence_from_equal_probabilities(smoothing):
+    logits, batch, loss = outlier_batch(smoothing)
+    losses = loss.per_image(logits, batch).detach()
+    uniform = torch.full((3, 10), 0.1)
+    divergence = F.kl_div(logits[::3].log_softmax(dim=1), uniform, reduction="none").sum(dim=1)
+    assert torch.allclose(losses[::3], divergence + math.log(10), atol=1e-5)
+    images = batch.labels != NO_CLASS
+    plain = F.cross_entropy(logits[images], batch.labels[images], label_smoothing=smoothing, reduction="none")
+    assert torch.allclose(losses[images], plain)
+    assert loss(logits, batch).item() == pytest.approx(float(losses.mean()), rel=1e-6)
+
+
+def test_the_gradient_of_outliers_leads_to_equal_probabilities():
+    logits, batch, loss = outlier_batch(0.1)
+    loss(logits, batch).backward()
+    expected = (logits[::3].softmax(dim=1) - 0.1) / 9
+    assert torch.allclose(logits.grad[::3], expected, atol=1e-6)
+    optimizer = torch.optim.SGD([logits], lr=9.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss(logits, batch).backward()
+        optimizer.step()
+    assert torch.allclose(logits[::3].softmax(dim=1), torch.full((3, 10), 0.1), atol=1e-3)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_loss_with_outliers_is_the_plain_one_on_a_batch_without(smoothing):
+    logits, batch = torch.randn(6, 10), Batch(torch.empty(6), torch.randint(10, (6,)))
+    plain, loss = CrossEntropyLoss(smoothing), CrossEntropyLoss(smoothing, with_outliers=True)
+    assert torch.allclose(loss.per_image(logits, batch), plain.per_image(logits, batch))
+    assert loss(logits, batch).item() == pytest.approx(plain(logits, batch).item(), rel=1e-6)
+
+
+def test_outliers_have_the_weight_1_among_weighted_classes():
+    logits, batch, loss = outlier_batch(0.1)
+    weights = torch.rand(10) * 3
+    weighted = ClassWeightedLoss(loss, weights).per_image(logits, batch)
+    losses = loss.per_image(logits, batch)
+    assert torch.equal(weighted[::3], losses[::3])
+    images = batch.labels != NO_CLASS
+    assert torch.allclose(weighted[images], weights[batch.labels[images]] * losses[images])

@@ -1,6 +1,8 @@
 """`gingham evaluate`."""
 
 import contextlib
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,13 +12,16 @@ import gingham
 from gingham.cli.options import Device, Json, Model, SplitName
 from gingham.cli.output import print_message, print_result, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_split
-from gingham.errors import GinghamError, format_message, plural
+from gingham.errors import DataError, GinghamError, format_message, plural
 
 
 def evaluate(
     run: Annotated[Path, Argument(help="A run folder; or packaged: Gingham's own model, on photos (--data).")],
     data: Annotated[str | None, Option(help="Other data: a folder of photos by class, or data as for train.")] = None,
     split: Annotated[SplitName | None, Option(help="By default validation. Each use of test is recorded.")] = None,
+    novel: Annotated[
+        Path | None, Option(metavar="FOLDER", help="Images of other things: how many are noticed?")
+    ] = None,
     model: Model = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -24,7 +29,13 @@ def evaluate(
     """Evaluate a run: accuracy, table by class, confusion matrix."""
     from gingham.plots import draw_confusion
 
+    if novel is not None and (data is not None or split is not None):
+        option = "--split" if data is None else "--data"
+        raise GinghamError(f"--novel compares with the run's own images; leave {option} out")
     trained = load_run_or_packaged(run, model, device)
+    if novel is not None:
+        _evaluate_novel(trained, run, novel, as_json)
+        return
     is_packaged = trained.folder is None
     unreadable_json: dict[str, Any] = {}
     if data and _is_photo_collection(data, trained):
@@ -42,6 +53,20 @@ def evaluate(
     figure = try_draw(draw_confusion, result.confusion.matrix, result.confusion.classes, title, file)
     values = {**result.to_dict(), **unreadable_json, "file": figure}
     print_result(values, _format_result(result, trained, figure), as_json)
+
+
+def _evaluate_novel(trained: "gingham.Run", run: Path, folder: Path, as_json: bool) -> None:
+    from gingham.cli.predict import list_files
+    from gingham.evaluation.run_data import load_run_data
+    from gingham.inference.evaluate_photos import evaluate_novel
+
+    if not os.path.exists(folder):  # noqa: PTH110  # no error for a name that is too long
+        raise DataError(f"there is no folder {folder}; give one with images of other things")
+    data = load_run_data(trained)
+    result, unreadable = evaluate_novel(trained, list_files([folder]), data.validation or data.train)
+    for prediction in unreadable:
+        print_message(f"left out: {prediction.error}")
+    print_result(asdict(result), str(result), as_json)
 
 
 def _is_photo_collection(data: str, trained: "gingham.Run") -> bool:

@@ -42,14 +42,17 @@ def _format_result(result: "gingham.ExportResult", trained: "gingham.Run") -> st
     written = f"{result.file}: {result.bytes / 1e6:.2f} MB"
     if result.neighbours is None:
         shape, outputs = ", ".join(map(str, trained.model.input_shape)), len(trained.model.classes)
-        lines = [f"{written}, opset {result.opset}; uint8 images (N, {shape}) in, {outputs} probabilities out"]
+        graph = f"uint8 images (N, {shape}) in, {outputs} probabilities and a novelty score out"
+        lines = [f"{written}, opset {result.opset}; {graph}"]
     else:
         lines = [
             f"{written}; open it in a browser, also on a phone: it needs no network and sends no data",
             f"contents: the model, ONNX Runtime and OpenCV for browsers, {result.neighbours:,} training images",
         ]
-    share = f"{round(result.agreement * result.pictures):,} of {result.pictures:,} {result.split} images"
-    lines.append(f"classifies {share} as the model does, probabilities within {result.max_difference:.1g}")
+    share, same = (f"{round(a * result.pictures):,}" for a in (result.agreement, result.novelty_agreement))
+    images = f"of {result.pictures:,} {result.split} images"
+    lines.append(f"classifies {share} {images} as the model does, probabilities within {result.max_difference:.1g}")
+    lines.append(f"finds {same} {images} novel or not as the model does, scores within {result.novelty_difference:.1g}")
     if result.accuracy is not None and result.accuracy_int8 is not None and result.interval is not None:
         low, high = (100 * end for end in result.interval)
         cost = f"{100 * (result.accuracy - result.accuracy_int8):.2f} points of accuracy"

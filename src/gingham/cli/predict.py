@@ -24,8 +24,11 @@ PREPARE_HELP = (
     "auto prepares an image as the model's dataset was made, unless it has the model's own size and colours; "
     "photo always prepares it; none only resizes it."
 )
-CSV_HELP = "Also write a new table: image, label, confidence, unsure, the probability of each class, error."
-SORT_HELP = "Copy the images into FOLDER/<label>, FOLDER/unsure and FOLDER/unreadable. Nothing is moved or overwritten."
+CSV_HELP = "Also write a new table: image, label, confidence, unsure, novel, the probability of each class, error."
+SORT_HELP = (
+    "Copy the images into FOLDER/<label>, FOLDER/unsure, FOLDER/novel and FOLDER/unreadable. "
+    "Nothing is moved or overwritten."
+)
 
 
 def predict(
@@ -108,10 +111,14 @@ def _list_folder(folder: Path) -> list[Path]:
 
 def _print(prediction: "gingham.ImagePrediction", run: "gingham.Run", figure: str | None, *, notes: bool) -> None:
     write = tqdm.write  # beside the progress bar
-    if prediction.unsure:
-        reason = f"below {run.model.threshold:.2f}" if run.model.threshold <= 1 else "this model is never sure"
+    if prediction.novel or prediction.unsure:
+        is_photo = prediction.prepared is not None and prediction.prepared.is_photo
+        threshold, _ = run.model.thresholds(for_photos=is_photo)
+        reason = f"not sure (below {threshold:.2f})" if threshold <= 1 else "not sure (this model is never sure)"
+        if prediction.novel:
+            reason = "unlike anything it was trained on"
         best = sorted((prediction.probabilities or {}).items(), key=lambda pair: -pair[1])[:SHOWN]
-        write(f"{prediction.image}: not sure ({reason}); " + ", ".join(f"{name} {share:.0%}" for name, share in best))
+        write(f"{prediction.image}: {reason}; " + ", ".join(f"{name} {share:.0%}" for name, share in best))
     else:
         write(f"{prediction.image}: {prediction.label} ({prediction.confidence:.0%})")
     for note in prediction.prepared.notes if prediction.prepared and notes else ():

@@ -56,11 +56,12 @@ def _draw_batch(splits: "gingham.DataSplits", recipe: Recipe, file: Path) -> dic
     from gingham.data.sampler import Sampler
     from gingham.models.classifier import Classifier
     from gingham.plots import draw_batch
-    from gingham.training.batches import BatchLoader
+    from gingham.training.batches import NO_CLASS, BatchLoader
 
     loader = BatchLoader(splits.train, recipe, Sampler(recipe, len(splits.train)), torch.device("cpu"))
     drawn = next(loader.batches(0, 1))
-    images, names = drawn.images, [splits.classes[label] for label in drawn.main_labels().tolist()]
+    names = ["no class" if label == NO_CLASS else splits.classes[label] for label in drawn.main_labels().tolist()]
+    images = drawn.images
     channels, height, width = images.shape[1:]
     normalised = Classifier(nn.Identity(), splits.classes, (channels, height, width), recipe.mean, recipe.std)(images)
     batch = {

@@ -4,19 +4,21 @@ The images of Fashion-MNIST are uniform: front or side view, one object, evenly 
 are not: sleeves lie spread, shoes come in pairs and are seen from above, cloth is creased, a head is left above the
 collar or a corner of the bed beside the hem. The functions in this module simulate these differences.
 
-They represent a batch as layers, float (N, 2, H, W): brightness and coverage, both from 0 to 1.
+They represent a batch as layers; see layers.py.
 """
 
 import functools
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gingham.data.layers import MIN_COVERAGE, RandomDraws, rotation, scaling, warp
+from gingham.data.outliers import draw_outliers
 from gingham.errors import GinghamError
 from gingham.recipe import Recipe
 
@@ -25,41 +27,15 @@ SHOES = {"Sandal", "Sneaker", "Ankle boot"}
 TALL_SHOES = {"Ankle boot"}  # still upright when seen from above
 TOPS = {"T-shirt/top", "Pullover", "Dress", "Coat", "Shirt"}
 TROUSERS = {"Trouser"}
-MIN_COVERAGE = 0.5  # pixels above it belong to the object
-
-
-@dataclass(frozen=True)
-class RandomDraws:
-    """Draws random numbers for `count` images on the CPU, so that they are the same for every device.
-
-    With `dims`, numbers have that many more dimensions of size 1, to broadcast over pixels.
-    """
-
-    count: int
-    generator: torch.Generator
-    device: torch.device
-
-    def uniform(self, low: float, high: float, dims: int = 0) -> Tensor:
-        """Return uniform numbers, float (N,) or (N, 1, ...)."""
-        numbers = (low + (high - low) * torch.rand(self.count, generator=self.generator)).to(self.device)
-        return numbers.view(-1, *[1] * dims)
-
-    def chance(self, share: float | Tensor, dims: int = 0) -> Tensor:
-        """Return bool (N,) or (N, 1, ...), True with probability `share`."""
-        return self.uniform(0, 1, dims) < share
-
-    def noise(self, size: Sequence[int], cells: Sequence[int]) -> Tensor:
-        """Return smooth noise of about unit variance, float (N, 1, H, W), interpolated from a grid of `cells`."""
-        coarse = torch.randn(self.count, 1, *cells, generator=self.generator).to(self.device)
-        return F.interpolate(coarse, tuple(size), mode="bicubic", align_corners=True)
 
 
 def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], recipe: Recipe, step: int) -> Tensor:
     """Return a training batch with its first images, the recipe's `photo_share` of it, turned into simulated photos.
 
     `images` is uint8 (B, 1, H, W) in random order, objects on black; `labels` int64 (B,), indices into `classes`. The
-    simulated photos look like photos of the same objects after `inference/preprocess.py`. The draws depend only on the
-    recipe's seed and `step`.
+    simulated photos look like photos of the same objects after `inference/garments.py`. The first of them, the recipe's
+    `outlier_share` of the batch, are drawn outliers instead, which show none of the classes. The draws depend only on
+    the recipe's seed and `step`.
 
         batch = simulate_photos(batch, labels, data.classes, recipe, step=0)
 
@@ -67,9 +43,10 @@ def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], reci
         GinghamError: the images are not grey.
     """
     if images.shape[1] != 1:
+        fields = "photo_share=0 and outlier_share=0" if recipe.outlier_share else "photo_share=0"
         raise GinghamError(
             f"photo_share is {recipe.photo_share:g}, but the images have {images.shape[1]} channels; it requires grey "
-            "images of objects on black: set photo_share=0, or choose another recipe, such as fast"
+            f"images of objects on black: set {fields}, or choose another recipe, such as fast"
         )
     count = num_simulated(len(images), recipe)
     if not count:
@@ -85,6 +62,9 @@ def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], reci
     layers = _replace_some(layers, from_above, _view_from_above, draws, layers)
     layers = _pose(draws, layers, shoe, from_above)
     layers = _replace_some(layers, (top | trouser) & draws.chance(0.3), _add_wearer, draws, layers, top)
+    if num := num_outliers(len(images), recipe):
+        outliers = draw_outliers(replace(draws, count=num), layers[:num], labels[:num])
+        layers = torch.cat([outliers, layers[num:]])
     layers = _crop_to_object(draws, layers)
     mask = _roughen_mask(draws, layers[:, 1:])
     brightness = _relight(draws, layers[:, :1] / layers[:, 1:].clamp(min=0.2), mask)
@@ -94,6 +74,11 @@ def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], reci
 def num_simulated(images: int, recipe: Recipe) -> int:
     """Return how many images at the start of a batch of `images` become simulated photos."""
     return round(images * recipe.photo_share)
+
+
+def num_outliers(images: int, recipe: Recipe) -> int:
+    """Return how many of the simulated photos at the start of a batch of `images` show none of the classes."""
+    return round(images * recipe.outlier_share)
 
 
 def _is_any_class(labels: Tensor, classes: Sequence[str], names: set[str]) -> Tensor:
@@ -117,28 +102,9 @@ def _replace_some(
     return layers.index_copy(0, indices, function(some_draws, *(values[indices] for values in inputs)))
 
 
-def _warp(layers: Tensor, matrix: Tensor, offset: Tensor | None = None, bend: Tensor | None = None) -> Tensor:
-    """Warp layers by matrices (N, 2, 2), offsets (N, 2) and a field of offsets (N, H, W, 2).
-
-    They map output to input coordinates, both from -1 to 1.
-    """
-    offset = torch.zeros_like(matrix[:, 0]) if offset is None else offset
-    grid = F.affine_grid(torch.cat([matrix, offset[:, :, None]], dim=2), list(layers.shape), align_corners=False)
-    return F.grid_sample(layers, grid if bend is None else grid + bend, align_corners=False)
-
-
 def _transform(matrix: Tensor, points: Tensor) -> Tensor:
     """Return points (N, 2) multiplied by matrices (N, 2, 2)."""
     return (matrix @ points[:, :, None])[:, :, 0]
-
-
-def _rotation(angle: Tensor) -> Tensor:
-    return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
-
-
-def _scaling(across: Tensor, down: Tensor) -> Tensor:
-    """Return the matrices (N, 2, 2) that divide widths and heights by these numbers."""
-    return torch.diag_embed(torch.stack([across, down], 1))
 
 
 def _spread_sleeves(draws: RandomDraws, layers: Tensor) -> Tensor:
@@ -148,11 +114,11 @@ def _spread_sleeves(draws: RandomDraws, layers: Tensor) -> Tensor:
     half_width = (layers[:, 1].amax(dim=1) > MIN_COVERAGE).float().sum(dim=1) / width
     edge = half_width * draws.uniform(0.5, 0.68)  # where the body ends and the sleeves begin
     limit, zoom = edge[:, None, None, None], 1.3
-    spread = _warp(layers * (across.abs() < limit), _rotation(torch.zeros_like(edge)) * zoom)
+    spread = warp(layers * (across.abs() < limit), rotation(torch.zeros_like(edge)) * zoom)
     for side in (-1, 1):
-        turn = _rotation(-draws.uniform(-5, 45) * math.pi / 180 * side) * zoom
+        turn = rotation(-draws.uniform(-5, 45) * math.pi / 180 * side) * zoom
         shoulder = torch.stack([edge * side, draws.uniform(-0.85, -0.6)], 1)
-        sleeve = _warp(layers * (across * side >= limit - 0.06), turn, shoulder - _transform(turn, shoulder))
+        sleeve = warp(layers * (across * side >= limit - 0.06), turn, shoulder - _transform(turn, shoulder))
         spread = torch.where(spread[:, 1:] > MIN_COVERAGE, spread, sleeve)
     return spread
 
@@ -192,18 +158,18 @@ def _pose(draws: RandomDraws, layers: Tensor, shoe: Tensor, from_above: Tensor) 
     # Clothes lying on a bed are wider than hanging ones, and catalogue images are squeezed.
     ratio = torch.where(shoe, log_uniform(0.67, 1.5).sqrt(), log_uniform(0.8, 2.1).sqrt())
     scale = log_uniform(0.8, 1.05)
-    shape = _scaling(1 / (scale * ratio), ratio / scale)
+    shape = scaling(1 / (scale * ratio), ratio / scale)
     shape[:, 0, 1] = draws.uniform(-0.18, 0.18)  # shear
     foreshortening = torch.where(shoe & ~from_above & draws.chance(0.4), draws.uniform(1.0, 2.2), 1.0)
     turns = torch.where(draws.chance(0.5), 1, 3)
     turns = torch.where(draws.chance(torch.where(from_above, 0.85, 0.1)), turns, torch.where(draws.chance(0.1), 2, 0))
     turns = torch.where(shoe, turns, 0)
-    foreshorten = _scaling(foreshortening, torch.ones_like(foreshortening))
-    matrix = _rotation(turns * math.pi / 2) @ _rotation(angle) @ shape @ foreshorten
+    foreshorten = scaling(foreshortening, torch.ones_like(foreshortening))
+    matrix = rotation(turns * math.pi / 2) @ rotation(angle) @ shape @ foreshorten
     offset = torch.stack([draws.uniform(-0.06, 0.06), draws.uniform(-0.06, 0.06)], 1)
     bend = torch.cat([draws.noise(layers.shape[2:], (4, 4)) for _ in range(2)], 1).permute(0, 2, 3, 1)
     bend = bend * draws.uniform(0, 0.1, dims=3)
-    posed = _warp(layers, matrix, offset, bend)
+    posed = warp(layers, matrix, offset, bend)
     paired = shoe & draws.chance(torch.where(from_above, 0.85, 0.65))
     return _replace_some(posed, paired, _pose_pairs, draws, layers, matrix, offset, bend, turns % 2 == 1)
 
@@ -213,14 +179,14 @@ def _pose_pairs(
 ) -> Tensor:
     """Pose shoes as pairs: upright ones side by side, others in any direction."""
     mirror = torch.where(draws.chance(0.7), -1.0, 1.0)
-    turn = _rotation(draws.uniform(-25, 25) * math.pi / 180)
-    partner = matrix @ turn @ _scaling(mirror, torch.ones_like(mirror))
+    turn = rotation(draws.uniform(-25, 25) * math.pi / 180)
+    partner = matrix @ turn @ scaling(mirror, torch.ones_like(mirror))
     distance = torch.where(upright, draws.uniform(0.5, 0.95), draws.uniform(0.3, 1.0))
     direction = torch.where(upright, draws.uniform(-0.5, 0.5), draws.uniform(-math.pi, math.pi))
     half = torch.stack([direction.cos(), direction.sin()], 1) * distance[:, None] / 2
     zoom = 1.6
-    behind = _warp(layers, matrix * zoom, offset + _transform(matrix, half), bend * zoom)
-    front = _warp(layers, partner * zoom, offset - _transform(partner, half), bend * zoom)
+    behind = warp(layers, matrix * zoom, offset + _transform(matrix, half), bend * zoom)
+    front = warp(layers, partner * zoom, offset - _transform(partner, half), bend * zoom)
     return torch.where(front[:, 1:] > MIN_COVERAGE, front, behind)
 
 
@@ -229,7 +195,7 @@ def _add_wearer(draws: RandomDraws, layers: Tensor, top: Tensor) -> Tensor:
     height, width = layers.shape[2:]
     offset = torch.where(top, draws.uniform(-0.25, 0.2), draws.uniform(0.1, 0.35))
     zoom = draws.uniform(1.25, 1.7)
-    garment = _warp(layers, _scaling(zoom, zoom), torch.stack([torch.zeros_like(offset), offset], 1))
+    garment = warp(layers, scaling(zoom, zoom), torch.stack([torch.zeros_like(offset), offset], 1))
     covered = garment[:, 1] > MIN_COVERAGE
     y = torch.linspace(-1, 1, height, device=layers.device)[None, :, None]
     x = torch.linspace(-1, 1, width, device=layers.device)[None, None, :]
@@ -279,7 +245,7 @@ def _crop_to_object(draws: RandomDraws, layers: Tensor) -> Tensor:
         sizes.append((last - first) / size)
     zoom = torch.maximum(*sizes) * draws.uniform(0.95, 1.12)
     zoom = torch.where(draws.chance(0.12), zoom * draws.uniform(0.65, 0.95), zoom)
-    return _warp(layers, _scaling(zoom, zoom), torch.stack(centres, 1))
+    return warp(layers, scaling(zoom, zoom), torch.stack(centres, 1))
 
 
 def _roughen_mask(draws: RandomDraws, coverage: Tensor) -> Tensor:
@@ -305,9 +271,9 @@ def _relight(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
     tone = torch.where(draws.chance(0.2, dims=3), 1 - tone, tone)
     mean = (tone * mask).sum(dim=(1, 2, 3), keepdim=True) / mask.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
     tone = mean + (tone - mean) * draws.uniform(0.15, 1.3, dims=3)
-    rotation = _rotation(draws.uniform(-math.pi, math.pi)) * 0.7
+    turn = rotation(draws.uniform(-math.pi, math.pi)) * 0.7
     # Creases are drawn 1.5 times as large, so that no corner of the image is empty after the rotation.
-    creases = _warp(draws.noise([side + side // 2 for side in size], (3, 14)), rotation)
+    creases = warp(draws.noise([side + side // 2 for side in size], (3, 14)), turn)
     top, left = size[0] // 4, size[1] // 4
     creases = creases[:, :, top : top + size[0], left : left + size[1]]
     tone = tone + creases * draws.uniform(-0.1, 0.3, dims=3).clamp(min=0)

@@ -33,13 +33,21 @@ class Explanation(BaseModel):
 
 
 class Prediction(BaseModel):
-    """The prediction for one image. An image that cannot be read has only `image` and `error`."""
+    """The prediction for one image. An image that cannot be read has only `image` and `error`.
+
+    `unsure` is whether the confidence is below `threshold`, which may differ between photos and other images. `novel`
+    is whether the image is unlike the training images, and `novelty` the score by which this is decided; higher means
+    less like them.
+    """
 
     image: str
     label: str
     confidence: float
     probabilities: dict[str, float]
+    threshold: float
     unsure: bool
+    novel: bool
+    novelty: float
     steps: list[Step]
     explanation: Explanation | None = None
 

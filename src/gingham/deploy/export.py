@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from gingham.data.sampler import evenly_spaced, limit_count
 from gingham.data.splits import SAMPLE_PIXELS, DataSplits, Split
-from gingham.deploy.onnx import OPSET, create_session, quantize_int8, session_probabilities, to_onnx
+from gingham.deploy.onnx import OPSET, create_session, quantize_int8, session_outputs, to_onnx
 from gingham.deploy.page import offline_page
 from gingham.errors import DataError, GinghamError, require_types
 from gingham.evaluation.metrics import paired_interval
@@ -21,7 +20,7 @@ from gingham.evaluation.run_data import load_run_data
 from gingham.inference.neighbours import GALLERY_SIZE, gallery
 from gingham.io import atomic_write
 from gingham.models.backbones import Backbone
-from gingham.models.classifier import MAX_BATCH_PIXELS
+from gingham.models.classifier import MAX_BATCH_PIXELS, Predictions
 from gingham.runs.run import Run
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 MARKERS = {".onnx": b"gingham", ".html": b"GinghamEngine"}  # what every exported file of a format contains
 NUM_COMPARED = 1000  # images on which the file and the model must agree
 TOLERANCE = 1e-4  # allowed difference of a probability
+NOVELTY_TOLERANCE = 0.02  # allowed difference of a novelty score, in standard deviations of the scores
 NUM_MEASURED, MEASURED_PIXELS = 10_000, 1 << 26  # images, and pixels, at most on which the accuracy of int8 is measured
 
 
@@ -39,8 +39,10 @@ class ExportResult:
     """The exported file and its comparison with the model on `pictures` images of the split `split`.
 
     `agreement` is the share of images with the same top class, `max_difference` the largest difference of a
-    probability. For int8, `accuracy` is the model's accuracy on `measured` images of the split, `accuracy_int8` the
-    file's, and `interval` the 95 % interval of the loss of accuracy. A page contains `neighbours` training images.
+    probability. `novelty_agreement` is the share of images that are novel to both or to neither, `novelty_difference`
+    the largest difference of a score. For int8, `accuracy` is the model's accuracy on `measured` images of the split,
+    `accuracy_int8` the file's, and `interval` the 95 % interval of the loss of accuracy. A page contains `neighbours`
+    training images.
     """
 
     file: Path
@@ -48,6 +50,8 @@ class ExportResult:
     opset: int
     max_difference: float
     agreement: float
+    novelty_difference: float
+    novelty_agreement: float
     pictures: int
     split: str
     accuracy: float | None = None
@@ -67,10 +71,11 @@ def export(
 ) -> ExportResult:
     """Write a run's model as one file that works without gingham: `.onnx`, or `.html`, a page for browsers.
 
-    ONNX: the input is `images`, uint8 (N, C, H, W) with any N, the output `probabilities`, float32 (N, K). The graph
-    includes the normalisation, the test-time augmentation and the temperature; the metadata has the class names, the
-    threshold for "not sure" and the origin of the model. With `int8`, weights and activations have 8 bits, for a third
-    to a half of the size and of the time; the loss of accuracy is measured, but not limited.
+    ONNX: the input is `images`, uint8 (N, C, H, W) with any N, the outputs `probabilities`, float32 (N, K), and
+    `novelty`, float32 (N,). The graph includes the normalisation, the test-time augmentation and the temperature; the
+    metadata has the class names, the thresholds of both outputs and the origin of the model. With `int8`, weights and
+    activations have 8 bits, except those of the novelty score, for less size and a third to a half of the time; the
+    loss of accuracy is measured, but not limited.
 
     HTML: the page of `gingham serve`, with the model and its runtime. It also contains `neighbours` training images, by
     default 2,000, and shows the most similar of them.
@@ -99,18 +104,24 @@ def export(
     graph = to_onnx(run, with_features=is_page)
     content = graph.SerializeToString()
     images = split.images[evenly_spaced(len(split), limit_count(NUM_COMPARED, split.images, SAMPLE_PIXELS))].cpu()
-    expected = run.model.predict(images).probabilities.numpy()
-    results = _compare(expected, create_session(content), images)
+    expected, threshold = run.model.predict(images), run.model.thresholds()[1]
+    results = _compare(expected, threshold, create_session(content), images)
     if results["max_difference"] > TOLERANCE or results["agreement"] < 1:
         raise GinghamError(
             f"the exported model classifies {1 - results['agreement']:.2%} of {results['pictures']:,} images "
             f"differently, with probabilities off by up to {results['max_difference']:.1e} ({TOLERANCE} is allowed); "
             "nothing was written; update torch, onnxscript and onnxruntime, or change the layer that causes it"
         )
+    allowed = NOVELTY_TOLERANCE * max(1.0, float(expected.novelty.std(correction=0)))
+    if not results["novelty_difference"] <= allowed:  # a score that is not a number fails too
+        raise GinghamError(
+            f"the novelty scores of the exported model are off by up to {results['novelty_difference']:.1e} "
+            f"({allowed:.2g} is allowed); nothing was written; update torch, onnxscript and onnxruntime"
+        )
     if int8:
         content = quantize_int8(graph, data.train).SerializeToString()
         session = create_session(content)
-        results = _compare(expected, session, images) | _measure_int8(run, session, split)
+        results = _compare(expected, threshold, session, images) | _measure_int8(run, session, split)
     if is_page:
         training_gallery = gallery(run.model, data.train, GALLERY_SIZE if neighbours is None else neighbours)
         content = offline_page(run, content, training_gallery).encode()
@@ -150,20 +161,27 @@ def require_small_page(run: Run, file: Path, neighbours: int | None) -> None:
         )
 
 
-def _compare(expected: npt.NDArray[np.float32], session: "InferenceSession", images: torch.Tensor) -> dict[str, Any]:
-    actual = session_probabilities(session, images)
-    rows = np.arange(len(expected))
+def _compare(
+    expected: Predictions, novelty_threshold: float, session: "InferenceSession", images: torch.Tensor
+) -> dict[str, Any]:
+    probabilities = expected.probabilities.numpy()
+    actual, novelty = session_outputs(session, images)
     # If two classes are equally probable, either may be the top class.
-    agree = expected[rows, actual.argmax(axis=1)] >= expected.max(axis=1) - TOLERANCE
-    difference = np.abs(expected - actual).max()
-    return {"max_difference": float(difference), "agreement": float(agree.mean()), "pictures": len(images)}
+    agree = probabilities[np.arange(len(actual)), actual.argmax(axis=1)] >= probabilities.max(axis=1) - TOLERANCE
+    return {
+        "max_difference": float(np.abs(probabilities - actual).max()),
+        "agreement": float(agree.mean()),
+        "novelty_difference": float(np.abs(expected.novelty.numpy() - novelty).max()),
+        "novelty_agreement": float((expected.novel.numpy() == (novelty > novelty_threshold)).mean()),
+        "pictures": len(images),
+    }
 
 
 def _measure_int8(run: Run, session: "InferenceSession", split: Split) -> dict[str, Any]:
     indices = evenly_spaced(len(split), limit_count(NUM_MEASURED, split.images, MEASURED_PIXELS))
     images, labels = split.images[indices].cpu(), split.labels[indices].cpu().numpy()
     # ONNX Runtime first, because torch's threads stay busy for a while after their work.
-    int8_correct = session_probabilities(session, images).argmax(axis=1) == labels
+    int8_correct = session_outputs(session, images)[0].argmax(axis=1) == labels
     correct = run.model.predict(images, limit_count(125, images, MAX_BATCH_PIXELS)).labels.numpy() == labels
     lost, gained = int((correct & ~int8_correct).sum()), int((int8_correct & ~correct).sum())
     return {

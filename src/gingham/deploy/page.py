@@ -4,6 +4,7 @@ import base64
 import gzip
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from gingham._version import __version__
 from gingham.deploy.browser_libraries import LIBRARIES, library_files
 from gingham.inference.neighbours import Gallery
-from gingham.inference.predict import is_garment_model
 from gingham.runs.run import Run
 
 WEB_FOLDER = Path(__file__).parent / "web"
@@ -22,15 +22,25 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; ba
 
 
 def model_metadata(run: Run) -> dict[str, Any]:
-    """Return a run's model as JSON values: classes, shape, threshold, origin and accuracy."""
+    """Return a run's model as JSON values: classes, shape, thresholds, origin and accuracy.
+
+    The thresholds named `photo_` apply to photos prepared as garments. A novelty threshold is None if no image is novel
+    to the model, because JSON has no infinity.
+    """
     dataset = run.data.get("name")
+    thresholds = dict[str, float | None]()
+    for prefix in ("", "photo_"):
+        threshold, novelty = run.model.thresholds(for_photos=bool(prefix))
+        thresholds[f"{prefix}threshold"] = threshold
+        thresholds[f"{prefix}novelty_threshold"] = novelty if math.isfinite(novelty) else None
     return {
         "classes": list(run.model.classes),
         "input_shape": list(run.model.input_shape),
-        "threshold": float(run.model.threshold),
+        **thresholds,
         "temperature": float(run.model.temperature),
-        "garments": is_garment_model(run),
-        "background": run.data.get("background"),
+        "garments": run.is_of_garments,
+        "background": run.data.get("background") if run.model.novelty else None,
+        "object_share": run.data.get("object_share"),
         "recipe": run.recipe.name,
         "network": run.recipe.network,
         "seed": run.recipe.seed,

@@ -32,7 +32,7 @@ from gingham.deploy.request_images import BODY_BYTES, MAX_IMAGES, ImageReader
 from gingham.errors import DataError, GinghamError, format_message, one_line
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, Gallery, features, gallery
-from gingham.inference.predict import ImagePrediction, mean_probabilities, preprocess, to_predictions
+from gingham.inference.predict import ImagePrediction, preprocess, score_prepared, to_predictions
 from gingham.inference.preprocess import PreparedPhoto, open_photo
 from gingham.plots import png_url
 from gingham.runs.run import Run
@@ -54,7 +54,7 @@ class RequestBatcher:
         self.queue: deque[tuple[list[PreparedPhoto], Future[torch.Tensor]]] = deque()
 
     async def predict(self, prepared: list[PreparedPhoto]) -> torch.Tensor:
-        """Return the probabilities (N, K) of prepared images."""
+        """Return the probabilities and the novelty score (N, K + 1) of prepared images."""
         future: Future[torch.Tensor] = Future()
         self.queue.append((prepared, future))
         self.pool.submit(self._run_batch)
@@ -68,12 +68,12 @@ class RequestBatcher:
                 if future.set_running_or_notify_cancel():
                     batch.append((photos, future))
         try:  # the batch may be empty: another thread took the requests
-            probabilities = mean_probabilities(self.run.model, [photo for photos, _ in batch for photo in photos])
+            scores = score_prepared(self.run.model, [photo for photos, _ in batch for photo in photos])
         except Exception as error:  # noqa: BLE001  # passed on to the waiting requests
             for _, future in batch:
                 future.set_exception(error)
             return
-        parts = torch.split(probabilities, [len(photos) for photos, _ in batch])
+        parts = torch.split(scores, [len(photos) for photos, _ in batch])
         for (_, future), part in zip(batch, parts, strict=True):
             future.set_result(part)
 
@@ -184,7 +184,7 @@ def create_app(run: Run, load_train: Callable[[], Split | None] = lambda: None) 
 
     @app.get("/model", tags=["about"])
     async def model() -> dict[str, Any]:
-        """Describe the model: classes, image shape, threshold for "not sure", training, accuracy, request limits."""
+        """Describe the model: classes, image shape, thresholds, training, accuracy, request limits."""
         return metadata
 
     @app.get("/health", response_model=Health, tags=["about"])

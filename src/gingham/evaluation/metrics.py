@@ -126,6 +126,19 @@ def selective_error(confidence: torch.Tensor, correct: torch.Tensor, threshold: 
     return 1 - float(sure.double().mean()), wrong / int(sure.sum()) if sure.any() else None
 
 
+def area_under_roc(inside: torch.Tensor, outside: torch.Tensor) -> float:
+    """Return the probability that a score of `outside`, float (M,), is above one of `inside`, float (N,).
+
+    Equal scores count half. It is the area under the receiver operating characteristic (ROC) curve.
+
+    >>> area_under_roc(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 3.0]))
+    0.875
+    """
+    ordered, outside = inside.sort().values, outside.contiguous()
+    below, up_to = (torch.searchsorted(ordered, outside, right=right).double().mean() for right in (False, True))
+    return float(below + up_to) / (2 * len(inside))
+
+
 def proportion_interval(correct: int, total: int) -> tuple[float, float]:
     """Return the 95 % Wilson score interval of a proportion.
 

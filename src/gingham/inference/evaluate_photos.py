@@ -1,5 +1,7 @@
-"""Evaluate a run on a folder of photos."""
+"""Evaluate a run on a folder of photos, or of images of other things."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from gingham.data.image_files import list_images
 from gingham.data.splits import Split
 from gingham.errors import DataError, require_types
 from gingham.evaluation.evaluate import EvaluationResult, compute_result
+from gingham.evaluation.metrics import area_under_roc
 from gingham.inference.predict import ImagePrediction, predict
 from gingham.runs.run import Run
 
@@ -56,6 +59,54 @@ def evaluate_photographs(
     files = tuple(p.image for p in predictions if p.error is None)
     photos = Split("photographs", images, labels, run.model.classes, str(path), "", files=files)
     return compute_result(run, photos, probabilities.clamp(min=1e-30).log()), unreadable
+
+
+@dataclass(frozen=True)
+class NoveltyResult:
+    """How well a run recognises images of other things than it was trained on, as shares of `total` images.
+
+    `rejected` are answered as unlike the training images, `unsure` as not sure, and `confident` as one of the classes.
+    `auroc` is the probability that the novelty score of such an image is above that of an image of `split`, of which
+    `kept` are not rejected.
+    """
+
+    split: str
+    total: int
+    auroc: float
+    rejected: float
+    unsure: float
+    confident: float
+    kept: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rejected:.2%} of {self.total:,} other images rejected as unlike the training images, "
+            f"{self.unsure:.2%} not sure, {self.confident:.2%} answered with a class\n"
+            f"AUROC {self.auroc:.4f}; {self.kept:.2%} of the {'training' if self.split == 'train' else self.split} "
+            "images are kept"
+        )
+
+
+def evaluate_novel(run: Run, files: Sequence[Path], split: Split) -> tuple[NoveltyResult, list[ImagePrediction]]:
+    """Evaluate a run on images of other things, prepared as by `predict`; return the result and the unreadable files.
+
+    `split` is the validation split, with which they are compared, or the training split if none was held out.
+
+    Raises
+        DataError: no image can be read.
+    """
+    predictions = predict(run, files, keep_steps=False)
+    unreadable = [prediction for prediction in predictions if prediction.error is not None]
+    readable = [prediction for prediction in predictions if prediction.error is None]
+    if not readable:
+        error = str(unreadable[0].error)
+        raise DataError(f"none of {len(files)} images can be read ({error})" if len(files) > 1 else error)
+    inside = run.model.predict(split.images)
+    rejected = sum(prediction.novel for prediction in readable) / len(readable)
+    unsure = sum(prediction.unsure and not prediction.novel for prediction in readable) / len(readable)
+    auroc = area_under_roc(inside.novelty, torch.tensor([prediction.novelty for prediction in readable]))
+    kept = 1 - float(inside.novel.double().mean())
+    return NoveltyResult(split.name, len(readable), auroc, rejected, unsure, 1 - rejected - unsure, kept), unreadable
 
 
 def normalize_class_name(name: str) -> str:

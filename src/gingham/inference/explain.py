@@ -30,7 +30,8 @@ def explain(model: Classifier, prediction: ImagePrediction, train: Split | None,
     assert prediction.prepared is not None
     columns = max(len(prediction.prepared.steps), NUM_NEIGHBOURS)
     figure = Figure(figsize=(1.75 * columns, 6.4), facecolor=PAPER)
-    prefix = "not sure, most likely " if prediction.unsure else ""
+    flag = "unlike anything it was trained on" if prediction.novel else "not sure" if prediction.unsure else ""
+    prefix = f"{flag}, most likely " if flag else ""
     title = f"{Path(prediction.image).name}: {prefix}{prediction.label} ({prediction.confidence:.0%})"
     figure.text(0.012, 0.972, title, fontsize=14, color=INK, weight="bold", va="center")
     for column, step in enumerate(prediction.prepared.steps):

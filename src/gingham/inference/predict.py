@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,20 @@ import torch
 from PIL import Image
 
 from gingham.data.decode import is_16_bit, to_8_bit
-from gingham.data.registry import REGISTRY
 from gingham.errors import DataError, GinghamError, require_types
+from gingham.inference.garments import prepare_garment
 from gingham.inference.neighbours import features
-from gingham.inference.preprocess import PreparedPhoto, open_photo, prepare_garment, prepare_plain, resize_photo
+from gingham.inference.preprocess import (
+    PreparedPhoto,
+    is_input_like,
+    least_novel,
+    open_photo,
+    prepare_candidates,
+    resize_photo,
+)
 from gingham.models.classifier import Classifier
 from gingham.runs.run import Run
 
-GARMENTS = set(REGISTRY["fashion-mnist"].classes)
 Images = Sequence[str | Path | Image.Image]  # files, or images opened with Pillow
 PREPARE_MODES = ("auto", "none", "photo")
 
@@ -27,24 +33,29 @@ PREPARE_MODES = ("auto", "none", "photo")
 @dataclass(frozen=True)
 class ImagePrediction:
     """The prediction for one image file: `label` is the top class, `confidence` its probability, `probabilities` those
-    of all classes by name, and `unsure` whether the confidence is below the model's threshold. `prepared` is the
-    model's input with the steps that led to it. For a file that cannot be read, `error` is the reason and the rest is
-    empty.
+    of all classes by name, and `unsure` whether the confidence is below the `threshold` for such an image. `novel` is
+    whether the image is unlike the training images: whether its score `novelty` is above the model's threshold.
+    `prepared` is the model's input with the steps that led to it. For a file that cannot be read, `error` is the reason
+    and the rest is empty.
     """
 
     image: str
     label: str = ""
     confidence: float = 0.0
     probabilities: dict[str, float] | None = None
+    threshold: float = 0.0
     unsure: bool = False
+    novel: bool = False
+    novelty: float = 0.0
     prepared: PreparedPhoto | None = None
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `image label confidence probabilities unsure steps`, or `image error`, as plain JSON values."""
+        """Return the fields of a prediction without the images, or `image` and `error`, as plain JSON values."""
         if self.error is not None or self.prepared is None:
             return {"image": self.image, "error": self.error}
-        values = {name: getattr(self, name) for name in ("image", "label", "confidence", "probabilities", "unsure")}
+        names = ("image", "label", "confidence", "probabilities", "threshold", "unsure", "novel", "novelty")
+        values = {name: getattr(self, name) for name in names}
         return values | {"steps": [{"step": step.name, "note": step.note} for step in self.prepared.steps]}
 
 
@@ -56,7 +67,7 @@ def predict(run: Run, images: Images, prepare: str = "auto", *, keep_steps: bool
     the predictions have no preprocessing steps, whose images take half a megabyte for each photo.
 
         for prediction in gingham.predict(gingham.load_packaged(), ["shirt.jpg"]):
-            print(prediction.label, prediction.confidence, prediction.unsure)
+            print(prediction.label, prediction.confidence, prediction.unsure, prediction.novel)
 
     Raises
         GinghamError: `prepare` has another value. A file that cannot be read is not an error: its prediction has an
@@ -65,7 +76,7 @@ def predict(run: Run, images: Images, prepare: str = "auto", *, keep_steps: bool
     require_types("predict", run=(run, Run))
     results = _prepare_images(run, images, prepare, keep_steps=keep_steps)
     prepared = [result for result in results if isinstance(result, PreparedPhoto)]
-    return to_predictions(run.model, _names(images), results, mean_probabilities(run.model, prepared))
+    return to_predictions(run.model, _names(images), results, score_prepared(run.model, prepared))
 
 
 def embed(run: Run, images: Images, prepare: str = "auto") -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
@@ -100,61 +111,59 @@ def _prepare_images(run: Run, images: Images, prepare: str, *, keep_steps: bool)
             prepared = preprocess(run, photo, prepare)
         except DataError as error:
             return error
-        return prepared if keep_steps else PreparedPhoto(prepared.framings, ())
+        return prepared if keep_steps else replace(prepared, steps=())
 
     with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         return list(pool.map(prepare_image, images))
 
 
 def to_predictions(
-    model: Classifier, names: Sequence[str], results: Sequence[PreparedPhoto | DataError], probabilities: torch.Tensor
+    model: Classifier, names: Sequence[str], results: Sequence[PreparedPhoto | DataError], scores: torch.Tensor
 ) -> list[ImagePrediction]:
-    """Return a prediction for each name; `probabilities` (M, K) are those of the results without an error, in order."""
-    rows = iter(probabilities.tolist())
-    threshold = float(model.threshold)
+    """Return a prediction for each name; `scores` are those of `score_prepared` for the results without an error."""
+    rows = iter(scores.tolist())
     predictions = []
     for name, result in zip(names, results, strict=True):
         if isinstance(result, PreparedPhoto):
-            by_class = dict(zip(model.classes, next(rows), strict=True))
+            *probabilities, novelty = next(rows)
+            by_class = dict(zip(model.classes, probabilities, strict=True))
             label, confidence = max(by_class.items(), key=lambda item: item[1])
-            predictions.append(ImagePrediction(name, label, confidence, by_class, confidence < threshold, result))
+            threshold, novelty_threshold = model.thresholds(for_photos=result.is_photo)
+            unsure, novel = confidence < threshold, novelty > novelty_threshold
+            flags = (threshold, unsure, novel, novelty)
+            predictions.append(ImagePrediction(name, label, confidence, by_class, *flags, result))
         else:
             predictions.append(ImagePrediction(name, error=str(result)))
     return predictions
 
 
-def mean_probabilities(model: Classifier, prepared: Sequence[PreparedPhoto]) -> torch.Tensor:
-    """Return a model's probabilities for prepared photos, float32 (N, K): the mean over the framings of each."""
+def score_prepared(model: Classifier, prepared: Sequence[PreparedPhoto]) -> torch.Tensor:
+    """Return a model's probabilities and novelty score for prepared photos, float32 (N, K + 1): the mean over the
+    framings of each."""
     if not prepared:
-        return torch.empty(0, len(model.classes))
-    probabilities = model.predict(np.concatenate([photo.framings for photo in prepared])).probabilities
-    by_photo = torch.split(probabilities, [len(photo.framings) for photo in prepared])
-    return torch.stack([rows.mean(dim=0) for rows in by_photo])
+        return torch.empty(0, len(model.classes) + 1)
+    predictions = model.predict(np.concatenate([photo.framings for photo in prepared]))
+    scores = torch.cat([predictions.probabilities, predictions.novelty[:, None]], dim=1)
+    return torch.stack([rows.mean(dim=0) for rows in torch.split(scores, [len(photo.framings) for photo in prepared])])
 
 
 def preprocess(run: Run, photo: Image.Image, mode: str = "auto") -> PreparedPhoto:
     """Return a photo as input for a run's model, prepared as the training images were, with every step.
 
     `photo` is returned by `open_photo`. For a model of Fashion-MNIST the garment is cut out and put on black; for any
-    other the whole photo is fitted into a square. `mode` is one of PREPARE_MODES, as in `predict`.
+    other the whole photo is fitted into a square. For a grey model there may be several ways, such as both polarities;
+    the result is the one with the lowest novelty score. `mode` is one of PREPARE_MODES, as in `predict`.
     """
     if is_16_bit(photo):  # opened by the caller, without `open_photo`
         photo = to_8_bit(photo, run.grey_bits)
-    channels, height, width = run.model.input_shape
-    is_model_input = photo.size == (width, height) and _is_grey(photo) == (channels == 1)
-    if mode == "none" or (mode == "auto" and is_model_input):
-        return resize_photo(photo, run.model.input_shape)
-    if is_garment_model(run):
-        return prepare_garment(photo, run.model.input_shape)
-    return prepare_plain(photo, run.model.input_shape, run.data.get("background"))
-
-
-def _is_grey(image: Image.Image) -> bool:
-    pixels = np.asarray(image.convert("RGB"))
-    return bool((pixels == pixels[..., :1]).all())
-
-
-def is_garment_model(run: Run) -> bool:
-    """Return whether a run's model classifies garments that are light on black, as in Fashion-MNIST."""
-    is_fashion = run.data.get("name") == "fashion-mnist" or set(run.model.classes) == GARMENTS
-    return run.model.input_shape[0] == 1 and is_fashion
+    model, is_input = run.model, mode != "photo" and is_input_like(photo, run.model.input_shape)
+    if mode == "none":
+        return resize_photo(photo, model.input_shape)
+    if run.is_of_garments and not is_input:
+        return prepare_garment(photo, model.input_shape)
+    background = run.data.get("background") if model.novelty else None
+    candidates = prepare_candidates(photo, model.input_shape, background, run.data.get("object_share"), is_input)
+    if len(candidates) == 1:
+        return candidates[0]
+    _, novelty = model.score(torch.from_numpy(np.concatenate([candidate.framings for candidate in candidates])))
+    return least_novel(candidates, novelty.tolist())

@@ -14,7 +14,7 @@ from gingham.errors import GinghamError
 from gingham.inference.predict import ImagePrediction
 from gingham.io import atomic_write, is_run_folder
 
-UNSURE, UNREADABLE = "unsure", "unreadable"  # folders beside those of the classes
+UNSURE, NOVEL, UNREADABLE = "unsure", "novel", "unreadable"  # folders beside those of the classes
 # Names that Windows does not allow, so that the folders can be copied to any system.
 UNSAFE_CHARACTERS = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
 RESERVED_NAMES = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)")
@@ -24,8 +24,8 @@ RESERVED_NAMES = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(?=\.|$)")
 def prediction_table(file: Path, classes: Sequence[str]) -> Iterator[Callable[[ImagePrediction], None]]:
     """Yield a function that adds a prediction to a `.csv` file; the file is there when the block succeeds.
 
-    The columns are `image`, `label`, `confidence`, `unsure` (true or false), `probability_<class>` for each class, and
-    `error`, the reason why an image cannot be read. The columns that do not apply to a row are empty.
+    The columns are `image`, `label`, `confidence`, `unsure` and `novel` (true or false), `probability_<class>` for each
+    class, and `error`, the reason why an image cannot be read. The columns that do not apply to a row are empty.
 
     Raises
         GinghamError: the file exists or cannot be written.
@@ -35,21 +35,23 @@ def prediction_table(file: Path, classes: Sequence[str]) -> Iterator[Callable[[I
     # File names may be invalid UTF-8, which is written as escapes.
     with atomic_write(file) as temporary, temporary.open("w", -1, "utf-8", "backslashreplace", "") as stream:
         write = csv.writer(stream, lineterminator="\n").writerow
-        write(["image", "label", "confidence", "unsure", *(f"probability_{name}" for name in classes), "error"])
+        write(
+            ["image", "label", "confidence", "unsure", "novel", *(f"probability_{name}" for name in classes), "error"]
+        )
 
         def add(prediction: ImagePrediction) -> None:
             if prediction.probabilities is None:
-                write([prediction.image, *[""] * (3 + len(classes)), prediction.error])
+                write([prediction.image, *[""] * (4 + len(classes)), prediction.error])
             else:
                 shares = [f"{share:.6g}" for share in (prediction.confidence, *prediction.probabilities.values())]
-                unsure = str(prediction.unsure).lower()
-                write([prediction.image, prediction.label, shares[0], unsure, *shares[1:], ""])
+                flags = [str(flag).lower() for flag in (prediction.unsure, prediction.novel)]
+                write([prediction.image, prediction.label, shares[0], *flags, *shares[1:], ""])
 
         yield add
 
 
 class ImageSorter:
-    """Copies each image into the folder of its class in `folder`, unsure and unreadable ones into folders of their own.
+    """Copies each image into the folder of its class in `folder`; novel, unsure and unreadable ones are kept apart.
 
     A file that is there already with the same content is not copied again, and no file is overwritten: names that
     collide get a number. The copies keep the modification time.
@@ -70,8 +72,10 @@ class ImageSorter:
     def add(self, prediction: ImagePrediction) -> None:
         """Copy the image of a prediction, unless its file is missing or cannot be opened."""
         source = Path(prediction.image)
-        name = UNREADABLE if prediction.error is not None else UNSURE if prediction.unsure else None
-        folder = self.folder / (name or self.names[prediction.label])
+        flags = {UNREADABLE: prediction.error is not None, NOVEL: prediction.novel, UNSURE: prediction.unsure}
+        folder = self.folder / next(
+            (name for name, flag in flags.items() if flag), self.names.get(prediction.label, "")
+        )
         if not (os.path.isfile(source) and os.access(source, os.R_OK)):  # noqa: PTH113  # no error for a long name
             self.counts["not copied"] += 1
             return
@@ -100,7 +104,7 @@ def folder_names(classes: Sequence[str]) -> list[str]:
     >>> folder_names(["T-shirt/top", "t-shirt:top", "unsure", "con"])
     ['T-shirt-top', 't-shirt-top-2', 'unsure-2', 'con-']
     """
-    used, names = {UNSURE, UNREADABLE}, []
+    used, names = {UNSURE, NOVEL, UNREADABLE}, []
     for name in classes:
         short = UNSAFE_CHARACTERS.sub("-", name).encode()[:200].decode(errors="ignore")
         safe = RESERVED_NAMES.sub(r"\1-", short.strip(" .") or "class")

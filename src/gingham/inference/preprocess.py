@@ -1,8 +1,10 @@
 """Prepare a photo as the images of the dataset were made. Every step is kept, so that it can be shown."""
 
+import itertools
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from gingham.data.decode import FORMAT_LIST, LARGEST_PIXELS, decoded_pixels, fit
 from gingham.errors import DataError, one_line
 
 ImageArray = npt.NDArray[Any]  # uint8; OpenCV's type hints are not more specific
-Mask = npt.NDArray[np.bool_]
-WORKING_SIDE = 160  # pixels of the longest side at which the garment is segmented: larger is slower and no better
-NARROW_WIDTH = 0.85  # share of the width in the second framing
-MIN_GARMENT_VALUE = 65  # a garment's darkest value: its shape must stand out from black, whatever its colour
+OBJECT_SIDE = 224  # pixels of the longest side at which an object is searched for
+NEARLY_EQUAL = 0.02  # novelty scores
+MIN_CONTRAST = 20  # between an object and its background
+OUTLINES = (0.5, 0.7)  # shares of the largest contrast from which pixels belong to the object
+THICKNESSES = (0.0, 0.03, 0.06)  # added around lines, as shares of the object's length: a pen's lines are thin
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class Step:
 @dataclass(frozen=True)
 class PreparedPhoto:
     """A prepared photo: uint8 `framings` (V, C, H, W), the model's inputs, whose probabilities are averaged, and the
-    steps that led to them."""
+    steps that led to them. `is_photo` is whether the thresholds for photos apply."""
 
     framings: ImageArray
     steps: tuple[Step, ...]
+    is_photo: bool = False
 
     @property
     def image(self) -> ImageArray:
@@ -94,81 +98,152 @@ def _to_upright_rgb(image: Image.Image, grey_bits: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def prepare_plain(photo: Image.Image, shape: tuple[int, int, int], background: float | None = None) -> PreparedPhoto:
+def is_input_like(photo: Image.Image, shape: tuple[int, int, int]) -> bool:
+    """Return whether a photo has the size and the colours of a model's images, of `shape` (C, H, W)."""
+    if photo.size != (shape[2], shape[1]):
+        return False
+    pixels = np.asarray(photo.convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all()) == (shape[0] == 1)
+
+
+def prepare_candidates(
+    photo: Image.Image,
+    shape: tuple[int, int, int],
+    background: float | None,
+    object_share: float | None,
+    is_input: bool,
+) -> list[PreparedPhoto]:
+    """Return the ways to prepare a photo for a model of `shape` (C, H, W) that is not of garments, at least one.
+
+    An image that `is_input_like` the model's is used unchanged, unless the model is grey and the `background` of its
+    training images differs. A photo for a grey model is prepared with both polarities, and as an object on a plain
+    background. `background` and `object_share` are as in `prepare_object`, or None if unknown.
+    """
+    unchanged = [resize_photo(photo, shape)] if is_input else []
+    if shape[0] != 1 or background is None:
+        return unchanged or [prepare_plain(photo, shape)]
+    if is_input and not _has_other_background(unchanged[0].image[0], background):
+        return unchanged
+    polarities = [prepare_plain(photo, shape, background, inverted=inverted) for inverted in (False, True)]
+    objects = prepare_object(photo, shape, background, object_share) if object_share else []
+    return [*unchanged, *polarities, *objects]
+
+
+def least_novel(candidates: Sequence[PreparedPhoto], novelty: Sequence[float]) -> PreparedPhoto:
+    """Return the candidate with the lowest of these novelty scores, with a step that says so.
+
+    Of scores that differ by less than NEARLY_EQUAL the first counts: candidates may have equal pixels, and PyTorch and
+    ONNX Runtime must choose the same one, whatever the rounding.
+    """
+    lowest = min(novelty)
+    pairs = zip(candidates, novelty, strict=True)
+    best = next((candidate for candidate, score in pairs if score < lowest + NEARLY_EQUAL), candidates[0])
+    note = f"of {len(candidates)} preparations, the one most like the training images"
+    return replace(best, steps=(*best.steps, replace(best.steps[-1], name="choice", note=note)))
+
+
+def prepare_plain(
+    photo: Image.Image, shape: tuple[int, int, int], background: float | None = None, *, inverted: bool = False
+) -> PreparedPhoto:
     """Return a photo prepared as image files of a dataset are: the whole photo in a square, with its proportions kept.
 
     `photo` is returned by `open_photo`, `shape` is (C, H, W). `background` is the median value at the border of the
-    model's training images, from 0 to 255, or None if unknown. For a grey model, a photo whose border differs much from
-    it is inverted, and if it is black, as in MNIST, the border is made black.
+    model's training images, from 0 to 255, or None if unknown. For a grey model, the photo is `inverted` if you ask for
+    it, and if the background is black, as in MNIST, the border is made black.
     """
     channels, height, width = shape
     square = fit_square(photo, max(height, width)).convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = np.asarray(square)
     note = f"scaled to fit {width}x{height} pixels, padded with the colour of its border"
-    steps = [_step("size", note, pixels)]
+    steps = [make_step("size", note, pixels)]
     if channels == 1 and background is not None:
-        border = float(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
-        if abs(border - background) > 96:
-            pixels, border = 255 - pixels, 255 - border
-            steps.append(_step("tone", "inverted to match the background of the training images", pixels))
+        if inverted:
+            pixels = 255 - pixels
+            steps.append(make_step("tone", "inverted", pixels))
         if background < 16:
-            above_border = (pixels.astype(np.float32) - border - 8).clip(0)
+            above_border = (pixels.astype(np.float32) - _median_edge(pixels) - 8).clip(0)
             pixels = (above_border / max(float(above_border.max()), 32) * 255).astype(np.uint8)
-            steps.append(_step("contrast", "background set to black, contrast stretched", pixels))
+            steps.append(make_step("contrast", "background set to black, contrast stretched", pixels))
     return _prepared(pixels, steps)
 
 
-def prepare_garment(photo: Image.Image, shape: tuple[int, int, int] = (1, 28, 28)) -> PreparedPhoto:
-    """Return a photo of a garment prepared as the images of Fashion-MNIST were: light on black, filling the frame.
+def _has_other_background(pixels: ImageArray, background: float) -> bool:
+    """Return whether the border of grey pixels (H, W) is much lighter or darker than the `background`."""
+    return abs(_median_edge(pixels) - background) > 96
 
-    `photo` is returned by `open_photo`, of any size; `shape` is (C, H, W), C copies of a grey image. The steps: segment
-    the garment (by transparency if the file has any, else by GrabCut from the centre), crop to it, convert it to grey,
-    invert it (unless it is a negative already), stretch the contrast, scale the longer side to the frame, centre. There
-    are two framings, the second at 85 % of the width: garments that lie flat are wider than those in the dataset.
 
-        prepared = prepare_garment(open_photo(Path("shirt.jpg")))
-        prepared.image.shape, prepared.notes       # (1, 28, 28), what each step did
+def _median_edge(pixels: ImageArray) -> float:
+    return float(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
 
-    Source: the order of the steps is that of Xiao, Rasul & Vollgraf, "Fashion-MNIST" (arXiv 1708.07747), whose photos
-    had plain backgrounds; Rother, Kolmogorov & Blake, "GrabCut" (2004), through OpenCV.
+
+def prepare_object(
+    photo: Image.Image, shape: tuple[int, int, int], background: float, object_share: float
+) -> list[PreparedPhoto]:
+    """Return preparations of a photo of an object on a plain background, such as a digit on paper, for a grey model:
+    all combinations of two outlines, three thicknesses of its lines and two ways to centre it. The list is empty if
+    there is no such object.
+
+    The background may be unevenly lit and have lines that are fainter than the object. `background` is as in
+    `prepare_plain`; `object_share` is the length of the objects in the training images, as a share of the image.
     """
     small = photo.copy()
-    small.thumbnail((WORKING_SIDE, WORKING_SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((OBJECT_SIDE, OBJECT_SIDE), Image.Resampling.LANCZOS)
     colour = np.asarray(to_8_bit(small).convert("RGB"))
-    whole = f"{colour.shape[1]}x{colour.shape[0]}"
-    steps = [_step("photo", f"processed at {whole} pixels", colour)]
-    mask, note = _segment_garment(small, colour)
-    steps.append(_step("garment", note, np.where(mask[..., None], colour, (colour * 0.2).astype(np.uint8))))
+    grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY)
+    ground = cv2.medianBlur(grey, max(3, min(grey.shape) // 4 * 2 + 1))
+    contrast = max(cv2.subtract(ground, grey), cv2.subtract(grey, ground), key=lambda image: int(image.sum()))
+    level = int(cv2.blur(contrast, (3, 3)).max())
+    if level < MIN_CONTRAST:
+        return []
+    length = round(object_share * max(shape[1:]))
+    prepared = []
+    for outline, thickness, by_mass in itertools.product(OUTLINES, THICKNESSES, (True, False)):
+        mask = _main_components((contrast > outline * level).astype(np.uint8))
+        tone = np.minimum(contrast.astype(np.int32) * 255 // level, 255) * cv2.dilate(mask, np.ones((3, 3), np.uint8))
+        left, top, width, height = cv2.boundingRect(mask)
+        radius = round(thickness * max(width, height))
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        tone, mask = (cv2.dilate(np.pad(image.astype(np.uint8), radius), kernel) for image in (tone, mask))
+        left, top, width, height = cv2.boundingRect(mask)
+        steps = [make_step("object", f"cropped to {width}x{height} of {small.width}x{small.height} pixels", tone)]
+        pixels = _frame(tone[top : top + height, left : left + width], shape[1:], length, by_mass=by_mass)
+        pixels = pixels if background < 128 else 255 - pixels
+        note = f"longer side scaled to {length} pixels, centred by its {'mass' if by_mass else 'edges'}"
+        steps.append(
+            make_step("size", note + (f", lines thickened by {2 * thickness:.0%}" if thickness else ""), pixels)
+        )
+        prepared.append(_prepared(pixels, steps))
+    return prepared
 
-    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    crop = (slice(top, top + height), slice(left, left + width))
-    cropped_mask = mask[crop]
-    note = f"cropped to {width}x{height} of {whole} pixels"
-    steps.append(_step("crop", note, colour[crop] * cropped_mask[..., None]))
 
-    # A median filter removes wrinkles and weave, which would look like a printed pattern at 28 pixels.
-    tone = cv2.cvtColor(cv2.medianBlur(colour, 3), cv2.COLOR_RGB2GRAY)[crop]
-    if _is_negative(colour, mask):
-        note = "not inverted: already light on black"
-    else:
-        tone, note = 255 - tone, "inverted: dark cloth becomes light, as in the dataset"
-    steps.append(_step("tone", note, tone * cropped_mask))
+def _main_components(mask: ImageArray) -> ImageArray:
+    """Return the connected components of a mask that have at least a tenth of the area of the largest. Those at the
+    border are left out if there are others, because they are lines of the paper or its edge."""
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    left, top, width, height, areas = stats.T
+    at_border = (left == 0) | (top == 0) | (left + width == mask.shape[1]) | (top + height == mask.shape[0])
+    kept = np.arange(count) > 0  # component 0 is the background
+    if (kept & ~at_border).any():
+        kept &= ~at_border
+    kept &= areas >= 0.1 * areas[kept].max(initial=1)
+    return np.asarray(kept[components].astype(np.uint8))
 
-    core = cv2.erode(cropped_mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # the outline is half background
-    low, high = np.percentile(tone[core if core.any() else cropped_mask], (0.5, 99.5))
-    # At least 40, so that the contrast of cloth of one colour is not exaggerated.
-    share = np.clip((tone.astype(np.float32) - low) / max(high - low, 40), 0, 1)
-    tone = (MIN_GARMENT_VALUE + share * (255 - MIN_GARMENT_VALUE)).astype(np.uint8) * cropped_mask
-    steps.append(_step("contrast", f"contrast stretched from {low:.0f}-{high:.0f} to {MIN_GARMENT_VALUE}-255", tone))
 
-    size = shape[1:]
-    image = _fit_centred(tone, size)
-    steps.append(_step("size", f"longer side scaled to {max(size)} pixels, centred on black", image))
-    narrow_size = round(size[1] * NARROW_WIDTH), size[0]
-    narrow = _fit_centred(cv2.resize(image, narrow_size, interpolation=cv2.INTER_AREA), size)
-    note = f"also classified at {NARROW_WIDTH:.0%} of the width, because clothes lying flat are wider"
-    steps.append(_step("narrower", note, narrow))
-    return PreparedPhoto(np.repeat(np.stack([image, narrow])[:, None], shape[0], axis=1), tuple(steps))
+def _frame(tone: ImageArray, size: Sequence[int], length: int, *, by_mass: bool) -> ImageArray:
+    """Return a grey image scaled to a `length` of its longer side, or less if it would not fit, with full contrast, on
+    black of `size` (H, W). It is centred by its centre of mass, as in MNIST, or by its edges."""
+    scale = min(length / max(tone.shape), size[0] / tone.shape[0], size[1] / tone.shape[1])
+    rows, columns = (max(1, round(side * scale)) for side in tone.shape)
+    small = cv2.resize(tone, (columns, rows), interpolation=cv2.INTER_AREA).astype(np.int64)
+    small = small * 255 // max(1, int(small.max()))
+    corner = []
+    for axis, (side, full) in enumerate(zip(small.shape, size, strict=True)):
+        sums = small.sum(axis=1 - axis)
+        middle = (sums @ np.arange(side)) / max(1, int(sums.sum())) + 0.5 if by_mass else side / 2
+        corner.append(min(max(math.floor(full / 2 - middle + 0.5), 0), full - side))
+    frame = np.zeros(size, np.uint8)
+    frame[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns] = small
+    return frame
 
 
 def resize_photo(photo: Image.Image, shape: tuple[int, int, int]) -> PreparedPhoto:
@@ -177,7 +252,7 @@ def resize_photo(photo: Image.Image, shape: tuple[int, int, int]) -> PreparedPho
     note = "used unchanged" if photo.size == (width, height) else f"only resized to {width}x{height} pixels"
     small = to_8_bit(photo).convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
     pixels = np.asarray(small)
-    return _prepared(pixels, [_step("size", note, pixels)])
+    return _prepared(pixels, [make_step("size", note, pixels)])
 
 
 def _prepared(pixels: ImageArray, steps: Sequence[Step]) -> PreparedPhoto:
@@ -185,90 +260,6 @@ def _prepared(pixels: ImageArray, steps: Sequence[Step]) -> PreparedPhoto:
     return PreparedPhoto(np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))[None], tuple(steps))
 
 
-def _step(name: str, note: str, pixels: ImageArray) -> Step:
+def make_step(name: str, note: str, pixels: ImageArray) -> Step:
     """Return a step whose image is pixels (H, W) or (H, W, 3), grey ones repeated in three channels."""
     return Step(name, note, np.broadcast_to(np.atleast_3d(pixels), (*pixels.shape[:2], 3)))
-
-
-def _segment_garment(image: Image.Image, colour: ImageArray) -> tuple[Mask, str]:
-    """Return the garment's mask, bool (H, W), never empty, and a note on how it was found."""
-    if image.mode == "RGBA":
-        opaque = np.asarray(image.getchannel("A")) > 127
-        if 0 < opaque.mean() < 0.98:
-            return opaque, f"already cut out: {opaque.mean():.0%} of the photo is opaque"
-    mask = _clean_mask(_grab_cut(colour) & ~_plain_background(colour))
-    if mask.mean() < 0.005:
-        return np.ones_like(mask), "no garment found: the whole photo is used"
-    return mask, f"garment found: {mask.mean():.0%} of the photo"
-
-
-def _grab_cut(colour: ImageArray) -> Mask:
-    """Return the foreground that GrabCut finds from an ellipse in the centre, bool (H, W); the border is background."""
-    height, width = colour.shape[:2]
-    border = max(1, round(0.03 * min(height, width)))
-    rows, columns = np.mgrid[0:height, 0:width]
-    ellipse = ((rows + 0.5) / height - 0.5) ** 2 + ((columns + 0.5) / width - 0.5) ** 2 < 0.45**2
-    inner = slice(border, -border), slice(border, -border)
-    labels = np.full((height, width), cv2.GC_BGD, np.uint8)
-    labels[inner] = np.where(ellipse, cv2.GC_PR_FGD, cv2.GC_PR_BGD)[inner]
-    if not (labels == cv2.GC_PR_FGD).any() or colour.reshape(-1, 3).std(axis=0).max() < 1:
-        return np.zeros((height, width), bool)  # only a few pixels, or all of one colour: nothing to segment
-    cv2.setRNGSeed(0)  # GrabCut's clusters start at random; the same photo must get the same prediction
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    cv2.grabCut(cv2.cvtColor(colour, cv2.COLOR_RGB2BGR), labels, (0, 0, 1, 1), *models, 4, cv2.GC_INIT_WITH_MASK)
-    return np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
-
-
-def _plain_background(colour: ImageArray) -> Mask:
-    """Return the pixels that are certainly background, bool (H, W): if the border has one colour, all pixels of that
-    colour that are connected to it; else none.
-
-    GrabCut penalizes long outlines, so it fills concave corners, such as the one below a sleeve. This removes them
-    again.
-    """
-    edges = colour[:2], colour[-2:], colour[:, :2], colour[:, -2:]
-    border = np.concatenate([edge.reshape(-1, 3) for edge in edges])
-    median = np.median(border, axis=0)
-    spread = float(np.percentile(np.abs(border - median).max(axis=1), 90))
-    if spread > 10:
-        return np.zeros(colour.shape[:2], bool)
-    similar: Mask = np.abs(colour - median).max(axis=2) <= max(12, 2 * spread)
-    _, components = cv2.connectedComponents(similar.astype(np.uint8), connectivity=4)
-    at_border = np.unique(np.concatenate([components[0], components[-1], components[:, 0], components[:, -1]]))
-    return similar & np.isin(components, at_border)
-
-
-def _clean_mask(mask: Mask) -> Mask:
-    """Return a mask without thin lines, gaps, pinholes, and components smaller than a tenth of the largest."""
-    smooth: ImageArray = mask.astype(np.uint8)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    for operation in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
-        smooth = cv2.morphologyEx(smooth, operation, kernel)
-    areas = _component_areas(smooth, connectivity=8)
-    large: Mask = areas >= 0.1 * max(areas.max(), 1)
-    return large | (_component_areas(~large, connectivity=4) < 0.003 * mask.size)
-
-
-def _component_areas(mask: ImageArray, connectivity: int) -> npt.NDArray[np.int32]:
-    """Return for each pixel the area of its connected component in a mask, 0 outside of the mask."""
-    _, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity)
-    stats[0] = 0  # component 0 is the background
-    return np.asarray(stats[:, cv2.CC_STAT_AREA][components])
-
-
-def _is_negative(colour: ImageArray, mask: Mask) -> bool:
-    """Return whether a photo is grey on plain black, as the dataset's images are; cloth on a dark floor is neither."""
-    background = colour[~mask]
-    grey = np.ptp(colour.astype(np.int16), axis=2).max() <= 24
-    return bool(grey and len(background) and np.percentile(background, 90) <= 8)
-
-
-def _fit_centred(tone: ImageArray, size: tuple[int, int]) -> ImageArray:
-    """Return a grey image scaled to fit `size` (H, W), in the centre of black."""
-    height, width = tone.shape
-    scale = min(size[0] / height, size[1] / width)
-    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small = cv2.resize(tone, (columns, rows), interpolation=interpolation)
-    top, left = (size[0] - rows) // 2, (size[1] - columns) // 2
-    return np.pad(small, ((top, size[0] - rows - top), (left, size[1] - columns - left)))

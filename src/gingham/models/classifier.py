@@ -1,4 +1,4 @@
-"""Classifier: a network with its preprocessing, temperature and threshold."""
+"""Classifier: a network with its preprocessing, temperature, thresholds and novelty score."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from torch import nn
 from gingham.device import without_tf32
 from gingham.errors import ModelError
 from gingham.models.backbones import Backbone
+from gingham.models.novelty import Novelty, capture_statistics, watch_stages
 
 MAX_BATCH_IMAGES, MAX_BATCH_PIXELS = 500, 1 << 20  # whose predictions are computed at once
 
@@ -21,12 +22,16 @@ class Predictions:
     """Predictions of a model for N images.
 
     `labels`, int64 (N,), has the index of the most probable class. `probabilities` is float32 (N, K); its rows sum to
-    1. `unsure`, bool (N,), is True if the top probability is below the model's threshold. `classes` has the K names.
+    1. `unsure`, bool (N,), is True if the top probability is below the model's threshold. `novel`, bool (N,), is True
+    if the image is unlike the training images: if its score in `novelty`, float32 (N,), is above the model's threshold.
+    `classes` has the K names.
     """
 
     labels: torch.Tensor
     probabilities: torch.Tensor
     unsure: torch.Tensor
+    novel: torch.Tensor
+    novelty: torch.Tensor
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -41,8 +46,10 @@ class Predictions:
 class Classifier(nn.Module):
     """A network with its preprocessing and calibration: uint8 (N, C, H, W) in, float logits (N, K) out.
 
-    Normalisation, temperature and the threshold for "not sure" are buffers, so they are saved with the weights. With
-    tta "flip", in evaluation mode, the logits are the mean over each image and its mirror image.
+    Normalisation, temperature and the thresholds for "not sure" are buffers, so they are saved with the weights;
+    `photo_threshold` is that for prepared photos. `novelty` scores how unlike the training images an image is; it is
+    None until it has been fitted. With tta "flip", in evaluation mode, the logits are the mean over each image and its
+    mirror image.
 
         model = Classifier(article(), classes=("cat", "dog", ...), input_shape=(1, 28, 28))
         model.predict(torch.zeros(5, 1, 28, 28, dtype=torch.uint8)).probabilities   # (5, 10)
@@ -56,6 +63,7 @@ class Classifier(nn.Module):
     std: torch.Tensor
     temperature: torch.Tensor
     threshold: torch.Tensor
+    photo_threshold: torch.Tensor
 
     def __init__(
         self,
@@ -80,6 +88,8 @@ class Classifier(nn.Module):
             self.register_buffer(name, torch.tensor(values).repeat(channels // len(values)).view(1, channels, 1, 1))
         self.register_buffer("temperature", torch.tensor(1.0))  # fitted after training; the logits are divided by it
         self.register_buffer("threshold", torch.tensor(0.0))  # predictions with a lower probability are "not sure"
+        self.register_buffer("photo_threshold", torch.tensor(0.0))
+        self.novelty: Novelty | None = None
         # Convolutions are faster in NHWC: with NCHW a step takes 1.2 to 1.3 times as long (benchmarks/step_time.py).
         self.to(memory_format=torch.channels_last)
 
@@ -112,23 +122,58 @@ class Classifier(nn.Module):
         default 500, or fewer if the images are large.
 
         Raises
-            ModelError: the images have the wrong shape or dtype, or the predictions are not finite.
+            ModelError: the images have the wrong shape or dtype, or the predictions or scores are not finite.
         """
-        logits = self.logits(torch.as_tensor(images), batch_size)
+        logits, novelty = self.score(torch.as_tensor(images), batch_size)
         probabilities = logits.softmax(dim=1)
-        if not bool(probabilities.isfinite().all()):
+        if not bool(probabilities.isfinite().all() & novelty.isfinite().all()):
             raise ModelError(
                 "the model's predictions are not finite numbers; restore its weights from a copy or train it again"
             )
         confidence, labels = probabilities.max(dim=1)
-        return Predictions(labels, probabilities, confidence < self.threshold.cpu(), self.classes)
+        threshold, novelty_threshold = self.thresholds()
+        return Predictions(
+            labels, probabilities, confidence < threshold, novelty > novelty_threshold, novelty, self.classes
+        )
+
+    def thresholds(self, *, for_photos: bool = False) -> tuple[float, float]:
+        """Return the probability below which predictions are not sure, and the score above which images are novel.
+
+        Those for prepared photos were fitted to simulated photos, if the model was trained on garments.
+        """
+        prefix = "photo_" if for_photos else ""
+        novelty = torch.inf if self.novelty is None else float(getattr(self.novelty, f"{prefix}threshold"))
+        return float(getattr(self, f"{prefix}threshold")), novelty
+
+    def set_novelty(self, novelty: Novelty) -> None:
+        """Use a fitted novelty score, in place of the current one."""
+        watched = () if self.novelty is None else self.novelty.stages
+        watch_stages(self.network, [name for name in novelty.stages if name not in watched])
+        self.novelty = novelty.to(self.mean.device)
+
+    def score(self, images: torch.Tensor, batch_size: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return float32 logits (N, K) and novelty scores (N,) on the CPU. Without a fitted score, they are 0.
+
+        `images` is as for `logits`.
+        """
+        columns = self.map_batches(lambda batch: torch.cat(self.forward_with_novelty(batch), dim=1), images, batch_size)
+        return columns[:, :-1], columns[:, -1]
+
+    def forward_with_novelty(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the logits (N, K) of one batch and its novelty scores, float (N, 1)."""
+        if self.novelty is None:
+            logits = self(images)
+            return logits, torch.zeros_like(logits[:, :1])  # len(images) would fix the batch size of an ONNX export
+        with capture_statistics() as statistics:
+            logits = self(images)
+        return logits, self.novelty(statistics, logits)[:, None]
 
     def logits(self, images: torch.Tensor, batch_size: int | None = None) -> torch.Tensor:
         """Return float32 logits (N, K) on the CPU, computed in evaluation mode without gradients.
 
         `images` is uint8 (N, C, H, W) or, for a pretrained network, its features, float32 (N, D).
         """
-        return self._map(self, images, batch_size)
+        return self.map_batches(self, images, batch_size)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Return a pretrained network's features of images, float32 (N, D) on the CPU, to which `logits` is applied.
@@ -137,10 +182,10 @@ class Classifier(nn.Module):
         """
         network = self.network
         assert isinstance(network, Backbone)
-        return self._map(lambda batch: network.features(self._normalize(batch)), images)
+        return self.map_batches(lambda batch: network.features(self._normalize(batch)), images)
 
     @torch.no_grad()
-    def _map(
+    def map_batches(
         self, function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, batch_size: int | None = None
     ) -> torch.Tensor:
         """Return a function's outputs for images, float32 on the CPU, computed batch by batch in evaluation mode."""

@@ -31,7 +31,7 @@ from gingham.text import duration
 
 MAX_CLASSES = 30  # with sample images; more are left out
 SAMPLES_PER_CLASS = 8
-MAX_MISTAKES = 24
+MAX_MISTAKES, NUM_NOVEL = 24, 12
 MAX_SIDE = 64  # pixels; larger images are shrunk to it
 
 
@@ -39,9 +39,9 @@ def write_report(run: Run, train: Split, validation: Split | None, test: Split |
     """Write the report of a run to an HTML file and return it.
 
     It shows the data and the recipe, sample images, learning curves, accuracy per class, the most confident mistakes,
-    calibration, filters and feature maps, the layer table, the speed, the issues that `check_run` finds, and the limits
-    of the evaluation. The results are for the validation split. The accuracy on the test split is included only if the
-    run has been evaluated on it before.
+    calibration, the most unusual images, filters and feature maps, the layer table, the speed, the issues that
+    `check_run` finds, and the limits of the evaluation. The results are for the validation split. The accuracy on the
+    test split is included only if the run has been evaluated on it before.
 
         gingham.write_report(run, data.train, data.validation, data.test, Path("report.html"))
 
@@ -92,7 +92,7 @@ def _template_values(run: Run, train: Split, validation: Split | None, test: Spl
 
 
 def _evaluate(run: Run, split: Split) -> dict[str, Any]:
-    logits = run.model.logits(split.images)
+    logits, novelty = run.model.score(split.images)
     result = compute_result(run, split, logits)
     charts = {}
     for when, rows, color in (("before", result.reliability_before, RUST), ("after", result.reliability, BLUE)):
@@ -103,6 +103,7 @@ def _evaluate(run: Run, split: Split) -> dict[str, Any]:
         "result": result,
         "most_confused": result.confusion.most_frequent(5),
         "mistakes": _mistakes(split, logits),
+        "novel": _novel(run.model, split, novelty),
         "charts": charts,
     }
 
@@ -121,6 +122,19 @@ def _mistakes(split: Split, logits: torch.Tensor) -> list[dict[str, Any]]:
         }
         for k in most_confident
     ]
+
+
+def _novel(model: Classifier, split: Split, novelty: torch.Tensor) -> dict[str, Any] | None:
+    """Return the share of novel images and those with the highest scores, or None for a model without a score."""
+    if model.novelty is None:
+        return None
+    highest = novelty.argsort(descending=True, stable=True)[:NUM_NOVEL].tolist()
+    return {
+        "share": float((novelty > model.novelty.threshold.cpu()).double().mean()),
+        "images": [
+            {"image": _png(split.images[k : k + 1]), "index": k, "label": int(split.labels[k])} for k in highest
+        ],
+    }
 
 
 def _test_result(run: Run, test: Split) -> dict[str, Any] | None:

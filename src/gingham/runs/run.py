@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from gingham.data.registry import REGISTRY
 from gingham.device import forked_generators
 from gingham.errors import GinghamError, ModelError, RunError, one_line, require_types, suggest
 from gingham.io import (
@@ -26,6 +28,7 @@ from gingham.io import (
 )
 from gingham.models.backbones import PREFIX, count_parameters
 from gingham.models.classifier import Classifier
+from gingham.models.novelty import Novelty
 from gingham.models.registry import NetworkFactory, build_classifier, factory_name
 from gingham.presets import RECIPES
 from gingham.recipe import Recipe
@@ -33,9 +36,10 @@ from gingham.runs.checkpoint import has_checkpoint, load_checkpoint, remove_chec
 from gingham.runs.schema import parse_history_entry, require_format, validate_metadata
 
 SECTIONS = ("data", "metrics", "environment", "test_openings")  # of model.json, as in the Run
-FORMAT = 2  # 1 was used before the first release
+FORMAT = 3  # lower numbers were used before the first release
 TRIALS_FILE = "trials.json"  # in a folder of runs that differ in their seeds
 TINY = torch.finfo(torch.float32).tiny  # the smallest divisor that is allowed
+POSITIVE = re.compile(r"std|temperature|novelty\.(term_std|layers\.\d+\.(scale|rest))")  # what others are divided by
 WEIGHTS_FILE, METADATA_FILE, HISTORY_FILE = "model.safetensors", "model.json", "history.jsonl"
 IMAGES_FILE = "images.safetensors"  # hashes, not images
 
@@ -79,6 +83,13 @@ class Run:
         return f"a run of {origin.get('run')} with seed {origin.get('seed')}" if origin else ""
 
     @property
+    def is_of_garments(self) -> bool:
+        """Whether the model classifies garments that are light on black, as in Fashion-MNIST."""
+        garments = set(REGISTRY["fashion-mnist"].classes)
+        is_fashion = self.data.get("name") == "fashion-mnist" or set(self.model.classes) == garments
+        return self.model.input_shape[0] == 1 and is_fashion
+
+    @property
     def grey_bits(self) -> int:
         """How many bits the values of 16-bit grey images use, by which photos are scaled too: 10, 12, 14 or 16."""
         return self.data.get("grey_bits") or 16
@@ -94,6 +105,8 @@ class Run:
             "std": self.model.std.flatten().tolist(),
             "temperature": float(self.model.temperature),
             "threshold": float(self.model.threshold),
+            "photo_threshold": float(self.model.photo_threshold),
+            "novelty": self.model.novelty.metadata() if self.model.novelty else None,
             "recipe": self.recipe.to_dict(),
             "seed": self.recipe.seed,
             **{section: getattr(self, section) for section in SECTIONS},
@@ -181,14 +194,25 @@ def load(folder: str | Path, network: NetworkFactory | None = None) -> Run:
         raise RunError(
             f"{path} does not describe a run ({one_line(error)}); restore it from a copy or train again"
         ) from error
-    _load_weights(model, folder / WEIGHTS_FILE)
+    _load_weights(model, folder / WEIGHTS_FILE, metadata["novelty"])
+    model.eval()  # as after training; threads that switched the mode would disturb each other
     sections = {section: metadata[section] for section in SECTIONS}
     hashes = _read_hashes(folder / IMAGES_FILE)
     history = _read_history(folder / HISTORY_FILE)
     run = Run(model, recipe, history, **sections, folder=folder.resolve(), image_hashes=hashes)
     # model.json repeats some values for readers. Editing them there would have no effect, so it is an error.
     actual = {**run.metadata(), "weights_sha256": sha256(folder / WEIGHTS_FILE)}
-    for key in ("network", "seed", "mean", "std", "temperature", "threshold", "weights_sha256"):
+    for key in (
+        "network",
+        "seed",
+        "mean",
+        "std",
+        "temperature",
+        "threshold",
+        "photo_threshold",
+        "novelty",
+        "weights_sha256",
+    ):
         if metadata.get(key) != actual[key]:
             raise RunError(
                 f"{path} has {key} {metadata.get(key)!r}, but the recipe and weights give {actual[key]!r}; "
@@ -239,15 +263,17 @@ def _require_network(folder: Path, name: str, factory: NetworkFactory | None) ->
         raise RunError(f"{folder} is a run with the network {name}, not with {given or 'a built-in one'}; {remedy}")
 
 
-def _load_weights(model: Classifier, path: Path) -> None:
+def _load_weights(model: Classifier, path: Path, novelty: dict[str, Any] | None) -> None:
     tensors, _ = read_tensors(path)
     remedy = "restore the file from a copy or train again"
     try:
+        if novelty is not None:
+            model.set_novelty(Novelty.with_shapes_of(tensors, novelty["stages"]))
         model.load_state_dict(tensors)  # converts 16-bit tensors to the model's 32 bits
-    except (RuntimeError, IndexError) as error:
+    except (RuntimeError, IndexError, KeyError, AttributeError, ValueError) as error:
         raise RunError(f"{path} does not fit the network ({one_line(error)}); {remedy}") from error
     for name, tensor in model.state_dict().items():
-        least = TINY if name in ("std", "temperature") else 0 if name.endswith("running_var") else -math.inf
+        least = TINY if POSITIVE.fullmatch(name) else 0 if name.endswith("running_var") else -math.inf
         if not bool(((tensor >= least) & tensor.isfinite()).all()):
             raise RunError(f"{path} has values in {name} that training cannot give; {remedy}")
 

@@ -38,6 +38,12 @@ def _is_shape(value: Any) -> bool:
     return is_list and all(0 < side <= limit for side, limit in zip(value, (64, 4096, 4096), strict=True))
 
 
+def _is_novelty(value: Any) -> bool:
+    stages = value.get("stages") if isinstance(value, dict) else []
+    is_list = isinstance(stages, list) and all(isinstance(name, str) for name in stages)
+    return value is None or (isinstance(value, dict) and is_list)
+
+
 NUMBER = Rule("a number", _is_number)
 AMOUNT = Rule("a number of at least 0", lambda value: _is_number(value, 0))
 SHARE = Rule("a number from 0 to 1", lambda value: _is_number(value, 0, 1))
@@ -54,6 +60,7 @@ METADATA = {
     "input_shape": Rule("a list of up to 64 channels, and height and width up to 4096", _is_shape),
     **dict.fromkeys(("data", "metrics", "environment"), OBJECT),
     "test_openings": OBJECTS,
+    "novelty": Rule("null, or an object with the names of layers as stages", _is_novelty),
 }
 COUNTS = ("parameters", "processes", "train_images", "epochs", "steps", "images_seen", "chosen_epoch")
 TIMES = ("train_seconds", "wall_seconds", "images_per_second_per_process", "resumed_from_step")
@@ -66,6 +73,7 @@ SECTIONS = {
     "data": {
         "train_images": AMOUNT,
         "background": NUMBER,
+        "object_share": SHARE,
         "grey_bits": BITS,
         "teachers": OBJECTS,
         "origin": OBJECT,

@@ -6,23 +6,24 @@ from dataclasses import dataclass
 import torch
 
 from gingham.data.augment import augment, augment_batches, mix_images
-from gingham.data.augment_photos import num_simulated, simulate_photos
+from gingham.data.augment_photos import num_outliers, num_simulated, simulate_photos
 from gingham.data.photo_transforms import transform_photos
 from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
 from gingham.recipe import Recipe
 
 IMAGES_PER_CALL = 1 << 16  # images augmented per GPU call
+NO_CLASS = -100  # the label of outliers, which torch's cross-entropy ignores
 
 
 @dataclass(frozen=True)
 class Batch:
     """One process's shard of a batch of training images, on the training device.
 
-    `images` is uint8 (B, C, H, W), `labels` int64 (B,). With CutMix, `mixed_labels`, int64 (B,), are the labels of the
-    images pasted over these, and `mix_weight`, float (B,), the share of each image that was not pasted over.
-    `distill_mask`, float (B,), is 1 for images that are distilled from the teachers and 0 for the others; None means
-    that all images are.
+    `images` is uint8 (B, C, H, W), `labels` int64 (B,), NO_CLASS for outliers. With CutMix, `mixed_labels`, int64 (B,),
+    are the labels of the images pasted over these, and `mix_weight`, float (B,), the share of each image that was not
+    pasted over. `distill_mask`, float (B,), is 1 for images that are distilled from the teachers and 0 for the others;
+    None means that all images are.
 
     `indices`, int64 (B,), are the images' positions in the training split. The shard's mean loss is multiplied by
     `weight`, so that the mean over all processes is the mean over the whole batch.
@@ -40,7 +41,7 @@ class Batch:
         return len(self.images)
 
     def main_labels(self) -> torch.Tensor:
-        """Return the label that covers most of each image, int64 (B,)."""
+        """Return the label that covers most of each image, int64 (B,), NO_CLASS for outliers."""
         if self.mixed_labels is None or self.mix_weight is None:
             return self.labels
         return torch.where(self.mix_weight < 0.5, self.mixed_labels, self.labels)
@@ -148,8 +149,9 @@ class BatchLoader:
         elif recipe.mixes:  # no recipe has both
             drawn, partners, mix_weight = mix_images(drawn, recipe, step)
             drawn, mixed_labels, mix_weight = drawn[shard], labels[indices[partners]][shard], mix_weight[shard]
-        indices = indices[shard]
-        return Batch(drawn, labels[indices], mixed_labels, mix_weight, distill_mask, indices, weight)
+        its_labels = labels[indices]
+        its_labels[: num_outliers(count, recipe)] = NO_CLASS
+        return Batch(drawn, its_labels[shard], mixed_labels, mix_weight, distill_mask, indices[shard], weight)
 
 
 def _fits(split: Split, device: torch.device) -> bool:

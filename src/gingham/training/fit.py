@@ -34,9 +34,9 @@ def fit(
 ) -> Run:
     """Train a network with the settings of a recipe and return the Run.
 
-    With a validation split, the model's temperature and its threshold for "not sure" are fitted to it at the end. If
-    the recipe has `patience`, the validation accuracy also stops the training early, and the weights are those of the
-    best evaluation.
+    At the end the model's novelty score is fitted to the training split, and its temperature and thresholds to the
+    validation split if there is one. If the recipe has `patience`, the validation accuracy also stops the training
+    early, and the weights are those of the best evaluation.
 
     With a `folder`, a checkpoint is saved there every `checkpoint_seconds`, and at the end of an epoch if the last
     checkpoint is at least a second old. `resume` continues from it and gives the same weights (byte for byte on the
@@ -109,7 +109,8 @@ def fit(
                     break
         trainer.raise_if_interrupted()
         run = build_run(trainer)
-        if validation is not None:
-            # Features do not include those of the mirror images.
-            calibrate(run, trainer.validation_inputs or validation if recipe.tta == "none" else validation, context)
+        if recipe.tta == "none":
+            calibrate(run, trainer.inputs, trainer.validation_inputs, context)
+        else:  # features do not include those of the mirror images
+            calibrate(run, train, validation, context)
         return run

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from gingham.training.batches import Batch
+from gingham.training.batches import NO_CLASS, Batch
 
 
 class Loss:
@@ -23,7 +23,8 @@ class Loss:
 class CrossEntropyLoss(Loss):
     """The cross-entropy to the labels, smoothed by `label_smoothing`.
 
-    For images mixed by CutMix, it is that to both labels, each weighted by its share of the image.
+    For images mixed by CutMix, it is that to both labels, each weighted by its share of the image. If the batches are
+    `with_outliers`, it is that to equal probabilities for images with the label NO_CLASS.
 
     The network of the beginner's article ends in log-softmax and is trained with the negative log-likelihood. That is
     the same loss, because log-softmax does not change log-probabilities.
@@ -32,18 +33,20 @@ class CrossEntropyLoss(Loss):
         loss(logits, batch)        # float (B, K) -> scalar
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing, self.label_loss = label_smoothing, self
+    def __init__(self, label_smoothing: float = 0.0, *, with_outliers: bool = False) -> None:
+        self.label_smoothing, self.with_outliers, self.label_loss = label_smoothing, with_outliers, self
 
     def __call__(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the mean over the batch, a scalar."""
-        if batch.mixed_labels is not None:
+        if batch.mixed_labels is not None or self.with_outliers:
             return super().__call__(logits, batch)
         return F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)  # faster than a mean
 
     def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the loss of each image, float (B,)."""
         losses = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing, reduction="none")
+        if self.with_outliers:
+            return torch.where(batch.labels == NO_CLASS, -logits.log_softmax(dim=1).mean(dim=1), losses)
         if batch.mixed_labels is None or batch.mix_weight is None:
             return losses
         mixed = F.cross_entropy(logits, batch.mixed_labels, label_smoothing=self.label_smoothing, reduction="none")
@@ -62,7 +65,7 @@ class ClassWeightedLoss(Loss):
 
     def per_image(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the loss of each image, float (B,)."""
-        weights = self.weights[batch.labels]
+        weights = torch.where(batch.labels == NO_CLASS, 1, self.weights[batch.labels.clamp(min=0)])
         if batch.mixed_labels is not None and batch.mix_weight is not None:
             weights = batch.mix_weight * weights + (1 - batch.mix_weight) * self.weights[batch.mixed_labels]
         return weights * self.loss.per_image(logits, batch)

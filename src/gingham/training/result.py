@@ -6,7 +6,7 @@ import torch
 
 from gingham.data.image_hashes import hash_images
 from gingham.data.splits import Split
-from gingham.data.statistics import median_border
+from gingham.data.statistics import median_border, object_share
 from gingham.device import describe_environment
 from gingham.runs.run import Run
 from gingham.training.ema import copy_weights
@@ -24,7 +24,8 @@ def build_run(trainer: Trainer) -> Run:
         "name": train.dataset,
         "fingerprint": train.fingerprint,
         "train_images": len(train),
-        "background": median_border(train.images),
+        "background": (background := median_border(train.images)),
+        "object_share": object_share(train.images, background),
     }
     for name in ("skip_unreadable", "keeps_trained", "label_from", "grey_bits"):
         if (value := getattr(train, name)) != getattr(Split, name):  # the default

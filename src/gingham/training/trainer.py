@@ -352,7 +352,7 @@ class Trainer:
 
 
 def _build_loss(recipe: Recipe, teachers: Sequence[Run], device: torch.device, precision: str) -> Loss:
-    label_loss = CrossEntropyLoss(recipe.label_smoothing)
+    label_loss = CrossEntropyLoss(recipe.label_smoothing, with_outliers=recipe.outlier_share > 0)
     if not teachers:
         return label_loss
     ensemble = TeacherEnsemble([teacher.model for teacher in teachers], recipe.distillation_temperature).to(device)

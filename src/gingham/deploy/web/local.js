@@ -60,26 +60,35 @@ const GinghamEngine = (() => {
     const { ort, session } = await start();
     const images = new ort.Tensor('uint8', pixels, [count, channels, height, width]);
     const output = await session.run({ images });
-    return { probabilities: output.probabilities.data, features: output.features.data };
+    return Object.fromEntries(Object.entries(output).map(([name, { data }]) => [name, data]));
   }
 
   async function predict(blob) {
     const { cv } = await start();
-    const prepared = GinghamPhotos.preprocess(cv, await GinghamPhotos.openPhoto(blob), model);
-    const { probabilities } = await run(prepared.framings, prepared.count);
+    const candidates = GinghamPhotos.preprocess(cv, await GinghamPhotos.openPhoto(blob), model);
+    const framings = Uint8Array.from(candidates.flatMap((candidate) => [...candidate.framings]));
+    const scores = await run(framings, framings.length / size);
+    const prepared = GinghamPhotos.leastNovel(candidates, [...scores.novelty]);
     const classes = model.classes.length;
+    const probabilities = scores.probabilities.subarray(prepared.index * prepared.count * classes);
     const mean = model.classes.map((_, k) => {
       let sum = 0;
       for (let v = 0; v < prepared.count; v++) sum += probabilities[v * classes + k];
       return sum / prepared.count;
     });
     const top = mean.indexOf(Math.max(...mean));
+    // The second threshold is null if no image is novel.
+    const names = ['threshold', 'novelty_threshold'];
+    const [threshold, limit] = names.map((name) => model[prepared.isPhoto ? `photo_${name}` : name]);
     return {
       image: blob.name || 'image',
       label: model.classes[top],
       confidence: mean[top],
       probabilities: Object.fromEntries(model.classes.map((name, k) => [name, mean[k]])),
-      unsure: mean[top] < model.threshold,
+      threshold,
+      unsure: mean[top] < threshold,
+      novel: limit !== null && prepared.novelty > limit,
+      novelty: prepared.novelty,
       steps: prepared.steps.map(({ name, note, ...image }) => ({ step: name, note, picture: dataUrl(image) })),
       framing: prepared.framings.slice(0, size),
     };

@@ -56,13 +56,14 @@
   }
 
   function render(prediction) {
-    const { label, unsure, steps } = prediction;
+    const { label, threshold, unsure, novel, steps } = prediction;
     const confidence = percent(prediction.confidence);
     show('prediction');
-    $('result').classList.toggle('unsure', unsure);
-    $('kicker').textContent = unsure ? 'Not sure. Best guess:' : `Prediction, with ${confidence} confidence:`;
+    const doubt = novel ? 'Unlike anything it was trained on. Nearest class:' : unsure ? 'Not sure. Best guess:' : '';
+    $('result').classList.toggle('unsure', Boolean(doubt));
+    $('kicker').textContent = doubt || `Prediction, with ${confidence} confidence:`;
     $('verdict').textContent = label;
-    $('meaning').textContent = describeConfidence(unsure);
+    $('meaning').textContent = describeConfidence(prediction);
     const top = Object.entries(prediction.probabilities).sort((a, b) => b[1] - a[1]).slice(0, SHOWN);
     $('bars').replaceChildren(...top.map(([name, share]) => {
       const bar = make('div', { className: 'bar', ariaHidden: 'true' }, make('i'));
@@ -70,10 +71,10 @@
       const number = make('span', { className: 'number' }, percent(share));
       return make('li', {}, make('span', { className: 'name', title: name }, name), bar, number);
     }));
-    if (model.threshold > 0 && model.threshold <= 1) {
+    if (threshold > 0 && threshold <= 1) {
       const line = make('i');
-      const text = make('span', {}, `threshold ${percent(model.threshold)}`);
-      line.style.left = text.style.left = `${100 * model.threshold}%`;
+      const text = make('span', {}, `threshold ${percent(threshold)}`);
+      line.style.left = text.style.left = `${100 * threshold}%`;
       $('bars').append(make('li', { className: 'mark', ariaHidden: 'true' }, line, text));
     }
     $('steps').replaceChildren(...steps.map((step, k) => make('li', {},
@@ -86,15 +87,17 @@
     $('neighbours-summary').textContent = 'Searching the training images';
     drawOcclusion(prediction, null);
     $('explanation').hidden = false;
-    announce(unsure ? `Not sure. Best guess: ${label}, ${confidence}.` : `${label}, with ${confidence} confidence.`);
+    announce(doubt ? `${doubt} ${label}, ${confidence}.` : `${label}, with ${confidence} confidence.`);
   }
 
-  function describeConfidence(unsure) {
-    if (model.threshold > 1) return 'This model is not sure of any image: no threshold keeps its errors low enough.';
-    const [text, hint] = unsure
-      ? [`The top probability is below ${percent(model.threshold)}.`, ' Try one whole garment on a plain background.']
-      : ['The confidence was calibrated on validation images.', ' It is less reliable on photos.'];
-    return model.garments ? text + hint : text;
+  function describeConfidence({ threshold, unsure, novel }) {
+    const hint = model.garments ? ' Try one whole garment on a plain background.' : '';
+    const difference = 'The network reacts to this image differently than to its training images.';
+    if (novel) return `${difference} It may belong to none of the classes.${hint}`;
+    if (threshold > 1) return 'This model is not sure of any image: no threshold keeps its errors low enough.';
+    if (unsure) return `The top probability is below ${percent(threshold)}.${hint}`;
+    const warning = model.garments ? ' It is less reliable on photos.' : '';
+    return `The confidence was calibrated on validation images.${warning}`;
   }
 
   function renderExplanation(prediction, { moved, among, neighbours }) {

@@ -1,6 +1,6 @@
 // Prepares a photo like the images of the dataset, in a browser. The functions have the names of those in
-// inference/preprocess.py, data/decode.py and inference/predict.py, which give the reasons, and return the same bytes
-// and notes. `cv` is OpenCV.js; the functions of Pillow and NumPy are reimplemented at the end.
+// inference/preprocess.py, inference/garments.py, data/decode.py and inference/predict.py, which give the reasons, and
+// return the same bytes and notes. `cv` is OpenCV.js; the functions of Pillow and NumPy are reimplemented at the end.
 var GinghamPhotos = (() => {
   'use strict';
 
@@ -8,6 +8,11 @@ var GinghamPhotos = (() => {
   const LARGEST_PIXELS = 120_000_000;
   const NARROW_WIDTH = 0.85;
   const MIN_GARMENT_VALUE = 65;
+  const OBJECT_SIDE = 224;
+  const MIN_CONTRAST = 20;
+  const NEARLY_EQUAL = 0.02;
+  const OUTLINES = [0.5, 0.7];
+  const THICKNESSES = [0, 0.03, 0.06];
   // 100 MB, which phones can hold. Larger images are reduced first, unlike in Python, so the results differ slightly.
   const MAX_FULL_PIXELS = 25_000_000;
   const STRIP = 256; // rows copied from a decoded image at a time, a multiple of 8
@@ -58,30 +63,49 @@ var GinghamPhotos = (() => {
     return photo;
   }
 
+  // Return all ways to prepare a photo for the model, at least one; `leastNovel` chooses among them.
   function preprocess(cv, photo, model) {
-    const [channels, height, width] = model.input_shape;
+    const { input_shape: [channels, height, width], background, object_share: share } = model;
     const image = { ...photo, channels: 4, data: photo.rgba };
     const grey = channels === 1;
+    const unchanged = [];
     if (image.width === width && image.height === height && isGrey(image) === grey) {
       const small = grey ? toGrey(onWhite(image)) : onWhite(image);
-      return preparedPhoto([small], [step('size', 'used unchanged', small)]);
+      const hasOtherBackground = () => Math.abs(median(borderPixels(small, 1)) - background) > 96;
+      unchanged.push(preparedPhoto([small], [step('size', 'used unchanged', small)]));
+      if (!grey || background === null || !hasOtherBackground()) return unchanged;
+    } else if (grey && model.garments) {
+      return [{ ...prepareGarment(cv, image, height, width), isPhoto: true }];
     }
-    if (grey && model.garments) return prepareGarment(cv, image, height, width);
-    return preparePlain(image, channels, height, width, model.background);
+    const plain = (inverted) => preparePlain(image, channels, height, width, background, inverted);
+    if (!grey || background === null) return [plain(false)];
+    return [...unchanged, plain(false), plain(true), ...prepareObject(cv, image, [height, width], background, share)];
   }
 
-  function preparePlain(photo, channels, height, width, background) {
+  // `novelty` has the scores of all framings, of which the candidates have equal numbers.
+  function leastNovel(candidates, novelty) {
+    const { count } = candidates[0];
+    const scores = candidates.map((_, k) => mean(novelty.slice(k * count, (k + 1) * count)));
+    const lowest = Math.min(...scores);
+    const index = Math.max(0, scores.findIndex((score) => score < lowest + NEARLY_EQUAL));
+    const { steps, ...best } = candidates[index];
+    const note = `of ${candidates.length} preparations, the one most like the training images`;
+    const choice = candidates.length > 1 ? [{ ...steps.at(-1), name: 'choice', note }] : [];
+    return { ...best, steps: [...steps, ...choice], index, novelty: scores[index] };
+  }
+
+  function preparePlain(photo, channels, height, width, background, inverted) {
     const square = fitSquare(photo, Math.max(height, width));
     let image = resize(channels === 1 ? toGrey(square) : square, width, height, BICUBIC);
     const note = `scaled to fit ${width}x${height} pixels, padded with the colour of its border`;
     const steps = [step('size', note, image)];
-    if (channels === 1 && typeof background === 'number') {
-      let border = median(borderPixels(image, 1));
-      if (Math.abs(border - background) > 96) {
-        [image, border] = [mapped(image, (value) => 255 - value), 255 - border];
-        steps.push(step('tone', 'inverted to match the background of the training images', image));
+    if (channels === 1 && background !== null) {
+      if (inverted) {
+        image = mapped(image, (value) => 255 - value);
+        steps.push(step('tone', 'inverted', image));
       }
       if (background < 16) {
+        const border = median(borderPixels(image, 1));
         const aboveBorder = (value) => Math.max(value - border - 8, 0);
         const largest = Math.max(...Array.from(image.data, aboveBorder), 32);
         const toShare = (value) => Math.fround(aboveBorder(value) / largest); // float32, as in Python
@@ -90,6 +114,75 @@ var GinghamPhotos = (() => {
       }
     }
     return preparedPhoto([image], steps);
+  }
+
+  function prepareObject(cv, photo, size, background, share) {
+    if (!share) return [];
+    const small = onWhite(thumbnail(photo, OBJECT_SIDE));
+    const grey = runOpenCv(cv, small, (source, result) => cv.cvtColor(source, result, cv.COLOR_RGBA2GRAY));
+    const aperture = Math.max(3, Math.floor(Math.min(grey.height, grey.width) / 4) * 2 + 1);
+    const ground = runOpenCv(cv, grey, (source, result) => cv.medianBlur(source, result, aperture)).data;
+    const difference = (sign) => mapped(grey, (value, i) => Math.max(0, sign * (value - ground[i])));
+    const [darker, lighter] = [difference(-1), difference(1)];
+    const contrast = mean(lighter.data) > mean(darker.data) ? lighter : darker;
+    const smooth = runOpenCv(cv, contrast, (source, result) => cv.blur(source, result, new cv.Size(3, 3)));
+    const level = Math.max(...smooth.data);
+    if (level < MIN_CONTRAST) return [];
+    const length = round(share * Math.max(...size));
+    const combinations = OUTLINES.flatMap((outline) =>
+      THICKNESSES.flatMap((thickness) => [[outline, thickness, true], [outline, thickness, false]]));
+    return combinations.map(([outline, thickness, byMass]) => {
+      const mask = mainComponents(cv, mapped(contrast, (value) => (value > outline * level ? 1 : 0)));
+      const near = dilated(cv, mask, cv.MORPH_RECT, 1).data;
+      const tone = mapped(contrast, (value, i) => Math.min(Math.floor((value * 255) / level), 255) * near[i]);
+      const box = boundsOf(mask);
+      const radius = round(thickness * Math.max(box.width, box.height));
+      const [thickTone, thickMask] = [tone, mask].map((image) => dilated(cv, image, cv.MORPH_ELLIPSE, radius, radius));
+      const crop = boundsOf(thickMask);
+      const framed = frame(cv, cut(thickTone, crop), size, length, byMass);
+      const image = background < 128 ? framed : mapped(framed, (value) => 255 - value);
+      const cropNote = `cropped to ${crop.width}x${crop.height} of ${small.width}x${small.height} pixels`;
+      const sizeNote = `longer side scaled to ${length} pixels, centred by its ${byMass ? 'mass' : 'edges'}`;
+      const thickened = thickness ? `, lines thickened by ${percent(2 * thickness)}` : '';
+      return preparedPhoto([image], [step('object', cropNote, thickTone), step('size', sizeNote + thickened, image)]);
+    });
+  }
+
+  function dilated(cv, image, shape, radius, margin = 0) {
+    return runOpenCv(cv, image, (source, result, keep) => {
+      const kernel = keep(cv.getStructuringElement(shape, new cv.Size(2 * radius + 1, 2 * radius + 1)));
+      cv.copyMakeBorder(source, result, margin, margin, margin, margin, cv.BORDER_CONSTANT, new cv.Scalar());
+      cv.dilate(result, result, kernel);
+    });
+  }
+
+  function mainComponents(cv, mask) {
+    const [components, areas, stats] = connectedComponents(cv, mask, 8);
+    const atBorder = ([left, top, width, height]) =>
+      left === 0 || top === 0 || left + width === mask.width || top + height === mask.height;
+    const all = [...areas.keys()].slice(1); // component 0 is the background
+    const inner = all.filter((k) => !atBorder(stats[k]));
+    const candidates = inner.length ? inner : all;
+    const least = 0.1 * Math.max(1, ...candidates.map((k) => areas[k]));
+    const kept = new Set(candidates.filter((k) => areas[k] >= least));
+    return makeMask(mask, (i) => kept.has(components.data[i]));
+  }
+
+  function frame(cv, tone, size, length, byMass) {
+    const scale = Math.min(length / Math.max(tone.width, tone.height), size[0] / tone.height, size[1] / tone.width);
+    const [rows, columns] = [tone.height, tone.width].map((side) => Math.max(1, round(side * scale)));
+    const small = scaled(cv, tone, columns, rows, cv.INTER_AREA);
+    const largest = Math.max(1, ...small.data);
+    const bright = mapped(small, (value) => Math.floor((value * 255) / largest));
+    const sumOf = (factor) => bright.data.reduce((sum, value, i) => sum + value * factor(i), 0);
+    const total = Math.max(1, sumOf(() => 1));
+    const corner = (side, full, positionOf) => {
+      const middle = byMass ? sumOf(positionOf) / total + 0.5 : side / 2;
+      return Math.min(Math.max(Math.floor(full / 2 - middle + 0.5), 0), full - side);
+    };
+    const top = corner(rows, size[0], (i) => Math.floor(i / columns));
+    const left = corner(columns, size[1], (i) => i % columns);
+    return pasted(bright, makeMask({ width: size[1], height: size[0] }, () => false), left, top);
   }
 
   function prepareGarment(cv, photo, ...size) {
@@ -276,15 +369,15 @@ var GinghamPhotos = (() => {
     return runOpenCv(cv, tone, (from, to) => cv.resize(from, to, new cv.Size(width, height), 0, 0, interpolation));
   }
 
-  // Return the component of each pixel, 0 for the background, and the area of each component in pixels.
+  // Return the component of each pixel, 0 for the background, and each one's area and [left, top, width, height, area].
   function connectedComponents(cv, image, connectivity) {
-    let areas;
+    let rows;
     const components = runOpenCv(cv, image, (source, result, keep) => {
       const [stats, centres] = [keep(new cv.Mat()), keep(new cv.Mat())];
       const count = cv.connectedComponentsWithStats(source, result, stats, centres, connectivity, cv.CV_32S);
-      areas = Array.from({ length: count }, (_, component) => stats.intAt(component, cv.CC_STAT_AREA));
+      rows = Array.from({ length: count }, (_, component) => stats.data32S.slice(5 * component, 5 * component + 5));
     });
-    return [components, areas];
+    return [components, rows.map((row) => row[4]), rows];
   }
 
   // Functions of NumPy and Python.
@@ -338,8 +431,8 @@ var GinghamPhotos = (() => {
     return strips.flatMap((strip) => [...cut(image, strip).data]);
   }
 
-  function pasted(small, frame) {
-    const [left, top] = [(frame.width - small.width) >> 1, (frame.height - small.height) >> 1];
+  // Paste an image into a larger one, by default in its centre.
+  function pasted(small, frame, left = (frame.width - small.width) >> 1, top = (frame.height - small.height) >> 1) {
     const length = small.width * small.channels;
     for (let row = 0; row < small.height; row++) {
       const offset = ((top + row) * frame.width + left) * frame.channels;
@@ -454,6 +547,6 @@ var GinghamPhotos = (() => {
     return { ...image, width, height, data: result };
   }
 
-  return { openPhoto, preprocess, resize, thumbnail, LANCZOS, BICUBIC };
+  return { openPhoto, preprocess, leastNovel, resize, thumbnail, LANCZOS, BICUBIC };
 })();
 if (typeof module !== 'undefined') module.exports = GinghamPhotos;
