@@ -11,7 +11,7 @@ from gingham.evaluation.novelty import KEPT, fit_novelty
 from gingham.recipe import Recipe
 from gingham.runs.run import Run
 
-NUM_PHOTOS = 2000  # simulated photos
+NUM_PHOTOS = 1000  # simulated photos
 PHOTO_RISK = (
     0.08  # share of wrong ones among the sure predictions for simulated photos, which are harder than real ones
 )

@@ -16,6 +16,7 @@ from gingham.models.novelty import NUM_AXES, GaussianMixture, Novelty, capture_s
 
 KEPT = 0.98  # share of the validation images below the threshold
 NUM_IMAGES, NUM_PIXELS = 5000, 1 << 24  # training images that are used, and pixels in all of them
+NUM_VALIDATION = 2500  # validation images that are used
 MIN_IMAGES = 4  # two halves of two images
 CENTRES_PER_CLASS, IMAGES_PER_CENTRE = 8, 40
 
@@ -25,7 +26,7 @@ def fit_novelty(
 ) -> None:
     """Fit the novelty score of a model, in place, to at most 5,000 training images, and its threshold to `validation`.
 
-    A share KEPT of the validation images is below the threshold. Without a validation split it is fitted to training
+    A share KEPT of at most 2,500 validation images is below the threshold. Without a validation split it is fitted to training
     images, each scored by Gaussians fitted to the other half of its class. The images of both splits may be the
     features of a pretrained network. Distributed processes share the images and get the same score. A model with
     activations that are not finite, or trained on fewer than MIN_IMAGES, gets no score.
@@ -44,7 +45,7 @@ def fit_novelty(
     labels = train.labels.cpu()[indices]
     novelty = _fit(stages, activations, labels)
     if validation is not None:
-        count = limit_count(NUM_IMAGES, validation.images, NUM_PIXELS)
+        count = limit_count(NUM_VALIDATION, validation.images, NUM_PIXELS)
         images = validation.images[evenly_spaced(len(validation), count).to(validation.images.device)]
         scores = _scores(novelty, _measure(model, stages, images, context))
     else:
@@ -109,7 +110,7 @@ def fit_mixture(features: Tensor, labels: Tensor) -> GaussianMixture:
     axes = max(1, min(NUM_AXES, features.shape[1] - 1, len(features) // 8))
     with forked_generators():
         torch.manual_seed(0)  # a randomised algorithm
-        _, singular_values, directions = torch.svd_lowrank(residuals, q=axes, niter=4)
+        _, singular_values, directions = torch.svd_lowrank(residuals, q=axes, niter=2)
     variances = singular_values.square() / len(features)
     others = residuals.square().sum() / len(features) - variances.sum()
     rest = (others / max(1, features.shape[1] - axes)).clamp(min=1e-3)
@@ -123,5 +124,5 @@ def _centres(vectors: Tensor) -> Tensor:
         return vectors.mean(dim=0, keepdim=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a cluster that becomes empty keeps its last centre
-        centres, _ = scipy.cluster.vq.kmeans2(vectors.numpy(), count, minit="++", seed=0, missing="warn")
+        centres, _ = scipy.cluster.vq.kmeans2(vectors.numpy(), count, iter=5, minit="++", seed=0, missing="warn")
     return torch.from_numpy(centres)
