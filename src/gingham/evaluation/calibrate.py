@@ -12,9 +12,7 @@ from gingham.recipe import Recipe
 from gingham.runs.run import Run
 
 NUM_PHOTOS = 1000  # simulated photos
-PHOTO_RISK = (
-    0.08  # share of wrong ones among the sure predictions for simulated photos, which are harder than real ones
-)
+PHOTO_RISK = 0.07  # share of wrong ones among the sure predictions for simulated photos, which are hard
 
 
 def calibrate(

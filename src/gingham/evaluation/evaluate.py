@@ -189,7 +189,8 @@ def _logits(run: Run, split: Split) -> torch.Tensor:
 
 def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationResult:
     """Return the result for the logits of a run's model on a split, float (N, K)."""
-    labels, temperature, threshold = split.labels.cpu(), float(run.model.temperature), float(run.model.threshold)
+    labels, temperature = split.labels.cpu(), float(run.model.temperature)
+    threshold, _ = run.model.thresholds(for_photos=split.name == "photographs")
     probabilities, uncalibrated = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
     unsure_share, sure_error = metrics.selective_error(confidence, predicted == labels, threshold)

@@ -26,7 +26,7 @@ def fit_novelty(
 ) -> None:
     """Fit the novelty score of a model, in place, to at most 5,000 training images, and its threshold to `validation`.
 
-    A share KEPT of at most 2,500 validation images is below the threshold. Without a validation split it is fitted to training
+    A share KEPT of at most 2,500 validation images is below the threshold. Without them it is fitted to training
     images, each scored by Gaussians fitted to the other half of its class. The images of both splits may be the
     features of a pretrained network. Distributed processes share the images and get the same score. A model with
     activations that are not finite, or trained on fewer than MIN_IMAGES, gets no score.
