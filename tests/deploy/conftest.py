@@ -41,7 +41,7 @@ def digit_run(tmp_path_factory):
     file = tmp_path_factory.mktemp("digits") / "digits.npz"
     np.savez(file, images=images, labels=labels)
     data = gingham.load_data(str(file), validation=120)
-    recipe = gingham.RECIPES["fast-85"].replace(epochs=4, batch_size=32, validation_images=120)
+    recipe = gingham.RECIPES["fast-85"].replace(epochs=12, batch_size=32, validation_images=120)
     return gingham.fit(recipe, data.train, data.validation, progress=False), data
 
 
