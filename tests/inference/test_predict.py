@@ -179,6 +179,7 @@ def test_not_sure_names_the_threshold(command, tmp_path, threshold, reason, limi
     """A threshold of 2 means that no threshold keeps the share of errors within the recipe's risk."""
     run = gingham.load_packaged()
     run.model.threshold.fill_(threshold)
+    run.model.photo_threshold.fill_(threshold)
     run.model.novelty.threshold.fill_(1e9)  # nothing is novel
     gingham.save(run, command.folder / "run")
     photos = command.folder / "photos/bag"
