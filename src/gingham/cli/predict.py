@@ -76,7 +76,7 @@ def predict(
             if as_json:  # one list, entry by entry, because thousands of them take much memory
                 print("[" if number == 0 else ", ", json.dumps(entry, ensure_ascii=False), sep="", end="")
             elif prediction.error is None:
-                _print(prediction, trained, entry.get("file"), notes=explain or len(files) <= SHOWN)
+                _print(prediction, entry.get("file"), notes=explain or len(files) <= SHOWN)
         if as_json:
             print("]")
     for note in filter(None, (sorter, table and f"table: {table}")):
@@ -109,14 +109,11 @@ def _list_folder(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: [natural_key(part) for part in path.parts]) or [folder]
 
 
-def _print(prediction: "gingham.ImagePrediction", run: "gingham.Run", figure: str | None, *, notes: bool) -> None:
+def _print(prediction: "gingham.ImagePrediction", figure: str | None, *, notes: bool) -> None:
     write = tqdm.write  # beside the progress bar
     if prediction.novel or prediction.unsure:
-        is_photo = prediction.prepared is not None and prediction.prepared.is_photo
-        threshold, _ = run.model.thresholds(for_photos=is_photo)
-        reason = f"not sure (below {threshold:.2f})" if threshold <= 1 else "not sure (this model is never sure)"
-        if prediction.novel:
-            reason = "unlike anything it was trained on"
+        limit = f"below {prediction.threshold:.2f}" if prediction.threshold <= 1 else "this model is never sure"
+        reason = "unlike anything it was trained on" if prediction.novel else f"not sure ({limit})"
         best = sorted((prediction.probabilities or {}).items(), key=lambda pair: -pair[1])[:SHOWN]
         write(f"{prediction.image}: {reason}; " + ", ".join(f"{name} {share:.0%}" for name, share in best))
     else:

@@ -112,9 +112,9 @@ def _combine_halves(draws: RandomDraws, layers: Tensor, labels: Tensor) -> Tenso
     y, x = _grid(layers.shape[2:], draws.device)
     angle = draws.uniform(0, 2 * math.pi, 2)
     side = angle.cos() * x + angle.sin() * y > draws.uniform(-0.25, 0.25, 2)
-    joined = torch.where(side[:, None], layers, layers.flip(0))
+    combined = torch.where(side[:, None], layers, layers.flip(0))
     return torch.where(
-        (labels != labels.flip(0))[:, None, None, None], joined, _draw_silhouettes(draws, layers.shape[2:])
+        (labels != labels.flip(0))[:, None, None, None], combined, _draw_silhouettes(draws, layers.shape[2:])
     )
 
 

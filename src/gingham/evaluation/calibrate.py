@@ -34,8 +34,9 @@ def calibrate(
             raise DataError("calibrate got the test split; thresholds are fitted to the validation split")
         _fit_thresholds(run, validation, context)
     fit_novelty(run.model, train, validation, context)
-    has_images = validation is not None and validation.images.dtype == torch.uint8  # not features
-    if validation is not None and has_images and run.is_of_garments and run.model.novelty is not None:
+    if validation is None or run.model.novelty is None:
+        return
+    if run.is_of_garments and validation.images.dtype == torch.uint8:  # not features
         _fit_photo_thresholds(run, validation)
 
 

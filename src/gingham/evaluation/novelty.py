@@ -12,7 +12,7 @@ from gingham.data.splits import Split
 from gingham.device import forked_generators
 from gingham.distributed import SINGLE_PROCESS, DistributedContext
 from gingham.models.classifier import Classifier, evaluation_mode
-from gingham.models.novelty import NUM_AXES, GaussianMixture, Novelty, capture_statistics, find_stages, watch_stages
+from gingham.models.novelty import NUM_AXES, GaussianMixture, Novelty, capture_statistics, find_stages
 
 KEPT = 0.98  # share of the validation images below the threshold
 NUM_IMAGES, NUM_PIXELS = 5000, 1 << 24  # training images that are used, and pixels in all of them
@@ -36,8 +36,7 @@ def fit_novelty(
     example = torch.zeros(1, *model.input_shape, device=model.mean.device)
     with evaluation_mode(model):
         stages = find_stages(model.network, example)
-    watched = () if model.novelty is None else model.novelty.stages
-    watch_stages(model.network, [name for name in stages if name not in watched])
+    model.watch(stages)
     indices = evenly_spaced(len(train), limit_count(NUM_IMAGES, train.images, NUM_PIXELS))
     activations = _measure(model, stages, train.images[indices.to(train.images.device)], context)
     if not all(bool(part.isfinite().all()) for part in activations):

@@ -23,7 +23,7 @@ from gingham.inference.preprocess import (
     prepare_candidates,
     resize_photo,
 )
-from gingham.models.classifier import Classifier
+from gingham.models.classifier import Classifier, evaluation_mode
 from gingham.runs.run import Run
 
 Images = Sequence[str | Path | Image.Image]  # files, or images opened with Pillow
@@ -113,7 +113,8 @@ def _prepare_images(run: Run, images: Images, prepare: str, *, keep_steps: bool)
             return error
         return prepared if keep_steps else replace(prepared, steps=())
 
-    with ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
+    # Once, because threads that switched the mode would disturb each other.
+    with evaluation_mode(run.model), ThreadPoolExecutor(min(8, torch.get_num_threads())) as pool:
         return list(pool.map(prepare_image, images))
 
 

@@ -90,6 +90,7 @@ class Classifier(nn.Module):
         self.register_buffer("threshold", torch.tensor(0.0))  # predictions with a lower probability are "not sure"
         self.register_buffer("photo_threshold", torch.tensor(0.0))
         self.novelty: Novelty | None = None
+        self._watched = set[str]()
         # Convolutions are faster in NHWC: with NCHW a step takes 1.2 to 1.3 times as long (benchmarks/step_time.py).
         self.to(memory_format=torch.channels_last)
 
@@ -147,9 +148,13 @@ class Classifier(nn.Module):
 
     def set_novelty(self, novelty: Novelty) -> None:
         """Use a fitted novelty score, in place of the current one."""
-        watched = () if self.novelty is None else self.novelty.stages
-        watch_stages(self.network, [name for name in novelty.stages if name not in watched])
+        self.watch(novelty.stages)
         self.novelty = novelty.to(self.mean.device)
+
+    def watch(self, stages: Sequence[str]) -> None:
+        """Let the layers of these names report their activations to `capture_statistics`."""
+        watch_stages(self.network, [name for name in stages if name not in self._watched])
+        self._watched.update(stages)
 
     def score(self, images: torch.Tensor, batch_size: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return float32 logits (N, K) and novelty scores (N,) on the CPU. Without a fitted score, they are 0.
