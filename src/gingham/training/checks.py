@@ -161,6 +161,8 @@ def check_overfitting(recipe: Recipe, epochs: Epochs, steps: int) -> Iterator[Is
     # still the most accurate on others.
     if steps < MIN_STEPS or not evaluations or recipe.patience or recipe.pretrained:
         return
+    if recipe.validation_images < 50:  # too few: whether their loss rises depends on the rounding of the processor
+        return
     best, end = min(evaluations, key=lambda entry: entry["validation_loss"]), evaluations[-1]
     # The loss of a healthy network may double from one evaluation to the next while the learning rate is high.
     rise = min(entry["validation_loss"] for entry in evaluations[-3:]) / max(best["validation_loss"], 1e-9)
@@ -171,8 +173,8 @@ def check_overfitting(recipe: Recipe, epochs: Epochs, steps: int) -> Iterator[Is
     if gap > 0.03 and rises:
         fix = f"stop training earlier (--set patience=3), {augment}"
         yield Issue("over-fitting", "the network over-fits", f"{since}, and {evidence}", fix)
-    elif gap > 0.2 and end["train_accuracy"] > 0.98 and recipe.validation_images >= 50:
-        # A smaller gap is normal, even for the best network that the data allows, and few images do not measure it.
+    elif gap > 0.2 and end["train_accuracy"] > 0.98:
+        # A smaller gap is normal, even for the best network that the data allows.
         yield Issue("over-fitting", "the network over-fits", evidence, f"collect more training images, {augment}")
     elif recipe.hard_share < 1 and rise > 2:  # the losses of the steps are of hard images and do not show it
         yield _loss_jump(recipe, since)
