@@ -240,6 +240,9 @@ def test_a_pretrained_network_rejects_photos_of_other_things(photo_folder, tiny_
     # The score was fitted to features, which the images themselves give too.
     features = run.model.features(data.validation.images)
     assert torch.allclose(run.model.score(features)[1], inside.novelty, atol=1e-3)
+    with torch.no_grad():
+        run.model.network.classifier.weight.mul_(7)
+    assert torch.equal(run.model.predict(data.validation.images).novelty, inside.novelty), "logits are left out"
 
 
 def test_a_run_of_an_own_network_is_saved_with_its_score(quadrants, tmp_path):

@@ -1,5 +1,6 @@
 """Fit the novelty score of a model to its training images, and its threshold to the validation split."""
 
+import functools
 import warnings
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from gingham.data.sampler import evenly_spaced, limit_count
 from gingham.data.splits import Split
 from gingham.device import forked_generators
 from gingham.distributed import SINGLE_PROCESS, DistributedContext
+from gingham.models.backbones import Backbone
 from gingham.models.classifier import Classifier, evaluation_mode
 from gingham.models.novelty import NUM_AXES, GaussianMixture, Novelty, capture_statistics, find_stages
 
@@ -42,7 +44,10 @@ def fit_novelty(
     if not all(bool(part.isfinite().all()) for part in activations):
         return  # a model that is not usable, of which predict says so
     labels = train.labels.cpu()[indices]
-    novelty = _fit(stages, activations, labels)
+    # On a few photos of each class, a classifier of pretrained features has much larger logits than on other photos of
+    # the class. The term would make the threshold useless.
+    fit = functools.partial(_fit, stages, not isinstance(model.network, Backbone))
+    novelty = fit(activations, labels)
     if validation is not None:
         count = limit_count(NUM_VALIDATION, validation.images, NUM_PIXELS)
         images = validation.images[evenly_spaced(len(validation), count).to(validation.images.device)]
@@ -53,7 +58,7 @@ def fit_novelty(
         scores = torch.cat(
             [
                 _scores(
-                    _fit(stages, [part[fitted] for part in activations], labels[fitted]),
+                    fit([part[fitted] for part in activations], labels[fitted]),
                     [part[held] for part in activations],
                 )
                 for fitted, held in (halves, halves[::-1])
@@ -85,13 +90,15 @@ def _scores(novelty: Novelty, activations: Sequence[Tensor]) -> Tensor:
     return scores
 
 
-def _fit(stages: Sequence[str], activations: Sequence[Tensor], labels: Tensor) -> Novelty:
+def _fit(stages: Sequence[str], use_logits: bool, activations: Sequence[Tensor], labels: Tensor) -> Novelty:
     """Return the novelty score fitted to the activations of images with these labels, without its threshold."""
     layers = [fit_mixture(part, labels) for part in activations[:-1]]
     novelty = Novelty(stages, layers)
     terms = novelty.terms(dict(zip(stages, activations[:-1], strict=True)), activations[-1])
     novelty.term_mean.copy_(terms.mean(dim=0))
     novelty.term_std.copy_(terms.std(dim=0, correction=0).clamp(min=1e-6))
+    if not use_logits:
+        novelty.term_std[-1] = 1e30  # the term is then 0
     return novelty
 
 

@@ -1,5 +1,6 @@
 """Evaluate a run on a folder of photos, or of images of other things."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +103,11 @@ def evaluate_novel(run: Run, files: Sequence[Path], split: Split) -> tuple[Novel
         error = str(unreadable[0].error)
         raise DataError(f"none of {len(files)} images can be read ({error})" if len(files) > 1 else error)
     inside = run.model.predict(split.images)
-    rejected = sum(prediction.novel for prediction in readable) / len(readable)
-    unsure = sum(prediction.unsure and not prediction.novel for prediction in readable) / len(readable)
+    outcomes = Counter("novel" if p.novel else "unsure" if p.unsure else "confident" for p in readable)
+    rejected, unsure, confident = (outcomes[name] / len(readable) for name in ("novel", "unsure", "confident"))
     auroc = area_under_roc(inside.novelty, torch.tensor([prediction.novelty for prediction in readable]))
     kept = 1 - float(inside.novel.double().mean())
-    return NoveltyResult(split.name, len(readable), auroc, rejected, unsure, 1 - rejected - unsure, kept), unreadable
+    return NoveltyResult(split.name, len(readable), auroc, rejected, unsure, confident, kept), unreadable
 
 
 def normalize_class_name(name: str) -> str:

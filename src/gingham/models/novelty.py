@@ -79,9 +79,9 @@ class Novelty(nn.Module):
     """The novelty score of images: activations of the layers in `stages` and logits (N, K) -> scores, float (N,).
 
     The score is the sum of one term for each layer, its distance to the activations of training images, and one for the
-    negative largest logit. Each term has mean 0 and standard deviation 1 on training images. Higher scores are less
-    like them. Scores above `threshold` mean "unlike anything it was trained on"; `photo_threshold` is for prepared
-    photos. `evaluation/novelty.py` fits all of them.
+    negative largest logit, which is left out for pretrained networks. Each term has mean 0 and standard deviation 1 on
+    training images. Higher scores are less like them. Scores above `threshold` mean "unlike anything it was trained
+    on"; `photo_threshold` is for prepared photos. `evaluation/novelty.py` fits all of them.
 
     Source: the largest logit is that of Hendrycks et al., "Scaling out-of-distribution detection for real-world
     settings" (arXiv 1911.11132).
