@@ -139,6 +139,7 @@ COLOURS_AND_BACKGROUNDS = [
     ((200, 40, 40), (150, 150, 150)),  # a colour as bright as the background
     ((120, 120, 120), (200, 180, 150)),
     ((20, 20, 20), (90, 120, 70)),
+    ((243, 243, 243), (255, 255, 255)),  # white on white
 ]
 
 

@@ -11,6 +11,7 @@ from gingham.inference.preprocess import ImageArray, PreparedPhoto, make_step
 Mask = npt.NDArray[np.bool_]
 WORKING_SIDE = 160  # pixels of the longest side at which the garment is segmented: larger is slower and no better
 NARROW_WIDTH = 0.85  # share of the width in the second framing
+MIN_DIFFERENCE = 5  # from a plain background, of 255: a white garment on white differs by little more
 MIN_GARMENT_VALUE = 65  # a garment's darkest value: its shape must stand out from black, whatever its colour
 
 
@@ -111,7 +112,7 @@ def _plain_background(colour: ImageArray) -> Mask:
     spread = float(np.percentile(np.abs(border - median).max(axis=1), 90))
     if spread > 10:
         return np.zeros(colour.shape[:2], bool)
-    similar: Mask = np.abs(colour - median).max(axis=2) <= max(12, 2 * spread)
+    similar: Mask = np.abs(colour - median).max(axis=2) <= max(MIN_DIFFERENCE, spread)
     _, components = cv2.connectedComponents(similar.astype(np.uint8), connectivity=4)
     at_border = np.unique(np.concatenate([components[0], components[-1], components[:, 0], components[:, -1]]))
     return similar & np.isin(components, at_border)

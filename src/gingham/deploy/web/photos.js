@@ -7,6 +7,7 @@ var GinghamPhotos = (() => {
   const WORKING_SIDE = 160;
   const LARGEST_PIXELS = 120_000_000;
   const NARROW_WIDTH = 0.85;
+  const MIN_DIFFERENCE = 5;
   const MIN_GARMENT_VALUE = 65;
   const OBJECT_SIDE = 224;
   const MIN_CONTRAST = 20;
@@ -286,7 +287,7 @@ var GinghamPhotos = (() => {
     const distance = (data, i) => Math.max(...medians.map((value, channel) => Math.abs(data[4 * i + channel] - value)));
     const spread = percentile(channelOf(0, border).map((_, i) => distance(border, i)), 90);
     if (spread > 10) return makeMask(colour, () => false);
-    const similar = makeMask(colour, (i) => distance(colour.data, i) <= Math.max(12, 2 * spread));
+    const similar = makeMask(colour, (i) => distance(colour.data, i) <= Math.max(MIN_DIFFERENCE, spread));
     const [components] = connectedComponents(cv, similar, 4);
     const atBorder = new Set(borderPixels(components, 1));
     return makeMask(colour, (i) => similar.data[i] && atBorder.has(components.data[i]));
