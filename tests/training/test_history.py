@@ -31,6 +31,16 @@ def test_history_has_every_step_and_epoch(small_run):
     assert epoch["validation_loss"] == pytest.approx(gingham.evaluate(run, data.validation).loss)
 
 
+def test_outliers_do_not_count_as_wrong():
+    images = torch.randint(256, (60, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    train = gingham.Split("train", images, torch.arange(60) % 3, ("a", "b", "c"), "random", "")
+    changes = {"network": "small", "batch_size": 20, "epochs": 4, "photo_share": 0.5, "outlier_share": 0.25}
+    run = gingham.fit(gingham.RECIPES["photo"].replace(**changes), train, progress=False)
+    correct = torch.tensor([entry["accuracy"] for entry in run.history if "learning_rate" in entry]) * 15
+    assert torch.allclose(correct, correct.round(), atol=1e-4), "5 of 20 images are outliers"
+    assert correct.max() > 0
+
+
 # --- errors and devices
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from gingham.data.augment_photos import num_outliers
 from gingham.data.sampler import Sampler
 from gingham.errors import TrainingError, list_first
 from gingham.models.classifier import Classifier
@@ -24,6 +25,9 @@ class History:
         batch_size, positions = recipe.batch_size, map(sampler.position, range(sampler.steps))
         sizes = [min(batch_size, sampler.epoch_size(epoch) - k * batch_size) for epoch, k in positions]
         self.sizes = torch.tensor(sizes, dtype=torch.float32, device=device)
+        # Outliers have no class, so they are never predicted correctly.
+        outliers = torch.tensor([num_outliers(size, recipe) for size in sizes], device=device)
+        self.num_labelled = (self.sizes - outliers).clamp(min=1)
         self.epochs: list[dict[str, Any]] = []
 
     def record(self, step: int, loss: torch.Tensor, correct: torch.Tensor) -> None:
@@ -32,11 +36,15 @@ class History:
         self.correct[step] = correct
 
     def mean(self, start: int, stop: int) -> tuple[float, float]:
-        """Return the mean loss and the accuracy over the images of the steps from `start` up to `stop`."""
+        """Return the mean loss and the accuracy over the images of the steps from `start` up to `stop`.
+
+        Outliers count for the loss only.
+        """
         span = slice(start, stop)
-        images = self.sizes[span].sum()
+        images, labelled = self.sizes[span].sum(), self.num_labelled[span].sum()
         # Weighted by shares, so that the sum cannot overflow: a loss may be as large as the largest float.
-        return float((self.losses[span] * (self.sizes[span] / images)).sum()), float(self.correct[span].sum() / images)
+        loss = float((self.losses[span] * (self.sizes[span] / images)).sum())
+        return loss, float(self.correct[span].sum() / labelled)
 
     def end_epoch(self, done: int, validation: tuple[float, float] | None, sample: tuple[float, float] | None) -> None:
         """Add the entry of the epoch that ends after `done` steps.
@@ -107,7 +115,7 @@ class History:
         """Return the lines of `history.jsonl`: an entry for each of `done` steps, and one at the end of each epoch."""
         ends = {entry["step"]: entry for entry in self.epochs}
         entries: list[dict[str, Any]] = []
-        accuracies = self.correct / self.sizes
+        accuracies = self.correct / self.num_labelled
         values = zip(self.losses[:done].tolist(), accuracies[:done].tolist(), strict=True)
         for step, (loss, accuracy) in enumerate(values, 1):
             rate = lr_at(step - 1, self.sampler.steps, self.recipe)
