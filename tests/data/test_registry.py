@@ -262,6 +262,50 @@ def test_the_folder_in_gingham_data_is_used_first(fashion_mnist_copy, fashion_mn
     assert data.fingerprint == fashion_mnist.fingerprint
 
 
+@pytest.fixture
+def decompressed(fashion_mnist_copy, tmp_path):
+    """The file in the cache with the decompressed images."""
+    load_data("fashion-mnist")
+    (file,) = (tmp_path / "cache" / "gingham" / "idx").iterdir()
+    return file
+
+
+def test_decompressed_files_are_cached_and_give_the_same_data(decompressed, fashion_mnist, monkeypatch):
+    monkeypatch.setattr("gingham.data.registry.read_idx_folder", None)  # decompressing again would raise an error
+    data = load_data("fashion-mnist")
+    assert data.fingerprint == fashion_mnist.fingerprint
+    content = decompressed.read_bytes()
+    data.train.images.zero_()
+    assert decompressed.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-9], lambda content: content[:-9] + bytes(9), lambda content: b""]
+)
+def test_a_damaged_cache_is_rewritten(decompressed, fashion_mnist, damage):
+    content = decompressed.read_bytes()
+    decompressed.write_bytes(damage(content))
+    assert load_data("fashion-mnist").fingerprint == fashion_mnist.fingerprint
+    assert decompressed.read_bytes() == content
+
+
+def test_a_changed_file_is_read_again_and_replaces_the_cache(fashion_mnist_copy, decompressed):
+    file = fashion_mnist_copy / f"{IDX_FILES[1]}.gz"
+    content = file.read_bytes()
+    file.write_bytes(gzip.compress(b"other"))
+    with pytest.raises(DataError, match="is not an IDX file"):
+        load_data("fashion-mnist")
+    file.write_bytes(content)
+    load_data("fashion-mnist")
+    assert len(list(decompressed.parent.iterdir())) == 1
+    assert not decompressed.exists(), "the file has another time"
+
+
+def test_an_unwritable_cache_is_not_an_error(fashion_mnist_copy, fashion_mnist, tmp_path):
+    (tmp_path / "cache").write_text("not a folder")
+    assert load_data("fashion-mnist").fingerprint == fashion_mnist.fingerprint
+
+
 def test_mnist_in_the_folder_of_fashion_mnist_is_an_error(data_dir, monkeypatch):
     make_dataset(data_dir / "fashion-mnist")
     with pytest.raises(
@@ -295,8 +339,8 @@ def test_fashion_mnist_is_downloaded_to_the_cache(
     assert len(data.train) == 55000
     assert data.source == str(tmp_path / "cache" / "gingham" / "fashion-mnist")
     assert find_dataset_dir() == tmp_path / "cache" / "gingham" / "fashion-mnist"
-    assert sorted(path.name for path in (tmp_path / "cache" / "gingham").rglob("*")) == sorted(
-        ["fashion-mnist", *(f"{file}.gz" for file in IDX_FILES)]
+    assert sorted(path.name for path in (tmp_path / "cache" / "gingham" / "fashion-mnist").iterdir()) == sorted(
+        f"{file}.gz" for file in IDX_FILES
     )
     assert capsys.readouterr().out == ""
 

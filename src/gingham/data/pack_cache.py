@@ -32,7 +32,7 @@ def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
         DataError: no file can be read, or the images are larger than half of the free memory and the pack cannot be
             written.
     """
-    pack = cache_folder() / "packs" / _pack_name(path, files, size)
+    pack = cache_path("packs", path, files, f"{PACK_FORMAT}\0{size}").with_suffix(".npy")
     decoded = _read_pack(pack, len(files)) or _decode_and_pack(path, files, size, pack)
     if not len(decoded.images):
         raise DataError(f"{path} has no readable file; give {FORMAT_LIST} images")
@@ -71,9 +71,12 @@ def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -
     return (_read_pack(pack, len(files)) or decoded)._replace(cached=False)
 
 
-def _pack_name(path: Path, files: Sequence[Path], size: int) -> str:
-    """Return the name of a pack: a hash of the path and the image size, and a hash of the files' state."""
-    state_hash = hashlib.sha256(f"{PACK_FORMAT}\0{size}".encode())
+def cache_path(kind: str, path: Path, files: Sequence[Path], variant: str = "") -> Path:
+    """Return the path in the cache, without suffix, of what is read from `files`, which `path` contains.
+
+    Its name is a hash of the path and the `variant`, and a hash of the names, sizes and times of the files.
+    """
+    state_hash = hashlib.sha256(variant.encode())
     for file in files:
         try:
             status = file.stat()
@@ -82,20 +85,25 @@ def _pack_name(path: Path, files: Sequence[Path], size: int) -> str:
         except OSError as error:
             state = f"{error.errno}"
         state_hash.update(b"\0".join([os.fsencode(file), state.encode()]) + b"\n")
-    source_hash = hashlib.sha256(os.fsencode(path) + f"\0{size}".encode())
-    return f"{source_hash.hexdigest()[:16]}-{state_hash.hexdigest()[:32]}.npy"
+    source_hash = hashlib.sha256(os.fsencode(path) + f"\0{variant}".encode())
+    return cache_folder() / kind / f"{source_hash.hexdigest()[:16]}-{state_hash.hexdigest()[:32]}"
+
+
+def remove_earlier(path: Path) -> None:
+    """Remove what the cache has of earlier states of the same files."""
+    for old in path.parent.glob(f"{path.name[:17]}*"):
+        if old.stem != path.stem:
+            old.unlink(missing_ok=True)
 
 
 def _write_pack(path: Path, decoded: DecodedImages) -> None:
-    """Write images and their metadata, and remove the packs of earlier states of the same files."""
+    """Write images and their metadata, and remove the packs of earlier states."""
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, decoded.images)
     metadata = {"format": PACK_FORMAT, "missing": decoded.missing, "odd": decoded.issues}
     metadata |= {"grey_bits": decoded.grey_bits, "crc32": _crc32(decoded.images)}
     write_json(path.with_suffix(".json"), metadata)
-    for old in path.parent.glob(f"{path.name[:17]}*"):
-        if old.stem != path.stem:
-            old.unlink(missing_ok=True)
+    remove_earlier(path)
 
 
 def _read_pack(path: Path, num_files: int) -> DecodedImages | None:

@@ -1,5 +1,6 @@
 """The published datasets: where to search for them, how to verify them, and where to download them from."""
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -16,13 +17,15 @@ from gzip import GzipFile
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from gingham.data.cifar import find_cifar, read_cifar
 from gingham.data.idx import IDX_FILES, INT, find_idx, idx_sha256, read_idx, read_idx_folder
+from gingham.data.pack_cache import cache_path, remove_earlier
 from gingham.data.raw import Pixels, RawDataset, raw_from_arrays
-from gingham.errors import DataError, one_line
-from gingham.io import cache_folder, explain_read_errors
+from gingham.errors import DataError, GinghamError, one_line
+from gingham.io import cache_folder, explain_read_errors, read_tensors, write_tensors
 
 TRAINING_SHAPE = (60_000, 1, 28, 28)  # of Fashion-MNIST
 SYSTEM_FOLDER = Path("/usr/share/datasets")
@@ -100,6 +103,8 @@ def _read_emnist(path: Path, name: str) -> list[Pixels]:
 def read_registered(name: str) -> tuple[RawDataset, Path]:
     """Return a published dataset and the folder it was read from. It is verified, and downloaded if necessary.
 
+    Decompressed IDX files are kept in the user's cache, because decompressing them takes much longer than verifying.
+
     Raises
         DataError: a file is missing, damaged, without a checksum, or of another dataset; the download failed.
     """
@@ -108,10 +113,27 @@ def read_registered(name: str) -> tuple[RawDataset, Path]:
     if not spec.sha256:
         for file in spec.md5:
             _verify_file(name, folder, file)
-    arrays = _read_arrays(name, folder)
-    for file, array, expected in zip(IDX_FILES, arrays, spec.sha256, strict=False):  # no `sha256`: verified above
-        _require_checksum(name, find_idx(folder, file) or folder, idx_sha256(array), expected)
+        return raw_from_arrays(_read_arrays(name, folder), spec.classes, folder), folder
+    files = [find_idx(folder, file) or folder / file for file in IDX_FILES]
+    cache = cache_path("idx", folder, files).with_suffix(".safetensors")
+    arrays = _read_cached(cache, spec.sha256)
+    if arrays is None:
+        arrays = read_idx_folder(folder)
+        for file, array, expected in zip(files, arrays, spec.sha256, strict=True):
+            _require_checksum(name, file, idx_sha256(array), expected)
+        with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
+            write_tensors(cache, {file: torch.from_numpy(array) for file, array in zip(IDX_FILES, arrays, strict=True)})
+            remove_earlier(cache)
     return raw_from_arrays(arrays, spec.classes, folder), folder
+
+
+def _read_cached(cache: Path, checksums: Sequence[str]) -> list[Pixels] | None:
+    """Return the arrays of the IDX files in the cache, memory-mapped, or None if they are missing or damaged."""
+    with contextlib.suppress(GinghamError, KeyError, TypeError):
+        tensors, _ = read_tensors(cache)
+        arrays = [tensors[file].numpy() for file in IDX_FILES]
+        return arrays if [idx_sha256(array) for array in arrays] == list(checksums) else None
+    return None
 
 
 def registered_classes(raw: RawDataset) -> tuple[str, ...] | None:
