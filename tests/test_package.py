@@ -46,6 +46,19 @@ def test_help_does_not_import_torch():
     assert not loaded_after(script) & SLOW
 
 
+def test_training_imports_neither_the_compiler_nor_scipy(tmp_path, quadrants):
+    arguments = ["train", "--recipe", "fast", "--data", str(quadrants), "--epochs", "1", "--out", str(tmp_path / "run")]
+    code = (
+        "from gingham.cli.app import main\n"
+        f"try: main({arguments})\n"
+        "except SystemExit as stop: assert not stop.code"
+    )
+    script = f"import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()):\n exec({code!r})"
+    loaded = loaded_after(script)
+    assert "torch" in loaded
+    assert not loaded & {"sympy", "scipy", "torchvision"}, "torch._dynamo imports sympy"
+
+
 def test_predicting_does_not_import_torchvision():
     code = "from gingham.models.registry import build_classifier\nbuild_classifier('article', ['a'] * 10, (1, 28, 28))"
     assert "torchvision" not in loaded_after(code)

@@ -158,6 +158,19 @@ def retain_freed_memory() -> None:
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
 
 
+def skip_compiler_import() -> None:
+    """Let optimizers be created without importing torch's compiler, in this process.
+
+    The import takes as long as that of the rest of torch (benchmarks/startup.py), and only recipes with `compile` use
+    it. Some methods of `torch.optim.Optimizer` call themselves through `torch._dynamo.disable`, which imports it; this
+    stores what it would return. It has no effect if a later torch does it in another way.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        original = getattr(method, "__wrapped__", None)
+        if original is not None and method.__module__ == "torch.optim.optimizer":
+            original.__dict__.setdefault("__dynamo_disable", original)
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the hardware that should be reported with a measurement."""
     if device.type == "cuda":

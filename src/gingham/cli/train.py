@@ -39,7 +39,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a network and write a run folder."""
-    from gingham.device import choose_device, retain_freed_memory
+    from gingham.device import choose_device, retain_freed_memory, skip_compiler_import
     from gingham.distributed import init_distributed, is_restart
     from gingham.runs.checkpoint import has_checkpoint
     from gingham.runs.run import METADATA_FILE
@@ -70,6 +70,8 @@ def train(
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
             require_unseen(source, splits, print_message)
             retain_freed_memory()  # for the next step
+            if not chosen.compile:
+                skip_compiler_import()
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
             fit.keywords["options"] = gingham.FitOptions(device, network, teachers, track, weights, source)
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()

@@ -40,7 +40,7 @@ def trials(
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
     folder = out or choice.default_folder(chosen, model, "trials")
-    from gingham.device import retain_freed_memory
+    from gingham.device import retain_freed_memory, skip_compiler_import
     from gingham.text import duration
 
     def print_seed(seed: int, trained: "gingham.Run | None", was_finished: bool) -> None:
@@ -56,6 +56,8 @@ def trials(
     reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
     chosen, splits = load_training_data(chosen, data, reading, changes, folder, reason)
     retain_freed_memory()  # for the next step
+    if not chosen.compile:
+        skip_compiler_import()
     try:
         result = gingham.trials(
             chosen,
