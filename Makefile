@@ -6,7 +6,7 @@
 # make check      run the formatter, linter and type checker, and check the direction of imports
 # make data       only get Fashion-MNIST; needs no root
 # make wheel      build the wheel, install it into a separate environment and use it
-# make model      train the packaged model again (half an hour), and replace it if the new one is about as good
+# make model      train the packaged model again (an hour), and replace it if the new one is about as good
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -56,7 +56,9 @@ model: $(VENV)/installed data
 	$(BIN)/gingham train --recipe photo --seed 0 --out runs/photo-0 --resume
 	$(BIN)/gingham train --recipe photo --seed 0 --from runs/photo-0 --out runs/photo-1 --resume --epochs 10 \
 		--set learning_rate=0.3 --set photo_share=0.3 --set outlier_share=0.1
-	$(BIN)/python benchmarks/package_model.py runs/photo-1
+	$(BIN)/gingham train --recipe photo --seed 0 --from runs/photo-1 --out runs/photo-2 --resume --epochs 26 \
+		--set learning_rate=0.4 --set photo_share=0.4 --set outlier_share=0.1
+	$(BIN)/python benchmarks/package_model.py runs/photo-2
 
 # Two stamp files, so that training needs no development tools.
 $(VENV)/installed: pyproject.toml

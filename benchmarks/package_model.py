@@ -1,7 +1,7 @@
 """Replace the packaged model with a run's model if it is about as good or better.
 
     make model                                                                  # trains it, and runs this script
-    python benchmarks/package_model.py runs/photo-1 --photos ~/photographs      # only this script
+    python benchmarks/package_model.py runs/photo-2 --photos ~/photographs      # only this script
 
 The run's filters are rounded to 16 bits, and its temperature and threshold are fitted again. Then both models are
 evaluated on the test split (the model records this use), on photos made from validation images, on drawn outliers, and

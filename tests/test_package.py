@@ -48,11 +48,7 @@ def test_help_does_not_import_torch():
 
 def test_training_imports_neither_the_compiler_nor_scipy(tmp_path, quadrants):
     arguments = ["train", "--recipe", "fast", "--data", str(quadrants), "--epochs", "1", "--out", str(tmp_path / "run")]
-    code = (
-        "from gingham.cli.app import main\n"
-        f"try: main({arguments})\n"
-        "except SystemExit as stop: assert not stop.code"
-    )
+    code = f"from gingham.cli.app import main\ntry: main({arguments})\nexcept SystemExit as stop: assert not stop.code"
     script = f"import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()):\n exec({code!r})"
     loaded = loaded_after(script)
     assert "torch" in loaded

@@ -95,6 +95,36 @@ def test_shoe_from_above_is_symmetric():
     assert (above[:, 1].flatten(1).sum(dim=1) > 0).all()
 
 
+def covered_share(photo):
+    """Return the share of the pixels in an object's bounding box, (H, W), that are not black."""
+    bright = photo > 20
+    rows, columns = bright.any(dim=1).nonzero().flatten(), bright.any(dim=0).nonzero().flatten()
+    return float(bright[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].double().mean())
+
+
+def test_the_soles_of_sandals_are_visible_between_their_straps():
+    image = torch.zeros(1, 28, 28, dtype=torch.uint8)
+    image[:, 6:22] = 200
+    image[:, 9:19, 3:25] = 0  # a strap above a sole
+    images, without_gap = image.repeat(400, 1, 1, 1), {}
+    for label in ("Bag", "Sandal"):
+        labels = torch.full((400,), CLASSES.index(label))
+        photos = simulate_photos(images, labels, CLASSES, ALL_PHOTOS.replace(outlier_share=0), step=0)
+        without_gap[label] = sum(covered_share(photo) > 0.7 for photo in photos[:, 0])
+    assert without_gap["Bag"] < 40
+    assert without_gap["Sandal"] > 80
+
+
+def test_most_photos_of_plain_cloth_have_the_contrast_of_prepared_ones():
+    images = torch.zeros(400, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 4:24, 4:24] = 180
+    labels = torch.full((400,), CLASSES.index("Bag"))
+    photos = simulate_photos(images, labels, CLASSES, ALL_PHOTOS.replace(outlier_share=0), step=0)
+    levels = torch.tensor([0.05, 0.95])
+    ranges = [torch.quantile(photo[photo > 20].float(), levels).diff() for photo in photos]
+    assert (torch.cat(ranges) > 100).float().mean() > 0.6
+
+
 def test_images_are_cropped_to_the_object():
     """Most objects then reach both ends of the longer side, wherever and however small they were."""
     random = np.random.default_rng(0)

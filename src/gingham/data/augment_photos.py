@@ -58,6 +58,7 @@ def simulate_photos(images: Tensor, labels: Tensor, classes: Sequence[str], reci
     brightness = images[:count].float() / 255
     layers = torch.cat([brightness, _coverage(brightness)], dim=1)
     layers = _replace_some(layers, top & draws.chance(0.6), _spread_sleeves, draws, layers)
+    layers = _replace_some(layers, shoe & draws.chance(0.6), _fill_gaps, draws, layers)
     from_above = shoe & draws.chance(torch.where(tall, 0.35, 0.5))
     layers = _replace_some(layers, from_above, _view_from_above, draws, layers)
     layers = _pose(draws, layers, shoe, from_above)
@@ -121,6 +122,15 @@ def _spread_sleeves(draws: RandomDraws, layers: Tensor) -> Tensor:
         sleeve = warp(layers * (across * side >= limit - 0.06), turn, shoulder - _transform(turn, shoulder))
         spread = torch.where(spread[:, 1:] > MIN_COVERAGE, spread, sleeve)
     return spread
+
+
+def _fill_gaps(draws: RandomDraws, layers: Tensor) -> Tensor:
+    """Cover the gaps between the straps of sandals in one tone: seen obliquely, they show the sole there."""
+    covered = layers[:, 1] > MIN_COVERAGE
+    # Of each column, all between the first covered row and the last.
+    inside = covered.cummax(dim=1).values & covered.flip(1).cummax(dim=1).values.flip(1)
+    brightness = torch.where(inside & ~covered, draws.uniform(0.1, 1.0, dims=2), layers[:, 0])
+    return torch.stack([brightness, layers[:, 1].maximum(inside.float())], 1)
 
 
 def _view_from_above(draws: RandomDraws, layers: Tensor) -> Tensor:
@@ -279,6 +289,12 @@ def _relight(draws: RandomDraws, brightness: Tensor, mask: Tensor) -> Tensor:
     tone = tone + creases * draws.uniform(-0.1, 0.3, dims=3).clamp(min=0)
     for cells, strength in (((3, 3), 0.22), ((12, 12), 0.08), (size, 0.04)):  # uneven light, then finer and finer noise
         tone = tone + draws.noise(size, cells) * draws.uniform(0, strength, dims=3)
+    # Preprocessing stretches the contrast, and with it the creases of plain cloth.
+    outside = mask < 0.5
+    low = tone.masked_fill(outside, math.inf).amin(dim=(1, 2, 3), keepdim=True)
+    high = tone.masked_fill(outside, -math.inf).amax(dim=(1, 2, 3), keepdim=True)
+    stretched = (tone - low) / (high - low).clamp(min=0.16)
+    tone = torch.where(draws.chance(0.7, dims=3) & low.isfinite(), stretched, tone)
     darkest, lightest = draws.uniform(0.05, 0.5, dims=3), draws.uniform(0.7, 1.0, dims=3)
     return darkest + (lightest - darkest) * tone.clamp(0, 1)
 

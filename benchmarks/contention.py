@@ -1,0 +1,85 @@
+"""Measure how much longer a training takes when other work uses the same cores.
+
+    python benchmarks/contention.py
+    python benchmarks/contention.py --recipe fast-90 --rounds 5
+
+Trains a recipe alone, beside a process that keeps one core busy, and twice at the same time, alternating. The
+processes may use no more than two cores, whatever the machine has. Writes
+benchmarks/results/contention-<hardware>-<date>.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+
+import torch
+
+import records
+from gingham.device import describe_environment
+
+BUSY = [sys.executable, "-c", "while True: pass"]
+
+
+def start(recipe: str, out: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "gingham", "train", "--recipe", recipe, "--out", out, "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def train_seconds(process: subprocess.Popen[str]) -> float:
+    """Return the `train_seconds` of a training process when it has ended."""
+    output, _ = process.communicate()
+    return float(json.loads(output)["train_seconds"])
+
+
+def measure(recipe: str, rounds: int) -> dict[str, list[float]]:
+    seconds = defaultdict[str, list[float]](list)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(rounds):
+            seconds["alone"].append(train_seconds(start(recipe, f"{folder}/alone-{number}")))
+            busy = subprocess.Popen(BUSY)
+            seconds["beside a busy core"].append(train_seconds(start(recipe, f"{folder}/beside-{number}")))
+            busy.kill()
+            busy.wait()
+            both = [start(recipe, f"{folder}/two-{number}-{k}") for k in range(2)]
+            seconds["two at once, each"] += [train_seconds(process) for process in both]
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--recipe", default="fast-90")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    commit = records.clean_commit()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # inherited by the processes
+    seconds = measure(arguments.recipe, arguments.rounds)
+    environment = describe_environment(torch.device("cpu"))
+    alone = statistics.median(seconds["alone"])
+    rows = [
+        f"| {name} | {statistics.median(values):.1f} | {min(values):.1f} to {max(values):.1f} "
+        f"| {statistics.median(values) / alone:.2f} |"
+        for name, values in seconds.items()
+    ]
+    lines = [
+        "# Training beside other work",
+        "",
+        f"Command: `python benchmarks/contention.py --recipe {arguments.recipe} --rounds {arguments.rounds}`.",
+        f"Commit {commit[:12]}. Hardware: {environment['hardware']}; torch {environment['torch']}.",
+        "",
+        "| training | median train_seconds | range | divided by alone |",
+        "| --- | ---: | ---: | ---: |",
+        *rows,
+    ]
+    text = "\n".join([*lines, ""])
+    print(text)
+    print("written:", records.write_result("contention", environment, text))
+
+
+if __name__ == "__main__":
+    records.run(main)
