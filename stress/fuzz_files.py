@@ -24,7 +24,7 @@ from gingham.data.idx import INT, UBYTE, read_idx
 from gingham.data.image_files import SPLIT_ORDER, list_images, read_image_dataset
 from gingham.data.load_data import load_data, load_unchecked
 from gingham.data.npz import read_npz
-from gingham.data.pack_cache import _pack_name
+from gingham.data.pack_cache import pack_path
 from gingham.errors import DataError
 from stress.fuzz_images import valid_files
 from stress.mutations import mutate
@@ -468,7 +468,7 @@ class Tables:
         return path, array, metadata
 
     def pack_name(self, path: Path) -> str:
-        return _pack_name(path, [entry.path for entry in list_images(path).entries], 0)
+        return pack_path(path, [entry.path for entry in list_images(path).entries], 0).name
 
     def mutated_pack(self, random: Random) -> Case:
         path, array, metadata = self.pack()

@@ -32,7 +32,7 @@ def read_images(path: Path, files: Sequence[Path], size: int) -> DecodedImages:
         DataError: no file can be read, or the images are larger than half of the free memory and the pack cannot be
             written.
     """
-    pack = cache_path("packs", path, files, f"{PACK_FORMAT}\0{size}").with_suffix(".npy")
+    pack = pack_path(path, files, size)
     decoded = _read_pack(pack, len(files)) or _decode_and_pack(path, files, size, pack)
     if not len(decoded.images):
         raise DataError(f"{path} has no readable file; give {FORMAT_LIST} images")
@@ -69,6 +69,11 @@ def _decode_and_pack(path: Path, files: Sequence[Path], size: int, pack: Path) -
     if not size and decoded.side != side:
         return _decode_and_pack(path, files, decoded.side, pack)
     return (_read_pack(pack, len(files)) or decoded)._replace(cached=False)
+
+
+def pack_path(path: Path, files: Sequence[Path], size: int) -> Path:
+    """Return the path of the pack of images, the array; its metadata are beside it, with the suffix `.json`."""
+    return cache_path("packs", path, files, f"{PACK_FORMAT}\0{size}").with_suffix(".npy")
 
 
 def cache_path(kind: str, path: Path, files: Sequence[Path], variant: str = "") -> Path:

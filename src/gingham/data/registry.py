@@ -119,8 +119,8 @@ def read_registered(name: str) -> tuple[RawDataset, Path]:
     arrays = _read_cached(cache, spec.sha256)
     if arrays is None:
         arrays = read_idx_folder(folder)
-        for file, array, expected in zip(files, arrays, spec.sha256, strict=True):
-            _require_checksum(name, file, idx_sha256(array), expected)
+        for path, array, expected in zip(files, arrays, spec.sha256, strict=True):
+            _require_checksum(name, path, idx_sha256(array), expected)
         with contextlib.suppress(GinghamError, OSError):  # without a cache the result is the same, only slower
             write_tensors(cache, {file: torch.from_numpy(array) for file, array in zip(IDX_FILES, arrays, strict=True)})
             remove_earlier(cache)
