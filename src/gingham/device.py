@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import math
+import os
 import platform
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gingham._version import __version__
 from gingham.errors import GinghamError, plural
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of this container
 _GENERATOR_LOCK = threading.RLock()  # re-entrant, because a network may load a run while it is created
 _BENCHMARK_LOCK, _BENCHMARK_BEFORE = threading.Lock(), list[bool]()
 
@@ -77,6 +80,24 @@ def processor() -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name} ({instructions})"
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use: of its affinity, and of its container's quota on Linux.
+
+    Source of the quota: the file `cpu.max` of https://docs.kernel.org/admin-guide/cgroup-v2.html.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # not Linux, not in a container, or no quota ("max")
+        quota, period = CPU_QUOTA.read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
+
+
+def limit_threads() -> None:
+    """Let torch use no more threads than this process may use cores, unless the environment sets their number."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:

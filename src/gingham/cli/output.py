@@ -36,7 +36,7 @@ def print_message(text: str) -> None:
 
 def print_result(value: object, text: object, as_json: bool) -> None:
     """Print a result to stdout: `value` as JSON, or else `text`."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text)
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text, flush=True)
 
 
 def format_pairs(pairs: dict[str, object]) -> str:

@@ -39,7 +39,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a network and write a run folder."""
-    from gingham.device import choose_device, retain_freed_memory, skip_compiler_import
+    from gingham.device import choose_device, limit_threads, retain_freed_memory, skip_compiler_import
     from gingham.distributed import init_distributed, is_restart
     from gingham.runs.checkpoint import has_checkpoint
     from gingham.runs.run import METADATA_FILE
@@ -69,11 +69,14 @@ def train(
                 chosen, splits = load_training_data(chosen, data, reading, changes, folder, reason)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
             require_unseen(source, splits, print_message)
+            limit_threads()
             retain_freed_memory()  # for the next step
             if not chosen.compile:
                 skip_compiler_import()
             fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
-            fit.keywords["options"] = gingham.FitOptions(device, network, teachers, track, weights, source)
+            fit.keywords["options"] = gingham.FitOptions(
+                device, network, teachers, track, weights, source, adapt_threads=True
+            )
             trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()
         if not context.is_main:
             return
@@ -81,6 +84,8 @@ def train(
         trained = gingham.load(folder, network_factory(model))
         _require_same(trained, folder, changes, command_line)
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
+    if not finished:
+        _draw_curves(trained, folder)  # last, because matplotlib takes as long as a short training
 
 
 def _describe_taken(folder: Path, finished: bool, data: str) -> str:
@@ -118,9 +123,8 @@ def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any],
 
 
 def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":
-    """Train with the folder locked, save the run there and draw its curves."""
+    """Train with the folder locked, and save the run there."""
     from gingham.io import locked
-    from gingham.plots import draw_curves
     from gingham.runs.checkpoint import has_checkpoint, has_unverified_checkpoint
 
     if resume and not has_checkpoint(folder):
@@ -137,10 +141,15 @@ def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) 
             raise
         trained.metrics["wall_seconds"] = wall_seconds()  # does not include the writing that follows
         gingham.save(trained, folder)
+    return trained
+
+
+def _draw_curves(trained: "gingham.Run", folder: Path) -> None:
+    from gingham.plots import draw_curves
+
     title = f"{trained.recipe.name}, seed {trained.recipe.seed}, {trained.metrics['train_seconds']:.0f} s"
     hard_examples = trained.recipe.hard_share < 1 and trained.metrics["epochs"] > 1
     try_draw(draw_curves, trained.history, title, folder / "curves.png", hard_examples=hard_examples)
-    return trained
 
 
 def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> str:

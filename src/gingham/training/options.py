@@ -23,6 +23,9 @@ class FitOptions:
     `weights` is a safetensors file with the pretrained weights of a timm network; without it they are downloaded. If
     `start` is a run with the same network, training starts with its weights. Classes may be added and left out.
 
+    With `adapt_threads`, training on a CPU continues with fewer threads if other work keeps the cores busy, and a
+    resumed training starts with the threads of its checkpoint. Afterwards the process has as many threads as before.
+
         run = gingham.fit(recipe, data.train, options=gingham.FitOptions(network=MyNetwork, device="cpu"))
     """
 
@@ -33,3 +36,4 @@ class FitOptions:
     weights: Path | None = None
     start: Run | None = None
     on_epoch: Callable[[Classifier, int], None] | None = None
+    adapt_threads: bool = False

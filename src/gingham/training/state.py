@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gingham.data.sampler import Sampler
-from gingham.device import processor
+from gingham.device import processor, usable_cores
 from gingham.errors import RunError
 from gingham.recipe import describe_changes
 from gingham.runs.checkpoint import resume_options
@@ -25,6 +25,12 @@ def numeric_environment(device: torch.device, precision: str, processes: int) ->
         "torch": torch.__version__,
         "processor": processor(),
     }
+
+
+def saved_threads(environment: Any) -> int | None:
+    """Return the number of threads in a checkpoint's numeric environment, if this process may use as many."""
+    threads = environment.get("threads") if isinstance(environment, dict) else None
+    return threads if isinstance(threads, int) and 1 <= threads <= usable_cores() else None
 
 
 def require_same_settings(metadata: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> None:

@@ -150,11 +150,13 @@ def dummy_batch(batch_size: int, model: Classifier, recipe: Recipe, distill_mask
     )
 
 
-def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe: Recipe, num_predicted: int) -> bool:
+def warm_up(
+    model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe: Recipe, num_predicted: int
+) -> tuple[EagerStep, bool]:
     """Train and evaluate a copy of the model on random images, so that kernels are set up before the clock starts.
 
-    Takes a step on each batch and predicts `num_predicted` images. Returns whether any trainable parameter got no
-    gradient.
+    Takes a step on each batch and predicts `num_predicted` images. Returns the step of the copy, and whether any
+    trainable parameter got no gradient.
 
     Raises
         ModelError: a user's network fails in a step.
@@ -181,7 +183,7 @@ def warm_up(model: Classifier, step: EagerStep, batches: Sequence[Batch], recipe
             ) from error
     if num_predicted:
         twin.logits(dummy_batch(num_predicted, model, recipe.replace(crop_size=0)).images)
-    return any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
+    return twin_step, any(parameter.grad is None for parameter in twin.parameters() if parameter.requires_grad)
 
 
 def compile_step(step: EagerStep, batches: Sequence[Batch], network: str) -> EagerStep:

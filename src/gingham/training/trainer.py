@@ -17,7 +17,7 @@ from gingham.data.sampler import Sampler
 from gingham.data.splits import Split
 from gingham.device import choose_device, choose_precision, forked_generators
 from gingham.distributed import DistributedContext
-from gingham.errors import RunError, one_line
+from gingham.errors import RunError, one_line, plural
 from gingham.io import tensors_sha256
 from gingham.models.backbones import PREFIX, Backbone
 from gingham.models.registry import build_classifier
@@ -35,6 +35,7 @@ from gingham.training.optimizer import build_optimizer
 from gingham.training.options import FitOptions
 from gingham.training.step import CUDAGraphStep, EagerStep, StepOutput, TrainStep, compile_step, dummy_batch, warm_up
 from gingham.training.stop_request import StopRequest
+from gingham.training.threads import AdaptiveStep, can_adapt
 
 SAMPLE_SIZE = 500  # training images to evaluate, in a tenth of the time that 5,000 validation images take
 MIN_CHECKPOINT_AGE = 1.0  # seconds, at the end of an epoch; a GPU may train dozens of epochs per second
@@ -64,6 +65,7 @@ class Trainer:
         self.precision = choose_precision(recipe.precision, self.device)
         if recipe.network.startswith(PREFIX) and recipe.precision == "auto" and self.device.type == "cpu":
             self.precision = "float32"  # the depthwise convolutions of small pretrained networks are slow in bfloat16
+        self.adapts_threads = options.adapt_threads and can_adapt(self.device, context)
         # What rounding depends on. Resuming in a different one prints a warning.
         self.numeric_environment = state.numeric_environment(self.device, self.precision, context.size)
         # Creating the network uses the generators of these devices and the CPU. The caller's state is restored.
@@ -140,7 +142,10 @@ class Trainer:
             raise RunError(
                 f"the checkpoint in {folder} does not fit this run ({one_line(error)}); remove {path} to start over"
             ) from error
-        if warning := state.resume_warning(checkpoint.metadata.get("environment"), self.numeric_environment):
+        environment = checkpoint.metadata.get("environment")
+        if self.adapts_threads and (threads := state.saved_threads(environment)):
+            self._set_threads(threads)
+        if warning := state.resume_warning(environment, self.numeric_environment):
             warn(warning)
         return True
 
@@ -156,10 +161,17 @@ class Trainer:
         # Warm up with a copy of the model, also for evaluations, which take 500 images at a time. This shows whether
         # any parameter gets no gradient, which DistributedDataParallel needs to know.
         num_predicted = len(self.validation.sample(500)[0]) if self.validation else 0
-        has_unused_parameters = warm_up(self.model, train_step, batches, recipe, num_predicted)
+        twin_step, has_unused_parameters = warm_up(self.model, train_step, batches, recipe, num_predicted)
         train_step = replace(train_step, model=self.context.data_parallel(self.model, unused=has_unused_parameters))
         if recipe.compile:
             train_step = compile_step(train_step, batches, recipe.network)
+        if self.adapts_threads and torch.get_num_threads() > 1:
+
+            def change(threads: int) -> None:
+                self.numeric_environment["threads"] = threads
+                warn(f"other work keeps the cores busy: training on {plural(threads, 'thread')} from here")
+
+            return AdaptiveStep(train_step, lambda: twin_step(batches[-1]), change)
         # A graph only repeats the kernels of one step. It would not run the Python code of a user's network, and
         # cannot repeat the communication between processes.
         if self.device.type == "cuda" and self.options.network is None and self.context.size == 1:
@@ -168,6 +180,10 @@ class Trainer:
             except RuntimeError as error:
                 warn(f"the steps could not be captured as a CUDA graph, so they take longer ({one_line(error)})")
         return train_step
+
+    def _set_threads(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.numeric_environment["threads"] = threads
 
     def start_clock(self) -> None:
         """Start the training time, and the time to the first checkpoint."""
