@@ -5,8 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a core for each worker: more threads would wait for each other
+# A core for each worker, because more threads would wait for each other. A number that is set does not change during
+# training, whatever else the machine does.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count() or 1))
 
 import pytest
 

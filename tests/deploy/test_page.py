@@ -177,7 +177,7 @@ def test_a_chosen_image_gets_a_prediction_and_an_explanation(page, packaged, tmp
     assert page.inner_text("#verdict") == expected.label
     assert page.locator("#steps li").count() == 7
     assert page.locator("#bars .name").count() == 10
-    assert f"threshold {100 * float(packaged.model.threshold):.0f} %" in page.inner_text("#bars")
+    assert f"threshold {100 * float(packaged.model.photo_threshold):.0f} %" in page.inner_text("#bars")
     assert expected.label in page.inner_text("#status")
     assert page.locator("#like li").count() == 6
     count_unnamed = (

@@ -76,6 +76,15 @@ def test_a_single_slow_step_changes_nothing():
     assert machine.changes == []
 
 
+def test_short_steps_change_nothing_however_much_longer_they_take():
+    machine = Machine({threads: seconds / 1000 for threads, seconds in QUIET.items()})
+    step = machine.adaptive()
+    machine.seconds = {threads: seconds / 1000 for threads, seconds in BUSY.items()}
+    for number in range(50):
+        step(number)
+    assert machine.changes == []
+
+
 def test_one_thread_remains_however_slow_the_steps_are():
     machine = Machine(QUIET)
     step = machine.adaptive()

@@ -17,6 +17,7 @@ from gingham.training.batches import Batch
 from gingham.training.step import StepOutput, TrainStep
 
 SLOWER = 3.0  # steps that take this many times as long as expected lack a core
+SHORT = 0.05  # seconds; shorter steps may take longer for many reasons
 NUM_STEPS = 5  # of which the median counts
 
 
@@ -51,7 +52,7 @@ class AdaptiveStep:
         with_one = self._fastest(warm_up)
         torch.set_num_threads(threads)
         self.expected = min(with_all, with_one)
-        if with_all > SLOWER * with_one:
+        if self._is_slow(with_all):
             self._reduce()
 
     def __call__(self, batch: Batch) -> StepOutput:
@@ -59,7 +60,7 @@ class AdaptiveStep:
         output = self.step(batch)
         self.recent.append(self.clock() - start)
         if len(self.recent) == NUM_STEPS:
-            if statistics.median(self.recent) > SLOWER * self.expected and torch.get_num_threads() > 1:
+            if self._is_slow(statistics.median(self.recent)) and torch.get_num_threads() > 1:
                 self._reduce()
             self.recent.clear()
         return output
@@ -72,6 +73,9 @@ class AdaptiveStep:
             function()
             times.append(self.clock() - start)
         return min(times)
+
+    def _is_slow(self, seconds: float) -> bool:
+        return seconds > max(SHORT, SLOWER * self.expected)
 
     def _reduce(self) -> None:
         torch.set_num_threads(torch.get_num_threads() - 1)
