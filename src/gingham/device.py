@@ -192,6 +192,14 @@ def skip_compiler_import() -> None:
             original.__dict__.setdefault("__dynamo_disable", original)
 
 
+def prepare_process(*, compile_steps: bool) -> None:
+    """Change the settings of this process for training. Commands call this, and `fit` does not."""
+    limit_threads()
+    retain_freed_memory()  # for the next step
+    if not compile_steps:
+        skip_compiler_import()
+
+
 def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the hardware that should be reported with a measurement."""
     if device.type == "cuda":

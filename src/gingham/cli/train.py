@@ -39,7 +39,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Train a network and write a run folder."""
-    from gingham.device import choose_device, limit_threads, retain_freed_memory, skip_compiler_import
+    from gingham.device import choose_device, prepare_process
     from gingham.distributed import init_distributed, is_restart
     from gingham.runs.checkpoint import has_checkpoint
     from gingham.runs.run import METADATA_FILE
@@ -69,20 +69,13 @@ def train(
                 chosen, splits = load_training_data(chosen, data, reading, changes, folder, reason)
             validate_teachers(teachers, chosen, splits.train, splits.validation)  # before the folder is created
             require_unseen(source, splits, print_message)
-            limit_threads()
-            retain_freed_memory()  # for the next step
-            if not chosen.compile:
-                skip_compiler_import()
-            fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, folder=folder, resume=resume)
-            fit.keywords["options"] = gingham.FitOptions(
-                device, network, teachers, track, weights, source, adapt_threads=True
-            )
-            trained = _fit_and_save(fit, folder, resume) if context.is_main else fit()
+            prepare_process(compile_steps=chosen.compile)
+            fit_options = gingham.FitOptions(device, network, teachers, track, weights, source, adapt_threads=True)
+            fit = functools.partial(gingham.fit, chosen, splits.train, splits.validation, options=fit_options)
+            trained = _fit_and_save(fit, folder, resume) if context.is_main else fit(folder=folder, resume=resume)
         if not context.is_main:
             return
-    if finished:
-        trained = gingham.load(folder, network_factory(model))
-        _require_same(trained, folder, changes, command_line)
+    trained = _load_finished(folder, changes, command_line) if finished else trained
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
     if not finished:
         _draw_curves(trained, folder)  # last, because matplotlib takes as long as a short training
@@ -101,11 +94,12 @@ def _describe_taken(folder: Path, finished: bool, data: str) -> str:
     return f"{folder} already contains a finished run{other}; give another --out or --seed, or evaluate it"
 
 
-def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any], command_line: Context) -> None:
-    """Check that the recipe and data that were given, and not left at their defaults, are those of a finished run, and
-    say that there is nothing to resume."""
+def _load_finished(folder: Path, changes: dict[str, Any], command_line: Context) -> "gingham.Run":
+    """Return a finished run after checking that the recipe and data that were given, and not left at their defaults,
+    are its own. Say that there is nothing to resume."""
     from gingham.data.registry import REGISTRY
 
+    trained = gingham.load(folder, network_factory(command_line.params["model"]))
     before, name, data = trained.recipe, command_line.params["recipe"], command_line.params["data"]
     given = {key for key in ("recipe", "data") if str(command_line.get_parameter_source(key)).endswith("COMMANDLINE")}
     is_named = "recipe" in given and name != options.AUTO
@@ -120,9 +114,10 @@ def _require_same(trained: "gingham.Run", folder: Path, changes: dict[str, Any],
     if difference := describe_changes(stored, settings):
         raise GinghamError(f"{folder} has a finished run with {difference}; give another --out, or the same options")
     print_message(f"{folder} is already finished; nothing to resume")
+    return trained
 
 
-def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":
+def _fit_and_save(fit: "Callable[..., gingham.Run]", folder: Path, resume: bool) -> "gingham.Run":
     """Train with the folder locked, and save the run there."""
     from gingham.io import locked
     from gingham.runs.checkpoint import has_checkpoint, has_unverified_checkpoint
@@ -132,7 +127,7 @@ def _fit_and_save(fit: "Callable[[], gingham.Run]", folder: Path, resume: bool) 
         print_message(f"nothing to resume in {folder}{unverified}; starting from the beginning")
     with locked(folder, wait=False):
         try:
-            trained = fit()
+            trained = fit(folder=folder, resume=resume)
         except (KeyboardInterrupt, Terminated):
             advice = "no step was finished, so nothing is saved"
             if has_checkpoint(folder):

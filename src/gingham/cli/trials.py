@@ -40,7 +40,7 @@ def trials(
     if "seed" in changes:
         raise GinghamError("--set got a seed, but trials uses several; give --seeds N and --first-seed K")
     folder = out or choice.default_folder(chosen, model, "trials")
-    from gingham.device import limit_threads, retain_freed_memory, skip_compiler_import
+    from gingham.device import prepare_process
     from gingham.text import duration
 
     def print_seed(seed: int, trained: "gingham.Run | None", was_finished: bool) -> None:
@@ -55,10 +55,7 @@ def trials(
     teachers = load_teacher_runs(teacher, changes)
     reading: dict[str, Any] = {"skip_unreadable": skip_unreadable, "label_from": label_from}
     chosen, splits = load_training_data(chosen, data, reading, changes, folder, reason)
-    limit_threads()
-    retain_freed_memory()  # for the next step
-    if not chosen.compile:
-        skip_compiler_import()
+    prepare_process(compile_steps=chosen.compile)
     try:
         result = gingham.trials(
             chosen,
