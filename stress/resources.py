@@ -115,7 +115,6 @@ class Bench:
 
     def environment(self, **variables: object) -> dict[str, str]:
         return {
-            "OMP_NUM_THREADS": str(os.cpu_count() or 1),  # else training may reduce it, which changes the last bits
             **os.environ,
             "XDG_CACHE_HOME": str(self.folder / "cache"),
             "MPLCONFIGDIR": str(self.folder / "matplotlib"),

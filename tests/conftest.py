@@ -5,9 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
-# A core for each worker, because more threads would wait for each other. A number that is set does not change during
-# training, whatever else the machine does.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else str(os.cpu_count() or 1))
+# A number of threads that is set does not change during training, whatever else the machine does.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a core for each worker: more threads would wait for each other
 
 import pytest
 
