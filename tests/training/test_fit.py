@@ -180,7 +180,7 @@ def test_warm_up_does_not_change_the_weights(quadrants, monkeypatch):
     data = gingham.load_data(str(quadrants), validation=0)
     recipe = EVERYTHING.replace(epochs=1, batch_size=32)
     warm = gingham.fit(recipe, data.train, progress=False)
-    monkeypatch.setattr("gingham.training.trainer.warm_up", lambda *_: None)
+    monkeypatch.setattr("gingham.training.trainer.warm_up", lambda *_: (None, False))
     cold = gingham.fit(recipe, data.train, progress=False)
     assert all(
         torch.equal(a, b)
