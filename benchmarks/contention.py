@@ -1,7 +1,7 @@
 """Measure how much longer a training takes when other work uses the same cores.
 
     python benchmarks/contention.py
-    python benchmarks/contention.py --recipe fast-90 --rounds 5
+    OMP_NUM_THREADS=2 python benchmarks/contention.py --rounds 1       # without adapting the number of threads: minutes
 
 Trains a recipe alone, beside a process that keeps one core busy, and twice at the same time, alternating. The
 processes may use no more than two cores, whatever the machine has. Writes
@@ -11,16 +11,12 @@ benchmarks/results/contention-<hardware>-<date>.md.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 
-import torch
-
 import records
-from gingham.device import describe_environment
 
 BUSY = [sys.executable, "-c", "while True: pass"]
 
@@ -59,26 +55,10 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # inherited by the processes
     seconds = measure(arguments.recipe, arguments.rounds)
-    environment = describe_environment(torch.device("cpu"))
-    alone = statistics.median(seconds["alone"])
-    rows = [
-        f"| {name} | {statistics.median(values):.1f} | {min(values):.1f} to {max(values):.1f} "
-        f"| {statistics.median(values) / alone:.2f} |"
-        for name, values in seconds.items()
-    ]
-    lines = [
-        "# Training beside other work",
-        "",
-        f"Command: `python benchmarks/contention.py --recipe {arguments.recipe} --rounds {arguments.rounds}`.",
-        f"Commit {commit[:12]}. Hardware: {environment['hardware']}; torch {environment['torch']}.",
-        "",
-        "| training | median train_seconds | range | divided by alone |",
-        "| --- | ---: | ---: | ---: |",
-        *rows,
-    ]
-    text = "\n".join([*lines, ""])
-    print(text)
-    print("written:", records.write_result("contention", environment, text))
+    command = f"python benchmarks/contention.py --recipe {arguments.recipe} --rounds {arguments.rounds}"
+    records.write_times(
+        "contention", "Training beside other work: train_seconds", command, commit, seconds, unit="alone"
+    )
 
 
 if __name__ == "__main__":

@@ -27,13 +27,8 @@ from gingham.recipe import Recipe
 from gingham.runs.run import HISTORY_FILE, METADATA_FILE, Run, halve
 
 LARGEST_BYTES = 1_500_000
-# How much worse the new model may be: about as much as chance makes.
-ALLOWED = {
-    "test split": 0.001,
-    "outliers not answered": 0.005,
-    "made photos, product": 0.02,
-    "made photos, floor": 0.02,
-}
+# How much worse the new model may be: a tenth of a point, and what a few of the photos make.
+ALLOWED = {"test split": 0.001, "outliers not answered": 0.0, "made photos, product": 0.02, "made photos, floor": 0.02}
 
 
 def main() -> None:

@@ -68,6 +68,31 @@ def write_result(what: str, environment: dict[str, Any], text: str, folder: Path
     return path
 
 
+def write_times(what: str, title: str, command: str, commit: str, seconds: dict[str, list[float]], unit: str) -> None:
+    """Print and write a table of the seconds of each process: median, range, and median divided by that of `unit`."""
+    import torch
+
+    from gingham.device import describe_environment
+
+    environment = describe_environment(torch.device("cpu"))
+    divisor = statistics.median(seconds[unit])
+    lines = [
+        f"# {title}",
+        "",
+        f"Command: `{command}`.",
+        f"Commit {commit[:12]}. Hardware: {environment['hardware']}; torch {environment['torch']}.",
+        "",
+        f"| process | median s | range | divided by {unit} |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        lines.append(f"| {name} | {median:.2f} | {min(values):.2f} to {max(values):.2f} | {median / divisor:.2f} |")
+    text = "\n".join([*lines, ""])
+    print(text)
+    print("written:", write_result(what, environment, text))
+
+
 def unused_path(folder: Path, name: str, suffix: str = "") -> Path:
     """Return the path of this name in a folder; a number is appended if it exists."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))

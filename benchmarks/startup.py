@@ -10,7 +10,6 @@ benchmarks/results/startup-<hardware>-<date>.md.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,12 +17,10 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import torch
 from PIL import Image
 
 import gingham
 import records
-from gingham.device import describe_environment
 
 GINGHAM = [sys.executable, "-m", "gingham"]
 
@@ -60,26 +57,8 @@ def main() -> None:
     arguments = parser.parse_args()
     commit = records.clean_commit()
     seconds = measure(arguments.recipe, arguments.rounds)
-    environment = describe_environment(torch.device("cpu"))
-    unit = statistics.median(seconds["`import torch`"])
-    rows = [
-        f"| {name} | {statistics.median(values):.2f} | {min(values):.2f} to {max(values):.2f} "
-        f"| {statistics.median(values) / unit:.2f} |"
-        for name, values in seconds.items()
-    ]
-    lines = [
-        "# From start to exit",
-        "",
-        f"Command: `python benchmarks/startup.py --recipe {arguments.recipe} --rounds {arguments.rounds}`.",
-        f"Commit {commit[:12]}. Hardware: {environment['hardware']}; torch {environment['torch']}.",
-        "",
-        "| process | median s | range | divided by `import torch` |",
-        "| --- | ---: | ---: | ---: |",
-        *rows,
-    ]
-    text = "\n".join([*lines, ""])
-    print(text)
-    print("written:", records.write_result("startup", environment, text))
+    command = f"python benchmarks/startup.py --recipe {arguments.recipe} --rounds {arguments.rounds}"
+    records.write_times("startup", "From start to exit", command, commit, seconds, unit="`import torch`")
 
 
 if __name__ == "__main__":

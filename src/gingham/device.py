@@ -182,9 +182,9 @@ def retain_freed_memory() -> None:
 def skip_compiler_import() -> None:
     """Let optimizers be created without importing torch's compiler, in this process.
 
-    The import takes as long as that of the rest of torch (benchmarks/startup.py), and only recipes with `compile` use
-    it. Some methods of `torch.optim.Optimizer` call themselves through `torch._dynamo.disable`, which imports it; this
-    stores what it would return. It has no effect if a later torch does it in another way.
+    The import takes nearly as long as that of the rest of torch (benchmarks/startup.py), and only recipes with
+    `compile` use it. Some methods of `torch.optim.Optimizer` call themselves through `torch._dynamo.disable`, which
+    imports it; this stores what it would return. It has no effect if a later torch does it in another way.
     """
     for method in vars(torch.optim.Optimizer).values():
         original = getattr(method, "__wrapped__", None)

@@ -125,7 +125,7 @@ def fit_mixture(features: Tensor, labels: Tensor) -> GaussianMixture:
 def _centres(vectors: Tensor) -> Tensor:
     """Return the centres of the clusters of one class's vectors (N, D), float (M, D), found by k-means.
 
-    Importing SciPy's k-means would take a tenth of the time of a short training.
+    SciPy's k-means is not used, because importing it takes long beside a short training.
 
     Source: Arthur & Vassilvitskii, "k-means++: the advantages of careful seeding" (2007).
     """

@@ -70,7 +70,7 @@ def fit(
     with init_distributed() as context, contextlib.ExitStack() as stack:
         if folder is not None and context.is_main:
             stack.enter_context(reserve_folder(folder, resume))  # no other process may write to it during training
-        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # the training may reduce it
         # Create the model, its optimizer and everything else that changes during training.
         trainer = Trainer(recipe, train, validation, options, folder, context)
         callbacks = create_callbacks(options, progress=progress, is_main=context.is_main)

@@ -2,7 +2,7 @@
 
 The threads of an operation wait for each other. If another process has one of their cores, all of them wait for its
 turn, hundreds of times in each step: with two threads and one busy core, steps take ten times as long and more, with
-one thread hardly longer (benchmarks/contention.py).
+one thread hardly longer (OMP_NUM_THREADS=2 and 1 for benchmarks/contention.py).
 """
 
 import os
@@ -29,7 +29,8 @@ def can_adapt(device: torch.device, context: DistributedContext) -> bool:
 class AdaptiveStep:
     """A training step that continues with one thread less whenever its steps have become too slow.
 
-    The first steps, on a copy of the model, show what to expect: `warm_up()` takes one, with all threads and with one.
+    The first steps, on a copy of the model, show what to expect: `warm_up()` takes one, and is
+    called twice with all threads and twice with one.
     `on_change(threads)` is called after each change. More threads are never used again, because each change affects
     the rounding.
 

@@ -65,7 +65,8 @@ class Trainer:
         self.precision = choose_precision(recipe.precision, self.device)
         if recipe.network.startswith(PREFIX) and recipe.precision == "auto" and self.device.type == "cpu":
             self.precision = "float32"  # the depthwise convolutions of small pretrained networks are slow in bfloat16
-        self.adapts_threads = options.adapt_threads and can_adapt(self.device, context)
+        # Compiled steps are for a fixed number of threads.
+        self.adapts_threads = options.adapt_threads and can_adapt(self.device, context) and not recipe.compile
         # What rounding depends on. Resuming in a different one prints a warning.
         self.numeric_environment = state.numeric_environment(self.device, self.precision, context.size)
         # Creating the network uses the generators of these devices and the CPU. The caller's state is restored.
