@@ -29,10 +29,9 @@ def can_adapt(device: torch.device, context: DistributedContext) -> bool:
 class AdaptiveStep:
     """A training step that continues with one thread less whenever its steps have become too slow.
 
-    The first steps, on a copy of the model, show what to expect: `warm_up()` takes one, and is
-    called twice with all threads and twice with one.
-    `on_change(threads)` is called after each change. More threads are never used again, because each change affects
-    the rounding.
+    The first steps, on a copy of the model, show what to expect: `warm_up()` takes one, and is called twice with all
+    threads and twice with one. `on_change(threads)` is called after each change. More threads are never used again,
+    because each change affects the rounding.
 
         step = AdaptiveStep(train_step, lambda: twin_step(batch), on_change=print)
         output = step(batch)
