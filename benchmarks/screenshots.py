@@ -24,6 +24,7 @@ import gingham
 import records
 from gingham.cli.diagnose import image_groups
 from gingham.evaluation.run_data import load_run_data
+from gingham.figures import write_figure
 from gingham.plots import draw_image_groups
 from photographs import floor, product
 
@@ -94,7 +95,7 @@ def draw_near_duplicates() -> None:
     """Draw the test images that are nearly in the training data, as `gingham diagnose fashion-mnist` does."""
     splits = gingham.load_data("fashion-mnist")
     issues = [issue for issue in gingham.check_data(splits) if issue.code == "near-duplicates-across-splits"]
-    draw_image_groups(image_groups(issues, splits), IMAGES / "near-duplicates.png")
+    write_figure(draw_image_groups(image_groups(issues, splits)), IMAGES / "near-duplicates.png")
     print("written:", IMAGES / "near-duplicates.png")
 
 

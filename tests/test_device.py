@@ -20,8 +20,8 @@ import gingham
 from gingham import GinghamError
 from gingham.deploy.onnx import _quiet
 from gingham.device import choose_device, choose_precision, cudnn_benchmark, without_tf32
+from gingham.figures import svg_chart
 from gingham.models.networks import NETWORKS
-from gingham.plots import svg_chart
 from helpers import ROOT
 
 

@@ -83,3 +83,8 @@ def test_large_dataset_leaves_the_recipe_unchanged(name):
 def test_recipe_with_enough_steps_is_unchanged():
     recipe = RECIPES["fast"].replace(batch_size=8, epochs=200, hard_share=1)
     assert recipe.for_small_dataset(136) == recipe
+
+
+@pytest.mark.parametrize("images", [17, 33, 129, 305, 2049])
+def test_no_batch_of_a_small_dataset_has_a_single_image(images):
+    assert images % RECIPES["fast"].for_small_dataset(images).batch_size != 1

@@ -1,47 +1,21 @@
-"""Draw figures with matplotlib, as PNG files and as SVG charts for an HTML page."""
+"""Draw matplotlib figures of images, curves and results."""
 
-import base64
-import contextlib
-import functools
-import io
-import logging
-import re
-import sys
+import math
 import textwrap
-import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
-from matplotlib.font_manager import findSystemFonts, fontManager, get_font
-from matplotlib.text import Text
-from PIL import Image
+from matplotlib.colors import to_rgb
 
-from gingham.errors import GinghamError
-from gingham.io import atomic_write
-
-INK, BLUE, RUST, GREY, PAPER = "#1d2b33", "#2f6f8f", "#c2552d", "#b0b0b0", "#ffffff"
-# Name prefixes of the fonts to prefer for letters that matplotlib's own font lacks.
-FONTS = ("Noto Sans", "Source Han Sans", "WenQuanYi", "PingFang", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")
-_SETTINGS_LOCK = threading.Lock()  # matplotlib's settings are shared by all threads
-BLUES = LinearSegmentedColormap.from_list("gingham", [PAPER, "#9cc3d5", BLUE, "#16384a"])
-
-# `_find_fonts` reports missing letters, and missing bold faces do not matter. Set once, as all threads share these.
-warnings.filterwarnings("ignore", "Glyph ")
-logging.getLogger("matplotlib.font_manager").addHandler(logging.NullHandler())
+from gingham.figures import BLUE, BLUES, GREY, INK, PAPER, RUST, Figure
 
 
 def draw_contact_sheet(
-    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, file: Path, per_class: int = 12
-) -> Path:
-    """Write a PNG with the first `per_class` images of each class, in dataset order, and return its path.
+    images: torch.Tensor, labels: torch.Tensor, classes: Sequence[str], name: str, per_class: int = 12
+) -> Figure:
+    """Draw the first `per_class` images of each class, in dataset order.
 
     `images` is uint8 (N, C, H, W), `labels` int64 (N,), `classes` the K class names, and `name` the dataset's name in
     the title. Only the first 40 classes are shown.
@@ -62,11 +36,11 @@ def draw_contact_sheet(
     rest = f", the first {len(shown)} of {len(classes)} classes" if len(shown) < len(classes) else ""
     title = f"{name}: training images by class{rest}{_grey_note(images)}"
     figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title, fontsize=12, color=INK, va="center")
-    return write_figure(figure, file)
+    return figure
 
 
-def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
-    """Write a PNG of the first six images of a batch, uint8 (N, C, H, W), with class names, and return its path."""
+def draw_batch(images: torch.Tensor, names: Sequence[str]) -> Figure:
+    """Draw the first six images of a batch, uint8 (N, C, H, W), with class names."""
     figure = Figure(figsize=(7, 5), facecolor=PAPER, layout="constrained")
     for number, (image, name) in enumerate(zip(images[:6], names, strict=False), 1):
         axes = figure.add_subplot(2, 3, number)
@@ -74,11 +48,11 @@ def draw_batch(images: torch.Tensor, names: Sequence[str], file: Path) -> Path:
         axes.set_title(name, fontsize=12, color=INK)
     title = f"the first {min(6, len(images))} of a batch of {len(images)}{_grey_note(images)}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
-    return write_figure(figure, file)
+    return figure
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *, hard_examples: bool = False) -> Path:
-    """Write a PNG of loss and accuracy over the epochs, and return its path.
+def draw_curves(history: Sequence[Mapping[str, Any]], title: str, *, hard_examples: bool = False) -> Figure:
+    """Draw the loss and the accuracy over the epochs.
 
     `history` is a run's history, with an entry for each step and one for each epoch. With `hard_examples`, the legend
     notes that epochs after the first train on hard images, whose accuracy may be below the validation accuracy.
@@ -90,7 +64,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], title: str, file: Path, *,
         draw_curve(axes, history, key, batches_label)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
-    return write_figure(figure, file)
+    return figure
 
 
 def draw_curve(axes: Any, history: Sequence[Mapping[str, Any]], key: str, batches_label: str = "training") -> None:
@@ -134,36 +108,8 @@ def draw_reliability(axes: Any, rows: Sequence[Mapping[str, float]], color: str)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def svg_chart(description: str, draw: Callable[..., None], *arguments: Any) -> str:
-    """Return the chart that `draw(axes, *arguments)` draws, as SVG for an HTML page.
-
-    Colours are CSS variables, which the page defines for its light and dark schemes. `description` is shown on hovering
-    and read by screen readers.
-    """
-    figure = Figure(figsize=(5, 3.1), layout="constrained")
-    draw(figure.add_subplot(), *arguments)
-    buffer = io.StringIO()
-    with _SETTINGS_LOCK, contextlib.ExitStack() as stack:  # rc_context would also undo changes by other threads
-        stack.callback(mpl.rcParams.__setitem__, "svg.fonttype", mpl.rcParams["svg.fonttype"])
-        mpl.rcParams["svg.fonttype"] = "none"
-        figure.savefig(buffer, format="svg", transparent=True)
-    svg = buffer.getvalue()
-    svg = re.sub(r' id="[^"]*_\d+"', "", svg[svg.index("<g ") :])  # the charts of a page would have the same ids
-    for color, variable in ((INK, "ink"), (BLUE, "blue"), (RUST, "rust"), ("#000000", "quiet"), (GREY, "quiet")):
-        svg = svg.replace(color, f"var(--{variable})")
-    view_box = "0 0 {:g} {:g}".format(*72 * figure.get_size_inches())
-    return f'<svg class="chart" viewBox="{view_box}" role="img"><title>{escape(description)}</title>{svg}'
-
-
-def png_url(image: Image.Image, *, optimize: bool = False) -> str:
-    """Return an image as a data URL of a PNG, for an HTML page; `optimize` makes it smaller and takes longer."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=optimize)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]], file: Path) -> Path:
-    """Write a PNG of groups of images under titles, the images of a group side by side, and return its path.
+def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torch.Tensor, str]]]]]) -> Figure:
+    """Draw groups of images under titles, the images of a group side by side.
 
     Each section is a title and its groups. A group is a sequence of images, uint8 (C, H, W), with their captions. Only
     the first four images of a group are drawn.
@@ -189,11 +135,11 @@ def draw_image_groups(sections: Sequence[tuple[str, Sequence[Sequence[tuple[torc
         axes = figure.add_axes((left / 10, 1 - (top + 0.9) / height, 0.085, 0.85 / height))
         draw_image(axes, image)
         axes.text(0.5, -0.04, caption, transform=axes.transAxes, ha="center", va="top", fontsize=6.5, color=INK)
-    return write_figure(figure, file)
+    return figure
 
 
-def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, file: Path) -> Path:
-    """Write a PNG of a confusion matrix and return its path. Rows are true classes, in percent of the row."""
+def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix. Rows are true classes, in percent of the row."""
     counts = np.array(matrix, dtype=float)
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     numbered = len(classes) <= 30
@@ -213,7 +159,89 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     # Of the whole figure, not of the axes: with few classes the axes are narrower than the title.
     lines = textwrap.fill(title, int(9.5 * figure.get_figwidth()))
     figure.suptitle(lines, x=0.02, ha="left", fontsize=12, color=INK, weight="bold")
-    return write_figure(figure, file)
+    return figure
+
+
+def draw_calibration(rows: Sequence[Mapping[str, float]], title: str) -> Figure:
+    """Draw the reliability diagram of the bins that `metrics.reliability` returns."""
+    figure = Figure(figsize=(5, 4), facecolor=PAPER, layout="constrained")
+    draw_reliability(figure.add_subplot(), rows, BLUE)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=11, color=INK, weight="bold")
+    return figure
+
+
+def draw_prediction(image: torch.Tensor, probabilities: Mapping[str, float], threshold: float, title: str) -> Figure:
+    """Draw a prepared image, uint8 (C, H, W), beside its highest probabilities."""
+    figure = Figure(figsize=(6, 2.6), facecolor=PAPER, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.5))
+    draw_image(left, image)
+    draw_probabilities(right, probabilities, threshold)
+    figure.suptitle(title, x=0.02, ha="left", fontsize=12, color=INK, weight="bold")
+    return figure
+
+
+def draw_probabilities(axes: Any, probabilities: Mapping[str, float], threshold: float) -> None:
+    """Draw the five highest probabilities as bars, and the threshold of "not sure", on matplotlib axes."""
+    top = sorted(probabilities.items(), key=lambda pair: -pair[1])[:5]
+    names, values = zip(*top, strict=True)
+    pale = tuple(0.5 + channel / 2 for channel in to_rgb(BLUE))
+    bars = axes.barh(range(len(top)), values, color=[BLUE] + [pale] * (len(top) - 1))
+    axes.bar_label(bars, [f"{value:.0%}" for value in values], padding=3, fontsize=9, color=INK)
+    axes.set_yticks(range(len(top)), [name[:14] for name in names], fontsize=9, color=INK)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xticks=[])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if 0 < threshold <= 1:
+        axes.axvline(threshold, color=INK, lw=0.9, ls=":")
+        axes.text(threshold, len(top) - 0.42, '"not sure" below', fontsize=7.5, color=INK, ha="center", va="top")
+
+
+def draw_layers(names: Sequence[str], columns: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Draw bars for the layers of a network: one column for each quantity, such as the parameters."""
+    figure = Figure(figsize=(9, 1.2 + 0.2 * len(names)), facecolor=PAPER, layout="constrained")
+    grid = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, (label, values), color in zip(grid, columns.items(), (BLUE, RUST, INK), strict=False):
+        axes.barh(range(len(names)), values, color=color)
+        axes.set_title(label, fontsize=10, color=INK, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.ticklabel_format(axis="x", scilimits=(-3, 4))
+    grid[0].set_yticks(range(len(names)), names, fontsize=8)
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK, weight="bold")
+    return figure
+
+
+def draw_seeds(
+    seeds: Sequence[int], accuracies: Sequence[float], interval: Sequence[float] | None, title: str
+) -> Figure:
+    """Draw the accuracy of each seed, their mean, and the interval of the mean if it is known."""
+    figure = Figure(figsize=(7, 3.2), facecolor=PAPER, layout="constrained")
+    axes = figure.add_subplot()
+    if interval is not None:
+        axes.axhspan(100 * interval[0], 100 * interval[1], color=BLUE, alpha=0.15, label="95 % interval of the mean")
+    mean = 100 * math.fsum(accuracies) / len(accuracies)
+    axes.axhline(mean, color=BLUE, label=f"mean {mean:.2f} %")
+    axes.plot(range(len(seeds)), [100 * value for value in accuracies], "o", color=RUST, label="a seed")
+    axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
+    axes.set(xlabel="seed", ylabel="accuracy (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower right", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, weight="bold")
+    return figure
+
+
+def draw_difference(difference: float, interval: tuple[float, float], title: str) -> Figure:
+    """Draw a difference of accuracies with its interval, beside no difference at all."""
+    figure = Figure(figsize=(7, 1.7), facecolor=PAPER, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color=GREY, ls="--")
+    axes.plot([100 * edge for edge in interval], [0, 0], color=BLUE, lw=3)
+    axes.plot([100 * difference], [0], "o", color=BLUE, ms=9)
+    axes.set(xlabel="accuracy of B minus accuracy of A (points), with its 95 % interval", yticks=[])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK, weight="bold")
+    return figure
 
 
 def draw_image(axes: Any, image: torch.Tensor) -> None:
@@ -225,56 +253,3 @@ def draw_image(axes: Any, image: torch.Tensor) -> None:
 
 def _grey_note(images: torch.Tensor) -> str:
     return " (bright pixels shown dark, as ink on paper)" if images.shape[1] != 3 else ""
-
-
-def write_figure(figure: Figure, file: Path) -> Path:
-    """Write a figure as a PNG that names Gingham in its metadata, and return its path.
-
-    Raises
-        GinghamError: the name does not end in .png, the file exists and is not a figure of Gingham's, or it cannot be
-            written.
-    """
-    if file.suffix.lower() != ".png":
-        raise GinghamError(f"{file} does not end in .png; figures are PNG files, so choose a name that ends in .png")
-    if file.exists() and not _drawn_by_gingham(file):
-        raise GinghamError(f"{file} is not a figure written by gingham, so it is kept; move it, or give another name")
-    _set_fonts(figure)
-    with atomic_write(file) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})
-    return file
-
-
-def _set_fonts(figure: Figure) -> None:
-    """Add system fonts to a figure's texts, for letters that matplotlib's own font lacks."""
-    texts = figure.findobj(Text)
-    letters = {letter for text in texts for letter in text.get_text() if not letter.isascii() and letter.isprintable()}
-    for text in texts if letters else ():
-        text.set_fontfamily([*text.get_fontfamily(), *_find_fonts(frozenset(letters))])
-
-
-@functools.cache
-def _find_fonts(letters: frozenset[str]) -> list[str]:
-    """Return the names of fonts that together have these letters. Letters that no font has are printed once."""
-    for file in {*findSystemFonts()} - {font.fname for font in fontManager.ttflist}:
-        with contextlib.suppress(OSError, RuntimeError, ValueError):
-            fontManager.addfont(file)  # installed after matplotlib created its list
-    # Last Resort fonts have only boxes, and colour emoji cannot be drawn.
-    fonts = [font for font in fontManager.ttflist if not re.search("Last Resort|Emoji", font.name)]
-    names, missing = list[str](), letters
-    for font in sorted(fonts, key=lambda font: (font.name != "DejaVu Sans", not font.name.startswith(FONTS))):
-        with contextlib.suppress(OSError, RuntimeError):  # the font was removed or is damaged
-            if covered := missing and missing & {*map(chr, get_font(font.fname).get_charmap())}:
-                names.append(font.name)
-                missing -= covered
-    if missing:
-        lacking, remedy = ", ".join(sorted(missing)[:9]), "install one that has, such as Noto Sans or Noto Sans CJK"
-        print(f"no font on this system has {lacking}, so figures show boxes instead; {remedy}", file=sys.stderr)
-    return names
-
-
-def _drawn_by_gingham(file: Path) -> bool:
-    try:
-        with Image.open(file) as image:
-            return image.info.get("Software") == "gingham"
-    except (OSError, ValueError):
-        return False

@@ -152,7 +152,7 @@ class Recipe:
         """Return the recipe adapted to a small training split: at least 500 steps, and all images in each epoch.
 
         With 10,000 images or more, or if the recipe takes 500 steps anyway, it is returned unchanged. Otherwise each
-        epoch has about eight batches of at least 16 images, and there are enough epochs for 500 steps.
+        epoch has about eight batches of at least 15 images, and there are enough epochs for 500 steps.
 
         >>> adapted = Recipe(epochs=21, batch_size=256, hard_share=0.3, easy_share=0.1).for_small_dataset(136)
         >>> adapted.batch_size, adapted.epochs, adapted.hard_share
@@ -163,6 +163,8 @@ class Recipe:
         if num_images >= SMALL_DATASET_IMAGES or images_seen / self.batch_size >= MIN_STEPS:
             return self
         batch_size = min(self.batch_size, max(16, num_images // 8))
+        while num_images % batch_size == 1:
+            batch_size -= 1  # BatchNorm takes no batch of one image
         steps = -(-num_images // batch_size)
         return self.replace(batch_size=batch_size, hard_share=1.0, epochs=max(self.epochs, -(-MIN_STEPS // steps)))
 

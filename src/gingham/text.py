@@ -20,7 +20,9 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
     buffer = io.StringIO()
-    Console(file=buffer, width=10_000, color_system=None, force_terminal=False, legacy_windows=False).print(table)
+    # In a notebook, rich would display the table instead of writing it.
+    plain: Any = {"color_system": None, "force_terminal": False, "force_jupyter": False, "legacy_windows": False}
+    Console(file=buffer, width=10_000, **plain).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines() if line.strip())
 
 

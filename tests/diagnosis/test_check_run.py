@@ -9,6 +9,7 @@ import torch
 
 import gingham
 from gingham import GinghamError, Split
+from gingham.training.checks import check_losses
 from helpers import make_dataset
 from own_networks import Dead, Flat, Norms, Plain, TwiceSoftmax, Zero
 
@@ -140,6 +141,15 @@ def test_a_learning_rate_far_too_high(data, capsys):
     assert any("far too high" in line for line in warnings)
     with pytest.raises(GinghamError, match=r"has not been finite since step .* try a lower learning rate"):
         gingham.fit(ARTICLE.replace(learning_rate=9999), data.train, data.validation, progress=False)
+
+
+def test_a_high_loss_in_the_first_steps_alone_is_no_issue(data, capsys):
+    recipe = gingham.RECIPES["article"]
+    losses = torch.full((60,), 0.3)
+    losses[:10] = 3.0
+    assert list(check_losses(recipe, data.train, losses, over=False)) == []
+    losses[-10:] = 2.9
+    assert [issue.code for issue in check_losses(recipe, data.train, losses, over=False)] == ["learning-rate-too-high"]
 
 
 def test_a_validation_loss_that_rises_and_falls_again_is_no_overfitting(capsys):

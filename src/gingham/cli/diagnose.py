@@ -44,7 +44,7 @@ def diagnose(
         from gingham.plots import draw_image_groups
 
         file = out or Path(f"{Path(splits.name).name}-findings.png")
-        figure = try_draw(draw_image_groups, image_groups(issues, splits), file)
+        figure = try_draw(lambda: draw_image_groups(image_groups(issues, splits)), file)
     lines = [f"{issue}\n" for issue in issues] or [f"no problems found in {what}"]
     if as_json and split is not None:
         print_message(notes[-1])

@@ -12,7 +12,7 @@ import gingham
 from gingham.cli.options import Device, Json, Model, SplitName
 from gingham.cli.output import print_message, print_result, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_split
-from gingham.errors import DataError, GinghamError, format_message, plural
+from gingham.errors import DataError, GinghamError, format_message
 
 
 def evaluate(
@@ -27,8 +27,6 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run: accuracy, table by class, confusion matrix."""
-    from gingham.plots import draw_confusion
-
     if novel is not None and (data is not None or split is not None):
         option = "--split" if data is None else "--data"
         raise GinghamError(f"--novel compares with the run's own images; leave {option} out")
@@ -48,9 +46,8 @@ def evaluate(
         raise GinghamError(f"{reason}; give --data FOLDER, with a folder of photos for each class")
     else:
         result = gingham.evaluate(trained, load_split(trained, run, data, split or "validation"))
-    title = f"{result.accuracy:.2%} of {plural(result.total, result.image_noun)} right; each row in percent"
     file = (Path() if is_packaged else run) / f"confusion-{result.split}.png"
-    figure = try_draw(draw_confusion, result.confusion.matrix, result.confusion.classes, title, file)
+    figure = try_draw(result.plot, file)
     values = {**result.to_dict(), **unreadable_json, "file": figure}
     print_result(values, _format_result(result, trained, figure), as_json)
 

@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gingham.errors import GinghamError, format_message
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # cannot be set, unlike the time of day
 STARTED = time.clock_gettime(CLOCK)
@@ -45,10 +48,12 @@ def format_pairs(pairs: dict[str, object]) -> str:
     return "\n".join(f"{label:<{width}}  {format_message(str(text))}" for label, text in pairs.items())
 
 
-def try_draw(draw: Callable[..., Path], *arguments: Any, **options: Any) -> str | None:
-    """Draw a figure and return its path, or print why it cannot be written and return None: this is not an error."""
+def try_draw(draw: "Callable[[], Figure]", file: Path) -> str | None:
+    """Write a figure and return its path, or print why it cannot be written and return None: this is not an error."""
+    from gingham.figures import write_figure
+
     try:
-        return str(draw(*arguments, **options))
+        return str(write_figure(draw(), file))
     except GinghamError as error:
         print_message(f"gingham: no figure: {error}")
         return None

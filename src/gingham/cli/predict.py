@@ -1,6 +1,7 @@
 """`gingham predict`."""
 
 import contextlib
+import functools
 import itertools
 import json
 from collections import Counter
@@ -68,7 +69,7 @@ def predict(
                 from gingham.inference.explain import explain as draw_explanation
 
                 file = _figure_file(out or Path(), prediction.image, used)
-                entry["file"] = try_draw(draw_explanation, trained.model, prediction, train, file)
+                entry["file"] = try_draw(functools.partial(draw_explanation, trained.model, prediction, train), file)
             if add_row:
                 add_row(prediction)
             if sorter:
@@ -111,13 +112,7 @@ def _list_folder(folder: Path) -> list[Path]:
 
 def _print(prediction: "gingham.ImagePrediction", figure: str | None, *, notes: bool) -> None:
     write = tqdm.write  # beside the progress bar
-    if prediction.novel or prediction.unsure:
-        limit = f"below {prediction.threshold:.2f}" if prediction.threshold <= 1 else "this model is never sure"
-        reason = "unlike anything it was trained on" if prediction.novel else f"not sure ({limit})"
-        best = sorted((prediction.probabilities or {}).items(), key=lambda pair: -pair[1])[:SHOWN]
-        write(f"{prediction.image}: {reason}; " + ", ".join(f"{name} {share:.0%}" for name, share in best))
-    else:
-        write(f"{prediction.image}: {prediction.label} ({prediction.confidence:.0%})")
+    write(str(prediction))
     for note in prediction.prepared.notes if prediction.prepared and notes else ():
         write(f"  {note}")
     if figure:

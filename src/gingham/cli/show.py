@@ -28,7 +28,7 @@ def show(
     if recipe is not None and batch is None:
         raise GinghamError("--recipe is for the figure of --batch; give both, or neither")
     from gingham.data.statistics import describe
-    from gingham.plots import draw_contact_sheet
+    from gingham.figures import write_figure
     from gingham.training.auto import auto_size
 
     size = auto_size(data, label_from)
@@ -38,8 +38,7 @@ def show(
     stem = Path(splits.name).resolve().name
     statistics = describe(splits)
     if batch is None:
-        train, file = splits.train, out or Path(f"{stem}.png")
-        statistics["file"] = str(draw_contact_sheet(train.images, train.labels, train.classes, stem, file))
+        statistics["file"] = str(write_figure(splits.plot(), out or Path(f"{stem}.png")))
         text = _format_statistics(statistics)
     else:
         chosen = RECIPES[recipe or ("finetune" if size else DEFAULT_RECIPE)].replace(batch_size=batch)
@@ -54,6 +53,7 @@ def _draw_batch(splits: "gingham.DataSplits", recipe: Recipe, file: Path) -> dic
     from torch import nn
 
     from gingham.data.sampler import Sampler
+    from gingham.figures import write_figure
     from gingham.models.classifier import Classifier
     from gingham.plots import draw_batch
     from gingham.training.batches import NO_CLASS, BatchLoader
@@ -72,7 +72,7 @@ def _draw_batch(splits: "gingham.DataSplits", recipe: Recipe, file: Path) -> dic
         "normalised_range": [float(normalised.min()), float(normalised.max())],
         "labels": names,
     }
-    return {"file": str(draw_batch(images, names, file)), "batch": batch}
+    return {"file": str(write_figure(draw_batch(images, names), file)), "batch": batch}
 
 
 def _format_batch(statistics: dict[str, Any]) -> str:

@@ -78,7 +78,8 @@ def train(
     trained = _load_finished(folder, changes, command_line) if finished else trained
     print_result({"run": str(folder), **trained.metrics}, format_trained(trained, folder, model), as_json)
     if not finished:
-        _draw_curves(trained, folder)  # last, because matplotlib takes as long as a short training
+        # Last, because matplotlib takes as long as a short training.
+        try_draw(trained.plot, folder / "curves.png")
 
 
 def _describe_taken(folder: Path, finished: bool, data: str) -> str:
@@ -137,14 +138,6 @@ def _fit_and_save(fit: "Callable[..., gingham.Run]", folder: Path, resume: bool)
         trained.metrics["wall_seconds"] = wall_seconds()  # does not include the writing that follows
         gingham.save(trained, folder)
     return trained
-
-
-def _draw_curves(trained: "gingham.Run", folder: Path) -> None:
-    from gingham.plots import draw_curves
-
-    title = f"{trained.recipe.name}, seed {trained.recipe.seed}, {trained.metrics['train_seconds']:.0f} s"
-    hard_examples = trained.recipe.hard_share < 1 and trained.metrics["epochs"] > 1
-    try_draw(draw_curves, trained.history, title, folder / "curves.png", hard_examples=hard_examples)
 
 
 def format_trained(trained: "gingham.Run", folder: Path, model: str | None) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from gingham.data.image_hashes import hash_images
 from gingham.data.raw import Labels, Part, Pixels, RawDataset
 from gingham.data.registry import REGISTRY
 from gingham.data.sampler import limit_count
+from gingham.display import Displayable
 from gingham.errors import DataError, GinghamError, one_line, plural
 from gingham.io import atomic_write, cache_folder
+from gingham.text import render_table
 
 BLOCK_BYTES = 1 << 16  # read from disk at once
 TEST_PERCENT = 15
@@ -23,7 +26,7 @@ SAMPLE_PIXELS = 1 << 22  # in a sample, which should take a second at most to ev
 Rows = npt.NDArray[np.intp]  # indices of images, ascending
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Split:
     """Images and labels of one split.
 
@@ -52,6 +55,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.image_shape))
+        return f"<Split {self.name} of {self.dataset}: {len(self):,} images of {shape}, {len(self.classes)} classes>"
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape of each image: channels, height, width."""
@@ -73,8 +80,8 @@ class Split:
         return dict(zip(self.classes, counts, strict=True))
 
 
-@dataclass(frozen=True)
-class DataSplits:
+@dataclass(frozen=True, repr=False)
+class DataSplits(Displayable):
     """A dataset's splits.
 
     `validation` is None if nothing is held out. `fingerprint` is a SHA-256 of all images, labels and class names, and
@@ -90,6 +97,19 @@ class DataSplits:
     fingerprint: str
     source: str
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
+        rows = [[name, *(f"{split.counts()[name]:,}" for split in splits)] for name in self.classes]
+        rows.append(["all", *(f"{len(split):,}" for split in splits)])
+        table = render_table(["class", *(split.name for split in splits)], rows)
+        return f"{self.name}: uint8 images of {'x'.join(map(str, self.train.image_shape))}\n{table}"
+
+    def plot(self) -> Any:
+        """Return a figure of the first training images of each class."""
+        from gingham.plots import draw_contact_sheet
+
+        return draw_contact_sheet(self.train.images, self.train.labels, self.classes, Path(self.name).name)
 
 
 def cut_splits(

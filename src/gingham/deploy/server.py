@@ -30,11 +30,11 @@ from gingham.deploy.api_schema import PREDICT_BODY, PREDICT_RESPONSES, Health
 from gingham.deploy.page import model_metadata, served_page
 from gingham.deploy.request_images import BODY_BYTES, MAX_IMAGES, ImageReader
 from gingham.errors import DataError, GinghamError, format_message, one_line
+from gingham.figures import png_url
 from gingham.inference.explain import occlusion
 from gingham.inference.neighbours import GALLERY_SIZE, NUM_NEIGHBOURS, Gallery, features, gallery
 from gingham.inference.predict import ImagePrediction, preprocess, score_prepared, to_predictions
 from gingham.inference.preprocess import PreparedPhoto, open_photo
-from gingham.plots import png_url
 from gingham.runs.run import Run
 
 MAX_PIXELS = 50_000_000  # per image, which takes up to 0.6 GB while it is decoded

@@ -11,12 +11,14 @@ import torch.nn.functional as F
 
 from gingham.data.image_hashes import hash_images
 from gingham.data.splits import Split
+from gingham.display import Displayable
 from gingham.errors import DataError, GinghamError, list_first, plural, require_types
 from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
 from gingham.text import render_table
 
+MAX_MISTAKES = 24
 MAX_COLUMNS = 20  # classes of a confusion matrix that is printed; with more, the most frequent mistakes are
 
 
@@ -53,7 +55,19 @@ class Confusion:
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class Mistake:
+    """A wrong prediction: the index of the image in its split, the image, uint8 (C, H, W), its class, the predicted
+    class and its probability."""
+
+    index: int
+    image: torch.Tensor
+    label: str
+    predicted: str
+    confidence: float
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationResult(Displayable):
     """The result of evaluating a run on a split. `print(result)` shows a table by class.
 
     `accuracy` and its 95 % Wilson `interval` are fractions. `balanced_accuracy` is the mean recall over the classes
@@ -64,7 +78,8 @@ class EvaluationResult:
     wrong predictions among the others (None if there are no others). `per_class` gives `accuracy`, `recall` (the same),
     `precision`, `f1`, `correct` and `total` by class name. The recall of a class without images is None, and so are the
     precision of one without predictions and the F1 of one without both, for which scikit-learn returns `zero_division`.
-    `trained_on` is how many of the images the run was trained on. `test_openings` are all recorded uses of the test
+    `trained_on` is how many of the images the run was trained on. `mistakes` are the wrong predictions with the highest
+    confidence. `test_openings` are all recorded uses of the test
     split, including this one.
     """
 
@@ -88,6 +103,7 @@ class EvaluationResult:
     sure_error: float | None
     test_openings: list[dict[str, Any]]
     trained_on: int = 0
+    mistakes: tuple[Mistake, ...] = ()
 
     @property
     def image_noun(self) -> str:
@@ -105,9 +121,30 @@ class EvaluationResult:
         return [row["total"] for row in self.per_class.values() if row["total"]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain JSON values; `confusion` becomes its rows, `classes` their names."""
-        values = {**vars(self), "interval": list(self.interval), "classes": list(self.confusion.classes)}
+        """Return all fields but `mistakes` as JSON values; `confusion` becomes its rows, `classes` their names."""
+        values = {key: value for key, value in vars(self).items() if key != "mistakes"}
+        values |= {"interval": list(self.interval), "classes": list(self.confusion.classes)}
         return {**values, "confusion": [list(row) for row in self.confusion.matrix]}
+
+    def plot(self, what: str = "confusion") -> Any:
+        """Return a figure: the "confusion" matrix, the "reliability" diagram, or the most confident "mistakes".
+
+        Raises
+            GinghamError: `what` is none of these.
+        """
+        from gingham import plots
+
+        images = plural(self.total, self.image_noun)
+        if what == "confusion":
+            title = f"{self.accuracy:.2%} of {images} right; each row in percent"
+            return plots.draw_confusion(self.confusion.matrix, self.confusion.classes, title)
+        if what == "reliability":
+            return plots.draw_calibration(self.reliability, f"calibration error {self.calibration_error:.2%}, {images}")
+        if what == "mistakes":
+            captions = [f"{m.predicted[:11]} {m.confidence:.0%}\nis {m.label[:11]}" for m in self.mistakes]
+            groups = [[(mistake.image, text)] for mistake, text in zip(self.mistakes, captions, strict=True)]
+            return plots.draw_image_groups([(f"the most confident mistakes on {images}", groups)])
+        raise GinghamError(f"plot got {what!r}; allowed: confusion, reliability, mistakes")
 
     def __str__(self) -> str:
         rows = []
@@ -225,4 +262,15 @@ def compute_result(run: Run, split: Split, logits: torch.Tensor) -> EvaluationRe
         sure_error=sure_error,
         test_openings=list(run.test_openings),
         trained_on=int(torch.isin(hash_images(split.images), run.image_hashes.get("train", labels[:0])).sum()),
+        mistakes=_most_confident_mistakes(split, predicted, confidence),
+    )
+
+
+def _most_confident_mistakes(split: Split, predicted: torch.Tensor, confidence: torch.Tensor) -> tuple[Mistake, ...]:
+    wrong = (predicted != split.labels.cpu()).nonzero().flatten()
+    chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].tolist()
+    labels = [(split.classes[int(split.labels[k])], split.classes[int(predicted[k])]) for k in chosen]
+    return tuple(
+        Mistake(k, split.images[k].clone(), *names, float(confidence[k]))
+        for k, names in zip(chosen, labels, strict=True)
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gingham.data.splits import Split
+from gingham.display import Displayable
 from gingham.errors import GinghamError, RunError, plural
 from gingham.evaluation.evaluate import correct_predictions
 from gingham.evaluation.metrics import paired_interval
@@ -22,8 +23,8 @@ BOOTSTRAP_SAMPLES = 2000
 SIGNIFICANCE = 0.05
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Displayable):
     """The result of comparing A and B.
 
     `difference` is B's accuracy minus A's, with its 95 % `interval`, both fractions. `p_value` is the probability of a
@@ -48,6 +49,13 @@ class Comparison:
 
     def __str__(self) -> str:
         return self.verdict
+
+    def plot(self) -> Any:
+        """Return a figure of the difference and its interval."""
+        from gingham.plots import draw_difference
+
+        title = f"A {self.accuracies[0]:.2%}, B {self.accuracies[1]:.2%} of the {self.split} images right"
+        return draw_difference(self.difference, self.interval, title)
 
 
 def compare(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gingham.data.splits import DataSplits, Split
+from gingham.display import Displayable
 from gingham.errors import GinghamError, ModelError, RunError, TrainingError, plural, require_types
 from gingham.evaluation.evaluate import correct_predictions, evaluate
 from gingham.evaluation.metrics import mean_interval, proportion_interval
@@ -23,8 +24,8 @@ from gingham.training.options import FitOptions
 from gingham.training.validate import resolve_recipe
 
 
-@dataclass(frozen=True)
-class Trials:
+@dataclass(frozen=True, repr=False)
+class Trials(Displayable):
     """The results of a recipe over several seeds. `print(trials)` shows a table.
 
     `accuracies` are fractions, one for each of `seeds`. `dead` are the seeds whose network is no better than always
@@ -73,6 +74,13 @@ class Trials:
             "train_seconds": statistics.median(self.train_seconds),
             "folder": str(self.folder),
         }
+
+    def plot(self) -> Any:
+        """Return a figure of the accuracy of each seed and their mean."""
+        from gingham.plots import draw_seeds
+
+        title = f"{self.recipe.name}: {self.split} images"
+        return draw_seeds(self.seeds, self.accuracies, self.interval, title)
 
     def __str__(self) -> str:
         values, seeds = self.to_dict(), _format_seeds(self.seeds)

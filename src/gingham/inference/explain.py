@@ -7,25 +7,22 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 
 from gingham.data.splits import Split
+from gingham.figures import BLUE, INK, PAPER, RUST, Figure
 from gingham.inference.neighbours import NUM_NEIGHBOURS, features, gallery
 from gingham.inference.predict import ImagePrediction
 from gingham.models.classifier import Classifier
-from gingham.plots import BLUE, INK, PAPER, RUST, write_figure
+from gingham.plots import draw_probabilities
 
 MAX_GALLERY_SIZE = 6000  # a comparison with every training image would take ten seconds
 
 
-def explain(model: Classifier, prediction: ImagePrediction, train: Split | None, file: Path) -> Path:
-    """Write a PNG that explains the prediction for a photo, and return its path.
+def explain(model: Classifier, prediction: ImagePrediction, train: Split | None) -> Figure:
+    """Draw a figure that explains the prediction for a photo.
 
     The top row shows every preprocessing step. Below it are the probabilities, the occlusion map of the predicted class
     (blue: evidence for it, rust: against it) and, if `train` is given, the nearest training images with their classes.
-
-    Raises
-        GinghamError: `file` exists and was not drawn by Gingham, or it cannot be written.
     """
     assert prediction.prepared is not None
     columns = max(len(prediction.prepared.steps), NUM_NEIGHBOURS)
@@ -45,26 +42,13 @@ def explain(model: Classifier, prediction: ImagePrediction, train: Split | None,
     _draw_probabilities(figure, prediction, float(model.threshold))
     _draw_occlusion(figure, model, image, prediction.label)
     _draw_neighbours(figure, model, image, train)
-    return write_figure(figure, file)
+    return figure
 
 
 def _draw_probabilities(figure: Figure, prediction: ImagePrediction, threshold: float) -> None:
     assert prediction.probabilities is not None
     _draw_title(figure, 0.012, "Prediction")
-    top = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])[:5]
-    names, probabilities = zip(*top, strict=True)
-    pale = tuple(0.5 + channel / 2 for channel in to_rgb(BLUE))
-    axes = figure.add_axes((0.115, 0.07, 0.2, 0.33))
-    bars = axes.barh(range(len(top)), probabilities, color=[BLUE] + [pale] * (len(top) - 1))
-    axes.bar_label(bars, [f"{probability:.0%}" for probability in probabilities], padding=3, fontsize=9, color=INK)
-    axes.set_yticks(range(len(top)), [name[:14] for name in names], fontsize=9, color=INK)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xticks=[])
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    if 0 < threshold <= 1:
-        axes.axvline(threshold, color=INK, lw=0.9, ls=":")
-        axes.text(threshold, len(top) - 0.42, '"not sure" below', fontsize=7.5, color=INK, ha="center", va="top")
+    draw_probabilities(figure.add_axes((0.115, 0.07, 0.2, 0.33)), prediction.probabilities, threshold)
 
 
 def _draw_occlusion(figure: Figure, model: Classifier, image: torch.Tensor, label: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from gingham.data.decode import is_16_bit, to_8_bit
+from gingham.display import Displayable, html_text
 from gingham.errors import DataError, GinghamError, require_types
 from gingham.inference.garments import prepare_garment
 from gingham.inference.neighbours import features
@@ -27,11 +28,12 @@ from gingham.models.classifier import Classifier, evaluation_mode
 from gingham.runs.run import Run
 
 Images = Sequence[str | Path | Image.Image]  # files, or images opened with Pillow
+NUM_SHOWN = 3  # classes of an uncertain prediction
 PREPARE_MODES = ("auto", "none", "photo")
 
 
-@dataclass(frozen=True)
-class ImagePrediction:
+@dataclass(frozen=True, repr=False)
+class ImagePrediction(Displayable):
     """The prediction for one image file: `label` is the top class, `confidence` its probability, `probabilities` those
     of all classes by name, and `unsure` whether the confidence is below the `threshold` for such an image. `novel` is
     whether the image is unlike the training images: whether its score `novelty` is above the model's threshold.
@@ -49,6 +51,28 @@ class ImagePrediction:
     novelty: float = 0.0
     prepared: PreparedPhoto | None = None
     error: str | None = None
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.image}: {self.error}"
+        if not (self.novel or self.unsure):
+            return f"{self.image}: {self.label} ({self.confidence:.0%})"
+        limit = f"below {self.threshold:.2f}" if self.threshold <= 1 else "this model is never sure"
+        reason = "unlike anything it was trained on" if self.novel else f"not sure ({limit})"
+        best = sorted((self.probabilities or {}).items(), key=lambda pair: -pair[1])[:NUM_SHOWN]
+        return f"{self.image}: {reason}; " + ", ".join(f"{name} {share:.0%}" for name, share in best)
+
+    def plot(self) -> Any:
+        """Return a figure of the prepared image and the highest probabilities."""
+        from gingham.plots import draw_prediction
+
+        if self.prepared is None or self.probabilities is None:
+            raise DataError(f"there is no prediction to draw: {self.error}")
+        title = "not recognised" if self.novel else f"not sure, {self.label}?" if self.unsure else self.label
+        return draw_prediction(torch.tensor(self.prepared.image), self.probabilities, self.threshold, title)
+
+    def _repr_html_(self) -> str:
+        return html_text(str(self)) if self.prepared is None else super()._repr_html_()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields of a prediction without the images, or `image` and `error`, as plain JSON values."""

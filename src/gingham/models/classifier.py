@@ -1,8 +1,10 @@
 """Classifier: a network with its preprocessing, temperature, thresholds and novelty score."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +12,17 @@ import torch
 from torch import nn
 
 from gingham.device import without_tf32
+from gingham.display import html_text
 from gingham.errors import ModelError
 from gingham.models.backbones import Backbone
 from gingham.models.novelty import Novelty, capture_statistics, watch_stages
+from gingham.text import render_table
 
+MAX_ROWS, MAX_IMAGES = 20, 33  # of predictions that are shown
 MAX_BATCH_IMAGES, MAX_BATCH_PIXELS = 500, 1 << 20  # whose predictions are computed at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
     """Predictions of a model for N images.
 
@@ -41,6 +46,27 @@ class Predictions:
     def names(self) -> list[str]:
         """Return the name of each image's most probable class."""
         return [self.classes[label] for label in self.labels.tolist()]
+
+    def __repr__(self) -> str:
+        rows = []
+        columns = zip(self.names, self.probabilities.amax(dim=1).tolist(), self.unsure, self.novel, strict=True)
+        for number, (name, confidence, unsure, novel) in enumerate(itertools.islice(columns, MAX_ROWS)):
+            note = "novel: unlike the training images" if novel else "not sure" if unsure else ""
+            rows.append([str(number), name, f"{confidence:.0%}", note])
+        more = f"\n... {len(self) - MAX_ROWS:,} more" if len(self) > MAX_ROWS else ""
+        return render_table(["image", "class<", "probability", "<"], rows) + more
+
+    def _repr_html_(self) -> str:
+        return html_text(repr(self))
+
+    def plot(self, images: torch.Tensor) -> Any:
+        """Return a figure of the first of these images, uint8 (N, C, H, W), with their classes and probabilities."""
+        from gingham.plots import draw_image_groups
+
+        confidence = self.probabilities.amax(dim=1)
+        captions = [f"{name[:11]}\n{share:.0%}" for name, share in zip(self.names, confidence.tolist(), strict=True)]
+        groups = [[pair] for pair in zip(images[:MAX_IMAGES], captions, strict=False)]
+        return draw_image_groups([("the most probable class of each image", groups)])
 
 
 class Classifier(nn.Module):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from gingham.display import Displayable
 from gingham.errors import ModelError, suggest
 from gingham.models.conv_arithmetic import Field, Window, output_size
 from gingham.text import count, render_table
@@ -85,8 +86,8 @@ class Layer:
         return {key: value for key, value in values.items() if key not in ("slides", "filters", "beside_global")}
 
 
-@dataclass
-class Summary:
+@dataclass(repr=False)
+class Summary(Displayable):
     """The layers and totals of a network. `print(summary)` shows the table and its formulas.
 
     `receptive_field` is that of the feature map that the classifier pools or flattens. `memory_bytes` is for one float
@@ -187,6 +188,23 @@ class Summary:
 
     def __str__(self) -> str:
         return f"{self.table()}\n\n{self.formulas()}"
+
+    def plot(self) -> Any:
+        """Return a figure of the parameters, the operations and the receptive field of each layer."""
+        from gingham.plots import draw_layers
+
+        height = self.input_shape[1]
+        fields = [layer.receptive_field for layer in self.layers]
+        pixels = [value[0] if isinstance(value, list) else value for value in fields]
+        known = [height if value == "all" else float(value or 0) for value in pixels]
+        columns: dict[str, list[float]] = {
+            "parameters": [float(layer.parameters) for layer in self.layers],
+            "operations for an image": [float(layer.flops) for layer in self.layers],
+            f"receptive field, of {height} pixels": known,
+        }
+        return draw_layers(
+            [layer.name for layer in self.layers], columns, f"{self.name}: {self.parameters:,} parameters"
+        )
 
 
 def _format(value: Pixels) -> str:

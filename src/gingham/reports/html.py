@@ -21,17 +21,18 @@ from gingham.diagnosis.check_run import check_run
 from gingham.errors import require_types
 from gingham.evaluation.evaluate import compute_result
 from gingham.evaluation.metrics import proportion_interval
+from gingham.figures import BLUE, RUST, png_url, svg_chart
 from gingham.io import write_text
 from gingham.models.classifier import Classifier
 from gingham.models.summary import summarize
-from gingham.plots import BLUE, RUST, draw_curve, draw_reliability, png_url, svg_chart
+from gingham.plots import draw_curve, draw_reliability
 from gingham.runs.predictions import load_predictions
 from gingham.runs.run import Run
 from gingham.text import duration
 
 MAX_CLASSES = 30  # with sample images; more are left out
 SAMPLES_PER_CLASS = 8
-MAX_MISTAKES, NUM_NOVEL = 24, 12
+NUM_NOVEL = 12
 MAX_SIDE = 64  # pixels; larger images are shrunk to it
 
 
@@ -102,26 +103,13 @@ def _evaluate(run: Run, split: Split) -> dict[str, Any]:
     return {
         "result": result,
         "most_confused": result.confusion.most_frequent(5),
-        "mistakes": _mistakes(split, logits),
+        "mistakes": [
+            {**vars(mistake), "image": _png(mistake.image[None]), "answer": mistake.predicted}
+            for mistake in result.mistakes
+        ],
         "novel": _novel(run.model, split, novelty),
         "charts": charts,
     }
-
-
-def _mistakes(split: Split, logits: torch.Tensor) -> list[dict[str, Any]]:
-    confidence, predicted = logits.softmax(dim=1).max(dim=1)
-    wrong = (predicted != split.labels).nonzero().flatten()
-    most_confident = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].tolist()
-    return [
-        {
-            "index": k,
-            "image": _png(split.images[k : k + 1]),
-            "label": split.classes[int(split.labels[k])],
-            "answer": split.classes[int(predicted[k])],
-            "confidence": float(confidence[k]),
-        }
-        for k in most_confident
-    ]
 
 
 def _novel(model: Classifier, split: Split, novelty: torch.Tensor) -> dict[str, Any] | None:

@@ -14,7 +14,8 @@ import torch
 
 from gingham.data.registry import REGISTRY
 from gingham.device import forked_generators
-from gingham.errors import GinghamError, ModelError, RunError, one_line, require_types, suggest
+from gingham.display import Displayable
+from gingham.errors import GinghamError, ModelError, RunError, one_line, plural, require_types, suggest
 from gingham.io import (
     is_run_folder,
     locked,
@@ -34,6 +35,7 @@ from gingham.presets import RECIPES
 from gingham.recipe import Recipe
 from gingham.runs.checkpoint import has_checkpoint, load_checkpoint, remove_checkpoints, resume_options
 from gingham.runs.schema import parse_history_entry, require_format, validate_metadata
+from gingham.text import duration
 
 SECTIONS = ("data", "metrics", "environment", "test_openings")  # of model.json, as in the Run
 FORMAT = 3  # lower numbers were used before the first release
@@ -45,7 +47,7 @@ IMAGES_FILE = "images.safetensors"  # hashes, not images
 
 
 @dataclass(repr=False)
-class Run:
+class Run(Displayable):
     """A training run: the model and how it was trained.
 
     `history` has a dict for each step (`step loss accuracy learning_rate`) and each epoch (`epoch train_loss ...`);
@@ -65,8 +67,25 @@ class Run:
     folder: Path | None = None
     image_hashes: dict[str, torch.Tensor] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        return f"<Run of {self.recipe.name} with seed {self.recipe.seed}, folder {self.folder}: {self.model!r}>"
+    def __str__(self) -> str:
+        metrics, measured = self.metrics, f"folder: {self.folder or 'not saved'}"
+        if (accuracy := metrics.get("validation_accuracy")) is not None:
+            measured = f"{accuracy:.2%} of the validation images right; {measured}"
+        if (seconds := metrics.get("train_seconds")) is not None:
+            count, epochs = plural(metrics["train_images"], "image"), plural(metrics["epochs"], "epoch", ".3g")
+            measured = f"trained on {count} of {self.data.get('name')}, {epochs}, in {duration(seconds)}\n{measured}"
+        network = f"network {self.recipe.network}, {len(self.model.classes)} classes"
+        return f"run of {self.recipe.name} with seed {self.recipe.seed}: {network}\n{measured}"
+
+    def plot(self) -> Any:
+        """Return a figure of the loss and the accuracy over the epochs."""
+        from gingham.plots import draw_curves
+
+        title = f"{self.recipe.name}, seed {self.recipe.seed}"
+        if (seconds := self.metrics.get("train_seconds")) is not None:
+            title += f", {duration(seconds)}"
+        hard_examples = self.recipe.hard_share < 1 and self.recipe.epochs > 1
+        return draw_curves(self.history, title, hard_examples=hard_examples)
 
     @property
     def teacher_names(self) -> str:

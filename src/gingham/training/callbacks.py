@@ -3,8 +3,9 @@
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from gingham.training.options import FitOptions
 from gingham.training.trainer import Trainer
 
 MANY_EPOCHS = 25
+IN_NOTEBOOK = "ipykernel" in sys.modules
 
 
 class Callback:
@@ -70,11 +72,12 @@ class ProgressBar(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Show the bar, and the step at which a resumed run continues."""
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr.isatty() or IN_NOTEBOOK
         self.interval = 0.2 if self.live else 10.0  # seconds; not more often, because reading a loss waits for the GPU
         self.next_update = time.monotonic() + self.interval
         total = trainer.total_steps
-        self.bar: Any = tqdm(total=total, initial=trainer.step, unit="step", file=sys.stderr, disable=not self.live)
+        options = {"total": total, "initial": trainer.step, "unit": "step", "disable": not self.live}
+        self.bar: Any = _bar_class()(**options, file=_stream(), leave=not IN_NOTEBOOK)
         if trainer.step:
             print_line(f"resuming from step {trainer.step} of {total}")
 
@@ -196,7 +199,21 @@ class OnEpoch(Callback):
 def print_line(line: str) -> None:
     """Print a line to stderr, above the progress bar if there is one."""
     with contextlib.suppress(OSError):  # stderr is closed or its disk is full; the training continues
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(line, file=_stream())
+
+
+def _stream() -> TextIO:
+    """Return stderr, or in a notebook stdout, because notebooks show stderr as errors."""
+    return sys.stdout if IN_NOTEBOOK else sys.stderr
+
+
+def _bar_class() -> Any:
+    """Return tqdm's bar for a terminal, or for a notebook if this is one: a widget if ipywidgets is installed."""
+    if not IN_NOTEBOOK:
+        return tqdm
+    with warnings.catch_warnings(action="ignore"):  # that ipywidgets is not installed
+        from tqdm.auto import tqdm as notebook_tqdm
+    return notebook_tqdm
 
 
 def create_callbacks(options: FitOptions, *, progress: bool, is_main: bool) -> Callbacks:

@@ -136,7 +136,8 @@ def check_losses(recipe: Recipe, train: Split, losses: Tensor, over: bool) -> It
     may_start = len(comparable) < SLOW_START_STEPS
     means = [float(part.mean()) for part in torch.split(comparable, tenth)]
     lowest, highest = min(means[:-1]), max(means)
-    if ending > 1.1 * chance or highest > 1.5 * chance:
+    # A high loss in the first steps alone does no harm.
+    if ending > 1.1 * chance or (highest > 1.5 * chance and ending > 0.8 * chance):
         evidence = f"the loss rises to {highest:.3g} (mean of {tenth} steps), and random guessing gives {chance:.3g}"
         fix = f"lower it: --set learning_rate={recipe.learning_rate / 10:g}"
         yield Issue("learning-rate-too-high", "the learning rate is far too high", evidence, fix)
