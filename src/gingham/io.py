@@ -122,8 +122,15 @@ def _cannot_write(path: Path, error: OSError) -> GinghamError:
 
 
 def _sync(path: Path) -> None:
-    # A rename survives a power failure only if both the file and its folder are on disk.
-    descriptor = os.open(path, os.O_RDONLY)
+    # A rename survives a power failure only if both the file and its folder are on disk. Windows opens no folders, and
+    # flushes only files that are open for writing.
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except PermissionError:
+        if is_folder:
+            return
+        raise
     try:
         os.fsync(descriptor)
     finally:

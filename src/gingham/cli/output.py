@@ -14,8 +14,13 @@ from gingham.errors import GinghamError, format_message
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # cannot be set, unlike the time of day
-STARTED = time.clock_gettime(CLOCK)
+
+def _clock() -> float:
+    """Return seconds by a clock that cannot be set, unlike the time of day: on Linux the one of /proc."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+STARTED = _clock()
 
 
 def wall_seconds() -> float:
@@ -26,7 +31,7 @@ def wall_seconds() -> float:
         start = ticks / os.sysconf("SC_CLK_TCK")
     if not 0 <= STARTED - start < 60:  # a container may report another machine's times
         start = STARTED
-    return time.clock_gettime(CLOCK) - start
+    return _clock() - start
 
 
 def print_message(text: str) -> None:
@@ -39,7 +44,13 @@ def print_message(text: str) -> None:
 
 def print_result(value: object, text: object, as_json: bool) -> None:
     """Print a result to stdout: `value` as JSON, or else `text`."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text, flush=True)
+    print(format_json(value) if as_json else text, flush=True)
+
+
+def format_json(value: object) -> str:
+    """Return JSON in one line; letters that stdout may not be able to encode are escaped."""
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps(value, ensure_ascii=not is_utf8, allow_nan=False)
 
 
 def format_pairs(pairs: dict[str, object]) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typer import Option
 
 import gingham
 from gingham.cli.options import Device, Images, Json, Model, RunFolder
-from gingham.cli.output import print_message, try_draw
+from gingham.cli.output import format_json, print_message, try_draw
 from gingham.cli.resolve import load_run_or_packaged, load_training_images
 from gingham.errors import DataError, GinghamError, format_message, list_first
 from gingham.io import is_run_folder
@@ -75,7 +74,7 @@ def predict(
             if sorter:
                 sorter.add(prediction)
             if as_json:  # one list, entry by entry, because thousands of them take much memory
-                print("[" if number == 0 else ", ", json.dumps(entry, ensure_ascii=False), sep="", end="")
+                print("[" if number == 0 else ", ", format_json(entry), sep="", end="")
             elif prediction.error is None:
                 _print(prediction, entry.get("file"), notes=explain or len(files) <= SHOWN)
         if as_json:

@@ -98,7 +98,8 @@ def remove_earlier(path: Path) -> None:
     """Remove what the cache has of earlier states of the same files."""
     for old in path.parent.glob(f"{path.name[:17]}*"):
         if old.stem != path.stem:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # Windows cannot remove an open file
+                old.unlink(missing_ok=True)
 
 
 def _write_pack(path: Path, decoded: DecodedImages) -> None:

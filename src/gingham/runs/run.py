@@ -304,7 +304,7 @@ def _read_hashes(path: Path) -> dict[str, torch.Tensor]:
     hashes = read_tensors(path)[0]
     if "train" not in hashes or any(tensor.dtype != torch.int64 or tensor.ndim != 1 for tensor in hashes.values()):
         raise RunError(f"{path} does not contain hashes of training images; restore it from a copy, or remove it")
-    return hashes
+    return {name: tensor.clone() for name, tensor in hashes.items()}  # Windows cannot replace a file that is mapped
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
