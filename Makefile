@@ -6,13 +6,14 @@
 # make check      run the formatter, linter and type checker, and check the direction of imports
 # make data       only get Fashion-MNIST; needs no root
 # make wheel      build the wheel, install it into a separate environment and use it
+# make site       build the documentation site into site/
 # make model      train the packaged model again (an hour), and replace it if the new one is about as good
 
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: train test test-all test-slow stress check data wheel model
+.PHONY: train test test-all test-slow stress check data wheel site model
 
 train: $(VENV)/installed data
 	$(BIN)/gingham train $(if $(wildcard runs/fast-0),--resume)
@@ -51,6 +52,9 @@ data: $(VENV)/installed
 
 wheel: $(VENV)/tested data
 	@scripts/try-wheel $(BIN)/python
+
+site: $(VENV)/tested
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 model: $(VENV)/installed data
 	$(BIN)/gingham train --recipe photo --seed 0 --out runs/photo-0 --resume

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
+from gingham.cli.app import app
 from gingham.presets import DEFAULT_RECIPE
 from helpers import ROOT
 
@@ -88,6 +91,27 @@ def test_documented_commands_and_options_exist(path, command):
         for word in words:
             if word.startswith("--"):
                 assert f"{word} " in helps[name] or f"{word}\n" in helps[name], f"gingham {line}"
+
+
+def shown_commands(path):
+    """Return the lines of a document's code blocks that start a command of Gingham, without comments."""
+    blocks = re.findall(r"^ *```[a-z]*\n(.*?)^ *```", path.read_text(), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    pattern = re.compile(r"^(?:\$ )?(?:torchrun .*-m )?gingham (.*)")
+    found = [match[1] for line in lines if (match := pattern.match(line.strip()))]
+    return [line for line in found if "*" not in line and "..." not in line]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_shown_commands_are_understood(path):
+    """Every command in a code block parses: its options exist, and their values are of the right type."""
+    root = typer.main.get_command(app)
+    for line in shown_commands(path):
+        name, *words = shlex.split(line, comments=True)
+        if name in root.commands:
+            root.commands[name].make_context(name, words)
+        else:
+            assert name.startswith("-") or name == "gingham:", f"no command {name} in: gingham {line}"
 
 
 def test_make_train_evaluates_the_default_recipe():

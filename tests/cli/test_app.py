@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import zlib
@@ -169,3 +170,24 @@ def test_a_closed_pipe_is_not_an_error(command):
     line = f"{sys.executable} -m gingham summary article | head -n 1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], cwd=command.folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_shells_complete_commands_options_and_recipes(tmp_path):
+    def complete(line):
+        words = line.split(" ")
+        environment = {**os.environ, "_GINGHAM_COMPLETE": "complete_bash"}
+        environment |= {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        command = [sys.executable, "-c", "import sys\nsys.argv[0] = 'gingham'\nfrom gingham.cli.app import run\nrun()"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    assert complete("gingham ev") == ["evaluate"]
+    assert "--recipe" in complete("gingham train --re")
+    assert complete("gingham train --recipe fast-9") == ["fast-90", "fast-92", "fast-94"]
+
+
+def test_the_script_for_a_shell_is_printed(command):
+    done = command("--show-completion", "bash")
+    assert "COMPLETE=complete_bash" in done.stdout
+    assert done.stderr == ""

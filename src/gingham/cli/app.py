@@ -18,7 +18,6 @@ from gingham.errors import GinghamError, Terminated, is_exhausted, one_line
 app = typer.Typer(
     help="Train image classifiers on small images in seconds on a laptop, and measure how accurate they really are.",
     epilog="Start with: gingham train",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -65,6 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (BrokenPipeError, SystemExit) as stop:
         # Typer turns the error of a pipe that its reader, such as head, has closed into a SystemExit.
         if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
+            if "/typer/" in traceback.extract_tb(stop.__traceback__)[-1].filename.replace("\\", "/"):
+                raise  # typer has printed what the shell asked for to complete a command
             _fail(f"a module of your own ended the program (sys.exit({stop.code!r})); raise an error instead")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

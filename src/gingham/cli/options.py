@@ -38,7 +38,7 @@ Start = Annotated[
 ]
 AUTO = "auto"
 RECIPE_HELP = f"{AUTO}: chosen for the data, {DEFAULT_RECIPE} for Fashion-MNIST; or one of: {', '.join(RECIPES)}."
-RecipeName = Annotated[str, Option(help=RECIPE_HELP)]
+RecipeName = Annotated[str, Option(help=RECIPE_HELP, autocompletion=lambda: [AUTO, *RECIPES])]
 Finetune = Annotated[bool, Option("--finetune", help="Train the later layers of a pretrained network too.")]
 BackboneName = Annotated[
     str | None, Option("--backbone", metavar="NAME", help="A pretrained network of timm, such as resnet18.")
