@@ -12,6 +12,7 @@ benchmarks/results/photographs-<hardware>-<date>.md.
 import argparse
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,14 @@ def accuracy_cells(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor
     return f"{accuracy:.1%} | {1 - float(confident.double().mean()):.1%} | {wrong}"
 
 
+def frequent_mistakes(run: Run, prepared: list[PreparedPhoto], labels: torch.Tensor, limit: int = 6) -> str:
+    """Return the most frequent mistakes of a run, such as "pullover as coat 7 of 12", separated by commas."""
+    predicted = score_prepared(run.model, prepared)[:, :-1].argmax(dim=1)
+    pairs = Counter((t, p) for t, p in zip(labels.tolist(), predicted.tolist(), strict=True) if t != p)
+    names, totals = run.model.classes, labels.bincount(minlength=len(run.model.classes)).tolist()
+    return ", ".join(f"{names[t]} as {names[p]} {n} of {totals[t]}" for (t, p), n in pairs.most_common(limit))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="*", type=Path)
@@ -145,7 +154,7 @@ def main() -> None:
         entries = list_images(folder).entries
         labels = torch.tensor([known[normalize_class_name(entry.label)] for entry in entries])
         sets[f"photos: {folder.name}"] = ([open_photo(entry.path) for entry in entries], labels)
-    rows, times = [], list[float]()
+    rows, mistakes, times = [], list[str](), list[float]()
     for title, (images, labels) in sets.items():
         prepared = []
         for image in images:
@@ -156,6 +165,7 @@ def main() -> None:
         methods |= {
             method: [PreparedPhoto(prepare_simply(image, method)[None], ()) for image in images] for method in SIMPLE
         }
+        mistakes.append(f"- {title}: {frequent_mistakes(first, prepared, labels)}")
         for name, run in runs.items():
             rows += [
                 f"| {title} | {len(images)} | {name} | {m} | {accuracy_cells(run, methods[m], labels)} |"
@@ -173,6 +183,10 @@ def main() -> None:
             "| photos | number | run | preparation | balanced accuracy | not sure | errors among the others |",
             "| --- | ---: | --- | --- | ---: | ---: | ---: |",
             *rows,
+            "",
+            f"The most frequent mistakes of {next(iter(runs))}, prepared as `gingham predict` does:",
+            "",
+            *mistakes,
             "",
         ]
     )

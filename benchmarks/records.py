@@ -1,6 +1,6 @@
 """Shared by all benchmarks: the commit, the paths of the results and the table of records.
 
-python benchmarks/records.py      # rewrites the table in records/README.md from the record.json files
+python benchmarks/records.py      # rewrites the table and the figure in records/README.md from the record.json files
 """
 
 import argparse
@@ -184,6 +184,34 @@ def write_table() -> None:
     write_text(path, f"{before}{START}\n{table()}\n{END}{after}")
 
 
+def draw_records(file: Path) -> None:
+    """Draw the test accuracy of every seed of the latest records against its seconds of training, one dot a seed."""
+    from gingham.figures import BLUE, INK, PAPER, RUST, Figure, write_figure
+
+    latest = {}
+    for path in sorted(ROOT.glob("records/*/record.json")):
+        latest[path.parent.name[11:]] = json.loads(path.read_text())
+    hardware = sorted({record["hardware"] for record in latest.values()})
+    figure = Figure(figsize=(8, 4.6), facecolor=PAPER, layout="constrained")
+    axes = figure.add_subplot()
+    for name, record in latest.items():
+        seconds, accuracies = record["train_seconds"], [100 * value for value in record["accuracies"]]
+        color = RUST if name == "article" else BLUE
+        axes.plot(seconds, accuracies, "o", color=color, alpha=0.55, ms=5, mec="none")
+        position = (statistics.median(seconds), min(accuracies) - 0.25)
+        axes.annotate(name, position, ha="center", va="top", fontsize=10, color=INK)
+    axes.set_xscale("log")
+    axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
+    axes.set_xticks([], minor=True)
+    axes.set(xlabel="seconds of training", ylabel="test accuracy (%)", ylim=(82, 94.6), xlim=(0.4, 250))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+    title = f"Fashion-MNIST, ten seeds of each recipe, one dot a seed ({'; '.join(hardware)})"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
+    write_figure(figure, file)
+
+
 if __name__ == "__main__":
-    argparse.ArgumentParser(description="Rewrite the table in records/README.md.").parse_args()
+    argparse.ArgumentParser(description="Rewrite the table and the figure in records/README.md.").parse_args()
     write_table()
+    draw_records(ROOT / "records" / "accuracy-against-seconds.png")

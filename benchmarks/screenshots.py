@@ -1,9 +1,9 @@
-"""Make the images in docs/images: the page and a report in a browser, the figure of an explained prediction, and near
-duplicates in Fashion-MNIST.
+"""Make the images in docs/images: the page and a report in a browser, the figure of an explained prediction, the figures
+of an evaluation, mistakes on photos, and near duplicates in Fashion-MNIST.
 
     python benchmarks/screenshots.py [--run runs/fast-0]
 
-The report is that of the run, which `make train` makes. The photos are made from validation images, as in
+The report and the evaluation are those of the run, which `make train` makes. The photos are made from validation images, as in
 benchmarks/photographs.py. Needs Debian's chromium, or google-chrome, and opens the files from disk.
 """
 
@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 import gingham
+import photographs
 import records
 from gingham.cli.diagnose import image_groups
 from gingham.evaluation.run_data import load_run_data
@@ -99,6 +101,39 @@ def draw_near_duplicates() -> None:
     print("written:", IMAGES / "near-duplicates.png")
 
 
+def draw_photo_mistakes() -> None:
+    """Draw the photos that the packaged model is wrong about, the most confident first, each beside its preparation."""
+    run, groups = gingham.load_packaged(), []
+    photos, labels = [], list[str]()
+    for kind in photographs.KINDS:
+        made, indices = photographs.make(kind, 40)
+        photos += made
+        labels += [run.model.classes[index] for index in indices.tolist()]
+    predictions = gingham.predict(run, photos, "photo")
+    wrong = [k for k, (p, label) in enumerate(zip(predictions, labels, strict=True)) if p.label != label]
+    for k in sorted(wrong, key=lambda k: -predictions[k].confidence)[:20]:
+        prepared = predictions[k].prepared
+        assert prepared is not None
+        small = np.array(photos[k].convert("RGB").resize((112, 112 * photos[k].height // photos[k].width)))
+        caption = f"{predictions[k].label} {predictions[k].confidence:.0%}"
+        groups.append(
+            [(torch.tensor(small).permute(2, 0, 1), f"is {labels[k]}"), (torch.tensor(prepared.image), caption)]
+        )
+    title = f"{len(wrong)} of {len(photos)} photos made from validation images are wrong; the most confident of them"
+    write_figure(draw_image_groups([(title, groups)]), IMAGES / "photo-mistakes.png")
+    print("written:", IMAGES / "photo-mistakes.png")
+
+
+def draw_evaluation(folder: Path) -> None:
+    """Draw the confusion matrix, the reliability diagram and the mistakes of a run on the validation split."""
+    run = gingham.load(folder)
+    validation = load_run_data(run, folder).validation
+    assert validation is not None
+    result = gingham.evaluate(run, validation)
+    for what in ("confusion", "reliability", "mistakes"):
+        print("written:", write_figure(result.plot(what), IMAGES / f"{what}.png"))
+
+
 def write_report(folder: Path, file: Path) -> Path:
     run = gingham.load(folder)
     splits = load_run_data(run, folder)
@@ -118,6 +153,8 @@ def main() -> None:
     if executable is None:
         raise SystemExit(f"there is no browser: install one of {', '.join(NAMES)}")
     draw_near_duplicates()
+    draw_photo_mistakes()
+    draw_evaluation(run)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         explain(Path(folder))
         report = write_report(run, Path(folder, "report.html")).as_uri()
