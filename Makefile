@@ -3,7 +3,7 @@
 # make test-slow  run the slow tests
 # make test-all   run both
 # make stress     run the stress tests: kills, scarce resources, several processes, fuzzing and server load (under twenty minutes)
-# make check      run the formatter, linter and type checker, and check the direction of imports
+# make check      run the formatter, linter and type checker, check the direction of imports and the public names
 # make data       only get Fashion-MNIST; needs no root
 # make wheel      build the wheel, install it into a separate environment and use it
 # make site       build the documentation site into site/
@@ -46,6 +46,7 @@ check: $(VENV)/tested
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/check_api.py
 
 data: $(VENV)/installed
 	@scripts/get-data $(BIN)/python
