@@ -165,3 +165,25 @@ def test_no_tracked_file_names_a_path_of_this_machine():
         content = (ROOT / name).read_bytes()
         for word in (b"/ro" + b"ot/", b"/ho" + b"me/", b"/wo" + b"rk/"):
             assert word not in content, name
+
+
+def figures_of(text):
+    """Return the numbers of a text that are not part of a name, a link or a date, in order."""
+    text = re.sub(r"\]\([^)]*\)|`[^`\n]*`", "", text)
+    text = re.sub(r"24 November 2026|2026 年 11 月 24 日|1/(?=\d)", "", text)
+    return re.findall(r"(?<![\w.+-])\d[\d,.]*\d|(?<![\w.+-])\d(?![\w.])", text)
+
+
+def test_the_chinese_readme_has_the_code_the_links_and_the_figures_of_the_english_one():
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+    code = re.compile(r"```[a-z]*\n.*?```", re.DOTALL)
+    assert code.findall(chinese) == code.findall(english)
+    english, chinese = code.sub("", english), code.sub("", chinese)
+    for pattern in (r"\]\(([^)]+)\)", r"`([^`\n]+)`"):
+        found = [sorted(re.findall(pattern, text)) for text in (english, chinese)]
+        others = [{"README.md"}, {"README.zh-CN.md"}]
+        assert [x for x in found[0] if x not in others[1]] == [x for x in found[1] if x not in others[0]]
+    assert sorted(figures_of(chinese)) == sorted(figures_of(english))
+    assert [
+        len(re.findall(rf"^{mark} ", text, re.MULTILINE)) for mark in ("#", "##", "-", r"\|") for text in (chinese,)
+    ] == [len(re.findall(rf"^{mark} ", english, re.MULTILINE)) for mark in ("#", "##", "-", r"\|")]
