@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -393,7 +394,18 @@ def test_halving_changes_probabilities_by_less_than_a_hundredth(small_run):
     assert 0 < float((after - before).abs().max()) < 1e-2
 
 
-def test_a_run_and_its_model_are_printed_on_one_line(small_run):
+def test_a_run_and_its_model_are_printed_without_their_weights(small_run):
     run, _ = small_run
     assert repr(run.model) == "<Classifier: Sequential, (1, 28, 28) images, 4 classes>"
-    assert str(run) == f"<Run of article with seed 0, folder None: {run.model!r}>"
+    first, trained, measured = str(run).splitlines()
+    assert first == "run of article with seed 0: network article, 4 classes"
+    assert re.fullmatch(r"trained on 260 images of \S+, 1 epoch, in [\d.]+ s", trained)
+    assert re.fullmatch(r"[\d.]+% of the validation images right; folder: not saved", measured)
+    run.metrics.clear()
+    assert str(run) == f"{first}\nfolder: not saved"
+
+
+def test_the_curves_of_a_run_that_was_not_trained_by_fit_can_be_drawn(small_run):
+    run, _ = small_run
+    run.metrics.clear()
+    assert run.plot()._repr_png_().startswith(b"\x89PNG")
