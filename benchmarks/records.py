@@ -177,11 +177,12 @@ def table() -> str:
 
 
 def write_table() -> None:
-    """Write the table between its two markers in records/README.md."""
+    """Write the table between its two markers in records/README.md, and the figure."""
     path = ROOT / "records" / "README.md"
     before, _, rest = path.read_text().partition(START)
     after = rest.partition(END)[2]
     write_text(path, f"{before}{START}\n{table()}\n{END}{after}")
+    draw_records(ROOT / "records" / "accuracy-against-seconds.png")
 
 
 def draw_records(file: Path) -> None:
@@ -190,7 +191,8 @@ def draw_records(file: Path) -> None:
 
     latest = {}
     for path in sorted(ROOT.glob("records/*/record.json")):
-        latest[path.parent.name[11:]] = json.loads(path.read_text())
+        record = json.loads(path.read_text())
+        latest[record["recipe"]["name"]] = record
     hardware = sorted({record["hardware"] for record in latest.values()})
     figure = Figure(figsize=(8, 4.6), facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot()
@@ -214,4 +216,3 @@ def draw_records(file: Path) -> None:
 if __name__ == "__main__":
     argparse.ArgumentParser(description="Rewrite the table and the figure in records/README.md.").parse_args()
     write_table()
-    draw_records(ROOT / "records" / "accuracy-against-seconds.png")

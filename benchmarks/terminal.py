@@ -73,7 +73,8 @@ def record(command: str, folder: Path, row: int, start: float) -> tuple[list[Tex
                     pending.end = now
                 pending = Text(current[:COLUMNS], row, now)
                 shown.append(pending)
-    os.waitpid(child, 0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"{command} failed: {shown[-1].text}")
     return shown, row, begin + time.perf_counter() - started + PAUSE
 
 

@@ -2,7 +2,7 @@
 
     pip install torch torchvision matplotlib tqdm
     python examples/first_model.py                  # three epochs, some minutes on a CPU
-    python examples/first_model.py --share 0.1      # a tenth of the images
+    python examples/first_model.py --share 0.1 --epochs 10      # a tenth of the images, which needs more epochs
 
 It trains a convolutional network to tell the ten kinds of clothes of Fashion-MNIST apart, and evaluates it on images
 that it was not trained on. Nothing here needs Gingham; `gingham train --recipe article` trains the same network.
@@ -26,6 +26,8 @@ parser.add_argument("--share", type=float, default=1.0, help="share of the image
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
+if not 0.001 <= arguments.share <= 1:
+    parser.error(f"--share got {arguments.share}; allowed: from 0.001 to 1")
 torch.manual_seed(arguments.seed)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
-DESCRIBE = ("git", "describe", "--tags", "--abbrev=0", "--match", "v*")
+# The last release before this commit, which may itself be tagged.
+DESCRIBE = ("git", "describe", "--tags", "--abbrev=0", "--match", "v*", "HEAD^")
 
 
 def public_names(package: griffe.Object | griffe.Alias) -> dict[str, str]:

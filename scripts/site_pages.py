@@ -20,7 +20,15 @@ from gingham.cli.app import app
 from gingham.recipe import FIELDS
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "records/**/*", "benchmarks/results/*", "examples/*.py")
+OUTSIDE = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "records/**/*",
+    "benchmarks/results/*",
+    "examples/*.py",
+    "notebooks/*.ipynb",
+)
 LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 PYTHON = {
     "Data": ["load_data", "DataSplits", "Split", "check_data"],

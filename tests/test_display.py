@@ -1,11 +1,13 @@
 """What notebooks and interactive sessions show of results."""
 
 import base64
+import dataclasses
 import io
 import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import gingham
@@ -103,3 +105,60 @@ def test_a_file_that_cannot_be_read_is_shown_as_its_error(small_run, tmp_path):
 def test_texts_of_the_user_are_escaped(results):
     prediction = gingham.ImagePrediction("<script>.png", error="it is <b>bad</b>")
     assert prediction._repr_html_().endswith(">&lt;script&gt;.png: it is &lt;b&gt;bad&lt;/b&gt;</pre>")
+
+
+def test_results_of_the_same_evaluation_are_equal(results):
+    run, data = results["run"], results["data"]
+    first, second = (gingham.evaluate(run, data.validation) for _ in range(2))
+    assert first == second
+    assert "tensor(" not in repr(first.mistakes)
+    assert repr(first.confusion) == str(first.confusion)
+
+
+def test_a_run_without_a_history_is_shown_as_text(results):
+    run = gingham.load_packaged()
+    assert run._repr_html_().count("<") == 2
+    with pytest.raises(GinghamError, match="the run has no history of its epochs to draw"):
+        run.plot()
+
+
+def test_class_names_are_neither_formulas_nor_markup(tmp_path):
+    names = ["cost$\\frac$", "a$b$", "[/x]", "[red]", ":dog:", "x" * 120, "a<", "\\[b]"]
+    folder = tmp_path / "odd.npz"
+    random = np.random.default_rng(0)
+    labels = np.arange(80) % 8
+    images = random.integers(0, 255, (80, 8, 8), dtype=np.uint8)
+    np.savez(folder, train_images=images, train_labels=labels, test_images=images, test_labels=labels, classes=names)
+    data = gingham.load_data(str(folder), validation=16)
+    run = gingham.fit(gingham.RECIPES["fast-85"].replace(epochs=0.5), data.train, data.validation, progress=False)
+    result = gingham.evaluate(run, data.validation)
+    predictions = run.model.predict(data.train.images[:20])
+    assert set(data.classes) == set(names)
+    for text, shown in ((str(data), names), (str(result), names), (repr(predictions), predictions.names)):
+        assert all(name in text for name in shown)
+    for shown in (data, run, result):
+        shown._repr_html_()
+    for what in ("confusion", "reliability", "mistakes"):
+        assert pixels_of(result.plot(what)._repr_png_()).std() > 5
+
+
+def test_predictions_of_many_images_are_shown_at_once(small_run):
+    run, _ = small_run
+    predictions = run.model.predict(torch.zeros(30_000, 1, 28, 28, dtype=torch.uint8))
+    assert repr(predictions).endswith("... 29,980 more")
+    with pytest.raises(GinghamError, match="plot got 3 images for 30000 predictions"):
+        predictions.plot(np.zeros((3, 1, 28, 28), np.uint8))
+
+
+def test_an_evaluation_without_mistakes_has_none_to_draw(results):
+    result = dataclasses.replace(results["evaluation"], mistakes=())
+    with pytest.raises(GinghamError, match="there is no mistake to draw: all 40 validation images are right"):
+        result.plot("mistakes")
+
+
+def test_a_dataset_of_many_classes_is_cut_short(quadrants):
+    data = gingham.load_data(str(quadrants), validation=40)
+    classes = tuple(f"class {k}" for k in range(3000))
+    splits = [dataclasses.replace(split, classes=classes) for split in (data.train, data.validation, data.test)]
+    shown = dataclasses.replace(data, train=splits[0], validation=splits[1], test=splits[2], classes=classes)
+    assert "... 2,900 more classes" in str(shown)

@@ -85,7 +85,10 @@ def suggest(word: str, known: Iterable[str], unlisted: Iterable[object] = ()) ->
     "; did you mean 'fashion-mnist'? (known: fashion-mnist)"
     """
     names = list(known)
-    close, listing = difflib.get_close_matches(word, [*names, *map(str, unlisted)], n=1), list_first(names, 20)
+    listing = list_first(names, 20)
+    # Such as lr of learning_rate.
+    by_initials = [name for name in names if "_" in name and word == "".join(part[:1] for part in name.split("_"))]
+    close = by_initials or difflib.get_close_matches(word, [*names, *map(str, unlisted)], n=1)
     return f"; did you mean {close[0]!r}? (known: {listing})" if close else f"; known: {listing}"
 
 

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import re
 import sys
 import threading
@@ -82,7 +83,7 @@ def write_figure(figure: matplotlib.figure.Figure, file: Path) -> Path:
     """
     if file.suffix.lower() != ".png":
         raise GinghamError(f"{file} does not end in .png; figures are PNG files, so choose a name that ends in .png")
-    if file.exists() and not _drawn_by_gingham(file):
+    if os.path.lexists(file) and not (file.is_file() and _drawn_by_gingham(file)):
         raise GinghamError(f"{file} is not a figure written by gingham, so it is kept; move it, or give another name")
     _set_fonts(figure)
     with atomic_write(file) as temporary:
@@ -91,8 +92,10 @@ def write_figure(figure: matplotlib.figure.Figure, file: Path) -> Path:
 
 
 def _set_fonts(figure: matplotlib.figure.Figure) -> None:
-    """Add system fonts to a figure's texts, for letters that matplotlib's own font lacks."""
+    """Add system fonts to a figure's texts, for letters that matplotlib's own font lacks. A `$` is no formula."""
     texts = figure.findobj(Text)
+    for text in texts:
+        text.set_parse_math(False)
     letters = {letter for text in texts for letter in text.get_text() if not letter.isascii() and letter.isprintable()}
     for text in texts if letters else ():
         text.set_fontfamily([*text.get_fontfamily(), *_find_fonts(frozenset(letters))])

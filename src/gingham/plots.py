@@ -27,8 +27,9 @@ def draw_contact_sheet(
     grid = figure.subplots(len(shown), per_class, squeeze=False)
     for row, label in enumerate(shown):
         first, indices = grid[row, 0], (labels == row).nonzero().flatten()[:per_class].tolist()
-        text = label if len(label) <= 16 else f"{label[:8]}…{label[-7:]}"  # more would be cut off
-        first.text(-0.15, 0.5, text, transform=first.transAxes, ha="right", va="center", fontsize=11, color=INK)
+        first.text(
+            -0.15, 0.5, _shorten(label, 16), transform=first.transAxes, ha="right", va="center", fontsize=11, color=INK
+        )
         for axes, index in zip(grid[row], indices, strict=False):
             draw_image(axes, images[index])
         for axes in grid[row, len(indices) :]:
@@ -37,6 +38,11 @@ def draw_contact_sheet(
     title = f"{name}: training images by class{rest}{_grey_note(images)}"
     figure.text(0.01, 1 - 0.2 / figure.get_figheight(), title, fontsize=12, color=INK, va="center")
     return figure
+
+
+def _shorten(name: str, length: int) -> str:
+    """Return a name with its middle left out if it has more than `length` characters, which would be cut off."""
+    return name if len(name) <= length else f"{name[: length // 2]}…{name[1 - length + length // 2 :]}"
 
 
 def draw_batch(images: torch.Tensor, names: Sequence[str]) -> Figure:
@@ -147,7 +153,7 @@ def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], titl
     figure = Figure(figsize=(side + 0.6, side), facecolor=PAPER, layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap=BLUES, vmin=0, vmax=100)
-    ticks = range(len(classes))
+    ticks, classes = range(len(classes)), [_shorten(name, 30) for name in classes]
     axes.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(ticks, classes)
     axes.set(xlabel="predicted", ylabel="true")
@@ -223,7 +229,8 @@ def draw_seeds(
     mean = 100 * math.fsum(accuracies) / len(accuracies)
     axes.axhline(mean, color=BLUE, label=f"mean {mean:.2f} %")
     axes.plot(range(len(seeds)), [100 * value for value in accuracies], "o", color=RUST, label="a seed")
-    axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
+    if len(seeds) <= 20:
+        axes.set_xticks(range(len(seeds)), [str(seed) for seed in seeds])
     axes.set(xlabel="seed", ylabel="accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower right", ncols=3, frameon=False, fontsize=9)

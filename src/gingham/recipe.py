@@ -163,7 +163,7 @@ class Recipe:
         if num_images >= SMALL_DATASET_IMAGES or images_seen / self.batch_size >= MIN_STEPS:
             return self
         batch_size = min(self.batch_size, max(16, num_images // 8))
-        while num_images % batch_size == 1:
+        while num_images % batch_size == 1 and batch_size > 2:
             batch_size -= 1  # BatchNorm takes no batch of one image
         steps = -(-num_images // batch_size)
         return self.replace(batch_size=batch_size, hard_share=1.0, epochs=max(self.epochs, -(-MIN_STEPS // steps)))

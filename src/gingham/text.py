@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -16,9 +17,9 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=0)
     for index, column in enumerate(columns):
         left = index == 0 or column.endswith("<")
-        table.add_column(column.removesuffix("<"), justify="left" if left else "right", no_wrap=True)
+        table.add_column(Text(column.removesuffix("<")), justify="left" if left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*(Text(cell) for cell in row))  # not as a string, which may contain markup
     buffer = io.StringIO()
     # In a notebook, rich would display the table instead of writing it.
     plain: Any = {"color_system": None, "force_terminal": False, "force_jupyter": False, "legacy_windows": False}
@@ -37,6 +38,15 @@ def count(number: float, unit: str = "") -> str:
     power, letter = next(pair for pair in ((9, "G"), (6, "M"), (3, "K")) if number >= 10 ** pair[0])
     value = number / 10**power
     return f"{value:,.{max(0, 3 - len(str(int(value))))}f} {letter}{unit}"
+
+
+def format_threshold(value: float) -> str:
+    """Return a threshold for probabilities, with more digits if it is close to 1.
+
+    >>> format_threshold(0.8416), format_threshold(0.99941)
+    ('0.84', '0.9994')
+    """
+    return f"{value:.2f}" if value < 0.995 else f"{value:.4f}"
 
 
 def duration(seconds: float) -> str:

@@ -137,7 +137,7 @@ LARGE, BOMB = encode_image(Image.new("1", (9000, 6000))), encode_image(Image.new
         (
             "letter.txt",
             b"Dear Sir",
-            r"cannot read letter.txt as an image \(its format is unknown\); give a file of the formats PNG",
+            r"cannot read letter.txt as an image \(its format is unknown\); it is damaged, or none of PNG",
         ),
         ("empty.png", b"", r"cannot read empty.png as an image \(it is empty\)"),
         (

@@ -173,7 +173,10 @@ def test_a_folder_is_replaced_by_all_images_in_it_in_natural_order(command):
 @pytest.mark.usefixtures("small_gallery")
 @pytest.mark.parametrize(
     ("threshold", "reason", "limit"),
-    [(0.999, "below 1.00", "top probability below 1.00"), (2.0, "this model is never sure", "no threshold is safe")],
+    [
+        (0.999, "below 0.9990", "top probability below 0.9990"),
+        (2.0, "this model is never sure", "no threshold is safe"),
+    ],
 )
 def test_not_sure_names_the_threshold(command, tmp_path, threshold, reason, limit):
     """A threshold of 2 means that no threshold keeps the share of errors within the recipe's risk."""

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # older terminals show question marks for some symbols
     try:
-        code: Any = app(arguments, standalone_mode=False)
+        code: Any = app(arguments, prog_name="gingham", standalone_mode=False)
         sys.stdout.flush()
     except GinghamError as error:
         _fail(str(error))
@@ -64,7 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (BrokenPipeError, SystemExit) as stop:
         # Typer turns the error of a pipe that its reader, such as head, has closed into a SystemExit.
         if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
-            if "/typer/" in traceback.extract_tb(stop.__traceback__)[-1].filename.replace("\\", "/"):
+            last = traceback.extract_tb(stop.__traceback__)[-1].filename
+            if Path(last).is_relative_to(Path(typer.__file__).parent):
                 raise  # typer has printed what the shell asked for to complete a command
             _fail(f"a module of your own ended the program (sys.exit({stop.code!r})); raise an error instead")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,7 +19,7 @@ def show(
     data: Annotated[str, Argument(help=DATA_HELP)] = DEFAULT_DATA,
     skip_unreadable: SkipUnreadable = False,
     label_from: LabelFrom = "folder",
-    batch: Annotated[int | None, Option(min=1, help="Show one batch of N images as used in training.")] = None,
+    batch: Annotated[int | None, Option(min=1, help="Show one batch of N images as a recipe uses them.")] = None,
     recipe: Annotated[str | None, Option(help=RECIPE_HELP)] = None,
     out: Annotated[Path | None, Option(help="The PNG to write; by default <name>.png.")] = None,
     as_json: Json = False,
@@ -65,6 +65,7 @@ def _draw_batch(splits: "gingham.DataSplits", recipe: Recipe, file: Path) -> dic
     channels, height, width = images.shape[1:]
     normalised = Classifier(nn.Identity(), splits.classes, (channels, height, width), recipe.mean, recipe.std)(images)
     batch = {
+        "recipe": recipe.name,
         "shape": list(images.shape),
         "dtype": str(images.dtype).removeprefix("torch."),
         "range": [int(images.min()), int(images.max())],
@@ -84,7 +85,7 @@ def _format_batch(statistics: dict[str, Any]) -> str:
         "first labels": ", ".join(batch["labels"][:6]),
         "figure": statistics["file"],
     }
-    return f"one training batch of {statistics['name']}, as used in training\n{format_pairs(pairs)}"
+    return f"one training batch of {statistics['name']}, as the recipe {batch['recipe']} uses it\n{format_pairs(pairs)}"
 
 
 def _format_statistics(statistics: dict[str, Any]) -> str:

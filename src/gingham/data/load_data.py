@@ -1,5 +1,6 @@
 """Load a dataset by its name or from the user's own files."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,8 @@ def load_data(
 def _read_user_data(name: str, size: int, skip_unreadable: bool, label_from: str) -> RawDataset:
     path = Path(name).resolve()
     if not name or not path.exists():
+        if "/" in name or os.sep in name:
+            raise DataError(f"there is no file or folder {name}; give one that exists, or a dataset's name")
         raise DataError(f"unknown dataset {name!r}{suggest(name, REGISTRY, Path(name).parent.glob('*'))}, or {FORMATS}")
     if is_image_collection(path):
         raw = read_image_dataset(path, size, skip_unreadable=skip_unreadable, label_from=label_from)

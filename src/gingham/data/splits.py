@@ -22,6 +22,7 @@ from gingham.text import render_table
 
 BLOCK_BYTES = 1 << 16  # read from disk at once
 TEST_PERCENT = 15
+MAX_SHOWN_CLASSES = 100
 SAMPLE_PIXELS = 1 << 22  # in a sample, which should take a second at most to evaluate
 Rows = npt.NDArray[np.intp]  # indices of images, ascending
 
@@ -100,7 +101,10 @@ class DataSplits(Displayable):
 
     def __str__(self) -> str:
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
-        rows = [[name, *(f"{split.counts()[name]:,}" for split in splits)] for name in self.classes]
+        counts = [list(split.counts().values()) for split in splits]
+        rows = [[name, *(f"{n:,}" for n in numbers)] for name, *numbers in zip(self.classes, *counts, strict=True)]
+        if hidden := len(rows) - MAX_SHOWN_CLASSES:
+            rows = rows[:MAX_SHOWN_CLASSES] + [[f"... {hidden:,} more classes", *("" for _ in splits)]] * (hidden > 0)
         rows.append(["all", *(f"{len(split):,}" for split in splits)])
         table = render_table(["class", *(split.name for split in splits)], rows)
         return f"{self.name}: uint8 images of {'x'.join(map(str, self.train.image_shape))}\n{table}"

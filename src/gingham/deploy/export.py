@@ -1,7 +1,6 @@
 """Export a run's model as an ONNX file or an offline page that makes the same predictions."""
 
 import importlib.util
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,11 +152,9 @@ def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> Non
 def require_small_page(run: Run, file: Path, neighbours: int | None) -> None:
     """Raise a GinghamError for a page of a pretrained network, which would be too large."""
     if file.suffix.lower() == ".html" and isinstance(run.model.network, Backbone):
-        images = math.prod(run.model.input_shape) * (GALLERY_SIZE if neighbours is None else neighbours)
-        size = 4 * sum(parameter.numel() for parameter in run.model.parameters()) + images
         raise GinghamError(
-            f"a page would contain {size / 1e6:,.0f} MB, the pretrained network {run.recipe.network} and the training "
-            f"images for comparison, which is too much for a browser; export FILE.onnx, or run gingham serve"
+            f"a page would prepare photos of {run.model.input_shape[1]} pixels and run the pretrained network "
+            f"{run.recipe.network} in the browser, which pages do not do; export FILE.onnx, or run gingham serve"
         )
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,13 +16,13 @@ from gingham.errors import DataError, GinghamError, list_first, plural, require_
 from gingham.evaluation import metrics
 from gingham.runs.predictions import load_predictions, save_predictions
 from gingham.runs.run import Run, record_test_use
-from gingham.text import render_table
+from gingham.text import format_threshold, render_table
 
 MAX_MISTAKES = 24
 MAX_COLUMNS = 20  # classes of a confusion matrix that is printed; with more, the most frequent mistakes are
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Confusion:
     """A confusion matrix: `confusion["Shirt", "Coat"]` is the number of shirts that were predicted as coats."""
 
@@ -39,6 +39,9 @@ class Confusion:
         """Return the most frequent mistakes: number of images, index of the true and of the predicted class."""
         rows = [(n, k, j) for k, row in enumerate(self.matrix) for j, n in enumerate(row) if n and j != k]
         return sorted(rows, reverse=True)[:limit]
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         if len(self.classes) > MAX_COLUMNS:
@@ -57,13 +60,14 @@ class Confusion:
 @dataclass(frozen=True)
 class Mistake:
     """A wrong prediction: the index of the image in its split, the image, uint8 (C, H, W), its class, the predicted
-    class and its probability."""
+    class, its probability, and the image's file, if each image has its own."""
 
     index: int
-    image: torch.Tensor
+    image: torch.Tensor = field(compare=False, repr=False)
     label: str
     predicted: str
     confidence: float
+    file: str = ""
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,7 +134,7 @@ class EvaluationResult(Displayable):
         """Return a figure: the "confusion" matrix, the "reliability" diagram, or the most confident "mistakes".
 
         Raises
-            GinghamError: `what` is none of these.
+            GinghamError: `what` is none of these, or there are no mistakes.
         """
         from gingham import plots
 
@@ -141,6 +145,8 @@ class EvaluationResult(Displayable):
         if what == "reliability":
             return plots.draw_calibration(self.reliability, f"calibration error {self.calibration_error:.2%}, {images}")
         if what == "mistakes":
+            if not self.mistakes:
+                raise GinghamError(f"there is no mistake to draw: all {images} are right")
             captions = [f"{m.predicted[:11]} {m.confidence:.0%}\nis {m.label[:11]}" for m in self.mistakes]
             groups = [[(mistake.image, text)] for mistake, text in zip(self.mistakes, captions, strict=True)]
             return plots.draw_image_groups([(f"the most confident mistakes on {images}", groups)])
@@ -166,7 +172,11 @@ class EvaluationResult(Displayable):
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
             wrong = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
-            limit = f"top probability below {self.threshold:.2f}" if self.threshold <= 1 else "no threshold is safe"
+            limit = (
+                f"top probability below {format_threshold(self.threshold)}"
+                if self.threshold <= 1
+                else "no threshold is safe"
+            )
             lines.append(f"not sure ({limit}) of {self.unsure_share:.2%}{wrong}")
         if self.trained_on:
             lines.append(f"the model was trained on {self.trained_on:,} of these images: expect less on others")
@@ -207,10 +217,13 @@ def _logits(run: Run, split: Split) -> torch.Tensor:
     model = run.model
     shape = tuple(split.images.shape[1:])
     if shape != model.input_shape or split.classes != model.classes:
+        remedy = "evaluate it on data of that kind"
+        if split.classes == model.classes and shape[0] == model.input_shape[0]:
+            remedy = f"load the data with size={model.input_shape[1]}"
         raise DataError(
             f"{split.dataset} has images of {'x'.join(map(str, shape))} in {len(split.classes)} classes "
             f"({list_first(split.classes, 3)}); the model was trained on {'x'.join(map(str, model.input_shape))} in "
-            f"{len(model.classes)} ({list_first(model.classes, 3)}): evaluate it on data of that kind"
+            f"{len(model.classes)} ({list_first(model.classes, 3)}): {remedy}"
         )
     if not len(split):
         raise DataError(f"the {split.name} split of {split.dataset} is empty; choose another split")
@@ -271,6 +284,6 @@ def _most_confident_mistakes(split: Split, predicted: torch.Tensor, confidence: 
     chosen = wrong[confidence[wrong].argsort(descending=True, stable=True)][:MAX_MISTAKES].tolist()
     labels = [(split.classes[int(split.labels[k])], split.classes[int(predicted[k])]) for k in chosen]
     return tuple(
-        Mistake(k, split.images[k].clone(), *names, float(confidence[k]))
+        Mistake(k, split.images[k].clone(), *names, float(confidence[k]), split.files[k] if split.files else "")
         for k, names in zip(chosen, labels, strict=True)
     )

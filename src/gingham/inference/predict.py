@@ -26,6 +26,7 @@ from gingham.inference.preprocess import (
 )
 from gingham.models.classifier import Classifier, evaluation_mode
 from gingham.runs.run import Run
+from gingham.text import format_threshold
 
 Images = Sequence[str | Path | Image.Image]  # files, or images opened with Pillow
 NUM_SHOWN = 3  # classes of an uncertain prediction
@@ -57,7 +58,7 @@ class ImagePrediction(Displayable):
             return f"{self.image}: {self.error}"
         if not (self.novel or self.unsure):
             return f"{self.image}: {self.label} ({self.confidence:.0%})"
-        limit = f"below {self.threshold:.2f}" if self.threshold <= 1 else "this model is never sure"
+        limit = f"below {format_threshold(self.threshold)}" if self.threshold <= 1 else "this model is never sure"
         reason = "unlike anything it was trained on" if self.novel else f"not sure ({limit})"
         best = sorted((self.probabilities or {}).items(), key=lambda pair: -pair[1])[:NUM_SHOWN]
         return f"{self.image}: {reason}; " + ", ".join(f"{name} {share:.0%}" for name, share in best)

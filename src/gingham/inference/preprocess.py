@@ -83,7 +83,7 @@ def open_photo(
     except Exception as error:
         reason = one_line(error).replace(name, "").strip(" '")
         raise DataError(
-            f"cannot read {name} as an image ({reason}); give a file of the formats {FORMAT_LIST}"
+            f"cannot read {name} as an image ({reason}); it is damaged, or none of {FORMAT_LIST}: save it again"
         ) from error
     allowed = f"allowed: {max_pixels:,} in all; make it smaller: 1000 on each side are enough"
     raise DataError(f"{name} has {size}; {allowed}")
@@ -154,7 +154,8 @@ def prepare_plain(
     channels, height, width = shape
     square = fit_square(photo, max(height, width)).convert("L" if channels == 1 else "RGB").resize((width, height))
     pixels = np.asarray(square)
-    note = f"scaled to fit {width}x{height} pixels, padded with the colour of its border"
+    padding = "" if photo.width == photo.height else ", padded with the colour of its border"
+    note = f"scaled to fit {width}x{height} pixels{padding}"
     steps = [make_step("size", note, pixels)]
     if channels == 1 and background is not None:
         if inverted:

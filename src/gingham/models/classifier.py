@@ -1,6 +1,5 @@
 """Classifier: a network with its preprocessing, temperature, thresholds and novelty score."""
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,23 +48,30 @@ class Predictions:
 
     def __repr__(self) -> str:
         rows = []
-        columns = zip(self.names, self.probabilities.amax(dim=1).tolist(), self.unsure, self.novel, strict=True)
-        for number, (name, confidence, unsure, novel) in enumerate(itertools.islice(columns, MAX_ROWS)):
+        shown = (self.labels, self.probabilities.amax(dim=1), self.unsure, self.novel)
+        columns = zip(*(values[:MAX_ROWS].tolist() for values in shown), strict=True)
+        for number, (label, confidence, unsure, novel) in enumerate(columns):
             note = "novel: unlike the training images" if novel else "not sure" if unsure else ""
-            rows.append([str(number), name, f"{confidence:.0%}", note])
+            rows.append([str(number), self.classes[label], f"{confidence:.0%}", note])
         more = f"\n... {len(self) - MAX_ROWS:,} more" if len(self) > MAX_ROWS else ""
         return render_table(["image", "class<", "probability", "<"], rows) + more
 
     def _repr_html_(self) -> str:
         return html_text(repr(self))
 
-    def plot(self, images: torch.Tensor) -> Any:
-        """Return a figure of the first of these images, uint8 (N, C, H, W), with their classes and probabilities."""
+    def plot(self, images: torch.Tensor | npt.NDArray[np.uint8]) -> Any:
+        """Return a figure of the first of these images, uint8 (N, C, H, W), with their classes and probabilities.
+
+        Raises
+            ModelError: the number of images is not that of the predictions.
+        """
         from gingham.plots import draw_image_groups
 
-        confidence = self.probabilities.amax(dim=1)
-        captions = [f"{name[:11]}\n{share:.0%}" for name, share in zip(self.names, confidence.tolist(), strict=True)]
-        groups = [[pair] for pair in zip(images[:MAX_IMAGES], captions, strict=False)]
+        if len(images) != len(self):
+            raise ModelError(f"plot got {len(images)} images for {len(self)} predictions; give the images predicted")
+        labels, confidence = self.labels[:MAX_IMAGES].tolist(), self.probabilities.amax(dim=1)[:MAX_IMAGES].tolist()
+        captions = [f"{self.classes[k][:11]}\n{share:.0%}" for k, share in zip(labels, confidence, strict=True)]
+        groups = [[pair] for pair in zip(torch.as_tensor(images[:MAX_IMAGES]), captions, strict=True)]
         return draw_image_groups([("the most probable class of each image", groups)])
 
 

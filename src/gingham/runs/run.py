@@ -14,7 +14,7 @@ import torch
 
 from gingham.data.registry import REGISTRY
 from gingham.device import forked_generators
-from gingham.display import Displayable
+from gingham.display import Displayable, html_text
 from gingham.errors import GinghamError, ModelError, RunError, one_line, plural, require_types, suggest
 from gingham.io import (
     is_run_folder,
@@ -71,21 +71,36 @@ class Run(Displayable):
         metrics, measured = self.metrics, f"folder: {self.folder or 'not saved'}"
         if (accuracy := metrics.get("validation_accuracy")) is not None:
             measured = f"{accuracy:.2%} of the validation images right; {measured}"
-        if (seconds := metrics.get("train_seconds")) is not None:
-            count, epochs = plural(metrics["train_images"], "image"), plural(metrics["epochs"], "epoch", ".3g")
-            measured = f"trained on {count} of {self.data.get('name')}, {epochs}, in {duration(seconds)}\n{measured}"
+        known: list[Any] = [metrics.get(key) for key in ("train_images", "epochs", "train_seconds")]
+        if None not in known:
+            count, epochs = plural(known[0], "image"), plural(known[1], "epoch", ".3g")
+            trained = f"trained on {count} of {self.data.get('name')}, {epochs}, in {duration(known[2])}"
+            measured = f"{trained}\n{measured}"
         network = f"network {self.recipe.network}, {len(self.model.classes)} classes"
         return f"run of {self.recipe.name} with seed {self.recipe.seed}: {network}\n{measured}"
 
     def plot(self) -> Any:
-        """Return a figure of the loss and the accuracy over the epochs."""
+        """Return a figure of the loss and the accuracy over the epochs.
+
+        Raises
+            RunError: the run has no history, as the model that comes with Gingham.
+        """
         from gingham.plots import draw_curves
 
+        if not self._has_curves:
+            raise RunError("the run has no history of its epochs to draw; load a run with its history.jsonl")
         title = f"{self.recipe.name}, seed {self.recipe.seed}"
         if (seconds := self.metrics.get("train_seconds")) is not None:
             title += f", {duration(seconds)}"
         hard_examples = self.recipe.hard_share < 1 and self.recipe.epochs > 1
         return draw_curves(self.history, title, hard_examples=hard_examples)
+
+    @property
+    def _has_curves(self) -> bool:
+        return any("epoch" in entry for entry in self.history)
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() if self._has_curves else html_text(str(self))
 
     @property
     def teacher_names(self) -> str:

@@ -17,7 +17,6 @@ from gingham.training.options import FitOptions
 from gingham.training.trainer import Trainer
 
 MANY_EPOCHS = 25
-IN_NOTEBOOK = "ipykernel" in sys.modules
 
 
 class Callback:
@@ -72,12 +71,12 @@ class ProgressBar(Callback):
 
     def on_fit_start(self, trainer: Trainer) -> None:
         """Show the bar, and the step at which a resumed run continues."""
-        self.live = sys.stderr.isatty() or IN_NOTEBOOK
+        self.live = sys.stderr.isatty() or in_notebook()
         self.interval = 0.2 if self.live else 10.0  # seconds; not more often, because reading a loss waits for the GPU
         self.next_update = time.monotonic() + self.interval
         total = trainer.total_steps
         options = {"total": total, "initial": trainer.step, "unit": "step", "disable": not self.live}
-        self.bar: Any = _bar_class()(**options, file=_stream(), leave=not IN_NOTEBOOK)
+        self.bar: Any = _bar_class()(**options, file=_stream(), leave=not in_notebook())
         if trainer.step:
             print_line(f"resuming from step {trainer.step} of {total}")
 
@@ -202,14 +201,20 @@ def print_line(line: str) -> None:
         tqdm.write(line, file=_stream())
 
 
+def in_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook."""
+    ipython: Any = sys.modules.get("IPython")
+    return "IPKernelApp" in getattr(ipython and ipython.get_ipython(), "config", ())
+
+
 def _stream() -> TextIO:
     """Return stderr, or in a notebook stdout, because notebooks show stderr as errors."""
-    return sys.stdout if IN_NOTEBOOK else sys.stderr
+    return sys.stdout if in_notebook() else sys.stderr
 
 
 def _bar_class() -> Any:
     """Return tqdm's bar for a terminal, or for a notebook if this is one: a widget if ipywidgets is installed."""
-    if not IN_NOTEBOOK:
+    if not in_notebook():
         return tqdm
     with warnings.catch_warnings(action="ignore"):  # that ipywidgets is not installed
         from tqdm.auto import tqdm as notebook_tqdm

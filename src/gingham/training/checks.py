@@ -169,7 +169,7 @@ def check_overfitting(recipe: Recipe, epochs: Epochs, steps: int) -> Iterator[Is
     rise = min(entry["validation_loss"] for entry in evaluations[-3:]) / max(best["validation_loss"], 1e-9)
     gap = end["train_accuracy"] - end["validation_accuracy"]
     since, rises = f"since epoch {best['epoch']:.3g} the validation loss has risen by {rise - 1:.0%}", rise > 1.15
-    evidence = f"the accuracy on training images is {gap:.1%} above that on validation images"
+    evidence = f"the accuracy on training images is {100 * gap:.1f} points above that on validation images"
     augment = "or augment: --set shift_pixels=1 --set flip=alternating"
     if gap > 0.03 and rises:
         fix = f"stop training earlier (--set patience=3), {augment}"
