@@ -172,11 +172,12 @@ def main() -> None:
                 for m in methods
             ]
     environment = describe_environment(torch.device("cpu"))
+    folders = " ".join(["", "--photos", *(folder.name for folder in arguments.photos)]) if arguments.photos else ""
     text = "\n".join(
         [
             "# Photos",
             "",
-            f"Command: `python benchmarks/photographs.py {' '.join(map(str, runs))}`, commit {commit[:12]}.",
+            f"Command: `python benchmarks/photographs.py {' '.join(map(str, runs))}{folders}`, commit {commit[:12]}.",
             f"Hardware: {environment['hardware']}; torch {environment['torch']}. One seed per run.",
             f"Preparing a photo took {1000 * statistics.median(times):.0f} ms (median of {len(times)}).",
             "",

@@ -26,6 +26,7 @@ FILE = records.ROOT / "docs/images/terminal.svg"
 COMMANDS = ("gingham train --recipe fast-90", "gingham predict coat.jpg")
 COLUMNS, CHARACTER, LINE, MARGIN = 116, 8.43, 19, 16  # the size of a character and a line in pixels
 TYPING = 0.035  # seconds for a character of a command
+NO_BREAK_SPACE = "\N{NO-BREAK SPACE}"  # SVG collapses other spaces
 PAUSE = 1.2  # seconds after a command
 
 
@@ -85,7 +86,7 @@ def render(texts: list[Text], rows: int) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
         f"<title>A terminal: {escape(', then '.join(COMMANDS))}</title>",
         f'<rect width="{width}" height="{height}" rx="8" fill="#1d2b33"/>',
-        '<g font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="14" fill="#e6edf0" style="white-space: pre">',
+        '<g font-family="DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="14" fill="#e6edf0">',
     ]
     for text in texts:
         if not text.text.strip() or (text.end is not None and text.end - text.start < 0.02):
@@ -94,7 +95,7 @@ def render(texts: list[Text], rows: int) -> str:
         color = ' fill="#9cc3d5"' if text.text.startswith("$ ") else ""
         lines.append(
             f'<text x="{MARGIN}" y="{MARGIN + LINE * (text.row + 0.8):.0f}" visibility="hidden"{color}>'
-            f'{escape(text.text)}<set attributeName="visibility" to="visible" begin="{text.start:.2f}s"{end}/></text>'
+            f'{escape(text.text).replace(" ", NO_BREAK_SPACE)}<set attributeName="visibility" to="visible" begin="{text.start:.2f}s"{end}/></text>'
         )
     return "\n".join([*lines, "</g>", "</svg>", ""])
 
