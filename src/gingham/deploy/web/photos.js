@@ -98,7 +98,8 @@ var GinghamPhotos = (() => {
   function preparePlain(photo, channels, height, width, background, inverted) {
     const square = fitSquare(photo, Math.max(height, width));
     let image = resize(channels === 1 ? toGrey(square) : square, width, height, BICUBIC);
-    const note = `scaled to fit ${width}x${height} pixels, padded with the colour of its border`;
+    const padding = photo.width === photo.height ? '' : ', padded with the colour of its border';
+    const note = `scaled to fit ${width}x${height} pixels${padding}`;
     const steps = [step('size', note, image)];
     if (channels === 1 && background !== null) {
       if (inverted) {
