@@ -103,6 +103,8 @@ def test_shown_commands_run(path, saved_run, clothes, command, monkeypatch):
             words = [*words[: words.index("*.jpg")], "shirt.jpg", *words[words.index("*.jpg") + 1 :]]
         if name in TRAINING:
             words = shortened(words)
+            if "--teacher" in words and "--out" not in words:
+                words += ["--out", "runs/taught"]
             if "--out" not in words and ("--resume" not in words or path.name == "README.md"):
                 shutil.rmtree(command.folder / "runs/fast-0", ignore_errors=True)  # a stand-in
         for output in outputs:  # a document may show two ways of the same step
