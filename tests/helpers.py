@@ -172,3 +172,15 @@ def random_batch(count: int = 12, seed: int = 0, **tensors: torch.Tensor) -> Bat
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (count, 1, 28, 28), dtype=torch.uint8, generator=generator)
     return Batch(images, torch.randint(10, (count,), generator=generator), **tensors)
+
+
+def read_pixels(path):
+    """Return the pixels of a PNG file, uint8 (H, W, 3)."""
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def contact_sheet_arguments(data):
+    """Return the arguments of `draw_contact_sheet` for a dataset."""
+    return data.train.images, data.train.labels, data.classes, "quadrants"

@@ -13,16 +13,7 @@ from PIL import Image
 from gingham import GinghamError, figures
 from gingham.figures import BLUE, svg_chart, write_figure
 from gingham.plots import draw_confusion, draw_contact_sheet, draw_curve, draw_reliability
-
-
-def read_pixels(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB"))
-
-
-def contact_sheet_arguments(data):
-    return data.train.images, data.train.labels, data.classes, "quadrants"
+from helpers import contact_sheet_arguments, read_pixels
 
 
 def test_charts_in_svg_take_their_colours_from_the_page_and_escape_texts(small_run):

@@ -1,24 +1,9 @@
 import numpy as np
-from PIL import Image
 
 import gingham
 from gingham.figures import write_figure
-from gingham.plots import (
-    draw_batch,
-    draw_confusion,
-    draw_contact_sheet,
-    draw_curves,
-)
-
-
-def read_pixels(path):
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB"))
-
-
-def contact_sheet_arguments(data):
-    return data.train.images, data.train.labels, data.classes, "quadrants"
+from gingham.plots import draw_batch, draw_confusion, draw_contact_sheet, draw_curves
+from helpers import contact_sheet_arguments, read_pixels
 
 
 def test_a_contact_sheet_shows_the_images(quadrants, tmp_path):

@@ -1,11 +1,12 @@
 """Show results in notebooks and interactive sessions."""
 
 import base64
+from abc import ABC, abstractmethod
 from html import escape
 from typing import Any
 
 
-class Displayable:
+class Displayable(ABC):
     """Base class of results that a notebook shows as their text and their figure, and a terminal as their text.
 
     A subclass defines `__str__` and `plot`.
@@ -14,9 +15,9 @@ class Displayable:
     def __repr__(self) -> str:
         return str(self)
 
+    @abstractmethod
     def plot(self) -> Any:
         """Return a matplotlib figure, which notebooks show."""
-        raise NotImplementedError
 
     def _repr_html_(self) -> str:
         png = base64.b64encode(self.plot()._repr_png_()).decode()  # the notebooks' own protocol

@@ -40,7 +40,7 @@ class Figure(matplotlib.figure.Figure):
     """A figure that notebooks show as a PNG, although pyplot does not know it."""
 
     def _repr_png_(self) -> bytes:
-        _set_fonts(self)
+        _prepare_texts(self)
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=100)
         return buffer.getvalue()
@@ -83,16 +83,16 @@ def write_figure(figure: matplotlib.figure.Figure, file: Path) -> Path:
     """
     if file.suffix.lower() != ".png":
         raise GinghamError(f"{file} does not end in .png; figures are PNG files, so choose a name that ends in .png")
-    if os.path.lexists(file) and not (file.is_file() and _drawn_by_gingham(file)):
+    if os.path.lexists(file) and not _drawn_by_gingham(file):
         raise GinghamError(f"{file} is not a figure written by gingham, so it is kept; move it, or give another name")
-    _set_fonts(figure)
+    _prepare_texts(figure)
     with atomic_write(file) as temporary:
         figure.savefig(temporary, format="png", dpi=130, metadata={"Software": "gingham"})
     return file
 
 
-def _set_fonts(figure: matplotlib.figure.Figure) -> None:
-    """Add system fonts to a figure's texts, for letters that matplotlib's own font lacks. A `$` is no formula."""
+def _prepare_texts(figure: matplotlib.figure.Figure) -> None:
+    """Let no `$` begin a formula, and add system fonts for letters that matplotlib's own font lacks."""
     texts = figure.findobj(Text)
     for text in texts:
         text.set_parse_math(False)
@@ -122,6 +122,8 @@ def _find_fonts(letters: frozenset[str]) -> list[str]:
 
 
 def _drawn_by_gingham(file: Path) -> bool:
+    if not file.is_file():  # opening a pipe would wait
+        return False
     try:
         with Image.open(file) as image:
             return image.info.get("Software") == "gingham"

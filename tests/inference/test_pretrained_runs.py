@@ -151,7 +151,8 @@ def test_the_page_is_refused_before_the_data_is_read(run_folder, command, photo_
     metadata["data"]["name"] = str(command.folder / "missing")
     (run_folder / "model.json").write_text(json.dumps(metadata))
     done = command("export", "page.html", "--run", "run", code=2)
-    assert "a page would prepare photos of 48 pixels and run the pretrained network timm/" in done.stderr
+    assert "not for the pretrained network timm/" in done.stderr
+    assert "images of 48 pixels; export FILE.onnx" in done.stderr
     assert not (command.folder / "page.html").exists()
 
 

@@ -28,12 +28,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a model to use without Gingham: ONNX or a web page."""
-    from gingham.deploy.export import require_exportable, require_small_page
+    from gingham.deploy.export import require_exportable, require_page_network
     from gingham.evaluation.run_data import load_run_data
 
     require_exportable(file, int8=int8, neighbours=neighbours)  # before the slow part
     trained = load_run_or_packaged(run, model)
-    require_small_page(trained, file, neighbours)
+    require_page_network(trained, file)
     result = gingham.export(trained, file, load_run_data(trained, run, data), int8=int8, neighbours=neighbours)
     print_result(result.to_dict(), _format_result(result, trained), as_json)
 

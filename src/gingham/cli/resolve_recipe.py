@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gingham.cli.options import AUTO, DEFAULT_DATA
+from gingham.cli.options import AUTO
 from gingham.cli.output import print_message
 from gingham.errors import GinghamError
 from gingham.presets import DEFAULT_RECIPE, RECIPES
@@ -56,11 +56,6 @@ class RecipeChoice:
                 f"--finetune, --weights, --backbone and network=timm/... are for pretrained networks, not for {other}; "
                 "leave them out, or give --recipe frozen or finetune"
             )
-        if self.weights is not None and self.data == DEFAULT_DATA:
-            raise GinghamError(
-                f"--weights is for photos, but the data is {DEFAULT_DATA}, small grey images that would be enlarged "
-                "for half an hour; give your photos with --data FOLDER, or leave --weights out"
-            )
 
     @property
     def _is_pretrained(self) -> bool:
@@ -101,9 +96,10 @@ class RecipeChoice:
             start = self.start.recipe
             # At another size, the images that it was trained on would not be recognised.
             recipe = recipe.replace(network=start.network, size=start.size) if self._is_pretrained else start
+        if not self._is_pretrained or self.start is not None:
+            return recipe, ""
         network = self.changes.get("network", recipe.network).removeprefix("timm/")
-        reason = f"recipe {recipe.name}, which starts from the pretrained network {network}"
-        return recipe, reason if self._is_pretrained and self.start is None else ""
+        return recipe, f"recipe {recipe.name}, which starts from the pretrained network {network}"
 
     def default_folder(self, recipe: Recipe, model: str | None = None, ending: str = "") -> Path:
         """Return the folder that a command writes to if --out is not given, such as `runs/fast-0`."""

@@ -103,8 +103,8 @@ class DataSplits(Displayable):
         splits = [split for split in (self.train, self.validation, self.test) if split is not None]
         counts = [list(split.counts().values()) for split in splits]
         rows = [[name, *(f"{n:,}" for n in numbers)] for name, *numbers in zip(self.classes, *counts, strict=True)]
-        if hidden := len(rows) - MAX_SHOWN_CLASSES:
-            rows = rows[:MAX_SHOWN_CLASSES] + [[f"... {hidden:,} more classes", *("" for _ in splits)]] * (hidden > 0)
+        if (hidden := len(rows) - MAX_SHOWN_CLASSES) > 0:
+            rows = [*rows[:MAX_SHOWN_CLASSES], [f"... {hidden:,} more classes", *("" for _ in splits)]]
         rows.append(["all", *(f"{len(split):,}" for split in splits)])
         table = render_table(["class", *(split.name for split in splits)], rows)
         return f"{self.name}: uint8 images of {'x'.join(map(str, self.train.image_shape))}\n{table}"

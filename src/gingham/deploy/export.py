@@ -93,7 +93,7 @@ def export(
     require_types("export", run=(run, Run))
     file = Path(file)
     require_exportable(file, int8=int8, neighbours=neighbours)
-    require_small_page(run, file, neighbours)
+    require_page_network(run, file)
     data = load_run_data(run) if data is None else data
     split = data.validation or data.train  # never the test split
     shape, needed = ("x".join(map(str, sides)) for sides in (split.images.shape[1:], run.model.input_shape))
@@ -149,12 +149,12 @@ def require_exportable(file: Path, *, int8: bool, neighbours: int | None) -> Non
             raise GinghamError(f"exporting needs the package {package}; run pip install 'gingham[export]'")
 
 
-def require_small_page(run: Run, file: Path, neighbours: int | None) -> None:
-    """Raise a GinghamError for a page of a pretrained network, which would be too large."""
+def require_page_network(run: Run, file: Path) -> None:
+    """Raise a GinghamError for a page of a pretrained network: pages are for small networks and small images."""
     if file.suffix.lower() == ".html" and isinstance(run.model.network, Backbone):
         raise GinghamError(
-            f"a page would prepare photos of {run.model.input_shape[1]} pixels and run the pretrained network "
-            f"{run.recipe.network} in the browser, which pages do not do; export FILE.onnx, or run gingham serve"
+            f"a page is for a small network and small images, not for the pretrained network {run.recipe.network} and "
+            f"images of {run.model.input_shape[1]} pixels; export FILE.onnx, or run gingham serve"
         )
 
 

@@ -83,8 +83,7 @@ class EvaluationResult(Displayable):
     `precision`, `f1`, `correct` and `total` by class name. The recall of a class without images is None, and so are the
     precision of one without predictions and the F1 of one without both, for which scikit-learn returns `zero_division`.
     `trained_on` is how many of the images the run was trained on. `mistakes` are the wrong predictions with the highest
-    confidence. `test_openings` are all recorded uses of the test
-    split, including this one.
+    confidence. `test_openings` are all recorded uses of the test split, including this one.
     """
 
     split: str
@@ -172,11 +171,9 @@ class EvaluationResult(Displayable):
         lines.append(f"loss {self.loss:.4f}, calibration error {self.calibration_error:.2%}{before}")
         if self.threshold:
             wrong = "" if self.sure_error is None else f"; of the others {self.sure_error:.2%} are wrong"
-            limit = (
-                f"top probability below {format_threshold(self.threshold)}"
-                if self.threshold <= 1
-                else "no threshold is safe"
-            )
+            limit = "no threshold is safe"
+            if self.threshold <= 1:
+                limit = f"top probability below {format_threshold(self.threshold)}"
             lines.append(f"not sure ({limit}) of {self.unsure_share:.2%}{wrong}")
         if self.trained_on:
             lines.append(f"the model was trained on {self.trained_on:,} of these images: expect less on others")

@@ -14,6 +14,7 @@ from gingham.errors import GinghamError
 from gingham.io import cache_folder, read_tensors, tensors_sha256, write_tensors
 from gingham.models.backbones import Backbone
 from gingham.models.classifier import Classifier
+from gingham.training.callbacks import print_line
 from gingham.training.trainer import Trainer
 
 BATCH_SIZE = 64  # images between two updates of the progress bar
@@ -57,6 +58,9 @@ def compute_features(model: Classifier, split: Split, context: DistributedContex
         assert found is not None
         return found
 
+    if context.is_main:
+        size = "x".join(map(str, split.image_shape[1:]))
+        print_line(f"computing the features of {len(split):,} {split.name} images of {size} pixels, once")
     bar = tqdm(total=len(split), desc=f"{split.name} features", unit=" images", disable=None, leave=False)
 
     def extract(images: torch.Tensor) -> torch.Tensor:
