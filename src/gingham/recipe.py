@@ -71,6 +71,7 @@ class Recipe:
     easy_share: float = _share(0.0, "the other images that each epoch after the first uses")
     flip: str = _choice("none", "random", "alternating")
     shift_pixels: int = _number(0, 0, 1024)
+    cutout: int = _number(0, 0, 1024, "the side in pixels of the square that is blackened in each image, up to 1024")
     crop_scale: float = _number(1.0, 0.01, 1, "from 0.01 to 1: the smallest share of an image that a random crop has")
     crop_size: int = _number(0, 0, 4096, "the side of the random crops in pixels, up to 4096; 0: that of the images")
     rotation: float = _number(0.0, 0, 180, "from 0 to 180: the largest angle, in degrees, of random rotations")
@@ -85,7 +86,7 @@ class Recipe:
     ema_decay: float = _number(0.0, 0, 1 - 1e-9, "a number from 0 (no EMA) to below 1: the EMA's decay per step")
     distillation_weight: float = _share(0.9, "the loss that follows the teachers, if there are any")
     distillation_temperature: float = _number(2.0, 0.01, 100, "a number from 0.01 to 100 that divides all logits")
-    tta: str = _choice("none", "flip")
+    tta: str = _choice("none", "flip", "shift")
     precision: str = _choice("auto", "float32", "bfloat16")
     compile: bool = _flag("true or false: torch.compile takes a minute, then saves time")
     mean: tuple[float, ...] = _channels((0.5,), "one number per channel, for pixels from 0 to 1, such as 0.5", -1e3)
@@ -141,7 +142,7 @@ class Recipe:
     def _augmentations(self) -> list[str]:
         """Return the names of the fields that change the training images."""
         names = ["crop_scale", "crop_size", "rotation", "color_jitter", "trivial_augment", "mixup", "cutmix"]
-        names += ["flip", "shift_pixels", "photo_share"]
+        names += ["flip", "shift_pixels", "cutout", "photo_share"]
         return [name for name in names if getattr(self, name) != getattr(Recipe, name)]
 
     def replace(self, **changes: Any) -> "Recipe":

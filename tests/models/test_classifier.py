@@ -101,7 +101,7 @@ def test_colour_images_and_other_class_counts():
     assert model.mean.flatten().tolist() == pytest.approx([0.5, 0.4, 0.3])
 
 
-def test_flip_tta_averages_image_and_mirror_image():
+def test_tta_averages_mirror_images_and_shifted_ones():
     torch.manual_seed(0)
     model = build_classifier("tiny", list("0123456789"), (1, 28, 28), tta="flip")
     images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
@@ -110,9 +110,14 @@ def test_flip_tta_averages_image_and_mirror_image():
     model.tta = "flip"
     assert torch.allclose(model.logits(images), expected, atol=1e-5)
     assert torch.allclose(model.logits(images), model.logits(images.flip(3)), atol=1e-5)
+    black = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    moved = [black[:, :, top : top + 28, left : left + 28] for top, left in ((0, 0), (2, 2))]
+    expected = expected / 2 + (model.logits(moved[0]) + model.logits(moved[1])) / 4
+    model.tta = "shift"
+    assert torch.allclose(model.logits(images), expected, atol=1e-5)
     model.train()
     model.network.eval()  # BatchNorm in evaluation mode, the classifier in training mode: no flipped copy
     model.tta = "none"
     unflipped = model(images)
-    model.tta = "flip"
-    assert torch.equal(model(images), unflipped)
+    for model.tta in ("flip", "shift"):
+        assert torch.equal(model(images), unflipped)

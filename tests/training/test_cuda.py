@@ -56,7 +56,9 @@ def test_batches_are_those_of_the_cpu(data, changes):
         drawn.append(batches)
     assert len(drawn[0]) == len(drawn[1])
     for one, other in zip(*drawn, strict=True):
-        assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
+        for tensor, its_copy in zip(one, other, strict=True):
+            # Shares of pixels are quotients, which GPUs round differently.
+            assert torch.equal(tensor, its_copy) or torch.allclose(tensor, its_copy, atol=1e-6)
 
 
 @pytest.mark.parametrize("network", ["small", "huge"])

@@ -72,6 +72,16 @@ def test_orthogonalized_matrix_keeps_its_singular_vectors():
         assert (core - torch.diag(core.diagonal())).abs().max() < 1e-3
 
 
+def test_matrices_of_a_batch_are_orthogonalized_each_on_its_own():
+    matrices = torch.randn(3, 12, 40, generator=torch.Generator().manual_seed(0))
+    matrices[1, :, 30:] = 0  # as narrower matrices are filled
+    together = orthogonalize(matrices)
+    for k, columns in enumerate((40, 30, 40)):
+        assert torch.allclose(together[k, :, :columns], orthogonalize(matrices[k, :, :columns]), atol=1e-5)
+    assert not together[1, :, 30:].any()
+    assert torch.allclose(orthogonalize(matrices.mT), together.mT, atol=1e-5)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_muon_equals_sgd_except_for_filters(nesterov):
     torch.manual_seed(0)

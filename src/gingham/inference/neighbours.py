@@ -25,8 +25,8 @@ def features(model: Classifier, images: torch.Tensor) -> torch.Tensor:
     """
     with capture_features(model) as captured:
         logits = model.logits(images)
-    passes = 2 if model.tta == "flip" else 1  # with flip TTA, each batch is followed by its mirror images
-    return torch.cat(captured[::passes]).cpu() if captured else logits
+    # With TTA each batch is followed by its other views.
+    return torch.cat(captured[:: model.num_views]).cpu() if captured else logits
 
 
 @contextlib.contextmanager

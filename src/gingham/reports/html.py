@@ -192,9 +192,8 @@ def _feature_maps(model: Classifier, example: torch.Tensor) -> list[dict[str, An
         for name, module in model.network.named_modules():
             if name:
                 hooks.enter_context(module.register_forward_hook(functools.partial(keep, name)))
-        model.logits(example)
-    passes = 2 if model.tta == "flip" else 1  # the mirror image comes second
-    last_by_size = {maps.shape[1:]: (name, maps) for name, maps in outputs[: len(outputs) // passes]}
+        model.logits(example)  # the image itself comes first, then its other views
+    last_by_size = {maps.shape[1:]: (name, maps) for name, maps in outputs[: len(outputs) // model.num_views]}
     rows = []
     for (height, width), (name, maps) in list(last_by_size.items())[:6]:
         scale = max(1, MAX_SIDE // 2 // max(height, width))

@@ -1,7 +1,7 @@
 """The learning rate of each step, and the optimizer of a recipe."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
             else:
                 updates = buffers
             if group["filters"]:
-                updates = [_orthogonalized(update) for update in updates]
+                updates = _orthogonalized(updates)
                 norms = torch._foreach_norm(parameters)
                 torch._foreach_clamp_min_(norms, 1e-7)
                 torch._foreach_reciprocal_(norms)
@@ -85,33 +85,58 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_sub_(parameters, torch._foreach_mul(updates, group["lr"]))
 
 
-def _orthogonalized(update: torch.Tensor) -> torch.Tensor:
-    """Return a filter's update, orthogonalised as a matrix (out, the rest) whose columns are in memory order."""
-    moved = update.movedim(1, -1)
-    return orthogonalize(moved.flatten(1)).view(moved.shape).movedim(-1, 1)
+def _orthogonalized(updates: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the updates of filters, orthogonalised as matrices (out, the rest) whose columns are in memory order."""
+    moved = [update.movedim(1, -1) for update in updates]
+    matrices = orthogonalize_all([update.flatten(1) for update in moved])
+    return [matrix.view(update.shape).movedim(-1, 1) for matrix, update in zip(matrices, moved, strict=True)]
+
+
+def orthogonalize_all(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return what `orthogonalize` returns for each matrix, on a GPU with those of the same smaller side in one batch.
+
+    There the launch of a kernel takes longer than the product of two small matrices. Zeros fill the narrower matrices
+    of a batch and stay zeros. The products are in bfloat16, as in the original Muon; on CPUs that was not faster.
+    """
+    if not matrices[0].is_cuda:
+        return [orthogonalize(matrix) for matrix in matrices]
+    results = list(matrices)
+    wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.T for matrix in matrices]
+    groups: dict[int, list[int]] = {}
+    for k, matrix in enumerate(wide):
+        groups.setdefault(len(matrix), []).append(k)
+    for rows, group in groups.items():
+        columns = max(wide[k].shape[1] for k in group)
+        batch = torch.zeros(len(group), rows, columns, dtype=torch.bfloat16, device=matrices[0].device)
+        for padded, k in zip(batch, group, strict=True):
+            padded[:, : wide[k].shape[1]] = wide[k]
+        for k, matrix in zip(group, orthogonalize(batch), strict=True):
+            result = matrix[:, : wide[k].shape[1]].float()
+            results[k] = result if wide[k] is matrices[k] else result.T
+    return results
 
 
 def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, by a Newton-Schulz iteration.
 
-    `matrix` is float (rows, columns). After three iterations the larger singular values are between about 0.7 and 1.2;
-    those below a hundredth of the largest stay small. More iterations took longer and did not improve the accuracy. On
-    a GPU the products are in bfloat16, as in the original Muon; on CPUs bfloat16 was not faster.
+    `matrix` is float (..., rows, columns). After three iterations the larger singular values are between about 0.7 and
+    1.2; those below a hundredth of the largest stay small. More iterations took longer and did not improve the
+    accuracy.
 
     >>> orthogonalize(torch.diag(torch.tensor([3.0, 2.0])), iterations=5).diagonal().min() > 0.6
     tensor(True)
 
     Source: the quintic coefficients of Jordan et al., "Muon" (https://kellerjordan.github.io/posts/muon, 2024).
     """
-    wide: torch.Tensor = matrix if len(matrix) <= matrix.shape[1] else matrix.T
-    wide = wide / (wide.norm() + 1e-7)
-    if wide.is_cuda:
-        wide = wide.bfloat16()
+    is_wide = matrix.shape[-2] <= matrix.shape[-1]
+    wide: torch.Tensor = matrix if is_wide else matrix.mT
+    wide = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    product = torch.addmm if matrix.ndim == 2 else torch.baddbmm
     for _ in range(iterations):
-        square = wide @ wide.T
-        square = torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315)
-        wide = torch.addmm(wide, square, wide, beta=3.4445)
-    return (wide if len(matrix) <= matrix.shape[1] else wide.T).to(matrix.dtype)
+        square = wide @ wide.mT
+        square = product(square, square, square, beta=-4.7750, alpha=2.0315)
+        wide = product(wide, square, wide, beta=3.4445)
+    return wide if is_wide else wide.mT
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
