@@ -1,7 +1,7 @@
 """Measure Gingham on one GPU, as much as fits into a few minutes.
 
     python benchmarks/gpu.py --minutes 8 --out DIR
-    python benchmarks/gpu.py --minutes 3 --out DIR --only validation --recipe gpu-94:epochs=20 --recipe gpu-95 --seeds 3
+    python benchmarks/gpu.py --minutes 3 --out DIR --only gpu-94 --recipe gpu-94:epochs=20 --seeds 20
     python benchmarks/gpu.py --rehearse --out DIR         # all stages at tiny sizes, on any machine
     python benchmarks/gpu.py --report DIR... --record     # afterwards: a results file, and records
 
@@ -13,16 +13,18 @@ and no git; GINGHAM_COMMIT is then the commit.
 
 import argparse
 import base64
+import functools
 import json
 import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,15 +42,20 @@ from gingham.errors import one_line
 from gingham.evaluation.metrics import mean_interval
 from gingham.models.registry import build_classifier
 from gingham.recipe import Recipe, parse_settings
+from gingham.runs.predictions import load_predictions
+from gingham.runs.run import Run
 from gingham.training.batches import Batch
 from gingham.training.step import CUDAGraphStep, TrainStep, compile_step, dummy_batch, warm_up
 
 RESULTS = "results.jsonl"
 RECIPES = ("gpu-94", "gpu-95", "gpu-96")
-LENGTHS = ("gpu-94:epochs=12", "gpu-94", "gpu-94:epochs=20")
-# By which the validation accuracy of a chosen length exceeds the target. On CPUs the mean test accuracy of `fast-94`
-# was half a point below that on the validation split.
-MARGIN = 0.005
+# The settings of each recipe that are tried on the validation split, and how many seeds of each.
+CANDIDATES = {
+    "gpu-94": ("gpu-94:epochs=10", "gpu-94", "gpu-94:epochs=20"),
+    "gpu-95": ("gpu-95",),
+    "gpu-96": ("gpu-96",),
+}
+TRIAL_SEEDS = 3
 COLUMNS = (
     "recipe",
     "split",
@@ -59,7 +66,12 @@ COLUMNS = (
     "steps",
     "share of the bfloat16 rate",
 )
-RESERVE = 10  # seconds of a stage that are kept for the evaluations on the test split
+
+
+def parse_recipe(spec: str) -> Recipe:
+    """Return the recipe NAME:FIELD=VALUE..."""
+    name, *settings = spec.split(":")
+    return gingham.RECIPES[name].replace(**parse_settings(settings))
 
 
 @dataclass
@@ -88,7 +100,7 @@ class Session:
         print(f"{self.stage}: {json.dumps(shown)}", flush=True)
 
     def recipe(self, spec: str) -> Recipe:
-        """Return the recipe NAME:FIELD=VALUE..., made tiny in a rehearsal."""
+        """Return the recipe of a specification, made tiny in a rehearsal."""
         name, *settings = spec.split(":")
         recipe = gingham.RECIPES[name].replace(**parse_settings(settings))
         return (
@@ -141,7 +153,7 @@ def run_tests(session: Session) -> None:
 
 def measure_article(session: Session) -> None:
     """The article's recipe, which has no validation split, over three seeds."""
-    train_seeds(session, "article", range(3), test=True)
+    test_runs(session, "article", train_seeds(session, "article", range(3)))
 
 
 def measure_steps(session: Session) -> None:
@@ -158,31 +170,19 @@ def measure_compiled_steps(session: Session) -> None:
         write_step_time(session, name, "compiled")
 
 
-def measure_validation(session: Session) -> None:
-    """Some recipes on the validation split, in turn: by default `gpu-94` at three lengths."""
-    for seed in range(session.options.seeds):
-        for spec in session.options.recipe or LENGTHS:
-            train_seeds(session, spec, [seed], test=False)
-
-
 def measure_94(session: Session) -> None:
-    """The shortest length that was accurate enough on the validation split, over 20 seeds on the test split."""
-    train_seeds(session, chosen_length(read_results([session.options.out])), range(20), test=True)
-
-
-def measure_94_again(session: Session) -> None:
-    """The same for 80 more seeds."""
-    train_seeds(session, chosen_length(read_results([session.options.out])), range(20, 100), test=True)
+    """`gpu-94` at three lengths on the validation split, and the chosen one on the test split."""
+    measure_best(session, "gpu-94", num_seeds=100)
 
 
 def measure_95(session: Session) -> None:
     """`gpu-95` on the test split."""
-    train_seeds(session, "gpu-95", range(50), test=True)
+    measure_best(session, "gpu-95", num_seeds=50)
 
 
 def measure_96(session: Session) -> None:
     """`gpu-96` on the test split."""
-    train_seeds(session, "gpu-96", range(20), test=True)
+    measure_best(session, "gpu-96", num_seeds=20)
 
 
 class Stage(NamedTuple):
@@ -195,11 +195,9 @@ STAGES = {
     "tests": Stage(run_tests, 75),
     "article": Stage(measure_article, 45),
     "steps": Stage(measure_steps, 45),
-    "validation": Stage(measure_validation, 60),
-    "gpu-94": Stage(measure_94, 60),
-    "gpu-94-again": Stage(measure_94_again, 180),
-    "gpu-95": Stage(measure_95, 120),
-    "gpu-96": Stage(measure_96, 180),
+    "gpu-94": Stage(measure_94, 165),
+    "gpu-95": Stage(measure_95, 90),
+    "gpu-96": Stage(measure_96, 120),
     "compiled": Stage(measure_compiled_steps, 120),
 }
 
@@ -274,58 +272,88 @@ def write_profile(session: Session, name: str) -> None:
     )
 
 
-def train_seeds(session: Session, spec: str, seeds: Iterable[int], *, test: bool) -> None:
-    """Train seeds of a recipe until the stage's time is over, and write each; then evaluate them on the test split."""
+def measure_best(session: Session, name: str, num_seeds: int) -> None:
+    """Train some seeds of each candidate, more of the best one, and evaluate the latter on the test split."""
+    given = [spec for spec in session.options.recipe or [] if spec.partition(":")[0] == name]
+    candidates = given or CANDIDATES[name]
+    num_seeds = session.options.seeds or (TRIAL_SEEDS + 1 if session.options.rehearse else num_seeds)
+    trials = range(min(TRIAL_SEEDS, num_seeds))
+    runs = {spec: train_seeds(session, spec, trials) for spec in candidates}
+    best = choose(runs, time_to_accuracy.TARGETS[name][1] or float("inf"))
+    session.write(chosen=best)
+    test_runs(session, best, train_seeds(session, best, range(len(trials), num_seeds), runs[best]))
+
+
+def choose(runs: dict[str, list[Run]], seconds: float) -> str:
+    """Return the settings with the best mean validation accuracy, of those that train within the recipe's seconds.
+
+    If none do, return the fastest.
+    """
+    trained = {spec: seeds for spec, seeds in runs.items() if seeds}
+    times = {spec: statistics.median(run.metrics["train_seconds"] for run in trained[spec]) for spec in trained}
+    accuracies = {
+        spec: statistics.mean(run.metrics["validation_accuracy"] for run in trained[spec])
+        for spec in trained
+        if times[spec] <= seconds
+    }
+    return max(accuracies, key=accuracies.__getitem__) if accuracies else min(times, key=times.__getitem__)
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    started = time.monotonic()
+    function()
+    return time.monotonic() - started
+
+
+def train_seeds(session: Session, spec: str, seeds: Iterable[int], before: Sequence[Run] = ()) -> list[Run]:
+    """Train seeds of a recipe and write each; return the runs, after those from `before`.
+
+    Stops when the rest of the stage's time is needed to evaluate the runs on the test split.
+    """
     recipe = session.recipe(spec)
     data = session.data(recipe.validation_images)
     prepare_process(compile_steps=recipe.compile)
     # It changes no label, and would take as long as the training of `gpu-94`.
     training_loop.calibrate = lambda *_: None  # type: ignore[attr-defined]
-    finished, longest = [], 0.0
-    for seed in list(seeds)[: 2 if session.options.rehearse else None]:
-        if longest * 1.2 + RESERVE * test > session.seconds_left():
+    runs: list[Run] = []
+    training = evaluation = 0.0  # the longest seconds of one so far
+    for seed in seeds:
+        if 1.2 * training + 1.2 * evaluation * (len(runs) + len(before) + 1) + 2 > session.seconds_left():
             break
         started = time.monotonic()
         run = gingham.fit(recipe.replace(seed=seed), data.train, data.validation, progress=False)
-        longest = max(longest, time.monotonic() - started)
-        steps, images = run.metrics["steps"], run.metrics["images_seen"]
-        flops = 3 * gingham.summarize(build_classifier(recipe.network, run.model.classes, (1, 28, 28)).network).flops
-        seconds = run.metrics["train_seconds"]
-        kept = {name: run.metrics[name] for name in ("precision", "epochs", "parameters", "validation_accuracy")}
+        wall_seconds = time.monotonic() - started
+        training = max(training, wall_seconds if runs else run.metrics["train_seconds"])  # the first loads libraries
+        if not runs:
+            run.model.logits(data.train.images[:500])  # loads libraries
+            evaluation = 2 * seconds_of(functools.partial(run.model.logits, data.train.images[:5000]))
+        network = build_classifier(recipe.network, run.model.classes, (1, 28, 28)).network
+        flops = 3 * gingham.summarize(network, (1, 28, 28)).flops * run.metrics["images_seen"]
+        kept = ("precision", "epochs", "steps", "parameters", "validation_accuracy", "train_seconds")
         session.write(
             recipe=spec,
             seed=seed,
-            train_seconds=seconds,
-            wall_seconds=time.monotonic() - started,
-            tflops=flops * images / seconds / 1e12,
-            steps=steps,
-            **kept,
+            wall_seconds=wall_seconds,
+            tflops=flops / run.metrics["train_seconds"] / 1e12,
+            **{name: run.metrics[name] for name in kept},
         )
-        if test:
-            finished.append(run)
-    for run in finished:
-        accuracy = gingham.evaluate(run, data.test).accuracy
-        predicted = run.model.logits(data.test.images).argmax(dim=1).to(torch.uint8)
+        runs.append(run)
+    return [*before, *runs]
+
+
+def test_runs(session: Session, spec: str, runs: Iterable[Run]) -> None:
+    """Evaluate runs on the test split, and write each accuracy and the predictions."""
+    test = session.data().test
+    for run in runs:
+        with tempfile.TemporaryDirectory() as folder:  # `evaluate` saves the predictions there
+            gingham.save(run, folder)
+            accuracy = gingham.evaluate(run, test).accuracy
+            predicted = load_predictions(run, test)
+            run.folder = None
+        assert predicted is not None
+        predicted = predicted.to(torch.uint8)
         packed = base64.b64encode(zlib.compress(predicted.numpy().tobytes(), 9)).decode()
         session.write(recipe=spec, seed=run.recipe.seed, test_accuracy=accuracy, predicted=packed)
-
-
-def chosen_length(results: list[dict[str, Any]]) -> str:
-    """Return the shortest length of `gpu-94` whose mean validation accuracy exceeds the target by MARGIN.
-
-    If there is none, return the most accurate one; without results, the recipe as it is.
-    """
-    accuracies: dict[str, list[float]] = {}
-    lengths: dict[str, float] = {}
-    for row in results:
-        if row["stage"] == "validation" and row.get("recipe", "").startswith("gpu-94") and "seed" in row:
-            accuracies.setdefault(row["recipe"], []).append(row["validation_accuracy"])
-            lengths[row["recipe"]] = row["epochs"]
-    means = {spec: statistics.mean(values) for spec, values in accuracies.items()}
-    target = time_to_accuracy.TARGETS["gpu-94"][0] + MARGIN
-    if accurate := [spec for spec, mean in means.items() if mean >= target]:
-        return min(accurate, key=lengths.__getitem__)
-    return max(means, key=means.__getitem__, default="gpu-94")
 
 
 # --- one after the other
@@ -446,20 +474,21 @@ def write_gpu_records(rows: list[dict[str, Any]], environment: dict[str, Any], c
     """Write a record for each unchanged recipe with enough seeds on the test split."""
     tests, trained = by_recipe(rows, "test_accuracy"), by_recipe(rows, "train_seconds")
     for spec, seeds in tests.items():
-        if ":" in spec or len(seeds) < time_to_accuracy.MIN_SEEDS.get(spec, 10):
+        name = spec.partition(":")[0]
+        if len(seeds) < time_to_accuracy.MIN_SEEDS.get(name, 10):
             continue
         times = {row["seed"]: row for row in trained[spec]}
         packed = [zlib.decompress(base64.b64decode(row["predicted"])) for row in seeds]
         path = records.write_record(
-            f"{spec}-gpu" if spec == "article" else spec,
-            target=time_to_accuracy.TARGETS.get(spec, (None,))[0],
+            name,
+            target=time_to_accuracy.TARGETS[name][0],
             accuracies=[row["test_accuracy"] for row in seeds],
             train_seconds=[times[row["seed"]]["train_seconds"] for row in seeds],
             wall_seconds=[times[row["seed"]]["wall_seconds"] for row in seeds],
             environment=environment,
             commit=commit,
             command="python benchmarks/gpu.py",
-            recipe=gingham.RECIPES[spec].to_dict(),
+            recipe=parse_recipe(spec).to_dict(),
             extra={"precision": times[seeds[0]["seed"]]["precision"], "seeds_a_process": len(seeds), "teachers": 0},
             predictions=[torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in packed],
         )
@@ -473,16 +502,15 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist", help="a folder with Fashion-MNIST (default: as load_data)")
     parser.add_argument("--only", action="append", choices=STAGES, help="run this stage only; repeatable")
     parser.add_argument(
-        "--recipe", action="append", metavar="RECIPE[:FIELD=VALUE...]", help="of the stage validation; repeatable"
+        "--recipe", action="append", metavar="RECIPE[:FIELD=VALUE...]", help="a candidate of its stage; repeatable"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="of the stage validation (default: 3)")
+    parser.add_argument("--seeds", type=int, help="seeds of each recipe on the test split, if there is time for them")
     parser.add_argument("--rehearse", action="store_true", help="tiny networks and few images, to try the stages")
     parser.add_argument("--report", type=Path, nargs="+", metavar="DIR", help="write a results file instead")
     parser.add_argument("--record", action="store_true", help="with --report: write records too")
     options = parser.parse_args()
     for spec in options.recipe or []:
-        name, *settings = spec.split(":")
-        gingham.RECIPES[name].replace(**parse_settings(settings))  # a wrong name stops here
+        parse_recipe(spec)  # a wrong name stops here
     if options.report:
         rows = read_results(options.report)
         text, environment, commit = report(rows)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import platform
@@ -216,8 +217,12 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+@functools.lru_cache
 def _power_limit(device: torch.device) -> str:
-    """Return the power limit of a GPU, from nvidia-smi. It affects speed and differs between cards of the same name."""
+    """Return the power limit of a GPU, from nvidia-smi, which takes a tenth of a second.
+
+    It affects speed and differs between cards of the same name.
+    """
     card = f"--id=GPU-{torch.cuda.get_device_properties(device).uuid}"
     query = ["nvidia-smi", card, "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:
