@@ -13,7 +13,6 @@ and no git; GINGHAM_COMMIT is then the commit.
 
 import argparse
 import base64
-import functools
 import json
 import multiprocessing
 import os
@@ -40,6 +39,7 @@ from gingham.data.splits import DataSplits, Split
 from gingham.device import choose_device, choose_precision, describe_environment, prepare_process
 from gingham.errors import one_line
 from gingham.evaluation.metrics import mean_interval
+from gingham.io import write_text
 from gingham.models.registry import build_classifier
 from gingham.recipe import Recipe, parse_settings
 from gingham.runs.predictions import load_predictions
@@ -133,6 +133,7 @@ def measure_environment(session: Session) -> None:
     session.write(
         environment=describe_environment(device),
         commit=records.clean_commit(),
+        command=" ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         fingerprint=session.data().fingerprint,
         matrix_tflops=rates,
         copy_bytes_per_second=2 * source.nbytes / seconds,  # read and written
@@ -299,10 +300,15 @@ def choose(runs: dict[str, list[Run]], seconds: float) -> str:
     return max(accuracies, key=accuracies.__getitem__) if accuracies else min(times, key=times.__getitem__)
 
 
-def seconds_of(function: Callable[[], object]) -> float:
-    started = time.monotonic()
-    function()
-    return time.monotonic() - started
+def predict(run: Run, split: Split) -> tuple[float, torch.Tensor]:
+    """Return a run's accuracy on a split and the predicted classes, int64 (N,)."""
+    with tempfile.TemporaryDirectory() as folder:  # `evaluate` saves the predictions there
+        gingham.save(run, folder)
+        accuracy = gingham.evaluate(run, split).accuracy
+        predicted = load_predictions(run, split)
+        run.folder = None
+    assert predicted is not None
+    return accuracy, predicted
 
 
 def train_seeds(session: Session, spec: str, seeds: Iterable[int], before: Sequence[Run] = ()) -> list[Run]:
@@ -325,8 +331,13 @@ def train_seeds(session: Session, spec: str, seeds: Iterable[int], before: Seque
         wall_seconds = time.monotonic() - started
         training = max(training, wall_seconds if runs else run.metrics["train_seconds"])  # the first loads libraries
         if not runs:
-            run.model.logits(data.train.images[:500])  # loads libraries
-            evaluation = 2 * seconds_of(functools.partial(run.model.logits, data.train.images[:5000]))
+            held_out = data.validation or replace(
+                data.train, images=data.train.images[:5000], labels=data.train.labels[:5000]
+            )
+            predict(run, held_out)  # loads libraries
+            started = time.monotonic()
+            predict(run, held_out)
+            evaluation = (time.monotonic() - started) * len(data.test) / len(held_out)
         network = build_classifier(recipe.network, run.model.classes, (1, 28, 28)).network
         flops = 3 * gingham.summarize(network, (1, 28, 28)).flops * run.metrics["images_seen"]
         kept = ("precision", "epochs", "steps", "parameters", "validation_accuracy", "train_seconds")
@@ -345,14 +356,8 @@ def test_runs(session: Session, spec: str, runs: Iterable[Run]) -> None:
     """Evaluate runs on the test split, and write each accuracy and the predictions."""
     test = session.data().test
     for run in runs:
-        with tempfile.TemporaryDirectory() as folder:  # `evaluate` saves the predictions there
-            gingham.save(run, folder)
-            accuracy = gingham.evaluate(run, test).accuracy
-            predicted = load_predictions(run, test)
-            run.folder = None
-        assert predicted is not None
-        predicted = predicted.to(torch.uint8)
-        packed = base64.b64encode(zlib.compress(predicted.numpy().tobytes(), 9)).decode()
+        accuracy, predicted = predict(run, test)
+        packed = base64.b64encode(zlib.compress(predicted.to(torch.uint8).numpy().tobytes(), 9)).decode()
         session.write(recipe=spec, seed=run.recipe.seed, test_accuracy=accuracy, predicted=packed)
 
 
@@ -428,7 +433,7 @@ def report(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any], str]:
     lines = [
         "# On one GPU",
         "",
-        f"Command: `python benchmarks/gpu.py`, commit {first['commit'][:12]}.",
+        f"Command: `{first['command']}`, commit {first['commit'][:12]}.",
         f"Hardware: {first['environment']['hardware']}; torch {first['environment']['torch']}.",
         f"Matrix products: {rate:.0f} TFLOP/s in bfloat16, {first['matrix_tflops']['float32']:.0f} in float32.",
         f"Copies: {first['copy_bytes_per_second'] / 1e12:.1f} TB/s, read and written.",
@@ -471,7 +476,8 @@ def report(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any], str]:
 
 
 def write_gpu_records(rows: list[dict[str, Any]], environment: dict[str, Any], commit: str) -> None:
-    """Write a record for each unchanged recipe with enough seeds on the test split."""
+    """Write a record for each recipe with enough seeds on the test split."""
+    command = next(row["command"] for row in rows if "command" in row)
     tests, trained = by_recipe(rows, "test_accuracy"), by_recipe(rows, "train_seconds")
     for spec, seeds in tests.items():
         name = spec.partition(":")[0]
@@ -487,9 +493,14 @@ def write_gpu_records(rows: list[dict[str, Any]], environment: dict[str, Any], c
             wall_seconds=[times[row["seed"]]["wall_seconds"] for row in seeds],
             environment=environment,
             commit=commit,
-            command="python benchmarks/gpu.py",
+            command=command,
             recipe=parse_recipe(spec).to_dict(),
-            extra={"precision": times[seeds[0]["seed"]]["precision"], "seeds_a_process": len(seeds), "teachers": 0},
+            extra={
+                "precision": times[seeds[0]["seed"]]["precision"],
+                "seeds_a_process": len(times),
+                "teachers": 0,
+                "seeds_trained": len(times),
+            },
             predictions=[torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in packed],
         )
         print(path)
@@ -514,8 +525,11 @@ def main() -> None:
     if options.report:
         rows = read_results(options.report)
         text, environment, commit = report(rows)
+        path = records.write_result("gpu", environment, text)
+        kept = [{key: value for key, value in row.items() if key != "predicted"} for row in rows]
+        write_text(path.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in kept))
         print(text)
-        print(records.write_result("gpu", environment, text))
+        print(path)
         if options.record:
             write_gpu_records(rows, environment, commit)
         return

@@ -1,9 +1,16 @@
 """Tests of the benchmarks: what they train, save and report."""
 
+import base64
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
+import time
+import zlib
+from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +21,8 @@ from helpers import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import ensemble
+import gingham
+import gpu
 import records
 import time_to_accuracy
 
@@ -122,6 +131,94 @@ def test_record_saves_predictions_and_overwrites_no_other(root):
     table = (root / "records/README.md").read_text()
     assert table.startswith("before\n")
     assert table.count("| 91.00% ± 1.41% |") == 2
+
+
+@pytest.mark.slow
+def test_the_stages_for_a_gpu_can_be_rehearsed(root, fashion_mnist_folder):
+    """On a machine that has only the packages that docs/gpu.md names, and Gingham not installed."""
+    missing = ("platformdirs", "pi_heif", "timm", "jinja2", "fastapi", "playwright")
+    (root / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {missing}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    program, out = ROOT / "benchmarks/gpu.py", root / "out"
+    options = ["--rehearse", "--minutes", "5", "--data", fashion_mnist_folder, "--out", out]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{ROOT / 'src'}", "GINGHAM_COMMIT": COMMIT}
+    subprocess.run([sys.executable, program, *options], env=environment, check=True, cwd=root)
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    endings = {row["stage"]: row["status"] for row in rows if "status" in row}
+    assert endings == dict.fromkeys(gpu.STAGES, "done") | {"compiled": endings["compiled"]}
+    assert endings["compiled"] == "done" or shutil.which("g++") is None
+    tested = [row for row in rows if "test_accuracy" in row]
+    assert {row["stage"] for row in tested} == {"article", "gpu-94", "gpu-95", "gpu-96"}
+    assert len({(row["recipe"], row["seed"]) for row in tested}) == len(tested), "a seed is tested once"
+
+
+@pytest.fixture
+def results(root):
+    """Return a folder with the results of twelve seeds of a recipe on a GPU."""
+    environment = {"hardware": "NVIDIA X, 700 W", "torch": "2.11"}
+    rows = [
+        {"environment": environment, "commit": COMMIT, "command": "python benchmarks/gpu.py"}
+        | {"matrix_tflops": {"bfloat16": 700, "float32": 50}, "copy_bytes_per_second": 4e12}
+    ]
+    for seed in range(12):
+        rows.append(
+            {"recipe": "gpu-94:epochs=9", "seed": seed, "train_seconds": 0.5 + seed / 100, "wall_seconds": 1.0}
+            | {"validation_accuracy": 0.94, "tflops": 70, "steps": 200, "precision": "bfloat16"}
+        )
+        packed = base64.b64encode(zlib.compress(bytes([seed] * 10_000))).decode()
+        rows.append(
+            {"recipe": "gpu-94:epochs=9", "seed": seed, "test_accuracy": 0.93 + seed / 1000, "predicted": packed}
+        )
+    rows.append({"status": "stopped at its time limit", "seconds": 60})
+    (root / "out").mkdir()
+    (root / "out/results.jsonl").write_text("".join(json.dumps({"stage": "gpu-94", **row}) + "\n" for row in rows))
+    return root / "out"
+
+
+def test_the_results_of_a_gpu_become_a_results_file_and_a_record(root, results, monkeypatch):
+    run(monkeypatch, gpu, "--report", results, "--record")
+    (text,) = (path.read_text() for path in root.glob("benchmarks/results/gpu-nvidia-x-700-w-*.md"))
+    assert "| `gpu-94:epochs=9` | test | 93.55% ± 0.36%, 93.32% to 93.78% | 12 | 0.555 | 1.0 | 200 | 10% |" in text
+    assert "| gpu-94 | 60 | stopped at its time limit |" in text
+    (file,) = root.glob("records/*-gpu-94/record.json")
+    record = json.loads(file.read_text())
+    assert record["accuracies"] == [0.93 + seed / 1000 for seed in range(12)]
+    assert record["train_seconds"] == [0.5 + seed / 100 for seed in range(12)]
+    assert record["recipe"] == gingham.RECIPES["gpu-94"].replace(epochs=9).to_dict()
+    assert np.load(file.with_name("predictions.npz"))["predicted"][:, 0].tolist() == list(range(12))
+
+
+def test_the_best_settings_are_those_within_the_seconds():
+    def runs(accuracy, seconds):
+        return [SimpleNamespace(metrics={"validation_accuracy": accuracy, "train_seconds": seconds})]
+
+    trained = {"short": runs(0.93, 0.4), "long": runs(0.94, 0.7), "slow": runs(0.95, 0.9), "none": []}
+    assert gpu.choose(trained, 0.8) == "long"
+    assert gpu.choose(trained, 0.3) == "short", "none is fast enough, so the fastest"
+
+
+def test_a_stage_that_fails_or_takes_too_long_does_not_stop_the_next_one(root, monkeypatch):
+    def fail(session):
+        raise RuntimeError("no kernel image\nand much more")
+
+    stages = {"fails": gpu.Stage(fail, 60), "hangs": gpu.Stage(lambda session: time.sleep(60), 6)}
+    stages["works"] = gpu.Stage(lambda session: session.write(result=1), 60)
+    monkeypatch.setattr(gpu, "STAGES", stages)
+    gpu.run_all(Namespace(out=root, only=None, minutes=1))
+    rows = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
+    assert [row.get("status") or row.get("result") or row["error"] for row in rows] == [
+        "RuntimeError: no kernel image and much more",
+        "failed",
+        "stopped at its time limit",
+        1,
+        "done",
+    ]
 
 
 @pytest.mark.slow

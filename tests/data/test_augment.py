@@ -106,6 +106,21 @@ def test_shifts_reach_every_offset_up_to_the_limit():
     assert reached == {(row, column) for row in range(2, 7) for column in range(2, 7)}
 
 
+def test_cutout_blackens_a_square_around_every_pixel():
+    images = torch.full((2000, 1, 6, 9), 255, dtype=torch.uint8)
+    cut = augment(images, torch.arange(2000), Recipe(cutout=3), epoch=0, step=0)
+    found = set()
+    for image in cut[:, 0]:
+        rows, columns = (image == 0).nonzero().T
+        top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
+        assert (image[top : bottom + 1, left : right + 1] == 0).all(), "not a rectangle"
+        assert int((image == 0).sum()) == (bottom - top + 1) * (right - left + 1)
+        found.add(tuple(map(int, (top, bottom, left, right))))
+    # Squares around each of the 54 pixels, clipped at the border.
+    expected = {(max(y - 1, 0), min(y + 1, 5), max(x - 1, 0), min(x + 1, 8)) for y in range(6) for x in range(9)}
+    assert found == expected
+
+
 def slow_cutmix(image, partner, top, left, bottom, right):
     out, kept_pixels = image.clone(), 0
     for row in range(image.shape[1]):

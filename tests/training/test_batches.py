@@ -33,7 +33,7 @@ def test_loss_weight_is_exact_for_uneven_shards():
 @pytest.mark.parametrize("flip", ["random", "alternating"])
 @pytest.mark.parametrize("size", [2, 3])
 def test_augmentation_does_not_depend_on_the_number_of_processes(size, flip):
-    recipe = Recipe(flip=flip, shift_pixels=2, seed=5)
+    recipe = Recipe(flip=flip, shift_pixels=2, cutout=6, seed=5)
     images = torch.randint(256, (11, 1, 28, 28), dtype=torch.uint8)
     indices = torch.randperm(11)
     whole = augment(images, indices, recipe, 1, 9)
