@@ -149,6 +149,7 @@ _NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "huge": partial(residual, widths=(48, 96, 192), blocks=(2, 1, 1)),
     # For GPUs, whose matrix units process channels in multiples of 64.
     "giant": partial(residual, widths=(64, 128, 256), blocks=(1, 1, 1)),
+    "wrn-10-3": partial(wide_residual, depth=10, widen=3),
     "wrn-10-4": partial(wide_residual, depth=10, widen=4),
     "wrn-16-4": partial(wide_residual, depth=16, widen=4),
     "wrn-28-10": partial(wide_residual, depth=28, widen=10),
