@@ -3,16 +3,20 @@
     pip install --group peers
     python benchmarks/peers.py                    # all of them; names a peer that is not installed and skips it
     python benchmarks/peers.py article fast       # some
+    python benchmarks/peers.py --rounds 3 --minutes 3 article skorch fast-85 fast-90
 
 Each peer follows its own documentation, with its documented defaults and, where possible, the images in memory. It
-trains on all 60,000 images and is evaluated on the test images after each of a few epochs, with the clock stopped; its
-best epoch counts, which favours it. Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each
-runs in its own process, one after the other, --rounds times in turn. Finished ones are saved in --work. Writes
-benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
+trains on all 60,000 images for the documented number of epochs, or until PATIENCE evaluations in a row were no better,
+and for --minutes at most. It is evaluated on the test images after each epoch, with the clock stopped; its best epoch
+counts, which favours it. Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each runs in its
+own process, one after the other, --rounds times in turn. Finished ones are saved in --work, so the same command
+continues after an interruption. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
 """
 
 import argparse
+import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -20,8 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,12 @@ from gingham.device import choose_device, describe_environment, retain_freed_mem
 from gingham.io import read_json, write_json
 
 RECIPES = ("fast-85", "fast-90", "fast-92", "fast")
+PATIENCE = 3
 Point = dict[str, float]  # epochs, train_seconds, test_accuracy
+
+
+class Finished(Exception):  # noqa: N818 - not an error
+    """Raised in a peer's training when it has converged or its minutes are over."""
 
 
 def arrays() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -47,14 +55,25 @@ def arrays() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 class Clock:
-    """Counts training seconds, but not those of evaluations."""
+    """Counts training seconds, but not those of evaluations, and adds the result of each evaluation to `points`."""
 
-    def __init__(self) -> None:
-        self.seconds, self.started, self.points = 0.0, time.perf_counter(), list[Point]()
+    limit = 600.0  # seconds
+
+    def __init__(self, points: list[Point]) -> None:
+        self.points, self.seconds, self.started = points, 0.0, time.perf_counter()
 
     def lap(self, epochs: float, accuracy: Callable[[], float]) -> None:
+        """Evaluate after some epochs.
+
+        Raises
+            Finished: the minutes are over, or the last evaluations were no better than the best.
+        """
         self.seconds += time.perf_counter() - self.started
         self.points.append({"epochs": epochs, "train_seconds": self.seconds, "test_accuracy": accuracy()})
+        accuracies = [point["test_accuracy"] for point in self.points]
+        converged = len(accuracies) - 1 - accuracies.index(max(accuracies)) >= PATIENCE
+        if converged or self.seconds + self.seconds / len(accuracies) > self.limit:
+            raise Finished
         self.started = time.perf_counter()
 
 
@@ -64,6 +83,20 @@ def torch_accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor)
         predicted = torch.cat([model(part).argmax(dim=1) for part in torch.split(images, 1000)])
     model.train()
     return float((predicted == labels).double().mean())
+
+
+def doubling(points: list[Point]) -> Iterator[int]:
+    """Yield 1, 2, 4... epochs for separate runs of a peer whose schedule depends on their number.
+
+    A run has its own clock. There is another one if it should end within the minutes, and the last one was better.
+    """
+    epochs = 1
+    while True:
+        yield epochs
+        accuracies = [point["test_accuracy"] for point in points]
+        if 2 * points[-1]["train_seconds"] > Clock.limit or accuracies.index(max(accuracies)) < len(accuracies) - 1:
+            return
+        epochs *= 2
 
 
 class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
@@ -82,15 +115,16 @@ class ImageDataset(Dataset[tuple[torch.Tensor, int]]):
 
 
 def plain_epochs(
+    points: list[Point],
     network: nn.Module,
     loader: DataLoader[Any],
     optimizer: torch.optim.Optimizer,
     epochs: int,
     accuracy: Callable[[], float],
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
-) -> list[Point]:
+) -> None:
     """Train with the loop of PyTorch's examples."""
-    clock = Clock()
+    clock = Clock(points)
     for epoch in range(1, epochs + 1):
         for images, targets in loader:
             optimizer.zero_grad()
@@ -99,10 +133,9 @@ def plain_epochs(
         if schedule is not None:
             schedule.step()
         clock.lap(epoch, accuracy)
-    return clock.points
 
 
-def article() -> list[Point]:
+def article(points: list[Point]) -> None:
     """The article's code: torchvision transforms, DataLoader, SGD, batches of 64, three epochs."""
     from torchvision import transforms
 
@@ -112,7 +145,7 @@ def article() -> list[Point]:
     network = gingham.NETWORKS["article"](1, 10)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9)
     test_inputs = (test_images[:, None].float() / 255 - 0.5) / 0.5
-    return plain_epochs(network, loader, optimizer, 3, lambda: torch_accuracy(network, test_inputs, test_labels))
+    plain_epochs(points, network, loader, optimizer, 3, lambda: torch_accuracy(network, test_inputs, test_labels))
 
 
 class ExamplesNet(nn.Module):
@@ -129,8 +162,8 @@ class ExamplesNet(nn.Module):
         return F.log_softmax(self.fc2(self.dropout2(F.relu(self.fc1(x)))), dim=1)
 
 
-def pytorch_examples() -> list[Point]:
-    """pytorch/examples' mnist/main.py: Adadelta at 1.0, times 0.7 an epoch, batches of 64; its first four epochs."""
+def pytorch_examples(points: list[Point]) -> None:
+    """pytorch/examples' mnist/main.py: Adadelta at 1.0, times 0.7 an epoch, batches of 64, 14 epochs."""
     images, labels, test_images, test_labels = arrays()
     # In memory and normalised once, which favours it: the example reads PIL images one by one.
     inputs, test_inputs = ((x[:, None].float() / 255 - 0.1307) / 0.3081 for x in (images, test_images))
@@ -138,13 +171,13 @@ def pytorch_examples() -> list[Point]:
     network = ExamplesNet()
     optimizer = torch.optim.Adadelta(network.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    return plain_epochs(
-        network, loader, optimizer, 4, lambda: torch_accuracy(network, test_inputs, test_labels), schedule
+    plain_epochs(
+        points, network, loader, optimizer, 14, lambda: torch_accuracy(network, test_inputs, test_labels), schedule
     )
 
 
-def keras() -> list[Point]:
-    """Keras 3's "Simple MNIST convnet", on the jax backend: Adam, batches of 128; six of its fifteen epochs."""
+def keras(points: list[Point]) -> None:
+    """Keras 3's "Simple MNIST convnet", on the jax backend: Adam, batches of 128, 15 epochs."""
     os.environ["KERAS_BACKEND"] = "jax"
     import keras as k
 
@@ -164,7 +197,7 @@ def keras() -> list[Point]:
         ]
     )
     model.compile(loss="categorical_crossentropy", optimizer="adam", metrics=["accuracy"])
-    clock = Clock()
+    clock = Clock(points)
 
     class Evaluate(k.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -173,16 +206,15 @@ def keras() -> list[Point]:
 
             clock.lap(epoch + 1, accuracy)
 
-    model.fit(x_train, y_train, batch_size=128, epochs=6, verbose=0, callbacks=[Evaluate()])
-    return clock.points
+    model.fit(x_train, y_train, batch_size=128, epochs=15, verbose=0, callbacks=[Evaluate()])
 
 
-def lightning() -> list[Point]:
-    """Lightning: a LightningModule around the same network, Adam at 1e-3 as its documentation has it, batches of 64."""
+def lightning(points: list[Point]) -> None:
+    """Lightning: a LightningModule around the same network, Adam at 1e-3 as its documentation has it, batches of 64, to convergence."""
     import lightning as pl
 
     images, labels, test_images, test_labels = arrays()
-    clock = Clock()
+    clock = Clock(points)
 
     class Module(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -208,38 +240,36 @@ def lightning() -> list[Point]:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    trainer = pl.Trainer(max_epochs=4, accelerator="auto", **quiet)
-    clock = Clock()
+    trainer = pl.Trainer(max_epochs=1000, accelerator="auto", **quiet)
+    clock = Clock(points)
     trainer.fit(Module(), loader)
-    return clock.points
 
 
-def fastai() -> list[Point]:
-    """fastai: a Learner with xresnet18 from scratch and fit_one_cycle, batches of 64; runs of one and two epochs."""
+def fastai(points: list[Point]) -> None:
+    """fastai: a Learner with xresnet18 from scratch and fit_one_cycle, batches of 64; separate runs of 1, 2, 4... epochs."""
     from fastai.callback.schedule import Learner  # importing it patches fit_one_cycle in
     from fastai.data.core import DataLoaders
     from fastai.losses import CrossEntropyLossFlat
     from fastai.vision.models.xresnet import xresnet18
 
     images, labels, test_images, test_labels = arrays()
-    points = []
-    for epochs in (1, 2):
+    for epochs in doubling(points):
         train = TensorDataset(images[:, None] / 255, labels)
         # It needs a validation loader and runs it after every epoch: one batch of 64 takes almost no time.
         loaders = DataLoaders(
             DataLoader(train, 64, shuffle=True, drop_last=True), DataLoader(Subset(train, range(64)), 64)
         )
         learn = Learner(loaders, xresnet18(c_in=1, n_out=10), loss_func=CrossEntropyLossFlat())
-        clock = Clock()
+        started = time.perf_counter()
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(epochs, 1e-2)
-        clock.lap(epochs, partial(torch_accuracy, learn.model, test_images[:, None] / 255, test_labels))
-        points += clock.points
-    return points
+        seconds = time.perf_counter() - started
+        accuracy = torch_accuracy(learn.model, test_images[:, None] / 255, test_labels)
+        points.append({"epochs": epochs, "train_seconds": seconds, "test_accuracy": accuracy})
 
 
-def skorch() -> list[Point]:
-    """skorch: NeuralNetClassifier around its MNIST notebook's Cnn, Adam at 0.002, batches of 128; six of its epochs."""
+def skorch(points: list[Point]) -> None:
+    """skorch: NeuralNetClassifier around its MNIST notebook's Cnn, Adam at 0.002, batches of 128, to convergence."""
     import skorch as sk
 
     class Cnn(nn.Module):
@@ -260,55 +290,49 @@ def skorch() -> list[Point]:
         Cnn, max_epochs=1, lr=0.002, optimizer=torch.optim.Adam, batch_size=128, train_split=None, verbose=0,
         iterator_train__shuffle=True,
     )  # fmt: skip
-    clock = Clock()
-    for epoch in range(1, 7):
+    clock = Clock(points)
+    for epoch in itertools.count(1):
         net.partial_fit(inputs, labels.numpy())
         clock.lap(epoch, lambda: float((net.predict(test_inputs) == test_labels.numpy()).mean()))
-    return clock.points
 
 
-def scikit_learn() -> list[Point]:
-    """scikit-learn: HistGradientBoostingClassifier on the 784 pixels, with 10, 30 and its default 100 iterations."""
+def scikit_learn(points: list[Point]) -> None:
+    """scikit-learn: HistGradientBoostingClassifier on the 784 pixels, from 10 to 1000 iterations (its default is 100)."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     images, labels, test_images, test_labels = (x.numpy() for x in arrays())
     model = HistGradientBoostingClassifier(max_iter=10, warm_start=True, early_stopping=False, random_state=0)
-    clock = Clock()
-    for iterations in (10, 30, 100):
+    clock = Clock(points)
+    for iterations in (10, 30, *range(100, 1001, 100)):
         model.set_params(max_iter=iterations)
         model.fit(images.reshape(-1, 784), labels)
         clock.lap(iterations, lambda: float(model.score(test_images.reshape(-1, 784), test_labels)))
-    return clock.points
 
 
-def ultralytics() -> list[Point]:
-    """Ultralytics: YOLO11n-cls from its yaml (no download), 32-pixel PNG files cached in memory; one and two epochs."""
+def ultralytics(points: list[Point]) -> None:
+    """Ultralytics: YOLO11n-cls from its yaml (no download), 32-pixel PNG files cached in memory; runs of 1, 2, 4... epochs."""
     from PIL import Image
     from ultralytics import YOLO
 
     images, labels, test_images, test_labels = arrays()
-    points = []
     with tempfile.TemporaryDirectory() as folder:
         for split, split_images, targets in (("train", images, labels), ("test", test_images, test_labels)):
             for index, (image, label) in enumerate(zip(split_images.numpy(), targets.tolist(), strict=True)):
                 file = Path(folder, "data", split, str(label), f"{index}.png")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(file)
-        for epochs in (1, 2):
+        for epochs in doubling(points):
             model = YOLO("yolo11n-cls.yaml")
-            clock = Clock()
+            started = time.perf_counter()
             quiet = {"verbose": False, "plots": False, "save": False, "val": False, "project": folder}
             model.train(data=f"{folder}/data", epochs=epochs, imgsz=32, batch=64, cache="ram", workers=2, **quiet)
-
-            def accuracy(model: Any = model) -> float:
-                return float(model.val(split="test", verbose=False, plots=False, project=folder).top1)
-
-            clock.lap(epochs, accuracy)
-            points += clock.points
-    return points
+            seconds = time.perf_counter() - started
+            accuracy = float(model.val(split="test", verbose=False, plots=False, project=folder).top1)
+            points.append({"epochs": epochs, "train_seconds": seconds, "test_accuracy": accuracy})
 
 
-PEERS: dict[str, tuple[str, Callable[[], list[Point]]]] = {
+# The package of each peer, and what trains it and adds its evaluations to a list.
+PEERS: dict[str, tuple[str, Callable[[list[Point]], None]]] = {
     "article": ("torch", article),
     "pytorch-examples": ("torch", pytorch_examples),
     "keras": ("keras", keras),
@@ -374,6 +398,28 @@ def table(outcomes: dict[str, list[list[Point]]], versions: dict[str, str]) -> s
     return "\n".join(lines)
 
 
+def time_table(outcomes: dict[str, list[list[Point]]]) -> str:
+    recipes = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
+    accuracies = {name: statistics.mean(r[0]["test_accuracy"] for r in rounds) for name, rounds in recipes.items()}
+    seconds = {name: statistics.median(r[0]["train_seconds"] for r in rounds) for name, rounds in recipes.items()}
+    lines = [
+        f"| name | {' | '.join(f'`{name}`: {accuracies[name]:.2%} in {seconds[name]:.1f} s' for name in recipes)} |"
+    ]
+    lines.append(f"| --- {'| ---: ' * len(recipes)}|")
+    for name, rounds in outcomes.items():
+        if name in recipes:
+            continue
+        cells = []
+        for recipe, accuracy in accuracies.items():
+            first = [next((p["train_seconds"] for p in r if p["test_accuracy"] >= accuracy), None) for r in rounds]
+            found = [value for value in first if value is not None]
+            count = f" ({len(found)} of {len(rounds)})" if len(found) < len(rounds) else ""
+            time_taken = statistics.median(found) if found else 0.0
+            cells.append(f"{time_taken:.0f} s, {time_taken / seconds[recipe]:.0f} times{count}" if found else "never")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> None:
     """Draw accuracy against seconds: each line is labelled where it ends, and the peers' are muted."""
     from matplotlib.figure import Figure
@@ -424,6 +470,7 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=1, help="how often each is run; recipes use another seed each time"
     )
+    parser.add_argument("--minutes", type=float, default=10, help="the longest training of a peer (default: 10)")
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished results are saved")
     parser.add_argument("--redraw", type=Path, help="only redraw the figure of a results file (.json)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -434,10 +481,16 @@ def main() -> None:
         results = read_json(options.redraw)
         draw(results["outcomes"], options.redraw.with_suffix(".png"), results["environment"]["hardware"])
         return
+    Clock.limit = 60 * options.minutes
     if options.worker is not None:
         (name,) = names
         torch.manual_seed(options.seed)
-        points = gingham_recipe(name, options.seed) if name in RECIPES else PEERS[name][1]()
+        points: list[Point] = []
+        if name in RECIPES:
+            points = gingham_recipe(name, options.seed)
+        else:
+            with contextlib.suppress(Finished):
+                PEERS[name][1](points)
         write_json(options.worker, {"points": points})
         return
     commit = records.clean_commit()
@@ -452,11 +505,13 @@ def main() -> None:
             if not file.exists():
                 print(f"{name}, round {turn + 1} of {options.rounds}", file=sys.stderr)
                 command_line = [sys.executable, __file__, name, "--worker", str(file), "--seed", str(turn)]
+                command_line += ["--minutes", str(options.minutes)]
                 subprocess.run(command_line, check=True, stdout=subprocess.DEVNULL)
             outcomes[name].append(read_json(file)["points"])
     versions = {name: version(PEERS[name][0]) if name in PEERS else gingham.__version__ for name in names}
     environment = describe_environment(choose_device("auto"))
-    command = f"python benchmarks/peers.py {' '.join(options.names)} --rounds {options.rounds}".replace("  ", " ")
+    words = [*options.names, "--rounds", options.rounds, "--minutes", f"{options.minutes:g}"]
+    command = f"python benchmarks/peers.py {' '.join(map(str, words))}"
     text = f"""# Peers
 
 Command: `{command}`, commit {commit[:12]}.
@@ -467,16 +522,24 @@ The ratio is the training time of the peer divided by that of the fastest recipe
 
 {table(outcomes, versions)}
 
-All evaluations of the first round:
+The seconds until the first evaluation of a peer that is at least as accurate as a recipe (median of the rounds that had one), and their ratio to those of the recipe:
 
-| name | epochs | train_seconds | test accuracy |
-| --- | ---: | ---: | ---: |
+{time_table(outcomes)}
+
+What each peer is:
+
+{chr(10).join(f"- {name}: {(PEERS[name][1].__doc__ or '').partition(': ')[2]}" for name in outcomes if name in PEERS)}
+
+All evaluations:
+
+| name | round | epochs | train_seconds | test accuracy |
+| --- | ---: | ---: | ---: | ---: |
 """
     for name, rounds in outcomes.items():
-        for point in rounds[0]:
-            text += (
-                f"| {name} | {point['epochs']:.3g} | {point['train_seconds']:.1f} | {point['test_accuracy']:.2%} |\n"
-            )
+        for turn, points in enumerate(rounds, 1):
+            for point in points:
+                seconds, accuracy = f"{point['train_seconds']:.1f}", f"{point['test_accuracy']:.2%}"
+                text += f"| {name} | {turn} | {point['epochs']:.3g} | {seconds} | {accuracy} |\n"
     path = records.write_result("peers", environment, text)
     write_json(
         path.with_suffix(".json"),

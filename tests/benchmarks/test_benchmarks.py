@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import ensemble
 import gingham
 import gpu
+import peers
 import records
 import time_to_accuracy
 
@@ -192,6 +193,45 @@ def test_the_results_of_a_gpu_become_a_results_file_and_a_record(root, results, 
     assert record["train_seconds"] == [0.5 + seed / 100 for seed in range(12)]
     assert record["recipe"] == gingham.RECIPES["gpu-94"].replace(epochs=9).to_dict()
     assert np.load(file.with_name("predictions.npz"))["predicted"][:, 0].tolist() == list(range(12))
+
+
+def test_a_peer_trains_until_it_has_converged_or_its_time_is_over(monkeypatch):
+    points = []
+    clock = peers.Clock(points)
+    accuracies = iter([0.5, 0.7, 0.6, 0.7, 0.69, 0.9])
+    for epoch in range(1, 5):
+        clock.lap(epoch, lambda: next(accuracies))
+    with pytest.raises(peers.Finished):
+        clock.lap(5, lambda: next(accuracies))
+    assert [point["test_accuracy"] for point in points] == [0.5, 0.7, 0.6, 0.7, 0.69], "three were no better than 0.7"
+    assert points[0]["train_seconds"] < points[-1]["train_seconds"]
+    monkeypatch.setattr(peers.Clock, "limit", 0.0)
+    with pytest.raises(peers.Finished):
+        peers.Clock(points := []).lap(1, lambda: 0.5)
+    assert len(points) == 1, "the evaluation of the last epoch is kept"
+
+
+def test_separate_runs_of_a_peer_double_their_epochs(monkeypatch):
+    def lengths(accuracies, seconds):
+        points = []
+        for epochs, accuracy in zip(peers.doubling(points), accuracies, strict=False):
+            points.append({"epochs": epochs, "train_seconds": seconds * epochs, "test_accuracy": accuracy})
+        return [point["epochs"] for point in points]
+
+    monkeypatch.setattr(peers.Clock, "limit", 100.0)
+    assert lengths([0.1, 0.2, 0.3, 0.4, 0.5], seconds=10) == [1, 2, 4, 8]
+    assert lengths([0.1, 0.2, 0.15, 0.4], seconds=10) == [1, 2, 4], "longer was no better"
+
+
+def test_peers_are_compared_by_the_seconds_to_the_accuracy_of_each_recipe():
+    def points(*pairs):
+        return [{"epochs": 1, "train_seconds": seconds, "test_accuracy": accuracy} for seconds, accuracy in pairs]
+
+    outcomes = {"fast-85": [points((1, 0.85)), points((3, 0.87))], "fast-90": [points((5, 0.90)), points((5, 0.90))]}
+    outcomes["peer"] = [points((10, 0.80), (20, 0.86), (30, 0.91)), points((40, 0.88))]
+    header, _, row = peers.time_table(outcomes).splitlines()
+    assert header == "| name | `fast-85`: 86.00% in 2.0 s | `fast-90`: 90.00% in 5.0 s |"
+    assert row == "| peer | 30 s, 15 times | 30 s, 6 times (1 of 2) |"
 
 
 def test_the_best_settings_are_those_within_the_seconds():
