@@ -5,17 +5,20 @@
     python benchmarks/gpu.py --rehearse --out DIR         # all stages at tiny sizes, on any machine
     python benchmarks/gpu.py --report DIR... --record     # afterwards: a results file, and records
 
-The stages run in the order of STAGES. Each has a process and a time limit of its own, so that a stage that fails does
-not affect the next one, and writes each result to DIR/results.jsonl at once. NAME:FIELD=VALUE:FIELD=VALUE changes
-fields of a recipe. The test split is used once per seed, after the seeds of a stage have been trained. Needs no network
-and no git; GINGHAM_COMMIT is then the commit.
+The stages run in the order of STAGES, `environment` always. Each has a process and a time limit of its own, so
+that a stage that fails does not affect the next one, and writes each result to DIR/results.jsonl at once. The exit code
+is 1 if a stage did not end by itself. NAME:FIELD=VALUE:FIELD=VALUE changes fields of a recipe. The test split is used
+once per seed, after the seeds of a stage have been trained. Needs no network and no git; GINGHAM_COMMIT is then the
+commit.
 """
 
 import argparse
 import base64
+import contextlib
 import json
 import multiprocessing
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,7 +40,7 @@ import step_time
 import time_to_accuracy
 from gingham.data.splits import DataSplits, Split
 from gingham.device import choose_device, choose_precision, describe_environment, prepare_process
-from gingham.errors import one_line
+from gingham.errors import GinghamError, one_line
 from gingham.evaluation.metrics import mean_interval
 from gingham.io import write_text
 from gingham.models.registry import build_classifier
@@ -56,6 +59,7 @@ CANDIDATES = {
     "gpu-96": ("gpu-96",),
 }
 TRIAL_SEEDS = 3
+MIN_SECONDS = 5  # of a stage
 COLUMNS = (
     "recipe",
     "split",
@@ -101,13 +105,10 @@ class Session:
 
     def recipe(self, spec: str) -> Recipe:
         """Return the recipe of a specification, made tiny in a rehearsal."""
-        name, *settings = spec.split(":")
-        recipe = gingham.RECIPES[name].replace(**parse_settings(settings))
-        return (
-            recipe.replace(network="tiny", epochs=0.5, batch_size=32, compile=False)
-            if self.options.rehearse
-            else recipe
-        )
+        recipe = parse_recipe(spec)
+        if self.options.rehearse:
+            return recipe.replace(network="tiny", epochs=0.5, batch_size=32, compile=False)
+        return recipe
 
     def data(self, validation: int = 5000) -> DataSplits:
         data = gingham.load_data(self.options.data, validation=validation)
@@ -135,6 +136,7 @@ def measure_environment(session: Session) -> None:
         commit=records.clean_commit(),
         command=" ".join(["python", "benchmarks/gpu.py", *sys.argv[1:]]),
         fingerprint=session.data().fingerprint,
+        is_rehearsal=session.options.rehearse,
         matrix_tflops=rates,
         copy_bytes_per_second=2 * source.nbytes / seconds,  # read and written
     )
@@ -144,7 +146,8 @@ def run_tests(session: Session) -> None:
     """The tests that need a GPU."""
     files = ["tests/training/test_cuda.py", "tests/training/test_step.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", *files]
-    done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=False)
+    limit = session.seconds_left() - 1
+    done = subprocess.run(command, cwd=records.ROOT, capture_output=True, text=True, check=False, timeout=limit)
     (session.options.out / "tests.txt").write_text(done.stdout + done.stderr)
     summary = done.stdout.strip().rpartition("\n")[2]
     session.write(summary=summary)
@@ -160,7 +163,7 @@ def measure_article(session: Session) -> None:
 def measure_steps(session: Session) -> None:
     """Milliseconds per step, eager and as a CUDA graph, and what the time of an eager step is spent on."""
     for name in RECIPES:
-        for kind in ("eager", "graph"):
+        for kind in ("eager", "graph") if session.device.type == "cuda" else ("eager",):
             write_step_time(session, name, kind)
         write_profile(session, name)
 
@@ -188,7 +191,7 @@ def measure_96(session: Session) -> None:
 
 class Stage(NamedTuple):
     run: Callable[[Session], None]
-    seconds: int  # its time limit
+    seconds: int  # its time limit, unless it is the last one, which may take the rest of the minutes
 
 
 STAGES = {
@@ -196,9 +199,9 @@ STAGES = {
     "tests": Stage(run_tests, 75),
     "article": Stage(measure_article, 45),
     "steps": Stage(measure_steps, 45),
-    "gpu-94": Stage(measure_94, 165),
-    "gpu-95": Stage(measure_95, 90),
-    "gpu-96": Stage(measure_96, 120),
+    "gpu-94": Stage(measure_94, 190),
+    "gpu-95": Stage(measure_95, 240),
+    "gpu-96": Stage(measure_96, 560),
     "compiled": Stage(measure_compiled_steps, 120),
 }
 
@@ -291,6 +294,8 @@ def choose(runs: dict[str, list[Run]], seconds: float) -> str:
     If none do, return the fastest.
     """
     trained = {spec: seeds for spec, seeds in runs.items() if seeds}
+    if not trained:
+        raise RuntimeError("there was not enough time for a single seed")
     times = {spec: statistics.median(run.metrics["train_seconds"] for run in trained[spec]) for spec in trained}
     accuracies = {
         spec: statistics.mean(run.metrics["validation_accuracy"] for run in trained[spec])
@@ -321,6 +326,8 @@ def train_seeds(session: Session, spec: str, seeds: Iterable[int], before: Seque
     prepare_process(compile_steps=recipe.compile)
     # It changes no label, and would take as long as the training of `gpu-94`.
     training_loop.calibrate = lambda *_: None  # type: ignore[attr-defined]
+    network = build_classifier(recipe.network, data.classes, (1, 28, 28)).network
+    flops = 3 * gingham.summarize(network, (1, 28, 28)).flops
     runs: list[Run] = []
     training = evaluation = 0.0  # the longest seconds of one so far
     for seed in seeds:
@@ -338,14 +345,12 @@ def train_seeds(session: Session, spec: str, seeds: Iterable[int], before: Seque
             started = time.monotonic()
             predict(run, held_out)
             evaluation = (time.monotonic() - started) * len(data.test) / len(held_out)
-        network = build_classifier(recipe.network, run.model.classes, (1, 28, 28)).network
-        flops = 3 * gingham.summarize(network, (1, 28, 28)).flops * run.metrics["images_seen"]
         kept = ("precision", "epochs", "steps", "parameters", "validation_accuracy", "train_seconds")
         session.write(
             recipe=spec,
             seed=seed,
             wall_seconds=wall_seconds,
-            tflops=flops / run.metrics["train_seconds"] / 1e12,
+            tflops=flops * run.metrics["images_seen"] / run.metrics["train_seconds"] / 1e12,
             **{name: run.metrics[name] for name in kept},
         )
         runs.append(run)
@@ -365,7 +370,8 @@ def test_runs(session: Session, spec: str, runs: Iterable[Run]) -> None:
 
 
 def run_stage(name: str, options: argparse.Namespace, seconds: float) -> None:
-    """Run a stage in this process."""
+    """Run a stage in this process, which leads a process group, so that its own processes can be stopped with it."""
+    os.setsid()
     session = Session(options, name, time.monotonic() + seconds)
     try:
         STAGES[name].run(session)
@@ -375,27 +381,31 @@ def run_stage(name: str, options: argparse.Namespace, seconds: float) -> None:
         sys.exit(1)
 
 
-def run_all(options: argparse.Namespace) -> None:
-    """Run the stages one after the other until the minutes are over."""
+def run_all(options: argparse.Namespace) -> bool:
+    """Run the stages one after the other until the minutes are over; return whether all ended by themselves."""
     end = time.monotonic() + 60 * options.minutes
     # Forked processes need not import torch again. This process uses neither the GPU nor threads before it forks.
     context = multiprocessing.get_context("fork")
-    for name in options.only or STAGES:
+    names = [name for name in STAGES if not options.only or name in options.only or name == "environment"]
+    statuses = []
+    for number, name in enumerate(names):
         session = Session(options, name, end)
-        # A stage that is given alone may take all the minutes.
-        limit = STAGES[name].seconds if len(options.only or STAGES) > 1 else float("inf")
+        limit = STAGES[name].seconds if number < len(names) - 1 else float("inf")
         seconds = min(limit, session.seconds_left())
-        if seconds < 5:
+        if seconds < MIN_SECONDS:
             session.write(status="skipped: the minutes are over", seconds=0)
+            statuses.append("skipped")
             continue
         started = time.monotonic()
         process = context.Process(target=run_stage, args=(name, options, seconds))
         process.start()
         process.join(seconds)
-        status = {0: "done", None: "stopped at its time limit"}.get(process.exitcode, "failed")
-        process.kill()
+        statuses.append({0: "done", None: "stopped at its time limit"}.get(process.exitcode, "failed"))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
         process.join()
-        session.write(status=status, seconds=time.monotonic() - started)
+        session.write(status=statuses[-1], seconds=time.monotonic() - started)
+    return all(status == "done" for status in statuses)
 
 
 # --- afterwards
@@ -404,8 +414,10 @@ def run_all(options: argparse.Namespace) -> None:
 def read_results(folders: Iterable[Path]) -> list[dict[str, Any]]:
     rows = []
     for folder in folders:
-        if (path := folder / RESULTS).exists():
-            rows += [json.loads(line) for line in path.read_text().splitlines()]
+        path = folder / RESULTS
+        if not path.exists():
+            sys.exit(f"there is no {path}; give a folder that was --out")
+        rows += [json.loads(line) for line in path.read_text().splitlines()]
     return rows
 
 
@@ -426,7 +438,7 @@ def summary(values: list[float]) -> str:
 
 def report(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any], str]:
     """Return a results file in Markdown, the environment and the commit."""
-    (first, *others) = [row for row in rows if "environment" in row] or sys.exit("the stage environment is missing")
+    (first, *others) = [row for row in rows if "environment" in row] or sys.exit("the stage environment did not end")
     if any(row["environment"] != first["environment"] or row["commit"] != first["commit"] for row in others):
         sys.exit("the results are of several machines, versions or commits; report them one by one")
     rate = first["matrix_tflops"]["bfloat16"]
@@ -445,10 +457,11 @@ def report(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any], str]:
     for spec, seeds in by_recipe(rows, "train_seconds").items():
         found = {"validation": [row["validation_accuracy"] for row in seeds if row["validation_accuracy"] is not None]}
         found["test"] = [row["test_accuracy"] for row in tests.get(spec, [])]
+        tested = {row["seed"] for row in tests.get(spec, [])}
         for split, accuracies in found.items():
             if accuracies:
                 median = {
-                    key: statistics.median(row[key] for row in seeds)
+                    key: statistics.median(row[key] for row in seeds if split != "test" or row["seed"] in tested)
                     for key in ("train_seconds", "wall_seconds", "steps", "tflops")
                 }
                 lines.append(
@@ -477,7 +490,7 @@ def report(rows: list[dict[str, Any]]) -> tuple[str, dict[str, Any], str]:
 
 def write_gpu_records(rows: list[dict[str, Any]], environment: dict[str, Any], commit: str) -> None:
     """Write a record for each recipe with enough seeds on the test split."""
-    command = next(row["command"] for row in rows if "command" in row)
+    command = " && ".join(dict.fromkeys(row["command"] for row in rows if "command" in row))
     tests, trained = by_recipe(rows, "test_accuracy"), by_recipe(rows, "train_seconds")
     for spec, seeds in tests.items():
         name = spec.partition(":")[0]
@@ -506,6 +519,22 @@ def write_gpu_records(rows: list[dict[str, Any]], environment: dict[str, Any], c
         print(path)
 
 
+def write_report(folders: list[Path], *, record: bool) -> None:
+    """Print the results, and write them to benchmarks/results and with `record` to records/, unless of a rehearsal."""
+    rows = read_results(folders)
+    text, environment, commit = report(rows)
+    print(text)
+    if any(row.get("is_rehearsal") for row in rows):
+        print("These are results of a rehearsal, so they are not written.")
+        return
+    path = records.write_result("gpu", environment, text)
+    kept = [{key: value for key, value in row.items() if key != "predicted"} for row in rows]
+    write_text(path.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in kept))
+    print(path)
+    if record:
+        write_gpu_records(rows, environment, commit)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=8, help="stop after this many (default: 8)")
@@ -515,31 +544,34 @@ def main() -> None:
     parser.add_argument(
         "--recipe", action="append", metavar="RECIPE[:FIELD=VALUE...]", help="a candidate of its stage; repeatable"
     )
-    parser.add_argument("--seeds", type=int, help="seeds of each recipe on the test split, if there is time for them")
+    parser.add_argument(
+        "--seeds", type=int, help="seeds of each recipe for GPUs on the test split, if there is time for them"
+    )
     parser.add_argument("--rehearse", action="store_true", help="tiny networks and few images, to try the stages")
     parser.add_argument("--report", type=Path, nargs="+", metavar="DIR", help="write a results file instead")
     parser.add_argument("--record", action="store_true", help="with --report: write records too")
     options = parser.parse_args()
     for spec in options.recipe or []:
-        parse_recipe(spec)  # a wrong name stops here
+        if spec.partition(":")[0] not in CANDIDATES:
+            parser.error(f"--recipe got {spec}; it takes settings of {', '.join(CANDIDATES)}")
+        try:
+            parse_recipe(spec)
+        except GinghamError as error:
+            parser.error(f"--recipe got {spec}: {error}")
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds is {options.seeds}; it takes a number of at least 1")
     if options.report:
-        rows = read_results(options.report)
-        text, environment, commit = report(rows)
-        path = records.write_result("gpu", environment, text)
-        kept = [{key: value for key, value in row.items() if key != "predicted"} for row in rows]
-        write_text(path.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in kept))
-        print(text)
-        print(path)
-        if options.record:
-            write_gpu_records(rows, environment, commit)
+        write_report(options.report, record=options.record)
         return
-    if options.out is None:
-        parser.error("give --out DIR")
-    options.out.mkdir(parents=True, exist_ok=True)
+    if options.out is None or options.record:
+        parser.error("give --out DIR to measure, or --report DIR, with --record or without")
     if not options.rehearse and not torch.cuda.device_count():
-        parser.error("there is no NVIDIA GPU; --rehearse runs the stages at tiny sizes on a CPU")
+        parser.error("there is no NVIDIA GPU; --rehearse runs the stages at tiny sizes")
+    if not Path(options.data).is_dir() and options.data != "fashion-mnist":
+        parser.error(f"--data is {options.data}, which is not a folder; give one with the four files of Fashion-MNIST")
     records.clean_commit()  # exits if the tree has changes
-    run_all(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    sys.exit(0 if run_all(options) else 1)
 
 
 if __name__ == "__main__":

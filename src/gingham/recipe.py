@@ -71,7 +71,9 @@ class Recipe:
     easy_share: float = _share(0.0, "the other images that each epoch after the first uses")
     flip: str = _choice("none", "random", "alternating")
     shift_pixels: int = _number(0, 0, 1024)
-    cutout: int = _number(0, 0, 1024, "the side in pixels of the square that is blackened in each image, up to 1024")
+    cutout: int = _number(
+        0, 0, 1024, "from 0 to 1024: the side in pixels of the square that is blackened in each image"
+    )
     crop_scale: float = _number(1.0, 0.01, 1, "from 0.01 to 1: the smallest share of an image that a random crop has")
     crop_size: int = _number(0, 0, 4096, "the side of the random crops in pixels, up to 4096; 0: that of the images")
     rotation: float = _number(0.0, 0, 180, "from 0 to 180: the largest angle, in degrees, of random rotations")

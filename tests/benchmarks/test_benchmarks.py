@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -154,6 +155,8 @@ def test_the_stages_for_a_gpu_can_be_rehearsed(root, fashion_mnist_folder):
     endings = {row["stage"]: row["status"] for row in rows if "status" in row}
     assert endings == dict.fromkeys(gpu.STAGES, "done") | {"compiled": endings["compiled"]}
     assert endings["compiled"] == "done" or shutil.which("g++") is None
+    reported = subprocess.run([sys.executable, program, "--report", out], capture_output=True, text=True, check=True)
+    assert "These are results of a rehearsal, so they are not written." in reported.stdout
     tested = [row for row in rows if "test_accuracy" in row]
     assert {row["stage"] for row in tested} == {"article", "gpu-94", "gpu-95", "gpu-96"}
     assert len({(row["recipe"], row["seed"]) for row in tested}) == len(tested), "a seed is tested once"
@@ -164,7 +167,7 @@ def results(root):
     """Return a folder with the results of twelve seeds of a recipe on a GPU."""
     environment = {"hardware": "NVIDIA X, 700 W", "torch": "2.11"}
     rows = [
-        {"environment": environment, "commit": COMMIT, "command": "python benchmarks/gpu.py"}
+        {"environment": environment, "commit": COMMIT, "command": "python benchmarks/gpu.py", "is_rehearsal": False}
         | {"matrix_tflops": {"bfloat16": 700, "float32": 50}, "copy_bytes_per_second": 4e12}
     ]
     for seed in range(12):
@@ -176,6 +179,7 @@ def results(root):
         rows.append(
             {"recipe": "gpu-94:epochs=9", "seed": seed, "test_accuracy": 0.93 + seed / 1000, "predicted": packed}
         )
+    rows += [{**rows[1], "seed": 12, "train_seconds": 9.0}]  # trained, and not evaluated
     rows.append({"status": "stopped at its time limit", "seconds": 60})
     (root / "out").mkdir()
     (root / "out/results.jsonl").write_text("".join(json.dumps({"stage": "gpu-94", **row}) + "\n" for row in rows))
@@ -241,6 +245,27 @@ def test_the_best_settings_are_those_within_the_seconds():
     trained = {"short": runs(0.93, 0.4), "long": runs(0.94, 0.7), "slow": runs(0.95, 0.9), "none": []}
     assert gpu.choose(trained, 0.8) == "long"
     assert gpu.choose(trained, 0.3) == "short", "none is fast enough, so the fastest"
+    with pytest.raises(RuntimeError, match="not enough time for a single seed"):
+        gpu.choose({"none": []}, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --out DIR"),
+        (("--out", "out", "--record"), "give --out DIR"),
+        (("--out", "out", "--recipe", "fast-85"), "takes settings of gpu-94, gpu-95, gpu-96"),
+        (("--out", "out", "--recipe", "gpu-94:epoch=3"), "no field 'epoch'|unknown recipe field 'epoch'"),
+        (("--out", "out", "--seeds", "-1"), "--seeds is -1"),
+        (("--out", "out", "--rehearse", "--data", "nowhere"), "nowhere, which is not a folder"),
+        (("--report", "nowhere"), "there is no nowhere/results.jsonl"),
+    ],
+)
+def test_wrong_arguments_end_a_gpu_measurement_before_it_starts(root, monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        run(monkeypatch, gpu, *arguments)
+    assert re.search(message, f"{capsys.readouterr().err} {stop.value}")
+    assert not (root / "out").exists()
 
 
 def test_a_stage_that_fails_or_takes_too_long_does_not_stop_the_next_one(root, monkeypatch):
@@ -250,7 +275,7 @@ def test_a_stage_that_fails_or_takes_too_long_does_not_stop_the_next_one(root, m
     stages = {"fails": gpu.Stage(fail, 60), "hangs": gpu.Stage(lambda session: time.sleep(60), 6)}
     stages["works"] = gpu.Stage(lambda session: session.write(result=1), 60)
     monkeypatch.setattr(gpu, "STAGES", stages)
-    gpu.run_all(Namespace(out=root, only=None, minutes=1))
+    assert not gpu.run_all(Namespace(out=root, only=None, minutes=1))
     rows = [json.loads(line) for line in (root / "results.jsonl").read_text().splitlines()]
     assert [row.get("status") or row.get("result") or row["error"] for row in rows] == [
         "RuntimeError: no kernel image and much more",

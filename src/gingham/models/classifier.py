@@ -142,9 +142,9 @@ class Classifier(nn.Module):
                 f"the model got {str(images.dtype).removeprefix('torch.')} images of shape {tuple(images.shape)}; "
                 f"it takes uint8 of shape (N, {expected_shape}) with values from 0 to 255"
             )
-        num_views = 1 if self.training else self.num_views
-        logits = self._network_logits(images, mirrored=num_views > 1)
-        if num_views == 6:
+        tta = "none" if self.training else self.tta
+        logits = self._network_logits(images, mirrored=tta != "none")
+        if tta == "shift":
             height, width = shape[1:]
             padded = nn.functional.pad(images.float(), (1, 1, 1, 1))  # with black, as in training
             shifted = [padded[:, :, :height, :width], padded[:, :, 2:, 2:]]  # to the lower right, to the upper left

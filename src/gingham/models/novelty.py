@@ -232,7 +232,7 @@ def capture_statistics() -> Iterator[dict[str, Tensor]]:
 
 def _capture_input(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], keywords: dict[str, Tensor]) -> None:
     captured = _captured.get()
-    if captured is not None and name not in captured:  # with flip TTA, only the image itself
+    if captured is not None and name not in captured:  # with TTA, only the image itself
         captured[name] = layer_statistics((*inputs, *keywords.values())[0].flatten(1))
 
 

@@ -86,7 +86,7 @@ def fit(
                 load_initial_weights(trainer, say=print_line)
         use_features(trainer)
         # Prepare the device and compile the step, outside the training time.
-        if recipe.compile:  # the search for the fastest kernels also takes longer than it saves in a short training
+        if recipe.compile:  # like compiling, searching for the fastest kernels pays only in a long training
             stack.enter_context(cudnn_benchmark(trainer.device))
         if options.network is not None:  # it may use torch's global generator, so restore the caller's state afterwards
             stack.enter_context(torch.random.fork_rng(trainer.rng_devices))

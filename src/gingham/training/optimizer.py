@@ -100,7 +100,7 @@ def orthogonalize_all(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """
     if not matrices[0].is_cuda:
         return [orthogonalize(matrix) for matrix in matrices]
-    results = list(matrices)
+    results: list[torch.Tensor] = [torch.empty(0)] * len(matrices)
     wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.T for matrix in matrices]
     groups: dict[int, list[int]] = {}
     for k, matrix in enumerate(wide):
@@ -111,7 +111,7 @@ def orthogonalize_all(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         for padded, k in zip(batch, group, strict=True):
             padded[:, : wide[k].shape[1]] = wide[k]
         for k, matrix in zip(group, orthogonalize(batch), strict=True):
-            result = matrix[:, : wide[k].shape[1]].float()
+            result = matrix[:, : wide[k].shape[1]].to(wide[k].dtype)
             results[k] = result if wide[k] is matrices[k] else result.T
     return results
 
@@ -119,9 +119,9 @@ def orthogonalize_all(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def orthogonalize(matrix: torch.Tensor, iterations: int = 3) -> torch.Tensor:
     """Return a matrix with the same singular vectors and singular values near 1, by a Newton-Schulz iteration.
 
-    `matrix` is float (..., rows, columns). After three iterations the larger singular values are between about 0.7 and
-    1.2; those below a hundredth of the largest stay small. More iterations took longer and did not improve the
-    accuracy.
+    `matrix` is float (rows, columns), or (N, rows, columns) for several at once. After three iterations the larger
+    singular values are between about 0.7 and 1.2; those below a hundredth of the largest stay small. More iterations
+    took longer and did not improve the accuracy.
 
     >>> orthogonalize(torch.diag(torch.tensor([3.0, 2.0])), iterations=5).diagonal().min() > 0.6
     tensor(True)
