@@ -11,7 +11,7 @@ from gingham.recipe import Recipe
 ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
 
 # Each of these recipes is the fastest we know for its accuracy. records/README.md has accuracies and times, except for
-# `accurate`, which has been run with one seed only. records/LOG.md lists what else was tried.
+# `accurate`, which has been run with two seeds only. records/LOG.md lists what else was tried.
 FAST = Recipe(
     name="fast",
     network="small",
