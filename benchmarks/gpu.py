@@ -254,25 +254,12 @@ def write_step_time(session: Session, name: str, kind: str) -> None:
 def write_profile(session: Session, name: str) -> None:
     """Write the kernels of an eager step with the longest times; their sum is the time that the GPU is busy."""
     train_step, batch, _ = create_step(session, name, "eager")
-    steps = 5
-    with torch.profiler.profile() as profiler:
-        for _ in range(steps):
-            train_step(batch)
-        if session.device.type != "cpu":
-            torch.accelerator.synchronize(session.device)
-    on_gpu = session.device.type == "cuda"
-    rows = []
-    for event in profiler.key_averages():
-        if on_gpu and event.device_type.name == "CUDA" and not event.is_user_annotation:
-            rows.append((event.self_device_time_total / steps, event.count / steps, event.key))
-        elif not on_gpu:
-            rows.append((event.self_cpu_time_total / steps, event.count / steps, event.key))
-    rows.sort(reverse=True)
+    rows = step_time.operations(train_step, batch, steps=5)
     session.write(
         recipe=name,
-        kernel_microseconds=sum(row[0] for row in rows),
-        kernels=sum(row[1] for row in rows),
-        profile=[[round(time, 1), count, key[:160]] for time, count, key in rows[:40]],
+        kernel_microseconds=sum(time for _, time, _ in rows),
+        kernels=sum(count for _, _, count in rows),
+        profile=[[round(time, 1), count, key[:160]] for key, time, count in rows[:40]],
     )
 
 
@@ -403,6 +390,7 @@ def run_all(options: argparse.Namespace) -> bool:
         statuses.append({0: "done", None: "stopped at its time limit"}.get(process.exitcode, "failed"))
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()  # if it had not yet become the leader of its group
         process.join()
         session.write(status=statuses[-1], seconds=time.monotonic() - started)
     return all(status == "done" for status in statuses)

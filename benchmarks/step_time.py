@@ -98,16 +98,29 @@ def profile(name: str) -> list[tuple[str, float, int]]:
     retain_freed_memory()
     for _ in range(10):
         step(batch)
-    with torch.profiler.profile() as profiler:
-        for _ in range(STEPS):
-            step(batch)
-    on_gpu = device.type == "cuda"
-    rows = [
-        (op.key, op.self_device_time_total if on_gpu else op.self_cpu_time_total, op.count)
-        for op in profiler.key_averages()
-    ]
+    rows = operations(step, batch, STEPS)
     total = sum(time for _, time, _ in rows)
-    return sorted(((key, time / total, count // STEPS) for key, time, count in rows), key=lambda row: -row[1])
+    return [(key, time / total, round(count)) for key, time, count in rows]
+
+
+def operations(train_step: TrainStep, batch: Batch, steps: int) -> list[tuple[str, float, float]]:
+    """Return the operations of a step, their microseconds without those that they call, and their calls per step.
+
+    On a GPU they are its kernels and copies. The longest come first.
+    """
+    device = batch.images.device
+    with torch.profiler.profile() as profiler:
+        for _ in range(steps):
+            train_step(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    rows = []
+    for event in profiler.key_averages():
+        if device.type != "cuda":
+            rows.append((event.key, event.self_cpu_time_total / steps, event.count / steps))
+        elif event.device_type.name == "CUDA" and not event.is_user_annotation:
+            rows.append((event.key, event.self_device_time_total / steps, event.count / steps))
+    return sorted(rows, key=lambda row: -row[1])
 
 
 def write_profile(names: list[str], commit: str) -> None:
