@@ -3,14 +3,14 @@
     pip install --group peers
     python benchmarks/peers.py                    # all of them; names a peer that is not installed and skips it
     python benchmarks/peers.py article fast       # some
-    python benchmarks/peers.py --rounds 3 --minutes 3 article skorch fast-85 fast-90
+    python benchmarks/peers.py --rounds 3 --minutes 5 article skorch fast-85 fast-90
 
 Each peer follows its own documentation, with its documented defaults and, where possible, the images in memory. It
 trains on all 60,000 images for the documented number of epochs, or until PATIENCE evaluations in a row were no better,
 and for --minutes at most. It is evaluated on the test images after each epoch, with the clock stopped; its best epoch
 counts, which favours it. Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each runs in its
-own process, one after the other, --rounds times in turn. Finished ones are saved in --work, so the same command
-continues after an interruption. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
+own process, one after the other, --rounds times in turn, but only once if it takes longer than QUICK. Finished ones are
+saved in --work, so the same command continues after an interruption. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from gingham.io import read_json, write_json
 
 RECIPES = ("fast-85", "fast-90", "fast-92", "fast")
 PATIENCE = 3
+QUICK = 240.0  # seconds; a peer that trains longer is not repeated
 Point = dict[str, float]  # epochs, train_seconds, test_accuracy
 
 
@@ -468,7 +469,10 @@ def main() -> None:
         "names", nargs="*", choices=[*RECIPES, *PEERS, []], metavar="NAME", help=", ".join([*RECIPES, *PEERS])
     )
     parser.add_argument(
-        "--rounds", type=int, default=1, help="how often each is run; recipes use another seed each time"
+        "--rounds",
+        type=int,
+        default=1,
+        help=f"how often each is run, with another seed each time; once if it trains for over {QUICK:g} seconds",
     )
     parser.add_argument("--minutes", type=float, default=10, help="the longest training of a peer (default: 10)")
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished results are saved")
@@ -501,6 +505,8 @@ def main() -> None:
     outcomes: dict[str, list[list[Point]]] = {name: [] for name in names}
     for turn in range(options.rounds):
         for name in names:
+            if turn > 0 and outcomes[name][0][-1]["train_seconds"] > QUICK:
+                continue
             file = (options.work / commit[:12] / f"{name}-{turn}.json").resolve()
             if not file.exists():
                 print(f"{name}, round {turn + 1} of {options.rounds}", file=sys.stderr)
@@ -515,7 +521,7 @@ def main() -> None:
     text = f"""# Peers
 
 Command: `{command}`, commit {commit[:12]}.
-Hardware: {environment["hardware"]}; torch {environment["torch"]}; rounds: {options.rounds}, one seed each.
+Hardware: {environment["hardware"]}; torch {environment["torch"]}; rounds: {options.rounds}, one seed each; 1 for those that train longer than {QUICK:g} seconds.
 Skipped because not installed: {", ".join(missing) or "none"}.
 Accuracy on the 10,000 test images: for the peers after the best epoch that was evaluated, for Gingham after the only evaluation, at the end.
 The ratio is the training time of the peer divided by that of the fastest recipe of Gingham that is at least as accurate in this run.

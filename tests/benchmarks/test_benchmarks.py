@@ -238,6 +238,21 @@ def test_peers_are_compared_by_the_seconds_to_the_accuracy_of_each_recipe():
     assert row == "| peer | 30 s, 15 times | 30 s, 6 times (1 of 2) |"
 
 
+def test_slow_peers_are_trained_once_and_finished_ones_are_not_trained_again(root, monkeypatch):
+    work = root / "runs/peers" / COMMIT[:12]
+    work.mkdir(parents=True)
+    trained = {"fast-85-0": 1, "fast-85-1": 1, "article-0": 90, "article-1": 110, "pytorch-examples-0": 300}
+    for file, seconds in trained.items():
+        point = {"epochs": 1, "train_seconds": seconds, "test_accuracy": 0.85}
+        (work / f"{file}.json").write_text(json.dumps({"points": [point]}))
+    run(monkeypatch, peers, "fast-85", "article", "pytorch-examples", "--rounds", 2)
+    (file,) = root.glob("benchmarks/results/peers-*.json")
+    outcomes = json.loads(file.read_text())["outcomes"]
+    assert [len(outcomes[name]) for name in ("fast-85", "article", "pytorch-examples")] == [2, 2, 1]
+    assert "| article | 100 s, 100 times |" in file.with_suffix(".md").read_text()
+    assert file.with_suffix(".png").exists()
+
+
 def test_the_best_settings_are_those_within_the_seconds():
     def runs(accuracy, seconds):
         return [SimpleNamespace(metrics={"validation_accuracy": accuracy, "train_seconds": seconds})]
