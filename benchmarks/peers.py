@@ -7,7 +7,7 @@
 
 Each peer follows its own documentation, with its documented defaults and, where possible, the images in memory. It
 trains on all 60,000 images for the documented number of epochs, or until PATIENCE evaluations in a row were no better,
-and for --minutes at most. It is evaluated on the test images after each epoch, with the clock stopped; its best epoch
+and for about --minutes. It is evaluated on the test images after each epoch, with the clock stopped; its best epoch
 counts, which favours it. Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each runs in its
 own process, one after the other, --rounds times in turn, but only once if it takes longer than QUICK. Finished ones are
 saved in --work, so the same command continues after an interruption. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
@@ -434,10 +434,11 @@ def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> N
         axes.plot(x, y, marker="o", ms=3, lw=1.2, color="#8a949b")
         ends.append((y[-1], x[-1], name))
     # Labels of lines that end close to each other are moved apart.
-    heights: list[float] = []
+    placed: list[tuple[float, float]] = []
     for accuracy, seconds, name in sorted(ends):
-        heights.append(max(accuracy, heights[-1] + 0.75) if heights else accuracy)
-        label = axes.text(seconds * 1.08, heights[-1], name, va="center", fontsize=9, color="#5c666d")
+        beside = [height + 0.75 for height, other in placed if 0.5 < seconds / other < 2]
+        placed.append((max([accuracy, *beside]), seconds))
+        label = axes.text(seconds * 1.08, placed[-1][0], name, va="center", fontsize=9, color="#5c666d")
         label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
     recipes = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
     x = [statistics.median(r[0]["train_seconds"] for r in rounds) for rounds in recipes.values()]
@@ -453,7 +454,12 @@ def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> N
             color="#16384a",
         )
     ticks = {1: "1 s", 3: "3 s", 10: "10 s", 30: "30 s", 60: "1 min", 180: "3 min", 600: "10 min"}
-    axes.set(xscale="log", xlabel="training time", ylabel="test accuracy (%)", xlim=(0.8, 600))
+    axes.set(
+        xscale="log",
+        xlabel="training time",
+        ylabel="test accuracy (%)",
+        xlim=(0.8, max(600, 1.05 * max(seconds for _, seconds, _ in ends))),
+    )
     axes.set_ylim(top=max(y) + 1.2)
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
@@ -474,7 +480,7 @@ def main() -> None:
         default=1,
         help=f"how often each is run, with another seed each time; once if it trains for over {QUICK:g} seconds",
     )
-    parser.add_argument("--minutes", type=float, default=10, help="the longest training of a peer (default: 10)")
+    parser.add_argument("--minutes", type=float, default=10, help="about the longest training of a peer (default: 10)")
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="where finished results are saved")
     parser.add_argument("--redraw", type=Path, help="only redraw the figure of a results file (.json)")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

@@ -10,8 +10,8 @@ from gingham.recipe import Recipe
 # benchmarks/reproduce_article.py measures how many, and the accuracy.
 ARTICLE = Recipe(name="article", network="article", precision="float32", validation_images=0)
 
-# Each of these recipes is the fastest we know for its accuracy. records/README.md has accuracies and times, except for
-# `accurate`, which has been run with two seeds only. records/LOG.md lists what else was tried.
+# Each of these recipes is the fastest we know for its accuracy. records/README.md has accuracies and times. Those of
+# `accurate` are in records/LOG.md, which also lists what else was tried.
 FAST = Recipe(
     name="fast",
     network="small",
