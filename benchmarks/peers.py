@@ -7,10 +7,12 @@
 
 Each peer follows its own documentation, with its documented defaults and, where possible, the images in memory. It
 trains on all 60,000 images for the documented number of epochs, or until PATIENCE evaluations in a row were no better,
-and for about --minutes. It is evaluated on the test images after each epoch, with the clock stopped; its best epoch
-counts, which favours it. Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each runs in its
-own process, one after the other, --rounds times in turn, but only once if it takes longer than QUICK. Finished ones are
-saved in --work, so the same command continues after an interruption. Writes benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
+and for about --minutes at most. It is evaluated on the test images after each epoch, with the clock stopped; its best
+epoch counts, which favours it. The seconds of Ultralytics include reading the files and a last validation, about a
+minute. Gingham's recipes hold 5,000 images out and are evaluated once, at the end. Each runs in its own process, one
+after the other, --rounds times in turn, but only once if its training takes longer than QUICK seconds. Finished ones
+are saved in --work, so the same command continues after an interruption. Writes
+benchmarks/results/peers-<hardware>-<date>.md, .json and .png.
 """
 
 import argparse
@@ -41,7 +43,7 @@ from gingham.io import read_json, write_json
 
 RECIPES = ("fast-85", "fast-90", "fast-92", "fast")
 PATIENCE = 3
-QUICK = 240.0  # seconds; a peer that trains longer is not repeated
+QUICK = 240.0  # seconds; a longer training is not repeated
 Point = dict[str, float]  # epochs, train_seconds, test_accuracy
 
 
@@ -311,7 +313,7 @@ def scikit_learn(points: list[Point]) -> None:
 
 
 def ultralytics(points: list[Point]) -> None:
-    """Ultralytics: YOLO11n-cls from its yaml (no download), 32-pixel PNG files cached in memory; runs of 1, 2, 4... epochs."""
+    """Ultralytics: YOLO11n-cls from its yaml (no download), 32-pixel PNG files cached in memory; separate runs of 1, 2, 4... epochs, timed with reading the files and a last validation."""
     from PIL import Image
     from ultralytics import YOLO
 
@@ -422,7 +424,7 @@ def time_table(outcomes: dict[str, list[list[Point]]]) -> str:
 
 
 def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> None:
-    """Draw accuracy against seconds: each line is labelled where it ends, and the peers' are muted."""
+    """Draw accuracy against seconds: of the peers each evaluation of the first round, of recipes means and medians."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -439,7 +441,7 @@ def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> N
         beside = [height + 0.75 for height, other in placed if 0.5 < seconds / other < 2]
         placed.append((max([accuracy, *beside]), seconds))
         label = axes.text(seconds * 1.08, placed[-1][0], name, va="center", fontsize=9, color="#5c666d")
-        label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5})
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.9, "pad": 0.5})
     recipes = {name: rounds for name, rounds in outcomes.items() if name in RECIPES}
     x = [statistics.median(r[0]["train_seconds"] for r in rounds) for rounds in recipes.values()]
     y = [100 * statistics.mean(r[0]["test_accuracy"] for r in rounds) for rounds in recipes.values()]
@@ -458,9 +460,9 @@ def draw(outcomes: dict[str, list[list[Point]]], file: Path, hardware: str) -> N
         xscale="log",
         xlabel="training time",
         ylabel="test accuracy (%)",
-        xlim=(0.8, max(600, 1.05 * max(seconds for _, seconds, _ in ends))),
+        xlim=(0.8, max([600, *(1.05 * seconds for _, seconds, _ in ends)])),
     )
-    axes.set_ylim(top=max(y) + 1.2)
+    axes.set_ylim(top=max([*y, *(accuracy for accuracy, _, _ in ends)]) + 1.2)
     axes.set_xticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.set_title(f"Fashion-MNIST on {hardware}", loc="left", fontsize=11)
@@ -513,7 +515,7 @@ def main() -> None:
         for name in names:
             if turn > 0 and outcomes[name][0][-1]["train_seconds"] > QUICK:
                 continue
-            file = (options.work / commit[:12] / f"{name}-{turn}.json").resolve()
+            file = (options.work / commit[:12] / f"{name}-{turn}-{options.minutes:g}-minutes.json").resolve()
             if not file.exists():
                 print(f"{name}, round {turn + 1} of {options.rounds}", file=sys.stderr)
                 command_line = [sys.executable, __file__, name, "--worker", str(file), "--seed", str(turn)]
@@ -527,10 +529,11 @@ def main() -> None:
     text = f"""# Peers
 
 Command: `{command}`, commit {commit[:12]}.
-Hardware: {environment["hardware"]}; torch {environment["torch"]}; rounds: {options.rounds}, one seed each; 1 for those that train longer than {QUICK:g} seconds.
+Hardware: {environment["hardware"]}; torch {environment["torch"]}; rounds: {options.rounds}, each with another seed; only one for those whose whole training took over {QUICK:g} seconds.
 Skipped because not installed: {", ".join(missing) or "none"}.
 Accuracy on the 10,000 test images: for the peers after the best epoch that was evaluated, for Gingham after the only evaluation, at the end.
 The ratio is the training time of the peer divided by that of the fastest recipe of Gingham that is at least as accurate in this run.
+The figure shows the first round of each peer, and of Gingham's recipes the mean accuracies and median seconds.
 
 {table(outcomes, versions)}
 

@@ -244,13 +244,20 @@ def test_slow_peers_are_trained_once_and_finished_ones_are_not_trained_again(roo
     trained = {"fast-85-0": 1, "fast-85-1": 1, "article-0": 90, "article-1": 110, "pytorch-examples-0": 300}
     for file, seconds in trained.items():
         point = {"epochs": 1, "train_seconds": seconds, "test_accuracy": 0.85}
-        (work / f"{file}.json").write_text(json.dumps({"points": [point]}))
+        (work / f"{file}-10-minutes.json").write_text(json.dumps({"points": [point]}))
     run(monkeypatch, peers, "fast-85", "article", "pytorch-examples", "--rounds", 2)
     (file,) = root.glob("benchmarks/results/peers-*.json")
     outcomes = json.loads(file.read_text())["outcomes"]
     assert [len(outcomes[name]) for name in ("fast-85", "article", "pytorch-examples")] == [2, 2, 1]
     assert "| article | 100 s, 100 times |" in file.with_suffix(".md").read_text()
     assert file.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("name", ["fast-85", "article"])
+def test_recipes_or_peers_alone_are_drawn_too(tmp_path, name):
+    point = {"epochs": 1, "train_seconds": 700, "test_accuracy": 0.85}
+    peers.draw({name: [[point]]}, tmp_path / "peers.png", "a processor")
+    assert (tmp_path / "peers.png").exists()
 
 
 def test_the_best_settings_are_those_within_the_seconds():
