@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=records.positive, default=ROUNDS)
     options = parser.parse_args()
     commit = records.clean_commit()
     retain_freed_memory()

@@ -49,7 +49,7 @@ def measure(recipe: str, rounds: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", default="fast-90")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=records.positive, default=3)
     arguments = parser.parse_args()
     commit = records.clean_commit()
     if hasattr(os, "sched_setaffinity"):

@@ -478,7 +478,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--rounds",
-        type=int,
+        type=records.positive,
         default=1,
         help=f"how often each is run, with another seed each time; once if it trains for over {QUICK:g} seconds",
     )

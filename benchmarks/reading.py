@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=70_000)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=records.positive, default=3)
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -46,11 +47,23 @@ def clean_commit() -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a benchmark; for an error that its user can fix, such as a missing run, exit with its message."""
+    """Run a benchmark; for an error that its user can fix, such as a missing run, exit with its message.
+
+    For a command that failed, the message is what it printed.
+    """
     try:
         main()
     except (GinghamError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {shlex.join(map(str, error.cmd))} failed\n{error.stderr or ''}")
+
+
+def positive(text: str) -> int:
+    """Return an option's value as a number of at least 1; argparse says what is wrong with any other."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; it takes a whole number of at least 1")
+    return int(text)
 
 
 def slug(text: str) -> str:

@@ -28,14 +28,15 @@ GINGHAM = [sys.executable, "-m", "gingham"]
 def timed(command: list[str]) -> tuple[float, float, str]:
     """Return the seconds until a command prints its first line to stdout and until it ends, and that line."""
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         printed = time.perf_counter() - start
-        process.stdout.read()
+        errors = process.communicate()[1]
+        total = time.perf_counter() - start
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return printed, time.perf_counter() - start, line
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
+    return printed, total, line
 
 
 def measure(recipe: str, rounds: int) -> dict[str, list[float]]:
@@ -60,7 +61,7 @@ def measure(recipe: str, rounds: int) -> dict[str, list[float]]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--recipe", default="fast-85")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=records.positive, default=7)
     arguments = parser.parse_args()
     commit = records.clean_commit()
     seconds = measure(arguments.recipe, arguments.rounds)

@@ -149,7 +149,7 @@ Hardware: {environment["hardware"]}; torch {environment["torch"]}; precision {ch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("recipes", nargs="*", default=RECIPES, metavar="RECIPE")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=records.positive, default=ROUNDS)
     parser.add_argument("--profile", action="store_true", help="measure the time of a step by operation instead")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -21,11 +21,15 @@ from helpers import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import contention
 import ensemble
 import gingham
 import gpu
 import peers
+import reading
 import records
+import startup
+import step_time
 import time_to_accuracy
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -251,6 +255,19 @@ def test_slow_peers_are_trained_once_and_finished_ones_are_not_trained_again(roo
     assert [len(outcomes[name]) for name in ("fast-85", "article", "pytorch-examples")] == [2, 2, 1]
     assert "| article | 100 s, 100 times |" in file.with_suffix(".md").read_text()
     assert file.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("program", [contention, peers, reading, startup, step_time])
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "x"])
+def test_rounds_are_a_number_of_at_least_one(monkeypatch, capsys, program, number):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, program, f"--rounds={number}")
+    assert f"--rounds: got {number}; it takes a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_command_that_fails_during_a_measurement_says_why():
+    with pytest.raises(SystemExit, match=r"train --recipe nosuch .* failed\n.*unknown recipe 'nosuch'"):
+        records.run(lambda: startup.measure("nosuch", 1))
 
 
 @pytest.mark.parametrize("name", ["fast-85", "article"])
