@@ -23,12 +23,14 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 
 def start(recipe: str, out: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "gingham", "train", "--recipe", recipe, "--out", out, "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def train_seconds(process: subprocess.Popen[str]) -> float:
     """Return the `train_seconds` of a training process when it has ended."""
-    output, _ = process.communicate()
+    output, errors = process.communicate()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args, stderr=errors)
     return float(json.loads(output)["train_seconds"])
 
 
@@ -37,10 +39,11 @@ def measure(recipe: str, rounds: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(rounds):
             seconds["alone"].append(train_seconds(start(recipe, f"{folder}/alone-{number}")))
-            busy = subprocess.Popen(BUSY)
-            seconds["beside a busy core"].append(train_seconds(start(recipe, f"{folder}/beside-{number}")))
-            busy.kill()
-            busy.wait()
+            with subprocess.Popen(BUSY) as busy:
+                try:
+                    seconds["beside a busy core"].append(train_seconds(start(recipe, f"{folder}/beside-{number}")))
+                finally:
+                    busy.kill()
             both = [start(recipe, f"{folder}/two-{number}-{k}") for k in range(2)]
             seconds["two at once, each"] += [train_seconds(process) for process in both]
     return seconds

@@ -27,15 +27,17 @@ GINGHAM = [sys.executable, "-m", "gingham"]
 
 def timed(command: list[str]) -> tuple[float, float, str]:
     """Return the seconds until a command prints its first line to stdout and until it ends, and that line."""
-    start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        printed = time.perf_counter() - start
-        errors = process.communicate()[1]
-        total = time.perf_counter() - start
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, stderr=errors)
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody reads would fill up
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            printed = time.perf_counter() - start
+            process.communicate()
+            total = time.perf_counter() - start
+        if process.returncode:
+            errors.seek(0)
+            raise subprocess.CalledProcessError(process.returncode, command, stderr=errors.read())
     return printed, total, line
 
 

@@ -265,9 +265,10 @@ def test_rounds_are_a_number_of_at_least_one(monkeypatch, capsys, program, numbe
     assert f"--rounds: got {number}; it takes a whole number of at least 1" in capsys.readouterr().err
 
 
-def test_a_command_that_fails_during_a_measurement_says_why():
+@pytest.mark.parametrize("program", [contention, startup])
+def test_a_command_that_fails_during_a_measurement_says_why(program):
     with pytest.raises(SystemExit, match=r"train --recipe nosuch .* failed\n.*unknown recipe 'nosuch'"):
-        records.run(lambda: startup.measure("nosuch", 1))
+        records.run(lambda: program.measure("nosuch", 1))
 
 
 @pytest.mark.parametrize("name", ["fast-85", "article"])
